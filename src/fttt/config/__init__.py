@@ -1,0 +1,1 @@
+"""Typed settings: flags over file over defaults."""

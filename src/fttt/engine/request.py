@@ -1,0 +1,156 @@
+"""What the engine is asked for, and what it answers.
+
+Everything is token ids and numbers: text, chat templates and verdicts live above. Requests are
+plain data, so that a fake engine (:mod:`fttt.testing`) can answer them without a model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from fttt.types import FinishReason
+
+__all__ = [
+    "AdapterSlot",
+    "Engine",
+    "GenerateRequest",
+    "Generation",
+    "Kept",
+    "LoRASpec",
+    "Target",
+    "TrainRequest",
+    "Trained",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class LoRASpec:
+    """Per-question low-rank weights and the AdamW that trains them (Hu et al. 2021).
+
+    The defaults are those of FTTT (arXiv 2502.15771): rank 4, alpha 16, on the query and value
+    projections of all layers.
+    """
+
+    rank: int = 4
+    alpha: float = 16.0
+    dropout: float = 0.05
+    """On the adapter's input, in the train step only."""
+    targets: tuple[str, ...] = ("q_proj", "v_proj")
+    """Names (last part) of the linear layers that carry the adapter."""
+    lr: float = 1e-5
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+
+
+class AdapterSlot(Protocol):
+    """A place in the engine's stacked weights, held by one question until it is closed."""
+
+    def close(self) -> None:
+        """Give the place back. Calling it twice is harmless."""
+
+
+class Kept(Protocol):
+    """The keys and values of a finished sequence, held in the engine's cache."""
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        """Prompt and completion, as the model saw them."""
+
+    def close(self) -> None:
+        """Let the cache go. Calling it twice is harmless."""
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateRequest:
+    """One sequence to continue."""
+
+    prompt_ids: tuple[int, ...]
+    max_new_tokens: int
+    temperature: float = 0.0
+    """0 takes the most probable token."""
+    top_p: float = 1.0
+    noise_key: int = 0
+    """Names the random stream: the same key draws the same tokens whoever shares the batch."""
+    stop_ids: tuple[int, ...] = ()
+    adapter: AdapterSlot | None = None
+    keep: bool = False
+    """Hold keys and values after the end (``Generation.kept``) until they are closed."""
+    logprobs: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """What came of a :class:`GenerateRequest`."""
+
+    token_ids: tuple[int, ...]
+    """The new tokens, the stop token included where one ended it."""
+    finish_reason: FinishReason
+    seconds: float
+    """From the request to the answer."""
+    kept: Kept | None = None
+    logprobs: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Tokens that follow a context, and how much each one counts.
+
+    The loss is ``sum_t weights[t] * CE_t``, where ``CE_t`` is the cross-entropy of the model's
+    prediction of ``token_ids[t]`` from everything before it. ``after`` counts the tokens of the
+    context that come before the first target token (``None``: all of them); no gradient reaches
+    the keys and values of those, so a smaller ``after`` lets the loss reach into the attempt's own
+    tokens by naming them again in ``token_ids``.
+    """
+
+    token_ids: tuple[int, ...]
+    weights: tuple[float, ...]
+    after: int | None = None
+    teacher_ids: Sequence[Sequence[int]] | None = None
+    """``[tokens, k]``: where given, ``CE_t`` is taken against this distribution instead."""
+    teacher_logprobs: Sequence[Sequence[float]] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TrainRequest:
+    """One optimizer step of one question's own weights on the sum of its targets' losses."""
+
+    adapter: AdapterSlot
+    context: Kept | tuple[int, ...]
+    """Kept keys and values, or token ids that the engine prefills under the adapter as it is."""
+    targets: tuple[Target, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What came of a :class:`TrainRequest`."""
+
+    loss: float
+    """Before the step."""
+    losses: tuple[float, ...]
+    """The same, target by target."""
+    trained_tokens: int
+    """Tokens with a non-zero weight."""
+    seconds: float
+
+
+class Engine(Protocol):
+    """Batches the requests of many questions. All calls belong to one event loop."""
+
+    @property
+    def max_length(self) -> int:
+        """The longest sequence, prompt and completion, that a row can hold, in tokens."""
+
+    async def generate(self, request: GenerateRequest) -> Generation:
+        """Continue one sequence."""
+
+    async def train(self, request: TrainRequest) -> Trained:
+        """Take one optimizer step of one adapter."""
+
+    async def open_adapter(self, spec: LoRASpec, seed: int) -> AdapterSlot:
+        """Wait for a free slot and fill it with fresh weights drawn from ``seed``."""
+
+    async def close(self) -> None:
+        """Stop, and fail whatever is still waiting."""

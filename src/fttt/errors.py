@@ -1,0 +1,34 @@
+"""The error policy.
+
+- What the user typed or brought is wrong: :class:`UsageError`, before any model is loaded. The
+  command line prints its one sentence and exits with 2.
+- The run could not go on (no memory, no space left, the judge is down): :class:`RunError`. The
+  command line prints its one sentence, says how to resume, and exits with 1.
+- A verifier that raised or hung is neither: it is a fact about one trial, recorded in its
+  verdict's ``detail``, and the run goes on.
+- Anything else is a defect of ours and travels as it is; ``--debug`` shows its traceback.
+
+A message is one sentence that names what failed, the value, what is allowed, and the next step.
+"""
+
+from __future__ import annotations
+
+__all__ = ["FTTTError", "RunError", "UsageError"]
+
+
+class FTTTError(Exception):
+    """Any error that this package raises on purpose."""
+
+    exit_code = 1
+
+
+class UsageError(FTTTError):
+    """The request cannot be carried out as it was made; nothing was started."""
+
+    exit_code = 2
+
+
+class RunError(FTTTError):
+    """A run that had begun could not go on; what was finished is on disk."""
+
+    exit_code = 1

@@ -1,0 +1,1 @@
+"""Runs methods over questions: concurrency, budget, ledger, replay."""

@@ -1,0 +1,1 @@
+"""The code-judge service and its sandbox."""

@@ -1,0 +1,28 @@
+"""What a verifier is: one method that judges a completion against a question."""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+from fttt.types import Question, Verdict
+
+__all__ = ["Verifier"]
+
+
+@runtime_checkable
+class Verifier(Protocol):
+    """Judges what a model wrote.
+
+    A verifier bounds its own time and never raises for what a model wrote: a check that raised or
+    hung is an ``incorrect`` verdict whose ``detail`` says so. It raises
+    :class:`fttt.errors.RunError` only where judging itself is impossible (the judge is down).
+    """
+
+    async def verify(self, question: Question, completion: str) -> Verdict:
+        """Judge ``completion`` (text without special tokens) as an answer to ``question``."""
+
+    def extract(self, completion: str) -> str | None:
+        """The normalised answer in ``completion``, for votes; ``None`` where there is none."""
+
+    async def close(self) -> None:
+        """Stop workers and close connections. Calling it twice is harmless."""
