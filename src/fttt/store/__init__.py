@@ -1,1 +1,25 @@
-"""The run folder."""
+"""The run folder: append-only facts, and how to read them.
+
+``Run.open(path)`` reads a folder, finished or not. ``RunWriter`` appends to one.
+"""
+
+from fttt.store.events import GenerationEvent, History
+from fttt.store.outcome import DecidedBy, Unanswered, solved_within, spent, vote, wilson
+from fttt.store.run import Run, fingerprint
+from fttt.store.writer import Journal, MemoryJournal, RunWriter
+
+__all__ = [
+    "DecidedBy",
+    "GenerationEvent",
+    "History",
+    "Journal",
+    "MemoryJournal",
+    "Run",
+    "RunWriter",
+    "Unanswered",
+    "fingerprint",
+    "solved_within",
+    "spent",
+    "vote",
+    "wilson",
+]

@@ -1,0 +1,77 @@
+"""How the trials of a question make its outcome: the first correct one, or a vote.
+
+Everything that counts trials counts them here, so that a summary, a curve and a comparison agree.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+from fttt.types import Trial
+
+__all__ = ["DecidedBy", "Unanswered", "solved_within", "spent", "vote", "wilson"]
+
+DecidedBy = Literal["first", "vote"]
+"""``first``: a question is solved by its first correct trial; ``vote``: by its most frequent
+answer."""
+Unanswered = Literal["count", "retry"]
+"""Whether a trial without an answer spends budget (``count``) or not (``retry``)."""
+
+
+def spent(trials: Sequence[Trial], unanswered: Unanswered = "count") -> list[int]:
+    """The budget that was spent up to and with each trial, in trials."""
+    total, running = 0, []
+    for trial in trials:
+        total += not (unanswered == "retry" and trial.verdict == "unanswered")
+        running.append(total)
+    return running
+
+
+def solved_within(
+    trials: Sequence[Trial],
+    budget: float = math.inf,
+    *,
+    decided_by: DecidedBy = "first",
+    unanswered: Unanswered = "count",
+) -> bool:
+    """Whether a question counts as solved after ``budget`` trials.
+
+    Args:
+        trials: the trials of one question in their order.
+    """
+    within = [
+        t for t, cost in zip(trials, spent(trials, unanswered), strict=True) if cost <= budget
+    ]
+    if decided_by == "vote":
+        winner = vote(within)
+        return winner is not None and winner.verdict == "correct"
+    return any(trial.verdict == "correct" for trial in within)
+
+
+def vote(trials: Sequence[Trial]) -> Trial | None:
+    """The first trial that gave the most frequent answer; ``None`` where none gave one.
+
+    Of two answers with as many votes the one that was given first wins.
+    """
+    votes: dict[str, list[Trial]] = {}
+    for trial in trials:
+        if trial.extracted is not None and trial.verdict != "unanswered":
+            votes.setdefault(trial.extracted, []).append(trial)
+    if not votes:
+        return None
+    return max(votes.values(), key=len)[0]  # max keeps the first of equals
+
+
+def wilson(successes: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson's score interval of a proportion (Wilson 1927), by the standard library alone."""
+    from statistics import NormalDist
+
+    if total == 0:
+        return 0.0, 1.0
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    share, scale = successes / total, 1 + z * z / total
+    middle = share + z * z / (2 * total)
+    half = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
+    return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)

@@ -1,0 +1,230 @@
+"""Reading a run folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+from fttt.errors import UsageError
+from fttt.store.events import History, histories, trial_from_json
+from fttt.store.lines import read_lines
+from fttt.store.outcome import DecidedBy, Unanswered
+from fttt.store.summary import summarize
+from fttt.types import Question, Record, Trial, Usage
+
+__all__ = ["Run", "fingerprint", "question_line"]
+
+CONFIG = "config.toml"
+ENVIRONMENT = "environment.json"
+QUESTIONS = "questions.jsonl"
+TRIALS = "trials.jsonl"
+EVENTS = "events.jsonl"
+SUMMARY = "summary.json"
+
+
+def fingerprint(question: Question) -> str:
+    """SHA-256, in hexadecimal, of a question's prompt and gold as a JSON list."""
+    facts = json.dumps([question.prompt, question.gold], sort_keys=True, ensure_ascii=True)
+    return hashlib.sha256(facts.encode()).hexdigest()
+
+
+def question_line(question: Question) -> dict[str, Any]:
+    """The line of ``questions.jsonl`` for a question."""
+    return {
+        "id": question.id,
+        "sha256": fingerprint(question),
+        "prompt": question.prompt,
+        "gold": question.gold,
+    }
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run folder holds, finished or not; nothing here writes."""
+
+    path: Path
+    config: Mapping[str, Any]
+    """``config.toml`` as it was written: the resolved settings."""
+    environment: Mapping[str, Any]
+    questions: tuple[Question, ...]
+    """In the run's order. Worked solutions are not stored."""
+
+    @classmethod
+    def open(cls, path: str | Path) -> Run:
+        """Read a run folder.
+
+        Raises:
+            UsageError: the folder is missing, is no run folder, or a file of it is broken. A torn
+                last line is no error: its trial is owed again.
+        """
+        path = Path(path)
+        if not path.is_dir():
+            raise UsageError(
+                f"There is no run folder {str(path)!r}; name one that `fttt run` made."
+            )
+        if not (path / CONFIG).is_file():
+            raise UsageError(
+                f"The folder {str(path)!r} is no run folder: it holds no {CONFIG}; "
+                "name one that `fttt run` made."
+            )
+        try:
+            config = tomllib.loads((path / CONFIG).read_text(encoding="utf-8"))
+            environment = json.loads((path / ENVIRONMENT).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UsageError(_broken(path, f"{error}")) from error
+        run = cls(path, config, environment, _questions(path / QUESTIONS))
+        for key in ("method", "model", "task", "seed"):
+            if key not in config:
+                raise UsageError(_broken(path, f"{CONFIG} has no {key!r}"))
+        return run
+
+    @property
+    def method(self) -> str:
+        return str(self.config["method"])
+
+    @property
+    def task(self) -> str:
+        return str(self.config["task"])
+
+    @property
+    def model(self) -> str:
+        return str(self.config["model"])
+
+    @property
+    def seed(self) -> int:
+        return int(self.config["seed"])
+
+    @property
+    def trial_budget(self) -> int | None:
+        """Trials granted to each question; ``None`` where tokens or seconds were the budget."""
+        budget = self.config.get("budget", {})
+        return int(budget["trials"]) if "trials" in budget else None
+
+    @property
+    def unanswered(self) -> Unanswered:
+        """Whether a trial without an answer spent budget."""
+        rule = self.config.get("budget", {}).get("unanswered", "count")
+        return cast(Unanswered, rule)
+
+    @property
+    def decided_by(self) -> DecidedBy:
+        """How the trials of a question make its outcome."""
+        return cast(DecidedBy, self.environment.get("decided_by", "first"))
+
+    @cached_property
+    def trials(self) -> tuple[Trial, ...]:
+        """Every trial on disk, by question in the run's order, then by number."""
+        place = {question.id: n for n, question in enumerate(self.questions)}
+        path = self.path / TRIALS
+        found: dict[tuple[int, int], Trial] = {}
+        for number, line in enumerate(_lines(path), start=1):
+            try:
+                trial = trial_from_json(line)
+                found[place[trial.question_id], trial.trial] = trial
+            except (KeyError, TypeError, ValueError) as error:
+                raise UsageError(
+                    _broken(self.path, f"line {number} of {TRIALS} is no trial ({error!r})")
+                ) from error
+        return tuple(found[key] for key in sorted(found))
+
+    @cached_property
+    def histories(self) -> Mapping[str, History]:
+        """The journal by question: every generation (critiques too), verdict and end."""
+        try:
+            return histories(_lines(self.path / EVENTS))
+        except (KeyError, TypeError, ValueError) as error:
+            raise UsageError(_broken(self.path, f"{EVENTS} holds a foreign line")) from error
+
+    @cached_property
+    def records(self) -> tuple[Record, ...]:
+        """What happened to each question, questions without a trial included."""
+        trials: dict[str, list[Trial]] = {question.id: [] for question in self.questions}
+        for trial in self.trials:
+            trials[trial.question_id].append(trial)
+        return tuple(_record(question, trials[question.id]) for question in self.questions)
+
+    @property
+    def finished(self) -> bool:
+        """Whether every question is done."""
+        return (self.path / SUMMARY).is_file()
+
+    @cached_property
+    def seconds(self) -> float:
+        """How long the run has worked, resumed parts added, as its journal tells."""
+        last = 0.0
+        for line in _lines(self.path / EVENTS):
+            last = max(last, float(line.get("at", 0.0)))
+        return last
+
+    @cached_property
+    def summary(self) -> Mapping[str, Any]:
+        """``summary.json``, or the same computed from what is on disk so far.
+
+        Raises:
+            UsageError: ``summary.json`` is broken.
+        """
+        path = self.path / SUMMARY
+        if not path.is_file():
+            return self.summarize()
+        try:
+            return cast(Mapping[str, Any], json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError) as error:
+            raise UsageError(_broken(self.path, f"{SUMMARY}: {error}")) from error
+
+    def summarize(self, seconds: float | None = None) -> dict[str, Any]:
+        """Compute the summary from the trials, whatever ``summary.json`` says."""
+        return summarize(
+            self.records,
+            head={
+                "method": self.method,
+                "task": self.task,
+                "model": self.model,
+                "seed": self.seed,
+            },
+            budget=self.trial_budget,
+            decided_by=self.decided_by,
+            unanswered=self.unanswered,
+            seconds=self.seconds if seconds is None else seconds,
+        )
+
+    def with_trials(self, trials: Sequence[Trial]) -> Run:
+        """The same run with other verdicts, say; nothing is written."""
+        other = replace(self)
+        other.__dict__["trials"] = tuple(trials)  # fills the cached property
+        return other
+
+
+def _lines(path: Path) -> Any:
+    return read_lines(path) if path.exists() else iter(())
+
+
+def _questions(path: Path) -> tuple[Question, ...]:
+    questions = []
+    for number, line in enumerate(read_lines(path), start=1):
+        try:
+            questions.append(Question(line["id"], line["prompt"], line["gold"]))
+        except KeyError as error:
+            raise UsageError(
+                _broken(path.parent, f"line {number} of {QUESTIONS} has no {error}")
+            ) from error
+    return tuple(questions)
+
+
+def _record(question: Question, trials: Sequence[Trial]) -> Record:
+    usage = Usage()
+    for trial in trials:
+        usage += trial.usage
+    return Record(question, tuple(trials), usage)
+
+
+def _broken(path: Path, what: str) -> str:
+    return (
+        f"The run folder {str(path)!r} is broken: {what}; "
+        "restore it from a copy or start a new run."
+    )

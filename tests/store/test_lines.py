@@ -1,0 +1,112 @@
+"""Append-only JSON lines: torn tails, full disks, two writers."""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fttt.errors import RunError, UsageError
+from fttt.store.lines import LineFile, read_lines
+
+LAST = '{"n":2,"text":"ä\\n"}\n'.encode()
+
+
+def _fill(path: Path, count: int) -> None:
+    file = LineFile(path)
+    for n in range(count):
+        file.append({"n": n, "text": "ä\n"})
+    file.close()
+
+
+def test_lines_come_back_in_order(tmp_path: Path) -> None:
+    path = tmp_path / "lines.jsonl"
+    _fill(path, 3)
+    _fill(path, 2)
+    assert [line["n"] for line in read_lines(path)] == [0, 1, 2, 0, 1]
+
+
+@pytest.mark.parametrize("cut", range(1, len(LAST)))
+def test_a_torn_last_line_is_left_out_and_cut_off(tmp_path: Path, cut: int) -> None:
+    path = tmp_path / "lines.jsonl"
+    _fill(path, 3)
+    whole = path.read_bytes()
+    assert whole.endswith(LAST)
+    path.write_bytes(whole[:-cut])
+    assert [line["n"] for line in read_lines(path)] == [0, 1]
+    file = LineFile(path)
+    file.append({"n": 7})
+    file.close()
+    assert [line["n"] for line in read_lines(path)] == [0, 1, 7]
+
+
+def test_a_last_line_of_zero_bytes_is_torn(tmp_path: Path) -> None:
+    path = tmp_path / "lines.jsonl"
+    _fill(path, 2)
+    path.write_bytes(path.read_bytes() + b"\0" * 40)
+    assert [line["n"] for line in read_lines(path)] == [0, 1]
+
+
+def test_a_broken_line_in_the_middle_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "lines.jsonl"
+    path.write_text('{"n": 0}\nnonsense\n{"n": 1}\n')
+    with pytest.raises(UsageError, match=r"Line 2 of .*'nonsense'"):
+        list(read_lines(path))
+
+
+def test_a_second_writer_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "lines.jsonl"
+    first = LineFile(path)
+    with pytest.raises(UsageError, match="in use by another process"):
+        LineFile(path)
+    first.close()
+    LineFile(path).close()
+
+
+def test_a_full_disk_names_the_file() -> None:
+    file = LineFile(Path("/dev/full"))
+    with pytest.raises(RunError, match=r"Cannot write '/dev/full': No space left on device"):
+        file.append({"n": 0})
+    with pytest.raises(RunError, match="No space left"):  # and it stays an error
+        file.append({"n": 1})
+    file.close()
+
+
+def test_a_line_that_did_not_fit_leaves_whole_lines(tmp_path: Path) -> None:
+    path = tmp_path / "lines.jsonl"
+    script = """
+import resource, sys
+from pathlib import Path
+from fttt.errors import RunError
+from fttt.store.lines import LineFile
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+file = LineFile(Path(sys.argv[1]))
+for n in range(100):
+    try:
+        file.append({"n": n, "text": "x" * 90})
+    except RunError as error:
+        print(n, error)
+        break
+file.close()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(path)], capture_output=True, text=True, check=True
+    )
+    written = int(done.stdout.split()[0])
+    assert "File too large" in done.stdout
+    assert path.read_bytes().endswith(b"\n")
+    assert [json.loads(line)["n"] for line in path.read_text().splitlines()] == [*range(written)]
+
+
+def test_many_lines_cost_little(tmp_path: Path) -> None:
+    path = tmp_path / "lines.jsonl"
+    before = resource.getrusage(resource.RUSAGE_SELF)
+    _fill(path, 20_000)
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    assert spent < 5.0  # seconds of processor time; a sync a line would block, not burn
+    assert sum(1 for _ in read_lines(path)) == 20_000

@@ -1,0 +1,196 @@
+"""Run folders: what is written comes back; broken and foreign ones are refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from fttt.errors import RunError, UsageError
+from fttt.store import GenerationEvent, Run, RunWriter, fingerprint
+from fttt.types import Completion, Question, Trial, Usage, Verdict
+
+CONFIG = {
+    "method": "fttt",
+    "model": "tiny",
+    "task": "toy",
+    "seed": 7,
+    "budget": {"trials": 4, "unanswered": "count"},
+}
+QUESTIONS = (Question("q/0", "One?\nTwo?", "1"), Question("q/1", "Zwölf?", {"test": "x"}))
+
+
+def create(path: Path) -> RunWriter:
+    return RunWriter.create(
+        path, config=CONFIG, environment={"decided_by": "first"}, questions=QUESTIONS
+    )
+
+
+def trial(question: str, number: int, verdict: str = "incorrect", **changes: object) -> Trial:
+    fields: dict[str, object] = {
+        "question_id": question,
+        "trial": number,
+        "generation": number,
+        "completion": f"answer {number}",
+        "token_ids": (1, 2, 3),
+        "finish_reason": "stop",
+        "extracted": str(number),
+        "verdict": verdict,
+        "detail": "",
+        "loss": 0.5,
+        "usage": Usage(4, 3, 2, 1, 1, 0.25),
+    }
+    return Trial(**{**fields, **changes})  # type: ignore[arg-type]
+
+
+def test_what_is_written_comes_back(tmp_path: Path) -> None:
+    writer = create(tmp_path / "run")
+    completion = Completion(
+        "text", (5, 6), "stop", 0, Usage(prompt_tokens=9, generated_tokens=2, generations=1)
+    )
+    verdict = Verdict("incorrect", "5", "expected 6", 0.5)
+    writer.generation(GenerationEvent("q/0", 0, completion))
+    writer.verdict("q/0", 0, verdict)
+    writer.trial(trial("q/0", 0))
+    writer.trial(trial("q/1", 0, "correct"))
+    writer.done("q/1")
+    writer.close()
+
+    run = Run.open(tmp_path / "run")
+    assert (run.method, run.model, run.task, run.seed) == ("fttt", "tiny", "toy", 7)
+    assert run.trial_budget == 4
+    assert run.questions == QUESTIONS
+    assert run.trials == (trial("q/0", 0), trial("q/1", 0, "correct"))
+    assert [record.solved for record in run.records] == [False, True]
+    assert run.records[0].usage == Usage(4, 3, 2, 1, 1, 0.25)
+    history = run.histories["q/0"]
+    assert history.generations[0].completion == completion
+    assert history.verdicts[0] == verdict
+    assert not history.done
+    assert run.histories["q/1"].done
+    assert not run.finished
+
+
+def test_the_lines_have_the_contracts_fields(tmp_path: Path) -> None:
+    writer = create(tmp_path / "run")
+    writer.trial(trial("q/0", 0))
+    writer.close()
+    line = json.loads((tmp_path / "run" / "trials.jsonl").read_text())
+    assert list(line) == [
+        "question_id", "trial", "generation", "completion", "token_ids", "finish_reason",
+        "extracted", "verdict", "detail", "loss", "usage",
+    ]  # fmt: skip
+    assert line["usage"] == {
+        "prompt_tokens": 4,
+        "generated_tokens": 3,
+        "trained_tokens": 2,
+        "generations": 1,
+        "verifier_calls": 1,
+        "seconds": 0.25,
+    }
+    question = json.loads((tmp_path / "run" / "questions.jsonl").read_text().splitlines()[0])
+    assert question["id"] == "q/0"
+    assert question["sha256"] == fingerprint(QUESTIONS[0])
+
+
+def test_fingerprints_tell_prompts_and_golds_apart() -> None:
+    base = Question("a", "p", "g")
+    assert fingerprint(base) == fingerprint(Question("b", "p", "g", "solution"))
+    assert fingerprint(base) != fingerprint(Question("a", "p2", "g"))
+    assert fingerprint(base) != fingerprint(Question("a", "p", "g2"))
+
+
+def test_finish_writes_the_summary(tmp_path: Path) -> None:
+    writer = create(tmp_path / "run")
+    writer.trial(trial("q/0", 0, "unanswered"))
+    writer.trial(trial("q/0", 1, "correct"))
+    writer.trial(trial("q/1", 0))
+    run = writer.finish()
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert run.finished
+    assert run.summary == summary
+    assert summary["questions"] == 2
+    assert summary["solved"] == 1
+    assert summary["accuracy"] == 0.5
+    assert summary["ci95"] == pytest.approx([0.0945, 0.9055], abs=1e-4)
+    assert summary["accuracy_at"] == {"1": 0.0, "2": 0.5, "4": 0.5}
+    assert summary["trials_total"] == 3
+    assert summary["trials_mean"] == 1.5
+    assert summary["unanswered"] == 1
+    assert summary["usage"]["generated_tokens"] == 9
+    assert summary["method"] == "fttt"
+
+
+def test_a_second_process_reads_the_history_and_cuts_torn_lines(tmp_path: Path) -> None:
+    writer = create(tmp_path / "run")
+    writer.trial(trial("q/0", 0))
+    writer.trial(trial("q/0", 1))
+    writer.done("q/0")
+    writer.close()
+    path = tmp_path / "run" / "trials.jsonl"
+    path.write_bytes(path.read_bytes()[:-5])
+    assert Run.open(tmp_path / "run").trials == (trial("q/0", 0),)
+    again = RunWriter(tmp_path / "run")
+    assert again.written("q/0") == {0}
+    assert again.history("q/0").done
+    assert not again.history("q/1").done
+    again.trial(trial("q/0", 1))
+    again.close()
+    assert Run.open(tmp_path / "run").trials == (trial("q/0", 0), trial("q/0", 1))
+
+
+def test_trials_are_ordered_by_question_then_number(tmp_path: Path) -> None:
+    writer = create(tmp_path / "run")
+    for question, number in [("q/1", 1), ("q/1", 0), ("q/0", 0)]:
+        writer.trial(trial(question, number))
+    writer.close()
+    found = [(t.question_id, t.trial) for t in Run.open(tmp_path / "run").trials]
+    assert found == [("q/0", 0), ("q/1", 0), ("q/1", 1)]
+
+
+def test_a_folder_that_is_not_empty_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "other.txt").write_text("mine")
+    with pytest.raises(UsageError, match="is not empty"):
+        create(tmp_path)
+    with pytest.raises(UsageError, match="is not empty"):
+        create(tmp_path / "other.txt")
+
+
+def test_an_unwritable_place_is_a_run_error() -> None:
+    with pytest.raises(RunError, match="Cannot write the output folder"):
+        create(Path("/proc/nowhere/run"))
+
+
+def test_missing_foreign_and_broken_folders_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no run folder"):
+        Run.open(tmp_path / "missing")
+    with pytest.raises(UsageError, match=r"holds no config\.toml"):
+        Run.open(tmp_path)
+    create(tmp_path / "run").close()
+    (tmp_path / "run" / "config.toml").write_text("method = ")
+    with pytest.raises(UsageError, match="is broken"):
+        Run.open(tmp_path / "run")
+    (tmp_path / "run" / "config.toml").write_text('method = "fttt"\n')
+    with pytest.raises(UsageError, match="has no 'model'"):
+        Run.open(tmp_path / "run")
+
+
+def test_a_foreign_trial_is_named(tmp_path: Path) -> None:
+    create(tmp_path / "run").close()
+    (tmp_path / "run" / "trials.jsonl").write_text('{"question_id": "other"}\n{"x": 1}\n')
+    with pytest.raises(UsageError, match=r"line 1 of trials.jsonl is no trial"):
+        _ = Run.open(tmp_path / "run").trials
+    (tmp_path / "run" / "events.jsonl").write_text('{"event": "done"}\n{"x": 1}\n')
+    with pytest.raises(UsageError, match=r"events.jsonl holds a foreign line"):
+        _ = Run.open(tmp_path / "run").histories
+
+
+def test_the_clock_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    create(tmp_path / "run").close()
+    path = tmp_path / "run" / "events.jsonl"
+    path.write_text('{"event":"done","question_id":"q/0","at":100.5}\n')
+    assert Run.open(tmp_path / "run").seconds == 100.5
+    writer = RunWriter(tmp_path / "run")
+    assert writer.seconds >= 100.5
+    writer.close()
