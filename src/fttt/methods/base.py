@@ -7,13 +7,41 @@ engine gathers what they ask for into batches.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Literal, Protocol
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from fttt.types import Completion, Feedback, Question, Turn, Verdict
 
-__all__ = ["Adapter", "Attempt", "Method", "Session"]
+__all__ = ["Adapter", "Attempt", "LoRASettings", "Method", "MethodSettings", "Session"]
+
+
+class MethodSettings(BaseModel):
+    """A method's own settings; each field's description is its help text."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class LoRASettings(MethodSettings):
+    """Settings of a method that trains each question's own low-rank weights.
+
+    A method whose ``Settings`` derive from these may ask the session for an adapter. The defaults
+    are those of FTTT (arXiv 2502.15771).
+    """
+
+    lr: float = Field(1e-5, gt=0, description="AdamW's learning rate, constant")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay")
+    rank: int = Field(4, ge=1, description="rank of the low-rank weights")
+    alpha: float = Field(16.0, gt=0, description="their scale is alpha / rank")
+    dropout: float = Field(
+        0.05, ge=0, lt=1, description="dropout on the adapter's input, in the train step only"
+    )
+    targets: tuple[str, ...] = Field(
+        ("q_proj", "v_proj"), min_length=1, description="the linear layers that carry them"
+    )
 
 
 class Adapter(Protocol):
@@ -36,7 +64,8 @@ class Attempt(Protocol):
         """Write an answer to the question followed by ``turns``.
 
         ``turns`` alternate between what the model wrote (a completion) and what the user says
-        (a text); none of them means a fresh answer. ``temperature`` overrides the run's.
+        (a text); none of them means a fresh answer. Where they do not fit into the context, the
+        oldest of them are left out. ``temperature`` overrides the run's.
         """
 
     async def verify(self, completion: Completion) -> Verdict:
@@ -55,8 +84,13 @@ class Session(Protocol):
     def budget(self) -> int:
         """The number of trials that the run grants each question."""
 
-    def trials(self) -> AsyncIterator[Attempt]:
-        """Trials until the budget is spent, or the question is solved."""
+    def trials(self, *, together: bool = False) -> AsyncIterator[Attempt]:
+        """Trials until the budget is spent, or the question is solved.
+
+        A trial ends when the next one is asked for. With ``together`` the trials are independent:
+        they are handed out without waiting for one another, each ends with its verdict, and a
+        solved question does not stop them.
+        """
 
     def adapter(self) -> AbstractAsyncContextManager[Adapter]:
         """This question's own weights, fresh and seeded, given back at the end."""
@@ -74,11 +108,28 @@ class Session(Protocol):
         """The normalised answer in a completion, for votes; ``None`` where there is none."""
 
 
-@runtime_checkable
-class Method(Protocol):
-    """A way to spend a budget of trials on a question."""
+class Method(ABC):
+    """A way to spend a budget of trials on a question.
 
-    name: str
+    A new method derives from this class and writes ``name``, ``summary`` and ``solve``; where it
+    has settings, also ``Settings`` and an ``__init__`` that takes them. It holds no state of a
+    question: one object serves hundreds of questions at once.
+    """
 
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    """One line for ``fttt list methods``."""
+    Settings: ClassVar[type[MethodSettings]] = MethodSettings
+    decided_by: ClassVar[Literal["first", "vote"]] = "first"
+    """Whether the first correct trial solves a question, or the most frequent answer decides."""
+    fixed: ClassVar[Mapping[str, float]] = {}
+    """Settings of the run that the method itself fixes, of ``trials`` and ``temperature``."""
+    answers_in_context: ClassVar[int] = 1
+    """How many texts of ``max_new_tokens`` its longest conversation holds, the last included."""
+
+    def __init__(self, settings: MethodSettings) -> None:
+        """Take the settings, an object of ``Settings``; a method that has any keeps them."""
+
+    @abstractmethod
     async def solve(self, question: Question, session: Session) -> None:
         """Try until a trial verifies or the session grants no more."""

@@ -1,0 +1,54 @@
+"""The model criticises its own answer and refines it (Madaan et al. 2023, arXiv 2303.17651)."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from fttt.methods.base import Method, MethodSettings, Session
+from fttt.types import Question, Turn
+
+__all__ = ["SelfRefine"]
+
+
+class SelfRefineSettings(MethodSettings):
+    """Settings of ``self-refine``."""
+
+    critique_request: str = Field(
+        "Your answer is incorrect. Review it step by step and say what is wrong with it. "
+        "Do not solve the problem again.",
+        min_length=1,
+        description="what asks for the critique",
+    )
+    refine_request: str = Field(
+        "Now use this review to solve the problem again, and give the final answer in the form "
+        "that was asked for.",
+        min_length=1,
+        description="what asks for the refined attempt",
+    )
+    critique_tokens: int = Field(512, ge=1, description="the longest critique, in tokens")
+
+
+class SelfRefine(Method):
+    """Attempt, critique, refined attempt ...; each refinement sees the attempt before it."""
+
+    name = "self-refine"
+    summary = "attempt, critique by the same model, refined attempt, ..."
+    Settings = SelfRefineSettings
+    answers_in_context = 3
+
+    def __init__(self, settings: SelfRefineSettings) -> None:
+        self.settings = settings
+
+    async def solve(self, question: Question, session: Session) -> None:
+        turns: tuple[Turn, ...] = ()
+        async for trial in session.trials():
+            if turns:
+                critique = await session.generate(
+                    *turns, max_new_tokens=self.settings.critique_tokens
+                )
+                turns += (critique, self.settings.refine_request)
+            completion = await trial.generate(*turns)
+            verdict = await trial.verify(completion)
+            if verdict.correct:
+                return
+            turns = (completion, self.settings.critique_request)
