@@ -127,7 +127,7 @@ class Method(ABC):
     answers_in_context: ClassVar[int] = 1
     """How many texts of ``max_new_tokens`` its longest conversation holds, the last included."""
 
-    def __init__(self, settings: MethodSettings) -> None:
+    def __init__(self, settings: MethodSettings) -> None:  # noqa: B027 - most need nothing
         """Take the settings, an object of ``Settings``; a method that has any keeps them."""
 
     @abstractmethod
