@@ -1,0 +1,126 @@
+"""Reading a benchmark's rows: JSON lines and parquet from a folder, or the hub."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from fttt.errors import UsageError
+
+__all__ = ["Row", "check_split", "find", "read_hub", "read_jsonl", "read_parquet"]
+
+Row = dict[str, Any]
+
+
+def check_split(task: str, split: str, splits: Sequence[str]) -> None:
+    """Raise :class:`fttt.errors.UsageError` for a split that the task does not have."""
+    if split not in splits:
+        raise UsageError(
+            f"The task {task!r} has no split {split!r}; choose from {', '.join(splits)}."
+        )
+
+
+def find(task: str, data_dir: Path, places: Sequence[str]) -> Path:
+    """The first of ``places`` (glob patterns below ``data_dir``) where a file is.
+
+    Raises:
+        UsageError: none of them is there.
+    """
+    for place in places:
+        for path in sorted(data_dir.glob(place)):
+            if path.is_file():
+                return path
+    raise UsageError(
+        f"The data of {task!r} is not in {str(data_dir)!r}: neither of "
+        f"{', '.join(places)} is there; point --data-dir at the folder that holds it."
+    )
+
+
+def read_jsonl(path: Path, fields: Sequence[str] = ()) -> Iterator[tuple[int, Row]]:
+    """Rows of a JSON lines file with their line numbers, from 1; empty lines are passed over.
+
+    Raises:
+        UsageError: the file cannot be read or holds no row, or a line is no JSON object or lacks
+            one of ``fields``; names the line.
+    """
+    count = 0
+    try:
+        with path.open("rb") as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    count += 1
+                    yield number, _row(path, number, line, fields)
+    except OSError as error:
+        raise UsageError(f"The file {str(path)!r} cannot be read: {error.strerror}.") from None
+    if count == 0:
+        raise UsageError(
+            f"The file {str(path)!r} holds no question; it needs a JSON object a line."
+        )
+
+
+def _row(path: Path, number: int, line: bytes, fields: Sequence[str]) -> Row:
+    where = f"Line {number} of {str(path)!r}"
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{where} is no JSON: {error}; correct or remove it.") from None
+    if not isinstance(row, dict):
+        raise UsageError(f"{where} is no JSON object; write it as {{…}} with named fields.")
+    missing = [field for field in fields if field not in row]
+    if missing:
+        raise UsageError(f"{where} has no field {missing[0]!r}; it needs {', '.join(fields)}.")
+    return row
+
+
+def read_parquet(path: Path, fields: Sequence[str]) -> list[Row]:
+    """Rows of a parquet file.
+
+    Raises:
+        UsageError: it is no parquet file, lacks one of ``fields``, or ``pyarrow`` is missing.
+    """
+    try:
+        from pyarrow import ArrowException, parquet  # type: ignore[import-untyped]
+    except ImportError:
+        raise UsageError(
+            f"Reading {str(path)!r} needs pyarrow; install it with pip install 'fttt[hub]'."
+        ) from None
+    try:
+        rows: list[Row] = parquet.read_table(path).to_pylist()
+    except (ArrowException, OSError) as error:
+        raise UsageError(f"The file {str(path)!r} is no parquet file: {error}.") from None
+    return _checked(rows, str(path), fields)
+
+
+def read_hub(name: str, config: str | None, split: str, fields: Sequence[str]) -> list[Row]:
+    """Rows of a data set of the Hugging Face hub, or of its local cache.
+
+    Raises:
+        UsageError: ``datasets`` is missing, or neither the hub nor a cached copy can be reached.
+    """
+    try:
+        import datasets  # type: ignore[import-untyped]
+    except ImportError:
+        raise UsageError(
+            f"Loading {name!r} from the hub needs the datasets package; install it with "
+            "pip install 'fttt[hub]', or give a local copy with --data-dir."
+        ) from None
+    try:
+        rows = [dict(row) for row in datasets.load_dataset(name, config, split=split)]
+    except Exception as error:  # datasets raises whatever its transport, cache or parser raises
+        reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
+        raise UsageError(
+            f"The data set {name!r} could not be loaded from the hub ({reason}); check the "
+            "connection, or give a local copy with --data-dir."
+        ) from None
+    return _checked(rows, name, fields)
+
+
+def _checked(rows: list[Row], source: str, fields: Sequence[str]) -> list[Row]:
+    if not rows:
+        raise UsageError(f"{source!r} holds no question.")
+    missing = [field for field in fields if field not in rows[0]]
+    if missing:
+        raise UsageError(f"{source!r} has no field {missing[0]!r}; it needs {', '.join(fields)}.")
+    return rows

@@ -1,0 +1,70 @@
+"""GSM8K: grade-school word problems with a number as the answer (Cobbe et al. 2021)."""
+
+from __future__ import annotations
+
+import re
+from typing import ClassVar
+
+from fttt.errors import UsageError
+from fttt.tasks.base import TaskOptions
+from fttt.tasks.files import Row, check_split, find, read_hub, read_jsonl
+from fttt.tasks.prompts import fill_prompt
+from fttt.types import Question
+from fttt.verifiers.base import Verifier
+from fttt.verifiers.number import NumberVerifier
+
+__all__ = ["GSM8KTask"]
+
+PROMPT = (
+    "Solve this problem step by step.\n\n"
+    "{question}\n\n"
+    'End your answer with the line "The final answer is N", where N is the number asked for.'
+)
+
+FIELDS = ("question", "answer")
+_CALCULATOR = re.compile(r"<<[^<>]*>>")
+
+
+class GSM8KTask:
+    """7,473 training and 1,319 test problems; answers are compared as numbers."""
+
+    name: ClassVar[str] = "gsm8k"
+    splits: ClassVar[tuple[str, ...]] = ("test", "train")
+
+    def load(self, options: TaskOptions) -> list[Question]:
+        """Read ``{train,test}.jsonl`` of the benchmark's repository, or ``openai/gsm8k``."""
+        check_split(self.name, options.split, self.splits)
+        template = options.prompt or PROMPT
+        return [
+            self._question(options.split, index, where, row, template)
+            for index, (where, row) in enumerate(self._rows(options))
+        ]
+
+    def _rows(self, options: TaskOptions) -> list[tuple[str, Row]]:
+        if options.data_dir is None:
+            rows = read_hub("openai/gsm8k", "main", options.split, FIELDS)
+            return [(f"Row {number} of openai/gsm8k", row) for number, row in enumerate(rows)]
+        folder = "grade_school_math/data/"
+        places = [f"grade-school-math/{folder}", folder, "data/", ""]
+        file = f"{options.split}.jsonl"
+        path = find(self.name, options.data_dir, [place + file for place in places])
+        return [
+            (f"Line {number} of {str(path)!r}", row) for number, row in read_jsonl(path, FIELDS)
+        ]
+
+    def _question(self, split: str, index: int, where: str, row: Row, template: str) -> Question:
+        working, mark, gold = str(row["answer"]).rpartition("####")
+        gold = gold.strip().replace(",", "")
+        if not mark or not gold:
+            raise UsageError(f"{where} has an answer without '#### N' at its end; correct it.")
+        working = _CALCULATOR.sub("", working).strip()
+        return Question(
+            id=f"gsm8k/{split}/{index}",
+            prompt=fill_prompt(template, str(row["question"])),
+            gold=gold,
+            solution=f"{working}\nThe final answer is {gold}",
+        )
+
+    def verifier(self) -> Verifier:
+        """Compare numbers by value."""
+        return NumberVerifier()

@@ -1,0 +1,166 @@
+"""A user's own questions: one JSON object a line, and a verifier of the user's choice."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+from fttt.errors import UsageError
+from fttt.tasks.base import TaskOptions
+from fttt.tasks.files import Row, check_split, read_jsonl
+from fttt.tasks.prompts import fill_prompt
+from fttt.types import Question
+from fttt.verifiers.base import Verifier
+from fttt.verifiers.choose import CHOICES, choose_verifier, split_choice
+from fttt.verifiers.number import read_number
+
+__all__ = ["JsonlTask"]
+
+CONTRACTS = {
+    "number": '{question}\n\nEnd your answer with the line "The final answer is N".',
+    "math": "{question}\n\nEnd your answer with the final result in \\boxed{}.",
+    "math-strict": "{question}\n\nEnd your answer with the final result in \\boxed{}.",
+    "code": "{question}\n\nGive the whole program in one fenced ```python block.",
+}
+"""What is added to a ``question`` (never to a ``prompt``): where the verifier looks."""
+
+PROBLEM_FIELDS = ("prompt", "test", "entry_point")
+
+
+class JsonlTask:
+    """Questions of a file whose lines hold these fields:
+
+    - ``question``, to which the verifier's contract is added ('End your answer with …'), or
+      ``prompt``, which the model gets as it is;
+    - ``answer`` or ``gold``: what the verifier compares with (a regular expression for ``regex``, a
+      problem object for ``code``); verifiers that ask a command or a function can do without;
+    - ``id``: any text or number, unique; by default the file's name and the line's number;
+    - ``solution``: a worked solution, for methods that train on one.
+    """
+
+    name: ClassVar[str] = "jsonl"
+    splits: ClassVar[tuple[str, ...]] = ("test",)
+
+    def __init__(
+        self,
+        verifier: str | Callable[[], Verifier] | None = None,
+        *,
+        file: Path | None = None,
+        time_limit: float | None = None,
+    ) -> None:
+        """Choose how answers are judged.
+
+        Args:
+            verifier: as after ``--verifier`` (see :func:`fttt.verifiers.choose.choose_verifier`),
+                or something that makes a verifier.
+            file: the file, where ``TaskOptions.data_dir`` does not name it.
+            time_limit: seconds for one verdict; by default the verifier's own.
+
+        Raises:
+            UsageError: there is no such verifier.
+        """
+        self._kind = split_choice(verifier) if isinstance(verifier, str) else (None, None)
+        self._verifier = verifier
+        self._file = file
+        self._time_limit = time_limit
+
+    def load(self, options: TaskOptions) -> list[Question]:
+        """Read the file; its order is the order of the questions."""
+        check_split(self.name, options.split, self.splits)
+        self._require_verifier()
+        path = self._file or options.data_dir
+        if path is None:
+            raise UsageError("The task 'jsonl' needs a file of questions; name it with --data-dir.")
+        if path.is_dir():
+            raise UsageError(f"{str(path)!r} is a folder; the task 'jsonl' reads one file.")
+        questions: dict[str, Question] = {}
+        lines: dict[str, int] = {}
+        for number, row in read_jsonl(path):
+            where = f"Line {number} of {str(path)!r}"
+            question = self._question(where, f"{path.stem}/{number}", row, options.prompt)
+            if question.id in questions:
+                raise UsageError(
+                    f"{where} has the id {question.id!r}, which line {lines[question.id]} has "
+                    "too; make ids unique or leave them out."
+                )
+            questions[question.id], lines[question.id] = question, number
+        return list(questions.values())
+
+    def verifier(self) -> Verifier:
+        """A fresh verifier of the kind that was chosen."""
+        made = self._require_verifier()
+        if isinstance(made, str):
+            return choose_verifier(made, time_limit=self._time_limit)
+        return made()
+
+    def _require_verifier(self) -> str | Callable[[], Verifier]:
+        if self._verifier is None:
+            raise UsageError(
+                f"The task 'jsonl' needs a verifier; choose from {', '.join(CHOICES)} "
+                "with --verifier."
+            )
+        return self._verifier
+
+    def _question(self, where: str, default_id: str, row: Row, template: str | None) -> Question:
+        field = next((name for name in ("question", "prompt") if name in row), None)
+        if field is None:
+            raise UsageError(f"{where} has neither a field 'question' nor 'prompt'; add one.")
+        text = row[field]
+        if not isinstance(text, str) or not text.strip():
+            raise UsageError(f"{where} has a {field!r} that is no text: {text!r}.")
+        identity = row.get("id", default_id)
+        if isinstance(identity, bool) or not isinstance(identity, str | int) or identity == "":
+            raise UsageError(
+                f"{where} has an 'id' that is neither text nor a number: {identity!r}."
+            )
+        solution = row.get("solution")
+        if solution is not None and not isinstance(solution, str):
+            raise UsageError(f"{where} has a 'solution' that is no text: {solution!r}.")
+        contract = CONTRACTS.get(self._kind[0] or "") if field == "question" else None
+        template = template or contract
+        return Question(
+            id=str(identity),
+            prompt=text if template is None else fill_prompt(template, text),
+            gold=self._gold(where, row),
+            solution=solution,
+        )
+
+    def _gold(self, where: str, row: Row) -> Any:
+        gold = row.get("answer", row.get("gold"))
+        kind, value = self._kind
+        if kind in ("number", "math", "math-strict", "code") or (kind == "regex" and value is None):
+            if gold is None:
+                raise UsageError(
+                    f"{where} has neither a field 'answer' nor 'gold', which the verifier "
+                    f"{kind!r} needs."
+                )
+            _check_gold(where, kind, gold)
+        return gold
+
+
+def _check_gold(where: str, kind: str, gold: Any) -> None:
+    """Refuse a gold answer that no completion could ever meet."""
+    if kind == "number" and read_number(gold) is None:
+        raise UsageError(f"{where} has the gold answer {gold!r}, which holds no number.")
+    if kind in ("math", "math-strict") and not str(gold).strip():
+        raise UsageError(f"{where} has an empty gold answer.")
+    if kind == "regex":
+        try:
+            re.compile(str(gold))
+        except re.error as error:
+            raise UsageError(
+                f"{where} has the gold answer {gold!r}, which is no regular expression: {error}."
+            ) from None
+    if kind == "code":
+        missing = [
+            field
+            for field in PROBLEM_FIELDS
+            if not isinstance(gold, dict) or not isinstance(gold.get(field), str)
+        ]
+        if missing:
+            raise UsageError(
+                f"{where} has a gold answer without the text {missing[0]!r}; a problem object has "
+                f"{', '.join(PROBLEM_FIELDS)}."
+            )

@@ -1,0 +1,104 @@
+"""From what a user writes after ``--verifier`` to a verifier."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fttt.errors import UsageError
+from fttt.verifiers.base import Verifier
+
+__all__ = ["CHOICES", "choose_verifier", "split_choice"]
+
+CHOICES = {
+    "number": "the gold number by value",
+    "math": "mathematical equivalence with the gold answer",
+    "math-strict": "the string rule of the MATH benchmark",
+    "code": "the unit tests of a judge's problem object",
+    "regex": "the gold answer is a regular expression; regex:PATTERN is one for all questions",
+    "command": "command:LINE, a shell command that exits with 0 for a right answer",
+    "python": "python:MODULE:FUNCTION, a function check(completion) or check(completion, question)",
+}
+"""The kinds of verifier, and what each one asks."""
+
+_WITH_VALUE = {"regex": False, "command": True, "python": True}
+"""Kinds that take a value after a colon, and whether they need it."""
+
+
+def split_choice(choice: str) -> tuple[str, str | None]:
+    """The kind and the value of a ``--verifier`` choice.
+
+    Raises:
+        UsageError: the kind does not exist, or has a value too many or too few.
+    """
+    kind, colon, value = choice.partition(":")
+    if kind not in CHOICES:
+        raise UsageError(f"There is no verifier {choice!r}; choose from {', '.join(CHOICES)}.")
+    if kind not in _WITH_VALUE and colon:
+        raise UsageError(f"The verifier {kind!r} takes no value; write {kind!r}, not {choice!r}.")
+    if _WITH_VALUE.get(kind) and not value.strip():
+        raise UsageError(f"The verifier {choice!r} is incomplete; write {CHOICES[kind]}.")
+    return kind, value or None
+
+
+def choose_verifier(choice: str, *, time_limit: float | None = None) -> Verifier:
+    """Make the verifier that a user chose.
+
+    Args:
+        choice: a kind of :data:`CHOICES`, with its value after a colon.
+        time_limit: seconds for one verdict; by default the verifier's own.
+
+    Raises:
+        UsageError: there is no such verifier, module, function or program.
+    """
+    kind, value = split_choice(choice)
+    limit: dict[str, Any] = {} if time_limit is None else {"time_limit": time_limit}
+    if kind == "number":
+        from fttt.verifiers.number import NumberVerifier
+
+        return NumberVerifier()
+    if kind == "regex":
+        from fttt.verifiers.regex import RegexVerifier
+
+        return RegexVerifier(value, **limit)
+    if kind == "command":
+        from fttt.verifiers.command import CommandVerifier
+
+        return CommandVerifier(value or "", **limit)
+    if kind == "python":
+        from fttt.verifiers.function import FunctionVerifier
+
+        return FunctionVerifier(_function(value or ""), **limit)
+    if kind == "code":
+        from fttt.verifiers.code import CodeVerifier
+
+        return CodeVerifier(**limit)
+    from fttt.verifiers.math import MathVerifier
+
+    return MathVerifier(rule="strict" if kind == "math-strict" else "equivalence", **limit)
+
+
+def _function(path: str) -> Callable[..., Any]:
+    """The function that ``MODULE:FUNCTION`` names; modules beside the user are found too."""
+    module_name, _, name = path.rpartition(":")
+    if not module_name or not name:
+        raise UsageError(f"The verifier 'python:{path}' is incomplete; write {CHOICES['python']}.")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.append(here)
+    try:
+        found: Any = importlib.import_module(module_name)
+    except Exception as error:  # whatever the user's module raises while it is imported
+        raise UsageError(
+            f"The verifier's module {module_name!r} cannot be imported "
+            f"({type(error).__name__}: {error}); check its name and that it runs on its own."
+        ) from None
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    if not callable(found):
+        raise UsageError(f"The module {module_name!r} has no function {name!r}; check its name.")
+    function: Callable[..., Any] = found
+    return function

@@ -1,0 +1,133 @@
+"""A Python function of the user as a verifier."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+from fttt.errors import UsageError
+from fttt.types import Outcome, Question, Verdict
+from fttt.verifiers.pool import JobError, WorkerPool
+
+__all__ = ["FunctionVerifier"]
+
+
+class FunctionVerifier:
+    """Asks a function whether a completion is right.
+
+    The function is called as ``check(completion)`` or, where it takes two arguments, as
+    ``check(completion, question)``; it may be a coroutine function. It returns a truth value or a
+    :class:`fttt.Verdict`. One that raises or takes too long makes the trial ``incorrect`` with a
+    detail that says so.
+
+    It runs in a child process forked when the verifier is made (so a lambda or closure will do),
+    which can be killed when the time is up. The child sees the caller's objects as they were at
+    that moment, its changes to them stay its own, and it cannot use a GPU that the caller has used
+    before. With ``time_limit=None`` the function runs in a thread of the caller's process instead:
+    it sees live state and may use the GPU (a reward model, say), but nothing can stop it.
+    """
+
+    def __init__(
+        self,
+        check: Callable[..., Any],
+        *,
+        time_limit: float | None = 30.0,
+        workers: int | None = None,
+        extract: Callable[[str], str | None] | None = None,
+    ) -> None:
+        """Wrap ``check``.
+
+        Args:
+            check: the function.
+            time_limit: seconds for one call, or ``None`` to call it in this process.
+            workers: how many calls run at once; by default one a processor, at most 16.
+            extract: finds the answer in a completion, for methods that vote; without it no
+                completion has a vote.
+
+        Raises:
+            UsageError: ``check`` cannot be called with a completion.
+        """
+        self._call = _Call(check, _arguments(check))
+        self._extract = extract
+        self._pool = (
+            None
+            if time_limit is None
+            else WorkerPool(self._call, time_limit=time_limit, workers=workers, fork=True)
+        )
+
+    async def verify(self, question: Question, completion: str) -> Verdict:
+        """Call the function and read what it returned."""
+        start = time.perf_counter()
+        request = {"question": asdict(question), "completion": completion}
+        try:
+            if self._pool is not None:
+                reply = await self._pool.run(request)
+            else:
+                reply = await asyncio.to_thread(self._call, request)
+        except JobError as failure:
+            reply = {"outcome": "incorrect", "detail": f"the verifier {failure}"}
+        except Exception as error:
+            if self._pool is not None:
+                raise
+            detail = f"the verifier raised {type(error).__name__}: {error}"
+            reply = {"outcome": "incorrect", "detail": detail}
+        extracted = reply.get("extracted") or self.extract(completion)
+        seconds = time.perf_counter() - start
+        return Verdict(reply["outcome"], extracted, reply["detail"], seconds)
+
+    def extract(self, completion: str) -> str | None:
+        """What the ``extract`` function finds, ``None`` without one."""
+        return None if self._extract is None else self._extract(completion)
+
+    async def close(self) -> None:
+        """End the child processes."""
+        if self._pool is not None:
+            await self._pool.close()
+
+
+class _Call:
+    """The function as a job: JSON in, JSON out."""
+
+    def __init__(self, check: Callable[..., Any], arguments: int) -> None:
+        self._check = check
+        self._arguments = arguments
+
+    def __call__(self, request: dict[str, Any]) -> dict[str, Any]:
+        arguments = (request["completion"], Question(**request["question"]))[: self._arguments]
+        result = self._check(*arguments)
+        if inspect.iscoroutine(result):
+            result = asyncio.run(result)
+        if isinstance(result, Verdict):
+            return {
+                "outcome": result.outcome,
+                "extracted": result.extracted,
+                "detail": result.detail,
+            }
+        if isinstance(result, str | bytes):
+            detail = f"the verifier returned the text {result[:60]!r} and no truth value"
+            return {"outcome": "incorrect", "detail": detail}
+        outcome: Outcome = "correct" if result else "incorrect"
+        return {"outcome": outcome, "detail": ""}
+
+
+def _arguments(check: Callable[..., Any]) -> int:
+    """1 or 2: how many of (completion, question) the function takes."""
+    try:
+        signature = inspect.signature(check)
+    except (TypeError, ValueError):
+        return 1  # a builtin without a signature, or nothing callable, which the first call says
+    for arguments in (2, 1):
+        try:
+            signature.bind(*[None] * arguments)
+        except TypeError:
+            continue
+        return arguments
+    name = getattr(check, "__name__", repr(check))
+    raise UsageError(
+        f"The verifier function {name!r} takes {signature}; "
+        "write it as check(completion) or check(completion, question)."
+    )

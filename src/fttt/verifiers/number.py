@@ -1,0 +1,144 @@
+"""Numbers compared by value: ``18``, ``18.0`` and ``$18.00`` are the same answer."""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import dataclass
+from fractions import Fraction
+
+from fttt.types import JSON, Question, Verdict
+
+__all__ = ["Number", "NumberVerifier", "find_number", "read_number"]
+
+_LONGEST = 1000
+"""Digits; longer ones are noise, and reading them costs quadratic time."""
+
+_GAP = "\u00a0\u2009\u202f"
+_MINUS = "\u2212\u2013-"
+_NUMBER = re.compile(
+    rf"(?:(?<![\w)\]}}.])(?P<sign>[+{_MINUS}]))?"
+    rf"(?:[$€£¥]\s?(?P<inner>[{_MINUS}])?)?"
+    r"(?<![\w.])(?:"
+    r"(?P<whole>\d+)\s(?P<top>\d+)/(?P<bottom>\d+)(?![\d/.]\d)(?!\d)"
+    rf"|(?P<value>\d{{1,3}}(?:[,{_GAP}]\d{{3}})+(?!\d)(?:\.\d+)?"
+    r"|(?:\d+(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d{1,2}(?!\w))?)"
+    r"(?:/(?P<below>\d+)(?![\d/.]\d)(?!\d))?"
+    r")(?P<percent>\s?(?:%|percent\b))?"
+)
+_MARKER = re.compile(r"\banswer\s*(?:is|:|=)|####|boxed\s*\{", re.IGNORECASE)
+_SENTENCE_END = re.compile(r"\n|[.!?](?=\s|$)")
+_FRACTION = re.compile(r"\\[dt]?frac\s*\{(\d+)\}\s*\{(\d+)\}")
+_LATEX = str.maketrans({"\\": None})
+
+
+@dataclass(frozen=True, slots=True)
+class Number:
+    """A number as it was written: its value, and whether a percent sign stood behind it."""
+
+    value: Fraction
+    percent: bool = False
+
+    def matches(self, other: Number) -> bool:
+        """Whether both name the same value; ``50%`` is both ``50`` and ``0.5``."""
+        if self.value == other.value:
+            return True
+        if self.percent == other.percent:
+            return False
+        sign, plain = (self, other) if self.percent else (other, self)
+        return sign.value == plain.value * 100
+
+    def __str__(self) -> str:
+        top, bottom = self.value.numerator, self.value.denominator
+        text = str(top) if bottom == 1 else _decimal(top, bottom) or f"{top}/{bottom}"
+        return f"{text}%" if self.percent else text
+
+
+def _decimal(top: int, bottom: int) -> str | None:
+    """``top / bottom`` in full, or ``None`` where its decimals never end."""
+    places = 0
+    while bottom > 10**places and places < 40:
+        places += 1
+        if 10**places % bottom == 0:
+            digits = str(abs(top) * (10**places // bottom)).rjust(places + 1, "0")
+            return f"{'-' if top < 0 else ''}{digits[:-places]}.{digits[-places:]}"
+    return None
+
+
+def _value(match: re.Match[str]) -> Number | None:
+    """The number of one match, or ``None`` for one too long to be meant."""
+    if len(match[0]) > _LONGEST:
+        return None
+    if match["whole"]:
+        bottom = int(match["bottom"])
+        value = Fraction(match["whole"])
+        value += Fraction(int(match["top"]), bottom) if bottom else 0
+    else:
+        value = Fraction(re.sub(f"[,{_GAP}]", "", match["value"]))
+        below = int(match["below"] or 1)
+        value = value / below if below else value
+    negative = (match["sign"] or match["inner"] or "+") not in "+"
+    return Number(-value if negative else value, bool(match["percent"]))
+
+
+def _plain(text: str) -> str:
+    """``text`` with LaTeX's ways to write a number undone."""
+    text = _FRACTION.sub(r"\1/\2", text)
+    return text.replace("{,}", ",").replace("\\,", "").replace("\\!", "").translate(_LATEX)
+
+
+def read_number(gold: JSON) -> Number | None:
+    """The number that a gold answer is: its last one, ``None`` where it holds none."""
+    if isinstance(gold, bool):
+        return None
+    found = list(_NUMBER.finditer(_plain(str(gold))))
+    return _value(found[-1]) if found else None
+
+
+def find_number(completion: str) -> Number | None:
+    """The number that a completion gives as its answer.
+
+    Behind the last "answer is" (or "answer:", ``####``, ``\\boxed{``) that has a number behind it,
+    the first number counts, and in a sum ("the answer is 9 * 2 = 18") the one behind the last
+    equals sign. Without such a marker it is the last number. Time is linear in the text.
+    """
+    text = _plain(completion)
+    numbers = list(_NUMBER.finditer(text))
+    if not numbers:
+        return None
+    last = numbers[-1].start()
+    starts = [m.end() for m in _MARKER.finditer(text) if m.end() <= last]
+    if not starts:
+        return _value(numbers[-1])
+    start = starts[-1]
+    after = [m for m in numbers if m.start() >= start]
+    ending = _SENTENCE_END.search(text, start)
+    equals = text.rfind("=", start, ending.start() if ending else len(text))
+    summed = [m for m in after if m.start() > equals]
+    return _value((summed or after)[0])
+
+
+class NumberVerifier:
+    """Holds the number in a completion against the gold number."""
+
+    async def verify(self, question: Question, completion: str) -> Verdict:
+        """``unanswered`` where there is no number, else whether both are equal by value."""
+        start = time.perf_counter()
+        found, gold = find_number(completion), read_number(question.gold)
+        seconds = time.perf_counter() - start
+        if gold is None:
+            detail = f"the gold answer {question.gold!r} holds no number"
+            return Verdict("incorrect", None if found is None else str(found), detail, seconds)
+        if found is None:
+            return Verdict("unanswered", None, "no number in the completion", seconds)
+        if found.matches(gold):
+            return Verdict("correct", str(found), "", seconds)
+        return Verdict("incorrect", str(found), f"{found} is not {gold}", seconds)
+
+    def extract(self, completion: str) -> str | None:
+        """The number in its shortest exact form, so that ``18`` and ``$18.00`` vote together."""
+        found = find_number(completion)
+        return None if found is None else str(found)
+
+    async def close(self) -> None:
+        """Nothing to close."""

@@ -1,0 +1,241 @@
+"""Runs a verifier's job in worker processes, under a time limit that holds.
+
+A thread of the caller's process waits for each running job, so a busy event loop never makes a
+job look late. See :mod:`fttt.verifiers.zygote` for the processes themselves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import pickle
+import queue
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import warnings
+import weakref
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from fttt.errors import RunError
+from fttt.verifiers.zygote import ORDER, Job, receive, send, serve
+
+__all__ = ["JobError", "WorkerPool"]
+
+_STARTUP_SECONDS = 120.0
+"""For a zygote to import what its job needs, on a machine that is busy with other things."""
+
+
+class JobError(Exception):
+    """The job gave no result; the message says why, as the end of a sentence."""
+
+
+class WorkerPool:
+    """A job, and up to ``workers`` processes that run it.
+
+    A job that can be pickled by name runs in a fresh interpreter, started at the first request. A
+    closure or lambda cannot leave its process that way: with ``fork=True`` the zygote is a fork
+    of the caller, made at once, which sees the caller's objects as they are at that moment. The
+    fork runs the job and nothing else, and never a finaliser of the caller's objects.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        *,
+        time_limit: float,
+        workers: int | None = None,
+        memory_mb: int | None = None,
+        fork: bool = False,
+    ) -> None:
+        """Prepare the pool.
+
+        Args:
+            job: takes and returns what JSON can hold.
+            time_limit: seconds for one run of the job, by the wall clock.
+            workers: how many run at once; by default one a processor, at most 16.
+            memory_mb: address space of a worker, in MiB.
+            fork: whether the zygote is a fork of this process.
+        """
+        self._job = job
+        self._time_limit = time_limit
+        self._memory_mb = memory_mb
+        self._count = workers or min(16, os.cpu_count() or 1)
+        self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._threads: ThreadPoolExecutor | None = None
+        self._zygote = _start(job, memory_mb, fork=True) if fork else None
+        self._closed = False
+
+    async def run(self, request: Any) -> Any:
+        """Run the job on ``request`` and return what it returned.
+
+        Raises:
+            JobError: it raised, took too long, used too much memory or died.
+            RunError: no worker could be started.
+        """
+        with self._lock:
+            if self._closed:
+                raise RunError("The verifier was used after it had been closed; make a new one.")
+            if self._threads is None:
+                self._threads = ThreadPoolExecutor(self._count, "fttt-verifier")
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._run, request)
+
+    async def close(self) -> None:
+        """End every process of the pool. Calling it twice is harmless."""
+        with self._lock:
+            self._closed = True
+            threads, zygote = self._threads, self._zygote
+            self._threads = self._zygote = None
+        if zygote is not None:
+            await asyncio.to_thread(zygote.close)  # running jobs end with it
+        if threads is not None:
+            await asyncio.to_thread(threads.shutdown)
+        while not self._idle.empty():
+            self._idle.get().connection.close()
+
+    def _run(self, request: Any) -> Any:
+        worker = self._take()
+        reply = worker.ask(request, self._time_limit)
+        if reply is not None and reply.get("last") is False:
+            self._idle.put(worker)
+        else:
+            worker.end()
+        if reply is None:
+            raise JobError(f"took longer than its limit of {self._time_limit:g} s")
+        if "value" in reply:
+            return reply["value"]
+        if "memory" in reply:
+            allowed = f" of {self._memory_mb} MiB" if self._memory_mb else ""
+            raise JobError(f"used more than its memory limit{allowed}")
+        if "error" in reply:
+            raise JobError(f"raised {reply['error']}")
+        raise JobError(f"died ({_describe(reply['died'])})")
+
+    def _take(self) -> _Worker:
+        with contextlib.suppress(queue.Empty):
+            return self._idle.get_nowait()
+        with self._lock:
+            if self._closed:
+                raise RunError("The verifier was closed while an answer was being checked.")
+            if self._zygote is None:
+                self._zygote = _start(self._job, self._memory_mb, fork=False)
+            worker = self._zygote.spawn()
+        reply = worker.hear(_STARTUP_SECONDS)
+        if reply is None or "ready" not in reply:
+            worker.end()
+            raise RunError(
+                "A process that checks answers could not be started; see the message above, and "
+                "that the machine has memory and processes to spare."
+            )
+        return worker
+
+
+class _Worker:
+    """The caller's end of one worker."""
+
+    def __init__(self, zygote: _ZygoteHandle, number: int, connection: socket.socket) -> None:
+        self._zygote = zygote
+        self._number = number
+        self.connection = connection
+
+    def ask(self, request: Any, seconds: float) -> dict[str, Any] | None:
+        """The worker's reply, how it died, or ``None`` where the time is up."""
+        try:
+            send(self.connection, {"job": request})
+        except (BrokenPipeError, ConnectionResetError):
+            return self.hear(seconds) or {"died": 0}
+        return self.hear(seconds)
+
+    def hear(self, seconds: float) -> dict[str, Any] | None:
+        self.connection.settimeout(seconds)
+        try:
+            return receive(self.connection) or {"died": 0}
+        except TimeoutError:
+            return None
+        finally:
+            self.connection.settimeout(None)
+
+    def end(self) -> None:
+        """Kill it, if it still lives, and all that it started."""
+        self._zygote.order(b"k", self._number)
+        self.connection.close()
+
+
+class _ZygoteHandle:
+    """The caller's end of a zygote."""
+
+    def __init__(self, control: socket.socket, wait: Callable[[], object]) -> None:
+        self._control = control
+        self._spawned = 0
+        # A pool that is dropped without close() leaves nothing behind either.
+        self._finish = weakref.finalize(self, _finish, control, wait)
+
+    def spawn(self) -> _Worker:
+        ours, theirs = socket.socketpair()
+        self._spawned += 1
+        with theirs:
+            self.order(b"w", self._spawned, theirs)
+        return _Worker(self, self._spawned, ours)
+
+    def order(self, kind: bytes, number: int, connection: socket.socket | None = None) -> None:
+        """Send an order; a zygote that has gone is noticed by the worker's silence."""
+        descriptors = [connection.fileno()] if connection else []
+        with contextlib.suppress(OSError):
+            socket.send_fds(self._control, [ORDER.pack(kind, number)], descriptors)
+
+    def close(self) -> None:
+        self._finish()
+
+
+def _finish(control: socket.socket, wait: Callable[[], object]) -> None:
+    # Shut down, not only closed: a process forked since then may hold a copy of the descriptor.
+    with contextlib.suppress(OSError):
+        control.shutdown(socket.SHUT_RDWR)
+    control.close()
+    wait()
+
+
+def _start(job: Job, memory_mb: int | None, *, fork: bool) -> _ZygoteHandle:
+    ours, theirs = socket.socketpair()
+    with theirs:
+        if fork:
+            return _ZygoteHandle(ours, _fork(ours, theirs, job, memory_mb))
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "fttt.verifiers.zygote", str(theirs.fileno())],
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+        )
+    data = pickle.dumps((job, memory_mb))
+    ours.sendall(struct.pack("!I", len(data)) + data)
+    return _ZygoteHandle(ours, process.wait)
+
+
+def _fork(
+    ours: socket.socket, theirs: socket.socket, job: Job, memory_mb: int | None
+) -> Callable[[], object]:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()  # what is buffered now must not be written twice
+    with warnings.catch_warnings():
+        # Python warns of forks beside threads; the zygote takes none of their locks.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        pid = os.fork()
+    if pid == 0:
+        ours.close()
+        serve(theirs, job, memory_mb)
+
+    def wait() -> None:
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(pid, 0)
+
+    return wait
+
+
+def _describe(code: int) -> str:
+    return f"signal {-code}" if code < 0 else f"exit status {code}"
