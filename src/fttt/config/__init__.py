@@ -1,1 +1,26 @@
-"""Typed settings: flags over file over defaults."""
+"""Typed settings, TOML recipes, and flags over file over defaults."""
+
+from fttt.config.recipe import build, key_values, merge, read_toml, resolve, to_toml
+from fttt.config.run import (
+    BudgetSection,
+    DataSection,
+    EngineSection,
+    RunConfig,
+    SamplingSection,
+    field_help,
+)
+
+__all__ = [
+    "BudgetSection",
+    "DataSection",
+    "EngineSection",
+    "RunConfig",
+    "SamplingSection",
+    "build",
+    "field_help",
+    "key_values",
+    "merge",
+    "read_toml",
+    "resolve",
+    "to_toml",
+]

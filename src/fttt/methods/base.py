@@ -84,12 +84,12 @@ class Session(Protocol):
     def budget(self) -> int:
         """The number of trials that the run grants each question."""
 
-    def trials(self, *, together: bool = False) -> AsyncIterator[Attempt]:
+    def trials(self) -> AsyncIterator[Attempt]:
         """Trials until the budget is spent, or the question is solved.
 
-        A trial ends when the next one is asked for. With ``together`` the trials are independent:
-        they are handed out without waiting for one another, each ends with its verdict, and a
-        solved question does not stop them.
+        A trial ends when the next one is asked for. Those of a method that has them ``together``
+        are handed out without waiting for one another, each ends with its verdict, and a solved
+        question does not stop them.
         """
 
     def adapter(self) -> AbstractAsyncContextManager[Adapter]:
@@ -124,11 +124,18 @@ class Method(ABC):
     """Whether the first correct trial solves a question, or the most frequent answer decides."""
     fixed: ClassVar[Mapping[str, float]] = {}
     """Settings of the run that the method itself fixes, of ``trials`` and ``temperature``."""
-    answers_in_context: ClassVar[int] = 1
-    """How many texts of ``max_new_tokens`` its longest conversation holds, the last included."""
+    together: ClassVar[bool] = False
+    """Whether its trials are independent of one another, verdicts included."""
 
     def __init__(self, settings: MethodSettings) -> None:  # noqa: B027 - most need nothing
         """Take the settings, an object of ``Settings``; a method that has any keeps them."""
+
+    def conversation(self, max_new_tokens: int) -> tuple[str | int, ...]:
+        """Its longest conversation after the question, from which the engine's rows are sized.
+
+        A text stands for a user's turn, a number for as many tokens of the model's.
+        """
+        return (max_new_tokens,)
 
     @abstractmethod
     async def solve(self, question: Question, session: Session) -> None:

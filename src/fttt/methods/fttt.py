@@ -36,10 +36,15 @@ class FTTT(Method):
     name = "fttt"
     summary = "after each wrong trial one AdamW step of the question's own LoRA on the feedback"
     Settings = FTTTSettings
-    answers_in_context = 2
 
     def __init__(self, settings: FTTTSettings) -> None:
         self.settings = settings
+
+    def conversation(self, max_new_tokens: int) -> tuple[str | int, ...]:
+        if not self.settings.reflection:
+            return (max_new_tokens,)
+        critique = min(self.settings.critique_tokens, max_new_tokens)
+        return (max_new_tokens, self.settings.critique_request, critique)
 
     async def solve(self, question: Question, session: Session) -> None:
         async with session.adapter() as adapter:

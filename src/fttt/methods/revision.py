@@ -18,6 +18,9 @@ class RevisionSettings(MethodSettings):
         min_length=1,
         description="what the user says after a wrong answer",
     )
+    attempts: int = Field(
+        4, ge=2, description="attempts of full length that the conversation has room for"
+    )
 
 
 class Revision(Method):
@@ -26,10 +29,14 @@ class Revision(Method):
     name = "revision"
     summary = "one conversation: attempt, 'try again', attempt, ..."
     Settings = RevisionSettings
-    answers_in_context = 4
 
     def __init__(self, settings: RevisionSettings) -> None:
         self.settings = settings
+
+    def conversation(self, max_new_tokens: int) -> tuple[str | int, ...]:
+        return (max_new_tokens, self.settings.feedback) * (self.settings.attempts - 1) + (
+            max_new_tokens,
+        )
 
     async def solve(self, question: Question, session: Session) -> None:
         turns: list[Turn] = []

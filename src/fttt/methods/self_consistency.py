@@ -21,11 +21,12 @@ class SelfConsistency(Method):
     name = "self-consistency"
     summary = "N samples, the majority of the extracted answers decides"
     decided_by = "vote"
+    together = True
 
     async def solve(self, question: Question, session: Session) -> None:
         async def sample(trial: Attempt) -> None:
             await trial.verify(await trial.generate())
 
         async with asyncio.TaskGroup() as group:
-            async for trial in session.trials(together=True):
+            async for trial in session.trials():
                 group.create_task(sample(trial))

@@ -34,10 +34,20 @@ class SelfRefine(Method):
     name = "self-refine"
     summary = "attempt, critique by the same model, refined attempt, ..."
     Settings = SelfRefineSettings
-    answers_in_context = 3
 
     def __init__(self, settings: SelfRefineSettings) -> None:
         self.settings = settings
+
+    def conversation(self, max_new_tokens: int) -> tuple[str | int, ...]:
+        said = self.settings
+        critique = min(said.critique_tokens, max_new_tokens)
+        return (
+            max_new_tokens,
+            said.critique_request,
+            critique,
+            said.refine_request,
+            max_new_tokens,
+        )
 
     async def solve(self, question: Question, session: Session) -> None:
         turns: tuple[Turn, ...] = ()

@@ -1,0 +1,130 @@
+"""Recipes in TOML, and flags over file over defaults."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tomli_w
+from pydantic import BaseModel, ValidationError
+
+from fttt.config.run import RunConfig
+from fttt.errors import UsageError
+
+__all__ = ["build", "key_values", "merge", "read_toml", "resolve", "to_toml"]
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file.
+
+    Raises:
+        UsageError: it is missing or malformed; the sentence names the line.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"Cannot read the file {str(path)!r}: {error.strerror}.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"The file {str(path)!r} is no valid TOML: {error}.") from error
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """``base`` with the values of ``over`` in place of its own, table by table."""
+    merged = dict(base)
+    for key, value in over.items():
+        old = merged.get(key)
+        both = isinstance(old, Mapping) and isinstance(value, Mapping)
+        merged[key] = merge(old, value) if both else value  # type: ignore[arg-type]
+    return merged
+
+
+def resolve(
+    flags: Mapping[str, Any], *, recipe: Mapping[str, Any] | None = None, source: str = "the recipe"
+) -> RunConfig:
+    """Flags over file over defaults.
+
+    Args:
+        flags: only what was given on the command line, in the recipe's shape.
+        recipe: the file's content.
+        source: how an error names the file.
+
+    Raises:
+        UsageError: a key or a value that is not allowed.
+    """
+    if recipe is not None:
+        build(RunConfig, merge({"method": "?"}, recipe), source)  # the file's own faults first
+    merged = merge(recipe or {}, flags)
+    budget = flags.get("budget", {})
+    if {"token_budget", "time_budget"} & set(budget) and "trials" not in budget:
+        # another budget on the command line takes the place of the recipe's trials
+        merged["budget"] = {k: v for k, v in merged["budget"].items() if k != "trials"}
+    return build(RunConfig, merged, source if recipe else "the command line")
+
+
+def build(model: type[M], values: Mapping[str, Any], source: str) -> M:
+    """Validate ``values``, with one sentence for the first fault.
+
+    Raises:
+        UsageError: a key or a value that is not allowed.
+    """
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise UsageError(_sentence(model, error, source)) from None
+
+
+def key_values(pairs: list[str], flag: str) -> dict[str, Any]:
+    """Read ``key=value`` pairs; values are TOML, and plain words are texts.
+
+    Raises:
+        UsageError: a pair without ``=``.
+    """
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        key, sign, text = pair.partition("=")
+        if not sign or not key.strip():
+            raise UsageError(f"{flag} {pair!r} is not of the form key=value.")
+        try:
+            value = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            value = text
+        found[key.strip()] = value
+    return found
+
+
+def to_toml(config: RunConfig) -> str:
+    """The resolved settings as a recipe."""
+    return tomli_w.dumps(config.to_toml())
+
+
+def _sentence(model: type[BaseModel], error: ValidationError, source: str) -> str:
+    fault = error.errors(include_url=False)[0]
+    path = [part for part in fault["loc"] if isinstance(part, str)]
+    name = ".".join(path)
+    if fault["type"] == "extra_forbidden":
+        known = _fields(model, path[:-1])
+        near = difflib.get_close_matches(path[-1], known, n=1)
+        hint = f"did you mean {near[0]!r}? Known" if near else "known"
+        return f"Unknown key {name!r} in {source}; {hint} there: {', '.join(known) or 'none'}."
+    if fault["type"] == "missing":
+        return f"{name!r} is missing in {source}; give it there or by its flag."
+    message = str(fault["msg"])
+    return (
+        f"{name!r} in {source} cannot be {fault['input']!r}: "
+        f"{message[:1].lower()}{message[1:].rstrip('.')}."
+    )
+
+
+def _fields(model: type[BaseModel], path: list[str]) -> list[str]:
+    """The fields of the section that ``path`` leads to."""
+    for part in path:
+        found = model.model_fields[part].annotation
+        if not (isinstance(found, type) and issubclass(found, BaseModel)):
+            return []
+        model = found
+    return list(model.model_fields)

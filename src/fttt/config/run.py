@@ -1,0 +1,146 @@
+"""What a run is made of; each field's description is its help text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+__all__ = [
+    "BudgetSection",
+    "DataSection",
+    "EngineSection",
+    "RunConfig",
+    "SamplingSection",
+    "field_help",
+]
+
+DEFAULT_TRIALS = 32
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _section(section: type[Section]) -> Any:
+    """A field that holds a section's defaults where nothing is given."""
+    return Field(default_factory=lambda: section.model_validate({}))
+
+
+def _distinct(ids: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(ids))
+
+
+class DataSection(Section):
+    """Which questions are asked."""
+
+    data_dir: Path | None = Field(
+        None, description="folder with the benchmark in its own layout (jsonl: the file)"
+    )
+    split: str = Field("test", description="split of the task")
+    limit: int | None = Field(None, ge=1, description="ask only the first N questions")
+    questions: Annotated[tuple[str, ...], AfterValidator(_distinct)] | None = Field(
+        None, min_length=1, description="ask only these question ids"
+    )
+    skip_cases: Path | None = Field(
+        None,
+        description="JSON list of question ids (or indices) to leave out, as greedy writes it",
+    )
+    prompt: str | None = Field(
+        None, description="prompt template instead of the task's own, with {question} in it"
+    )
+    seed: int = Field(42, description="seed of tasks that make their own questions")
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="options of the task itself, as key=value"
+    )
+
+
+class BudgetSection(Section):
+    """How long each question may be tried. Of trials, tokens and time at least one is given."""
+
+    trials: int | None = Field(
+        None, ge=1, description="trials a question (32 where no other budget is given)"
+    )
+    unanswered: Literal["count", "retry"] = Field(
+        "count",
+        description="whether a trial without an answer spends budget, or is free (retry: at most "
+        "2N + 1 trials)",
+    )
+    token_budget: int | None = Field(
+        None, ge=1, description="no new trial once a question has generated this many tokens"
+    )
+    time_budget: float | None = Field(
+        None, gt=0, description="no new trial once a question has taken this many seconds"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_trials(cls, given: Any) -> Any:
+        if isinstance(given, dict) and not any(
+            given.get(key) is not None for key in ("trials", "token_budget", "time_budget")
+        ):
+            return {**given, "trials": DEFAULT_TRIALS}
+        return given
+
+
+class SamplingSection(Section):
+    """How completions are drawn."""
+
+    temperature: float = Field(0.6, ge=0, description="sampling temperature; 0 is greedy")
+    top_p: float = Field(0.95, gt=0, le=1, description="nucleus: the smallest set of this mass")
+    max_new_tokens: int = Field(2048, ge=1, description="longest completion, in tokens")
+
+
+class EngineSection(Section):
+    """Where and how the model runs. None of this changes what is drawn, but for dtype."""
+
+    dtype: str = Field(
+        "auto", description="auto, float32, bfloat16 or float16 (auto: bfloat16 on a GPU)"
+    )
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    batch_size: int | None = Field(
+        None, ge=1, description="sequences that run at once (sized from the free memory)"
+    )
+    max_length: int | None = Field(
+        None,
+        ge=1,
+        description="longest conversation, in tokens (what the method needs, at most the model's "
+        "context)",
+    )
+
+
+class RunConfig(Section):
+    """One run: a method on a task with a model."""
+
+    method: str = Field(description="a method of `fttt list methods`, or module:Class")
+    model: str = Field(
+        "smollm2-135m", min_length=1, description="hub name, folder, GGUF file, or smollm2-135m"
+    )
+    task: str = Field("arithmetic", description="a task of `fttt list tasks`")
+    seed: int = Field(42, description="seed of sampling and of fresh adapter weights")
+    save_correct_cases: bool = Field(
+        False, description="write the ids of solved questions to metadata/ (greedy: on)"
+    )
+    data: DataSection = _section(DataSection)
+    budget: BudgetSection = _section(BudgetSection)
+    sampling: SamplingSection = _section(SamplingSection)
+    engine: EngineSection = _section(EngineSection)
+    settings: dict[str, Any] = Field(
+        default_factory=dict, description="settings of the method, as key=value"
+    )
+
+    def to_toml(self) -> dict[str, Any]:
+        """The settings as a recipe holds them; what is not set is left out."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+
+def field_help(path: str) -> str:
+    """The help text of a field, named as ``section.field`` or ``field``."""
+    model: type[BaseModel] = RunConfig
+    *sections, name = path.split(".")
+    for section in sections:
+        found = model.model_fields[section].annotation
+        assert isinstance(found, type)
+        model = found
+    return model.model_fields[name].description or ""

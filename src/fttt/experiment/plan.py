@@ -1,0 +1,169 @@
+"""Everything that can be wrong before a model is loaded."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fttt.config import RunConfig, build, merge
+from fttt.errors import UsageError
+from fttt.experiment.cases import cases_file, chosen, without_cases
+from fttt.methods import LoRASettings, Method, find_method
+from fttt.tasks import Task, TaskOptions, get_task
+from fttt.types import Question
+
+if TYPE_CHECKING:
+    from fttt.engine.request import LoRASpec
+    from fttt.models import LoadedModel
+
+__all__ = [
+    "Plan",
+    "check_fits",
+    "default_folder",
+    "model_label",
+    "prepare",
+    "settle",
+]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run that is ready to begin: resolved settings, its method, its questions."""
+
+    config: RunConfig
+    method: Method
+    task: Task
+    questions: tuple[Question, ...]
+
+    @property
+    def folder_name(self) -> str:
+        """The run folder's name but for the time."""
+        config = self.config
+        parts = (config.method, config.task, model_label(config.model), f"s{config.seed}")
+        return re.sub(r"[^\w.+-]+", "_", "-".join(parts))
+
+    @property
+    def cases_file(self) -> Path | None:
+        """Where the ids of solved questions go, if anywhere."""
+        if not self.config.save_correct_cases:
+            return None
+        return cases_file(model_label(self.config.model), self.config.task)
+
+    @cached_property
+    def lora(self) -> LoRASpec | None:
+        """The adapter that each question trains, if any."""
+        from fttt.engine.request import LoRASpec
+
+        settings = build(type(self.method).Settings, self.config.settings, "the settings")
+        if not isinstance(settings, LoRASettings):
+            return None
+        return LoRASpec(
+            rank=settings.rank,
+            alpha=settings.alpha,
+            dropout=settings.dropout,
+            targets=settings.targets,
+            lr=settings.lr,
+            weight_decay=settings.weight_decay,
+        )
+
+
+def settle(config: RunConfig) -> tuple[RunConfig, Method]:
+    """Fill in what the method fixes and its settings' defaults.
+
+    Raises:
+        UsageError: unknown method, or a setting that it does not have.
+    """
+    kind = find_method(config.method)
+    settings = build(kind.Settings, config.settings, f"the settings of {config.method!r}")
+    over = {
+        "budget": {k: v for k, v in kind.fixed.items() if k == "trials"},
+        "sampling": {k: v for k, v in kind.fixed.items() if k == "temperature"},
+        "settings": settings.model_dump(mode="json", exclude_none=True),
+        "save_correct_cases": config.save_correct_cases
+        or (config.method == "greedy" and "save_correct_cases" not in config.model_fields_set),
+    }
+    resolved = build(RunConfig, merge(config.to_toml(), over), "the settings")
+    return resolved, kind(settings)
+
+
+def prepare(config: RunConfig) -> Plan:
+    """Find method, task, questions and model, without loading weights.
+
+    Raises:
+        UsageError: any of them does not exist or does not go with the others.
+    """
+    resolved, method = settle(config)
+    data = resolved.data
+    try:
+        task = get_task(resolved.task, **data.options)
+    except TypeError as error:
+        raise UsageError(
+            f"The task {resolved.task!r} does not take the options {data.options!r}: {error}."
+        ) from None
+    options = TaskOptions(data.data_dir, data.split, data.prompt, data.seed)
+    questions = task.load(options)
+    if not questions:
+        raise UsageError(f"The task {resolved.task!r} has no questions in split {data.split!r}.")
+    left = chosen(questions, data.questions)
+    if data.skip_cases is not None:
+        left = without_cases(questions, left, data.skip_cases)
+    if data.limit is not None:
+        left = left[: data.limit]
+    if not left:
+        raise UsageError(
+            f"No question of {resolved.task!r} is left to ask: --skip-cases leaves all "
+            f"{len(questions)} out; ask others with --questions or another --split."
+        )
+
+    from fttt.models import check_model  # late: what comes before answers without torch
+
+    check_model(resolved.model)
+    return Plan(resolved, method, task, tuple(left))
+
+
+def check_fits(plan: Plan, loaded: LoadedModel) -> int:
+    """The longest sequence of the run, in tokens, once every question is known to fit.
+
+    Raises:
+        UsageError: a question and its answer are longer than the model's context.
+    """
+    new = plan.config.sampling.max_new_tokens
+    limit = loaded.max_context
+    if plan.config.engine.max_length is not None:
+        limit = min(limit, plan.config.engine.max_length)
+    longest = 0
+    for question in plan.questions:
+        length = len(loaded.chat.prompt_ids(question.prompt))
+        if length + new > limit:
+            raise UsageError(
+                f"The question {question.id!r} has {length} tokens, which with --max-new-tokens "
+                f"{new} is longer than the context of {limit} tokens; lower --max-new-tokens or "
+                "leave the question out."
+            )
+        longest = max(longest, length)
+    needed = sum(
+        turn if isinstance(turn, int) else len(loaded.chat.turn_ids(turn))
+        for turn in plan.method.conversation(new)
+    )
+    return min(limit, longest + needed)
+
+
+def default_folder(plan: Plan) -> Path:
+    """Where a run goes without ``--out``: a name that does not exist yet."""
+    name = f"{plan.folder_name}-{datetime.now().strftime('%Y%m%d-%H%M%S')}"
+    folder = Path("outputs") / name
+    number = 1
+    while folder.exists():
+        number += 1
+        folder = Path("outputs") / f"{name}-{number}"
+    return folder
+
+
+def model_label(model: str) -> str:
+    """A model's name as file names hold it: the last part of a hub name or path."""
+    path = Path(model)
+    return path.stem if path.suffix == ".gguf" else path.name or model

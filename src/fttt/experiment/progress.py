@@ -1,0 +1,123 @@
+"""Live progress: a bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, TextColumn
+from rich.progress import Progress as Bar
+
+from fttt.types import Trial
+
+__all__ = ["Progress", "Quiet"]
+
+_WINDOW = 15.0
+"""Seconds over which tokens a second are taken."""
+_EVERY = {True: 0.5, False: 15.0}
+"""Seconds between two looks, on a terminal and elsewhere."""
+
+
+class _Counts(Protocol):
+    @property
+    def generated_tokens(self) -> int: ...
+
+
+class Progress:
+    """Shows questions solved, tokens/s, trials left and time left on standard error."""
+
+    def __init__(self, title: str, console: Console | None = None) -> None:
+        self.title = title
+        self._console = console or Console(stderr=True)
+        self._begin(0, 0)
+
+    def trial_ended(self, trial: Trial) -> None:
+        """Count a trial."""
+        self._trials += 1
+
+    def question_ended(self, *, solved: bool, spared: int) -> None:
+        """Count a question; ``spared`` trials of its budget were not needed."""
+        self._ended += 1
+        self._solved += solved
+        self._spared += spared
+
+    @asynccontextmanager
+    async def watching(self, engine: _Counts, questions: int, trials: int) -> AsyncIterator[None]:
+        """Show how ``questions`` questions with ``trials`` trials in all come along."""
+        self._begin(questions, trials)
+        show = asyncio.create_task(self._show(engine))
+        try:
+            yield
+        finally:
+            show.cancel()
+            await asyncio.gather(show, return_exceptions=True)
+
+    def line(self, tokens_per_second: float) -> str:
+        """The state in one line."""
+        parts = [
+            f"{self._ended}/{self._questions} questions",
+            f"{self._solved} solved",
+            f"{tokens_per_second:,.0f} tokens/s",
+        ]
+        if self._total:
+            left = max(0, self._total - self._trials - self._spared)
+            parts.append(f"{left:,} trials left")
+            done = self._total - left
+            if done and left:
+                seconds = (time.monotonic() - self._began) * left / done
+                parts.append(f"about {_clock(seconds)} left")
+        return " · ".join(parts)
+
+    def _begin(self, questions: int, trials: int) -> None:
+        self._questions, self._total = questions, trials
+        self._ended = self._solved = self._trials = self._spared = 0
+        self._began = time.monotonic()
+
+    async def _show(self, engine: _Counts) -> None:
+        rate = _Rate(engine)
+        live = self._console.is_terminal
+        if not live:
+            while True:
+                await asyncio.sleep(_EVERY[live])
+                self._console.print(f"{self.title}: {self.line(rate.look())}", highlight=False)
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[line]}"))
+        with Bar(*columns, console=self._console, transient=True) as bar:
+            task = bar.add_task(self.title, total=max(1, self._total or self._questions), line="")
+            while True:
+                done = self._trials + self._spared if self._total else self._ended
+                bar.update(task, completed=done, line=self.line(rate.look()))
+                await asyncio.sleep(_EVERY[live])
+
+
+class Quiet(Progress):
+    """Shows nothing."""
+
+    def __init__(self) -> None:
+        super().__init__("", Console(quiet=True))
+
+
+class _Rate:
+    """Tokens a second over the last seconds."""
+
+    def __init__(self, engine: _Counts) -> None:
+        self._engine = engine
+        self._looks = deque([(time.monotonic(), engine.generated_tokens)])
+
+    def look(self) -> float:
+        now = time.monotonic()
+        self._looks.append((now, self._engine.generated_tokens))
+        while len(self._looks) > 2 and now - self._looks[0][0] > _WINDOW:
+            self._looks.popleft()
+        (before, old), (_, new) = self._looks[0], self._looks[-1]
+        return (new - old) / (now - before) if now > before else 0.0
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

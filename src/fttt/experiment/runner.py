@@ -1,0 +1,308 @@
+"""Many questions at once: the runs of one or more plans on one loaded model."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from fttt.engine import BatchedEngine
+from fttt.engine.request import Engine, LoRASpec
+from fttt.errors import FTTTError, RunError
+from fttt.experiment.cases import save_cases
+from fttt.experiment.environment import describe_environment
+from fttt.experiment.plan import Plan, check_fits
+from fttt.experiment.progress import Progress
+from fttt.experiment.session import Bench, QuestionSession
+from fttt.methods import Method
+from fttt.models import LoadedModel
+from fttt.store import Run, RunWriter, solved_within
+from fttt.types import Question
+
+__all__ = ["Cell", "StoppedError", "MakeEngine", "ask_all", "run_cells"]
+
+_AT_ONCE = {"cpu": 32, "cuda": 1024}
+"""Questions in progress at once, where the batch size is left to the engine: twice its batch, so
+that some are judged while others are written."""
+
+
+class StoppedError(RunError):
+    """Ctrl-C: the run stopped cleanly and can go on."""
+
+    exit_code = 130
+
+
+class CountingEngine(Engine, Protocol):
+    """An engine that says how many tokens it has generated so far."""
+
+    @property
+    def generated_tokens(self) -> int: ...
+
+
+class MakeEngine(Protocol):
+    """Makes the engine of a run; :class:`fttt.engine.BatchedEngine` is one."""
+
+    def __call__(
+        self,
+        loaded: LoadedModel,
+        *,
+        max_length: int,
+        batch_size: int | None,
+        concurrency: int,
+        lora: LoRASpec | None,
+    ) -> CountingEngine: ...
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A plan and the folder that it runs in."""
+
+    plan: Plan
+    folder: Path
+    resume: bool = False
+
+    def open(self, loaded: LoadedModel) -> RunWriter:
+        """Begin the folder, or go on with it."""
+        if self.resume:
+            return RunWriter(self.folder)
+        return RunWriter.create(
+            self.folder,
+            config=self.plan.config.to_toml(),
+            environment=describe_environment(loaded, self.plan.method),
+            questions=self.plan.questions,
+            heading="# fttt run --recipe config.toml\n",
+        )
+
+
+@dataclass(frozen=True)
+class Job:
+    """One question that is owed."""
+
+    question: Question
+    method: Method
+    bench: Bench
+
+
+def run_cells(
+    cells: Sequence[Cell],
+    loaded: LoadedModel,
+    progress: Progress,
+    *,
+    make_engine: MakeEngine = BatchedEngine,
+) -> list[Run]:
+    """Run the questions of all cells in the batches of one engine; return the finished runs.
+
+    Cells whose adapters differ in shape or optimizer take an engine each, one after the other.
+
+    Raises:
+        UsageError: a question does not fit the model's context, or the memory does not suffice.
+        RunError: a run could not go on; what was finished is on disk.
+        StoppedError: stopped by Ctrl-C.
+    """
+    lengths = [check_fits(cell.plan, loaded) for cell in cells]
+    runs: dict[int, Run] = {}
+    for lora, members in _by_adapter(cells):
+        config = cells[members[0]].plan.config.engine
+        engine = make_engine(
+            loaded,
+            max_length=max(lengths[n] for n in members),
+            batch_size=config.batch_size,
+            concurrency=_at_once([cells[n] for n in members], loaded, config.batch_size),
+            lora=lora,
+        )
+        group = _Group([cells[n] for n in members], loaded, engine, progress)
+        runs.update(zip(members, group.run(), strict=True))
+    return [runs[n] for n in range(len(cells))]
+
+
+class _Group:
+    """The cells that share one engine."""
+
+    def __init__(
+        self,
+        cells: Sequence[Cell],
+        loaded: LoadedModel,
+        engine: CountingEngine,
+        progress: Progress,
+    ) -> None:
+        self.cells = cells
+        self.loaded = loaded
+        self.engine = engine
+        self.progress = progress
+        self.writers: list[RunWriter] = []
+
+    def run(self) -> list[Run]:
+        """Ask what is owed and sum up; the engine and the folders are let go in any case."""
+        try:
+            asyncio.run(self._run())
+            return [self._finish(*pair) for pair in zip(self.cells, self.writers, strict=True)]
+        finally:
+            for writer in self.writers:
+                writer.close()
+
+    async def _run(self) -> None:
+        benches: list[Bench] = []
+        try:
+            for cell in self.cells:
+                self.writers.append(cell.open(self.loaded))
+                benches.append(self._bench(cell, self.writers[-1]))
+            jobs = [
+                Job(question, cell.plan.method, bench)
+                for cell, bench in zip(self.cells, benches, strict=True)
+                for question in cell.plan.questions
+                if not bench.journal.history(question.id).done
+            ]
+            trials = sum(job.bench.budget.trials or 0 for job in jobs)
+            stop = asyncio.Event()
+            with _stop_signals(stop.set):
+                async with self.progress.watching(self.engine, len(jobs), trials):
+                    finished = await ask_all(jobs, workers=self._workers(), stop=stop)
+        finally:
+            await self.engine.close()
+            for bench in benches:
+                await bench.verifier.close()
+        if not finished:
+            raise StoppedError("The run was stopped; all that had ended is on disk.")
+
+    def _bench(self, cell: Cell, writer: RunWriter) -> Bench:
+        config = cell.plan.config
+        return Bench(
+            engine=self.engine,
+            chat=self.loaded.chat,
+            stop_ids=self.loaded.stop_ids,
+            verifier=cell.plan.task.verifier(),
+            journal=writer,
+            observer=self.progress,
+            seed=config.seed,
+            sampling=config.sampling,
+            budget=config.budget,
+            lora=cell.plan.lora,
+            together=cell.plan.method.together,
+        )
+
+    def _workers(self) -> int:
+        batch_size = self.cells[0].plan.config.engine.batch_size
+        return 2 * batch_size if batch_size else _AT_ONCE[self.loaded.device.split(":")[0]]
+
+    def _finish(self, cell: Cell, writer: RunWriter) -> Run:
+        run = writer.finish()
+        if cell.plan.cases_file is not None:
+            solved = [
+                record.question.id
+                for record in run.records
+                if solved_within(
+                    record.trials, decided_by=run.decided_by, unanswered=run.unanswered
+                )
+            ]
+            save_cases(cell.plan.cases_file, [q.id for q in run.questions], solved)
+        return run
+
+
+async def ask_all(jobs: Sequence[Job], *, workers: int, stop: asyncio.Event) -> bool:
+    """Ask every question, ``workers`` of them at once, until ``stop`` is set.
+
+    Returns whether every question was asked to its end.
+
+    Raises:
+        FTTTError: the first error of any question; the others were stopped.
+    """
+    owed = iter(jobs)
+
+    async def work() -> None:
+        for job in owed:
+            await _ask(job)
+
+    tasks = [asyncio.create_task(work()) for _ in range(min(workers, len(jobs)))]
+    everything = asyncio.gather(*tasks)
+    stopper = asyncio.create_task(stop.wait())
+    first: set[asyncio.Future[Any]] = {everything, stopper}
+    try:
+        await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
+        if everything.done():
+            everything.result()
+        return everything.done()
+    except BaseExceptionGroup as group:  # from a method with a task group of its own
+        raise _first_leaf(group) from group
+    finally:
+        for task in (*tasks, stopper):
+            task.cancel()
+        await asyncio.gather(*tasks, stopper, everything, return_exceptions=True)
+
+
+async def _ask(job: Job) -> None:
+    session = QuestionSession(job.question, job.bench)
+    try:
+        await job.method.solve(job.question, session)
+        session.end_trials()
+    finally:
+        session.close()
+    job.bench.journal.done(job.question.id)
+    ledger = session.ledger
+    spared = max(0, (job.bench.budget.trials or 0) - ledger.handed_out)
+    job.bench.observer.question_ended(solved=ledger.solved, spared=spared)
+
+
+def _first_leaf(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The error to show of several: one that was raised on purpose, if there is one."""
+    leaves: list[BaseException] = []
+    for error in group.exceptions:
+        leaves.append(_first_leaf(error) if isinstance(error, BaseExceptionGroup) else error)
+    return next((error for error in leaves if isinstance(error, FTTTError)), leaves[0])
+
+
+def _by_adapter(cells: Sequence[Cell]) -> list[tuple[LoRASpec | None, list[int]]]:
+    """Cells that can share an engine; those without an adapter go with the first others."""
+    groups: dict[LoRASpec, list[int]] = {}
+    plain: list[int] = []
+    for number, cell in enumerate(cells):
+        if cell.plan.lora is None:
+            plain.append(number)
+        else:
+            groups.setdefault(cell.plan.lora, []).append(number)
+    if not groups:
+        return [(None, plain)]
+    first = next(iter(groups))
+    groups[first] = sorted([*groups[first], *plain])
+    return list(groups.items())
+
+
+def _at_once(cells: Sequence[Cell], loaded: LoadedModel, batch_size: int | None) -> int:
+    """How many sequences may be asked for at once."""
+    most = 2 * batch_size if batch_size else _AT_ONCE[loaded.device.split(":")[0]]
+    wanted = sum(
+        len(cell.plan.questions)
+        * ((cell.plan.config.budget.trials or 1) if cell.plan.method.together else 1)
+        for cell in cells
+    )
+    return max(1, min(wanted, most))
+
+
+@contextmanager
+def _stop_signals(stop: Callable[[], None]) -> Iterator[None]:
+    """Turn the first Ctrl-C or SIGTERM into ``stop()``; a second one ends the process at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals are the main thread's
+        return
+    loop = asyncio.get_running_loop()
+    asked = False
+
+    def handle() -> None:
+        nonlocal asked
+        if asked:
+            os._exit(StoppedError.exit_code)
+        asked = True
+        stop()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, handle)
+    try:
+        yield
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)

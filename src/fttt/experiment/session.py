@@ -1,0 +1,373 @@
+"""What a method sees of a run: generation, verdicts and training of one question, with replay."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from typing import Protocol, cast
+
+from fttt.config import BudgetSection, SamplingSection
+from fttt.engine.noise import derive_key
+from fttt.engine.request import (
+    AdapterSlot,
+    Engine,
+    GenerateRequest,
+    Kept,
+    LoRASpec,
+    Target,
+    TrainRequest,
+)
+from fttt.errors import FTTTError, RunError
+from fttt.experiment.ledger import Ledger
+from fttt.methods import Adapter, Attempt
+from fttt.models.chat import ChatFormat
+from fttt.store import GenerationEvent, Journal
+from fttt.types import Completion, Feedback, Question, Trial, Turn, Usage, Verdict
+from fttt.verifiers.base import Verifier
+
+__all__ = ["Bench", "Observer", "QuestionAttempt", "QuestionSession"]
+
+
+class Observer(Protocol):
+    """Somebody who watches a run."""
+
+    def trial_ended(self, trial: Trial) -> None:
+        """A trial ended in this process."""
+
+    def question_ended(self, *, solved: bool, spared: int) -> None:
+        """A question's method returned; ``spared`` trials of its budget were not needed."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What the questions of one run share."""
+
+    engine: Engine
+    chat: ChatFormat
+    stop_ids: tuple[int, ...]
+    verifier: Verifier
+    journal: Journal
+    observer: Observer
+    seed: int
+    sampling: SamplingSection
+    budget: BudgetSection
+    lora: LoRASpec | None
+    together: bool
+    """Whether trials are independent of one another: see :class:`fttt.methods.Method`."""
+
+
+@dataclass
+class Written:
+    """A conversation as the model saw it, and its keys and values while they are held."""
+
+    prompt_ids: tuple[int, ...]
+    completion: Completion
+    kept: Kept | None
+
+    @property
+    def context(self) -> Kept | tuple[int, ...]:
+        return self.kept or self.prompt_ids + self.completion.token_ids
+
+    def release(self) -> None:
+        if self.kept is not None:
+            self.kept.close()
+            self.kept = None
+
+
+class QuestionSession:
+    """One question's view of a run. Implements :class:`fttt.methods.Session`."""
+
+    def __init__(self, question: Question, bench: Bench) -> None:
+        self.question = question
+        self.bench = bench
+        self.ledger = Ledger(bench.budget)
+        self.history = bench.journal.history(question.id)
+        self._written = bench.journal.written(question.id)
+        self._sequences: dict[int, Written] = {}
+        self._generations = 0
+        self._attempts: list[QuestionAttempt] = []
+        self._judged = asyncio.Event()
+
+    @property
+    def budget(self) -> int:
+        """The number of trials that the run grants each question."""
+        return self.ledger.trials
+
+    async def trials(self) -> AsyncIterator[Attempt]:
+        """Trials until the budget is spent, or the question is solved."""
+        together = self.bench.together
+        while True:
+            if not together:
+                self.end_trials()
+                if self.ledger.solved:
+                    return
+            elif self.ledger.running and not (
+                self.ledger.limited_by_trials and self.ledger.grants()
+            ):
+                self._judged.clear()
+                await self._judged.wait()
+                continue
+            if not self.ledger.grants():
+                return
+            attempt = QuestionAttempt(self, self.ledger.begin(), ends_with_verdict=together)
+            self._attempts.append(attempt)
+            yield attempt
+
+    @asynccontextmanager
+    async def adapter(self) -> AsyncIterator[Adapter]:
+        """This question's own weights, fresh and seeded, given back at the end."""
+        bench = self.bench
+        if bench.lora is None:
+            raise TypeError("a method without LoRASettings asked for an adapter")
+        seed = derive_key("adapter", bench.seed, self.question.id)
+        slot = await bench.engine.open_adapter(bench.lora, seed)
+        try:
+            yield slot
+        finally:
+            slot.close()
+
+    async def generate(
+        self,
+        *turns: Turn,
+        adapter: Adapter | None = None,
+        max_new_tokens: int | None = None,
+        temperature: float | None = None,
+    ) -> Completion:
+        """Write something that is no answer: it spends tokens but no trial."""
+        completion = await self.write(
+            turns, adapter=adapter, max_new_tokens=max_new_tokens, temperature=temperature
+        )
+        if self._attempts and not self._attempts[-1].ended:
+            self._attempts[-1].usage += completion.usage  # it was written for the latest trial
+        return completion
+
+    def extract(self, completion: Completion) -> str | None:
+        """The normalised answer in a completion."""
+        return self.bench.verifier.extract(completion.text)
+
+    async def write(
+        self,
+        turns: tuple[Turn, ...],
+        *,
+        adapter: Adapter | None = None,
+        max_new_tokens: int | None = None,
+        temperature: float | None = None,
+        trial: int | None = None,
+    ) -> Completion:
+        """Generate, or take from the journal what an earlier process generated here."""
+        bench = self.bench
+        number, self._generations = self._generations, self._generations + 1
+        longest = bench.sampling.max_new_tokens
+        new_tokens = min(longest, max_new_tokens) if max_new_tokens else longest
+        prompt_ids = self._prompt_ids(turns, new_tokens)
+        past = self.history.generations.get(number)
+        if past is not None:
+            self._check_replay(past, prompt_ids, trial)
+            kept, completion = None, past.completion
+        else:
+            generation = await bench.engine.generate(
+                GenerateRequest(
+                    prompt_ids=prompt_ids,
+                    max_new_tokens=new_tokens,
+                    temperature=bench.sampling.temperature if temperature is None else temperature,
+                    top_p=bench.sampling.top_p,
+                    noise_key=derive_key("generation", bench.seed, self.question.id, number),
+                    stop_ids=bench.stop_ids,
+                    adapter=None if adapter is None else cast(AdapterSlot, adapter),
+                    keep=adapter is not None and trial is not None,
+                )
+            )
+            kept = generation.kept
+            completion = Completion(
+                text=bench.chat.decode(generation.token_ids),
+                token_ids=generation.token_ids,
+                finish_reason=generation.finish_reason,
+                generation=number,
+                usage=Usage(
+                    prompt_tokens=len(prompt_ids),
+                    generated_tokens=len(generation.token_ids),
+                    generations=1,
+                    seconds=generation.seconds,
+                ),
+            )
+            bench.journal.generation(GenerationEvent(self.question.id, trial, completion))
+        self._sequences[number] = Written(prompt_ids, completion, kept)
+        self.ledger.spend(completion.usage)
+        return completion
+
+    async def judge(self, completion: Completion) -> tuple[Verdict, Usage]:
+        """Verify, or take the verdict from the journal."""
+        past = self.history.verdicts.get(completion.generation)
+        if past is None:
+            start = time.perf_counter()
+            try:
+                verdict = await self.bench.verifier.verify(self.question, completion.text)
+            except FTTTError:
+                raise
+            except Exception as error:  # a user's own verifier is allowed to be wrong
+                detail = f"the verifier raised {type(error).__name__}: {error}"
+                verdict = Verdict("incorrect", None, detail)
+            past = replace(verdict, seconds=time.perf_counter() - start)
+            self.bench.journal.verdict(self.question.id, completion.generation, past)
+        usage = Usage(verifier_calls=1, seconds=past.seconds)
+        self.ledger.spend(usage)
+        return past, usage
+
+    async def learn(
+        self, adapter: Adapter, after: Completion, on: Sequence[Feedback]
+    ) -> tuple[float, Usage]:
+        """Take one optimizer step; return the loss and what the step cost."""
+        sequence = self._sequences[after.generation]
+        targets = tuple(self._target(sequence, feedback) for feedback in on)
+        trained = await self.bench.engine.train(
+            TrainRequest(cast(AdapterSlot, adapter), sequence.context, targets)
+        )
+        usage = Usage(trained_tokens=trained.trained_tokens, seconds=trained.seconds)
+        self.ledger.spend(usage)
+        return trained.loss, usage
+
+    def attempt_judged(self, verdict: Verdict) -> None:
+        """Count a trial's verdict and wake whoever waits for room in the budget."""
+        self.ledger.judge(verdict)
+        self._judged.set()
+
+    def end_trials(self) -> None:
+        """Write down the trials that have ended and let their keys and values go."""
+        for attempt in self._attempts:
+            attempt.end()
+        self._attempts.clear()
+        for sequence in self._sequences.values():
+            sequence.release()
+
+    def record(self, trial: Trial) -> None:
+        """Write down a trial, unless an earlier process has."""
+        if trial.trial not in self._written:
+            self.bench.journal.trial(trial)
+            self.bench.observer.trial_ended(trial)
+
+    def close(self) -> None:
+        """Let everything go without writing."""
+        for sequence in self._sequences.values():
+            sequence.release()
+
+    def _prompt_ids(self, turns: tuple[Turn, ...], new_tokens: int) -> tuple[int, ...]:
+        """The conversation in token ids; its oldest turns are left out until it fits."""
+        chat, room = self.bench.chat, self.bench.engine.max_length - new_tokens
+        ids = chat.conversation_ids(self.question.prompt, turns)
+        while len(ids) > room and len(turns) >= 2:
+            turns = turns[2:]
+            ids = chat.conversation_ids(self.question.prompt, turns)
+        return ids
+
+    def _target(self, sequence: Written, feedback: Feedback) -> Target:
+        """The tokens that carry a feedback's loss, in mean cross-entropy times its weight."""
+        if feedback.on == "attempt":
+            ids = sequence.completion.token_ids
+            return Target(
+                ids, _mean_weights(0, len(ids), feedback.weight), len(sequence.prompt_ids)
+            )
+        ids, quiet, before = (), 0, sequence.completion
+        after: Completion | None = before
+        for turn in feedback.turns:
+            quiet = len(ids)
+            if isinstance(turn, Completion):
+                ids, after = ids + turn.token_ids, turn
+            else:
+                ids, after = ids + self.bench.chat.turn_ids(turn, after), None
+        return Target(ids, _mean_weights(quiet, len(ids), feedback.weight))
+
+    def _check_replay(
+        self, past: GenerationEvent, prompt_ids: tuple[int, ...], trial: int | None
+    ) -> None:
+        found = (past.trial, past.completion.usage.prompt_tokens)
+        if found != (trial, len(prompt_ids)):
+            raise RunError(
+                f"Generation {past.completion.generation} of the question {self.question.id!r} was "
+                "made by another version or from other data, so the run cannot go on from it; "
+                "start a new run."
+            )
+
+
+class QuestionAttempt:
+    """One trial in progress. Implements :class:`fttt.methods.Attempt`."""
+
+    def __init__(self, session: QuestionSession, index: int, *, ends_with_verdict: bool) -> None:
+        self._session = session
+        self._index = index
+        self._ends_with_verdict = ends_with_verdict
+        self._result: tuple[Completion, Verdict] | None = None
+        self._loss: float | None = None
+        self.usage = Usage()
+        self.ended = False
+
+    @property
+    def index(self) -> int:
+        """The trial's number, from 0."""
+        return self._index
+
+    async def generate(
+        self,
+        *turns: Turn,
+        adapter: Adapter | None = None,
+        temperature: float | None = None,
+    ) -> Completion:
+        """Write an answer to the question followed by ``turns``."""
+        completion = await self._session.write(
+            turns, adapter=adapter, temperature=temperature, trial=self._index
+        )
+        self.usage += completion.usage
+        return completion
+
+    async def verify(self, completion: Completion) -> Verdict:
+        """Judge a completion; the trial's record is written with this verdict."""
+        verdict, usage = await self._session.judge(completion)
+        self.usage += usage
+        first = self._result is None
+        self._result = (completion, verdict)
+        if first:
+            self._session.attempt_judged(verdict)
+        if self._ends_with_verdict:
+            self.end()
+        return verdict
+
+    async def train(
+        self, adapter: Adapter, *, after: Completion, on: Feedback | Sequence[Feedback]
+    ) -> float:
+        """Take one optimizer step on what was said after an attempt; return the loss."""
+        said = (on,) if isinstance(on, Feedback) else tuple(on)
+        self._loss, usage = await self._session.learn(adapter, after, said)
+        self.usage += usage
+        return self._loss
+
+    def end(self) -> None:
+        """Write the trial down, once."""
+        if self.ended:
+            return
+        if self._result is None:
+            raise RuntimeError(f"the method ended trial {self._index} without a verdict")
+        self.ended = True
+        completion, verdict = self._result
+        self._session.record(
+            Trial(
+                question_id=self._session.question.id,
+                trial=self._index,
+                generation=completion.generation,
+                completion=completion.text,
+                token_ids=completion.token_ids,
+                finish_reason=completion.finish_reason,
+                extracted=verdict.extracted,
+                verdict=verdict.outcome,
+                detail=verdict.detail,
+                loss=self._loss,
+                usage=self.usage,
+            )
+        )
+
+
+def _mean_weights(quiet: int, total: int, weight: float) -> tuple[float, ...]:
+    """Zero for the first ``quiet`` tokens; the others share ``weight`` evenly."""
+    loud = total - quiet
+    return (0.0,) * quiet + (weight / loud,) * loud
