@@ -1,0 +1,63 @@
+"""``fttt compare``: two or more runs on the same questions, held against each other."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from fttt.errors import UsageError
+from fttt.store import Run
+
+__all__ = ["compare_command"]
+
+
+def compare_command(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(help="Run folders; runs that differ in nothing but the seed are pooled."),
+    ],
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print everything as JSON instead of tables.")
+    ] = False,
+    intersection: Annotated[
+        bool,
+        typer.Option("--intersection", help="Compare on the questions that all runs finished."),
+    ] = False,
+    allow: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--allow",
+            metavar="SETTING",
+            help="Compare although this differs (model, temperature, unanswered ...); repeatable.",
+        ),
+    ] = None,
+    baseline: Annotated[
+        str | None,
+        typer.Option(
+            "--baseline", metavar="METHOD", help="Compare every other side with this one only."
+        ),
+    ] = None,
+) -> None:
+    """Compare runs on the same questions, paired, at equal trials and at equal tokens."""
+    try:
+        from fttt.report.compare import compare
+        from fttt.report.tables import render
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            f"`fttt compare` needs the package {error.name!r}, which is not installed; "
+            "install it with `pip install 'fttt[report]'`."
+        ) from error
+    comparison, _ = compare(
+        [Run.open(path) for path in runs],
+        intersection=intersection,
+        allow=allow or (),
+        baseline=baseline,
+    )
+    if as_json:
+        typer.echo(json.dumps(comparison.to_json(), indent=2, ensure_ascii=False))
+    else:
+        Console().print(render(comparison))

@@ -1,0 +1,243 @@
+"""The sides of a comparison: runs of one method with one set of settings, whatever their seeds."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from fttt.errors import UsageError
+from fttt.report.outcomes import Axis, Outcomes
+from fttt.store import Run, fingerprint
+
+__all__ = ["Arm", "check_rules", "form_arms", "rules_of", "shared_questions", "unfinished"]
+
+OUTER_SETTINGS = frozenset(
+    {"seed", "save_correct_cases", "data_dir", "split", "limit", "questions", "skip_cases"}
+    | {"device", "batch_size", "max_length"}
+)
+"""Settings that do not change what a method is: which questions, which machine, which seed."""
+RULE_SETTINGS = frozenset({"unanswered", "temperature", "top_p", "max_new_tokens", "prompt"})
+"""Settings that make a trial or a verdict mean something else: two sides must share them. So must
+they share all options of the task, its verifier among them."""
+SAMPLING_SETTINGS = frozenset({"temperature", "top_p"})
+DETERMINISTIC_METHODS = frozenset({"greedy", "beam-search"})
+"""Methods that draw nothing, so that the run's sampling settings do not touch them."""
+
+CENSORED_SHARE = 0.05
+"""Share of a run's questions that may have run out of trials before an observed budget."""
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One side: its runs (one a seed) on the same questions."""
+
+    label: str
+    runs: tuple[Run, ...]
+    ids: tuple[str, ...]
+
+    @cached_property
+    def outcomes(self) -> tuple[Outcomes, ...]:
+        """One a run, on this arm's questions."""
+        return tuple(Outcomes.of(run).at(self.ids) for run in self.runs)
+
+    @property
+    def method(self) -> str:
+        return self.runs[0].method
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return tuple(run.seed for run in self.runs)
+
+    @property
+    def budget(self) -> int | None:
+        """Trials granted to each question; ``None`` where tokens or seconds were the budget."""
+        return self.runs[0].trial_budget
+
+    def values(self, axis: Axis, budgets_B: ArrayLike) -> Floats:
+        """Share of the seeds that solved each question within each budget, shape QB."""
+        per_seed = [outcomes.within(axis, budgets_B) for outcomes in self.outcomes]
+        mean_QB: Floats = np.mean(per_seed, axis=0, dtype=np.float64)
+        return mean_QB
+
+    def observed(self, axis: Axis) -> float:
+        """The largest budget that nearly every question of every seed was really given.
+
+        Past it more than 5 % of a run's questions had run out of trials unsolved, and nobody
+        knows what more would have done.
+        """
+        limits = []
+        for outcomes in self.outcomes:
+            ended = np.sort(outcomes.spent[axis][~outcomes.solved])
+            spare = int(CENSORED_SHARE * len(self.ids))
+            everything = float(outcomes.spent[axis].max())
+            limits.append(float(ended[spare]) if len(ended) > spare else everything)
+        return min(limits)
+
+
+def form_arms(runs: Sequence[Run], ids: Sequence[str] | None = None) -> list[Arm]:
+    """Pool runs that differ in nothing but the seed; each arm gets a name that tells it apart.
+
+    ``ids`` restricts every arm to these questions; without it each arm has those of its runs.
+    """
+    groups: dict[str, list[Run]] = defaultdict(list)
+    for run in runs:
+        groups[json.dumps([run.method, _identity(run)], sort_keys=True, default=str)].append(run)
+    sides: list[tuple[Run, ...]] = []
+    for group in groups.values():
+        repeated = len({run.seed for run in group}) < len(group)
+        if repeated or not _same_questions(group):
+            sides.extend((run,) for run in group)
+        else:
+            sides.append(tuple(group))
+    labels = _labels(sides)
+    return [
+        Arm(label, side, tuple(ids) if ids is not None else tuple(_digests(side[0])))
+        for label, side in zip(labels, sides, strict=True)
+    ]
+
+
+def shared_questions(runs: Sequence[Run], intersection: bool) -> tuple[list[str], list[str]]:
+    """Ids of the questions that every run has, the same in prompt and gold, and what to say.
+
+    Raises:
+        UsageError: the runs differ in their questions and no intersection was asked for, or
+            nothing is shared.
+    """
+    digests = [_digests(run) for run in runs]
+    shared = [i for i, digest in digests[0].items() if all(d.get(i) == digest for d in digests[1:])]
+    every = {pair for digest in digests for pair in digest.items()}
+    owed = {run.path.name: unfinished(run) for run in runs}
+    if not intersection:
+        for run in runs:
+            if owed[run.path.name]:
+                raise UsageError(
+                    f"The run {str(run.path)!r} is unfinished: {len(owed[run.path.name])} of its "
+                    f"{len(run.questions)} questions still owe trials; go on with it by "
+                    f"`fttt run --resume {run.path}`, or add --intersection to use the rest."
+                )
+        if len(every) != len(shared):
+            raise UsageError(
+                f"The runs are not on the same questions: {len(shared)} are shared of "
+                f"{len(every)} in all (by id and by the sha256 of prompt and gold); compare "
+                "runs on the same questions, or add --intersection to use the shared ones."
+            )
+    excluded = {i for ids in owed.values() for i in ids}
+    kept = [i for i in shared if i not in excluded]
+    if not kept:
+        raise UsageError(
+            "The runs share no finished question (by id and by the sha256 of prompt and gold), "
+            "so there is nothing to compare; name runs on the same questions."
+        )
+    dropped = len(every) - len(kept)
+    if not dropped:
+        return kept, []
+    return kept, [
+        f"Compared on the intersection: {len(kept)} questions that every run has finished, "
+        f"of {len(every)} in all."
+    ]
+
+
+def unfinished(run: Run) -> list[str]:
+    """Ids of the questions of a cut-off run that still owe trials."""
+    if run.finished:
+        return []
+    done = {i for i, history in run.histories.items() if history.done}
+    return [question.id for question in run.questions if question.id not in done]
+
+
+def check_rules(runs: Sequence[Run], allow: Sequence[str]) -> list[str]:
+    """Hold the runs' task, model and rules against each other; what is allowed to differ is said.
+
+    Raises:
+        UsageError: they differ in something that ``allow`` does not name.
+    """
+    notes = []
+    rules = [rules_of(run) for run in runs]
+    for name in sorted({name for rule in rules for name in rule}):
+        deciding = [
+            (run, rule.get(name))
+            for run, rule in zip(runs, rules, strict=True)
+            if not (name in SAMPLING_SETTINGS and run.method in DETERMINISTIC_METHODS)
+        ]
+        for run, value in deciding[1:]:
+            if value == deciding[0][1]:
+                continue
+            difference = (
+                f"{name} is {_show(deciding[0][1])} in {deciding[0][0].path.name!r} "
+                f"and {_show(value)} in {run.path.name!r}"
+            )
+            if name not in allow:
+                raise UsageError(
+                    f"The runs do not follow the same rules: {difference}; compare runs that "
+                    f"share it, or add --allow {name} to compare them all the same."
+                )
+            notes.append(f"The sides differ by more than the method: {difference}.")
+            break
+    return notes
+
+
+def rules_of(run: Run) -> dict[str, Any]:
+    """What two runs must share for a difference to be the method's."""
+    rules = {key: value for key, value in _leaves(run.config) if key in RULE_SETTINGS}
+    options = dict(_leaves(run.config.get("data", {}).get("options", {})))
+    facts = {"task": run.task, "model": run.model, "unanswered": run.unanswered}
+    return {**rules, **options, **facts}
+
+
+def _identity(run: Run) -> dict[str, Any]:
+    """The settings of a run that make it another arm."""
+    return {key: value for key, value in _leaves(run.config) if key not in OUTER_SETTINGS}
+
+
+def _labels(sides: Sequence[tuple[Run, ...]]) -> list[str]:
+    """The method's name, with the settings that tell two arms of one method apart."""
+    methods = Counter(side[0].method for side in sides)
+    labels = []
+    for side in sides:
+        method = side[0].method
+        if methods[method] == 1:
+            labels.append(method)
+            continue
+        own = _identity(side[0])
+        twins = [_identity(s[0]) for s in sides if s[0].method == method and s is not side]
+        differing = [key for key in own if any(twin.get(key) != own[key] for twin in twins)]
+        told = ", ".join(f"{key} {_show(own[key])}" for key in differing)
+        labels.append(f"{method} ({told})" if told else side[0].path.name)
+    # Two arms may still share a label (settings that only the other has): fall back on folders.
+    clashes = {label for label, times in Counter(labels).items() if times > 1}
+    return [
+        side[0].path.name if label in clashes else label
+        for label, side in zip(labels, sides, strict=True)
+    ]
+
+
+def _digests(run: Run) -> dict[str, str]:
+    return {question.id: fingerprint(question) for question in run.questions}
+
+
+def _same_questions(runs: Sequence[Run]) -> bool:
+    first = _digests(runs[0])
+    return all(_digests(run) == first for run in runs[1:])
+
+
+def _leaves(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Every setting of a nested configuration by its own name."""
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value)
+        else:
+            yield key, value
+
+
+def _show(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    return text if len(text) <= 40 else text[:39] + "…"

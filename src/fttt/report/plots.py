@@ -1,0 +1,243 @@
+"""The plots, drawn with matplotlib: the same figure for the page and for a paper.
+
+Matplotlib rather than a charting library of the browser: the page stays small and works offline
+and printed, and ``--plots`` writes the very figure that was looked at. For the page the SVG keeps
+its text as text, and its colours become CSS variables, so that it follows the page's theme.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.markers import MarkerStyle
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+
+from fttt.report.curves import Curve, Spending
+from fttt.report.outcomes import Axis
+from fttt.report.palette import ARM_COLOURS, LIGHT
+
+__all__ = ["curve_figure", "inline_svg", "legend_mark", "outcome_figure", "save", "token_figure"]
+
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "h")
+AXIS_NAMES: dict[Axis, str] = {
+    "trials": "Trials a question",
+    "tokens": "Generated tokens a question",
+    "seconds": "Wall seconds a question",
+}
+STYLE: Any = {  # the stubs spell out every key of rcParams
+    "font.size": 9,
+    "axes.edgecolor": LIGHT["soft"],
+    "axes.labelcolor": LIGHT["soft"],
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "grid.color": LIGHT["line"],
+    "grid.linewidth": 0.7,
+    "text.color": LIGHT["ink"],
+    "xtick.color": LIGHT["soft"],
+    "ytick.color": LIGHT["soft"],
+    "legend.frameon": False,
+    "text.parse_math": False,  # a label is what it says: "$" is no formula
+    "svg.fonttype": "none",
+    "svg.hashsalt": "fttt",  # the same figure gives the same bytes
+}
+
+
+def curve_figure(curves: Sequence[Curve], axis: Axis, legend: bool = True) -> Figure:
+    """Accuracy against a budget, one line a side, with its 95 % band.
+
+    A line is dotted past the budget that nearly every question was really given.
+    """
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(3.9, 3.0), layout="constrained")
+        axes = figure.add_subplot()
+        for n, curve in enumerate(curves):
+            _draw(axes, curve, n, axis)
+        axes.grid(axis="y")
+        axes.set_xscale("log", base=2 if axis == "trials" else 10)
+        axes.xaxis.set_major_locator(FixedLocator(_ticks(curves, axis)))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
+        axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} %"))
+        axes.set_ylim(bottom=0, top=min(100.0, max(axes.get_ylim()[1], 1.0)))
+        axes.set_xlabel(AXIS_NAMES[axis])
+        axes.set_ylabel("Questions solved")
+        if legend:
+            axes.legend(loc="best", fontsize=8)
+    return figure
+
+
+def token_figure(spendings: Sequence[Spending]) -> Figure:
+    """Tokens a question by kind: prompt, generated, trained."""
+    kinds = {"generated": "c5", "trained": "other", "prompt": "blank"}
+    return _bars(spendings, kinds, {kind: kind for kind in kinds}, "Tokens a question")
+
+
+def outcome_figure(spendings: Sequence[Spending]) -> Figure:
+    """Generated tokens a question by what came of them."""
+    colours = {"correct": "correct", "wrong": "wrong", "blank": "blank", "other": "other"}
+    names = {
+        "correct": "correct attempts",
+        "wrong": "wrong attempts",
+        "blank": "unanswered attempts",
+        "other": "critiques",
+    }
+    return _bars(spendings, colours, names, "Generated tokens a question")
+
+
+def inline_svg(figure: Figure, title: str) -> str:
+    """The figure as an SVG element for the page: no fixed size, theme colours, a title."""
+    buffer = io.StringIO()
+    with mpl.rc_context(STYLE):
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r' (?:width|height)="[\d.]+pt"', "", svg, count=2)
+    # Marks and clip paths are numbered by their content: figures on one page must not share them.
+    tag = re.sub(r"\W+", "-", title.lower())
+    svg = re.sub(r'\bid="', f'id="{tag}-', svg)
+    svg = svg.replace("url(#", f"url(#{tag}-").replace('xlink:href="#', f'xlink:href="#{tag}-')
+    for name, colour in LIGHT.items():
+        svg = svg.replace(colour, f"var(--{name})")
+    return svg.replace("<svg ", f'<svg role="img" aria-label="{title}" ', 1)
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG (200 dots an inch) or SVG, by the path's ending."""
+    with mpl.rc_context(STYLE):
+        figure.savefig(path, dpi=200)
+
+
+def _draw(axes: Axes, curve: Curve, place: int, axis: Axis) -> None:
+    colour = LIGHT[ARM_COLOURS[place % len(ARM_COLOURS)]]
+    marker = MARKERS[place % len(MARKERS)]
+    whole = curve.budgets <= curve.whole_until
+    if len(curve.budgets) == 1:
+        low, high = curve.mean - curve.low, curve.high - curve.mean
+        axes.errorbar(
+            curve.budgets,
+            100 * curve.mean,
+            yerr=[100 * low, 100 * high],
+            color=colour,
+            marker=marker,
+            markersize=5,
+            capsize=3,
+            linewidth=1.2,
+            label=curve.label,
+        )
+        return
+    step = None if axis == "trials" else "post"
+    axes.fill_between(
+        curve.budgets,
+        100 * curve.low,
+        100 * curve.high,
+        color=colour,
+        alpha=0.13,
+        linewidth=0,
+        step="post" if step else None,
+    )
+    style = "default" if axis == "trials" else "steps-post"
+    marks = _marks(curve, axis)
+    axes.plot(curve.budgets, 100 * curve.mean, ":", color=colour, linewidth=1.3, drawstyle=style)
+    axes.plot(
+        curve.budgets[whole],
+        100 * curve.mean[whole],
+        color=colour,
+        linewidth=1.8,
+        drawstyle=style,
+        marker=marker,
+        markersize=4.5,
+        markevery=[m for m in marks if m < int(whole.sum())],
+        label=curve.label,
+    )
+
+
+def _marks(curve: Curve, axis: Axis) -> list[int]:
+    """Where a line carries its marker: powers of two, or a few places along it."""
+    if axis == "trials":
+        return [n for n, budget in enumerate(curve.budgets) if _is_power_of_two(int(budget))]
+    return list(range(len(curve.budgets) // 8, len(curve.budgets), len(curve.budgets) // 4))
+
+
+def _bars(
+    spendings: Sequence[Spending], colours: dict[str, str], names: dict[str, str], title: str
+) -> Figure:
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(6.0, 0.9 + 0.32 * len(spendings)), layout="constrained")
+        axes = figure.add_subplot()
+        labels = [spending.label for spending in spendings]
+        places = range(len(labels))
+        left = [0.0] * len(labels)
+        for field, colour in colours.items():
+            widths = [float(getattr(spending, field)) for spending in spendings]
+            if not any(widths):
+                continue
+            axes.barh(
+                places, widths, left=left, height=0.62, color=LIGHT[colour], label=names[field]
+            )
+            left = [a + b for a, b in zip(left, widths, strict=True)]
+        longest = max([*left, 1.0])
+        for place, total in zip(places, left, strict=True):
+            axes.text(total + longest * 0.01, place, f"{total:,.0f}", va="center", fontsize=8)
+        axes.set_xlim(0, longest * 1.12)
+        axes.set_yticks(places, labels)
+        axes.tick_params(axis="y", length=0, labelcolor=LIGHT["ink"])
+        axes.invert_yaxis()
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
+        axes.grid(axis="x")
+        axes.spines["left"].set_visible(False)
+        axes.set_xlabel(title)
+        axes.legend(
+            loc="lower left", bbox_to_anchor=(0, 1), ncols=4, fontsize=8, borderaxespad=0.2,
+            handlelength=1, handleheight=1, columnspacing=1.4,
+        )  # fmt: skip
+    return figure
+
+
+def _ticks(curves: Sequence[Curve], axis: Axis) -> list[float]:
+    """Round numbers over the curves' range: powers of two, or 1 and 3 times powers of ten."""
+    low = min(float(curve.budgets[0]) for curve in curves)
+    high = max(float(curve.budgets[-1]) for curve in curves)
+    if axis == "trials":
+        powers = [float(1 << n) for n in range(int(high).bit_length())]
+        return powers if powers[-1] == high else [*powers, high]
+    places = [m * 10.0**e for e in range(-3, 9) for m in (1, 3)]
+    inside = [tick for tick in places if low <= tick <= high]
+    return inside if len(inside) > 1 else [low, high]
+
+
+def _is_power_of_two(number: int) -> bool:
+    return number & (number - 1) == 0
+
+
+def _short(value: float) -> str:
+    """``300``, ``1k``, ``30k``, ``2M``: as few characters as a tick has room for."""
+    for size, unit in ((1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:.3g}{unit}"
+    return f"{value:.3g}"
+
+
+def legend_mark(place: int) -> str:
+    """A short piece of a side's line with its marker, as SVG for the page's legend."""
+    colour = f"var(--{ARM_COLOURS[place % len(ARM_COLOURS)]})"
+    marker = MarkerStyle(MARKERS[place % len(MARKERS)])
+    path = marker.get_path().transformed(marker.get_transform())
+    outline = np.asarray(path.to_polygons()[0], dtype=np.float64)
+    corners = " ".join(f"{12 + 6 * x:.1f},{6 - 6 * y:.1f}" for x, y in outline)
+    return (
+        f'<svg viewBox="0 0 24 12" aria-hidden="true"><path d="M0 6H24" stroke="{colour}" '
+        f'stroke-width="1.8"/><polygon points="{corners}" fill="{colour}"/></svg>'
+    )

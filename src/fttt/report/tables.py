@@ -1,0 +1,78 @@
+"""The comparison as text for a terminal."""
+
+from __future__ import annotations
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from fttt.report.compare import ArmResult, Comparison, PairResult
+from fttt.report.sentences import budget_name, caveats, conclusions
+from fttt.report.wording import count, interval, p_value, percent, points, quantity
+
+__all__ = ["render"]
+
+
+def render(comparison: Comparison) -> RenderableType:
+    """Two tables and the sentences that say what follows."""
+    title = f"{comparison.task} with {comparison.model}, {count(comparison.questions)} questions"
+    parts: list[RenderableType] = [Text(title, style="bold")]
+    parts.extend(Text(note, style="yellow") for note in comparison.notes)
+    parts.append(_arms(comparison.arms))
+    parts.append(_pairs(comparison.pairs))
+    parts.append(Text("What follows", style="bold"))
+    parts.extend(_item(sentence) for sentence in conclusions(comparison))
+    parts.append(Text("\nWhat does not", style="bold"))
+    parts.extend(_item(sentence) for sentence in caveats(comparison))
+    return Group(*parts)
+
+
+def _item(sentence: str) -> Table:
+    """A sentence behind a bullet, its further lines indented."""
+    grid = Table.grid(padding=(0, 1))
+    grid.add_row(Text("•"), Text(sentence))
+    return grid
+
+
+def _arms(arms: tuple[ArmResult, ...]) -> Table:
+    table = Table(header_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("Method")
+    for name in ("Seeds", "Trials", "Solved", "95 % interval", "Generated", "Trained", "Blank"):
+        table.add_column(name, justify="right")
+    for arm in arms:
+        table.add_row(
+            Text(arm.label),
+            ", ".join(map(str, arm.seeds)),
+            f"{quantity(arm.trials_mean)}" + (f" of {arm.budget}" if arm.budget else ""),
+            Text(percent(arm.accuracy.value), style="bold"),
+            interval(arm.accuracy),
+            count(arm.tokens["generated"]),
+            count(arm.tokens["trained"]),
+            percent(arm.unanswered),
+        )
+    table.caption = "Trials and tokens: mean a question. Blank: trials without an answer."
+    table.caption_justify = "left"
+    return table
+
+
+def _pairs(pairs: tuple[PairResult, ...]) -> Table:
+    table = Table(header_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("First − second")  # noqa: RUF001
+    table.add_column("At equal")
+    for name in ("Points", "95 % interval", "Only 1st : 2nd", "p", "Smallest visible"):
+        table.add_column(name, justify="right")
+    table.add_column("Shown")
+    for pair in pairs:
+        visible = "none" if pair.detectable is None else points(pair.detectable, sign=False)
+        table.add_row(
+            Text(f"{pair.first} − {pair.second}"),  # noqa: RUF001
+            budget_name(pair).removesuffix(" generated tokens a question")
+            + (" tokens" if pair.axis == "tokens" else ""),
+            Text(points(pair.difference.value), style="bold"),
+            f"{points(pair.difference.low)} to {points(pair.difference.high)}",
+            f"{quantity(pair.only_first)} : {quantity(pair.only_second)}",
+            p_value(pair.p_holm).removeprefix("p ").removeprefix("= "),
+            visible,
+            Text("yes", style="bold green") if pair.shown else Text("no", style="dim"),
+        )
+    return table

@@ -1,0 +1,88 @@
+"""Small run folders, written through the store as a real run writes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fttt.store import Run, RunWriter
+from fttt.types import Outcome, Question, Trial, Usage
+
+MakeRun = Callable[..., Run]
+
+
+@pytest.fixture
+def make_run(tmp_path: Path) -> MakeRun:
+    """A function that writes a finished run from verdicts: ``c``, ``i`` or ``u`` a trial."""
+
+    def make(
+        name: str,
+        verdicts: Mapping[str, str],
+        *,
+        method: str = "best-of-n",
+        seed: int = 42,
+        trials: int = 4,
+        tokens: int | Sequence[int] = 10,
+        completion: str = "The final answer is 4",
+        extracted: Sequence[str | None] | None = None,
+        decided_by: str = "first",
+        prompt: str = "What is 2 + 2?",
+        finish: bool = True,
+        **settings: Any,
+    ) -> Run:
+        config: dict[str, Any] = {
+            "method": method,
+            "task": settings.pop("task", "arithmetic"),
+            "model": settings.pop("model", "tiny"),
+            "seed": seed,
+            "budget": {"trials": trials, "unanswered": settings.pop("unanswered", "count")},
+            "sampling": {"temperature": 0.6, "top_p": 0.95, **settings},
+        }
+        writer = RunWriter.create(
+            tmp_path / name,
+            config=config,
+            environment={"decided_by": decided_by},
+            questions=[Question(i, f"{prompt} ({i})", "4") for i in verdicts],
+        )
+        for question_id, letters in verdicts.items():
+            for n, letter in enumerate(letters):
+                writer.trial(
+                    _trial(
+                        question_id,
+                        n,
+                        letter,
+                        tokens if isinstance(tokens, int) else tokens[n],
+                        completion,
+                        "4" if extracted is None else extracted[n],
+                    )
+                )
+            if finish or "c" in letters or len(letters) == trials:
+                writer.done(question_id)
+        if finish:
+            return writer.finish()
+        writer.close()
+        return Run.open(tmp_path / name)
+
+    return make
+
+
+def _trial(
+    question_id: str, n: int, letter: str, tokens: int, completion: str, extracted: str | None
+) -> Trial:
+    verdicts: dict[str, Outcome] = {"c": "correct", "i": "incorrect", "u": "unanswered"}
+    return Trial(
+        question_id=question_id,
+        trial=n,
+        generation=n,
+        completion=completion,
+        token_ids=tuple(range(tokens)),
+        finish_reason="stop",
+        extracted=None if letter == "u" else extracted,
+        verdict=verdicts[letter],
+        detail="" if letter == "c" else "the answer is another",
+        loss=None if letter == "c" else 2.0 / (n + 1),
+        usage=Usage(20, tokens, 5, 1, 1, 0.5),
+    )
