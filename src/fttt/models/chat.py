@@ -74,7 +74,11 @@ class ChatFormat:
 
     def decode(self, token_ids: tuple[int, ...]) -> str:
         """Text of generated ids, special tokens left out."""
-        return str(self.tokenizer.decode(token_ids, skip_special_tokens=True))
+        return str(
+            self.tokenizer.decode(
+                token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+            )
+        )
 
     @lru_cache(maxsize=64)  # noqa: B019 - one format lives as long as its model
     def _turn(self, text: str, answer: bool) -> tuple[int, ...]:
@@ -109,9 +113,14 @@ class ChatFormat:
         return before, after, closing
 
     def _end_ids(self) -> frozenset[int]:
-        """The special tokens with which the template ends an answer."""
+        """The special token with which the template ends an answer.
+
+        A tokenizer's own end token is trusted only where the template writes none: some name the
+        token that starts a turn.
+        """
         ids = self._encode(self._after_attempt)
         special = set(self.tokenizer.all_special_ids) | set(self.tokenizer.added_tokens_decoder)
-        first = ids[0] if ids and ids[0] in special else None
+        if ids and ids[0] in special:
+            return frozenset(ids[:1])
         eos = self.tokenizer.eos_token_id
-        return frozenset(i for i in (first, eos) if i is not None)
+        return frozenset(() if eos is None else (eos,))

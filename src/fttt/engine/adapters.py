@@ -1,0 +1,252 @@
+"""Per-question low-rank weights, stacked, with a per-question AdamW, stacked.
+
+A slot is one question's place. All its numbers, over all layers, are one row of a flat float32
+matrix ``[slots, P]``; a layer's A and B are views of that row. So a batch of slots is one gather,
+its gradient is one tensor, and AdamW for any number of questions is the same few elementwise
+operations. State: 12 bytes a parameter and slot (weights and two moments), 4 more while training.
+
+Axes: S slots, Q slots of one train step, P parameters of a slot, B segments, T tokens, R rank,
+I inputs and O outputs of a layer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from fttt.engine.batch import Batch
+from fttt.engine.noise import derive_key, uniform
+from fttt.engine.request import LoRASpec
+from fttt.errors import UsageError
+
+__all__ = ["LoRABank", "Slot", "count_parameters", "target_layers"]
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One adapted linear layer's place in the flat row."""
+
+    index: int
+    a_at: int
+    b_at: int
+    inputs: int
+    outputs: int
+
+
+def target_layers(model: nn.Module, spec: LoRASpec) -> dict[str, nn.Linear]:
+    """The linear layers that a spec names, by their full name.
+
+    Raises:
+        UsageError: a name that no linear layer of the model has.
+    """
+    linear = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear)}
+    known = {n.rsplit(".", 1)[-1] for n in linear}
+    for target in spec.targets:
+        if target not in known:
+            raise UsageError(
+                f"No linear layer {target!r} in this model; it has {', '.join(sorted(known))}."
+            )
+    return {n: m for n, m in linear.items() if n.rsplit(".", 1)[-1] in spec.targets}
+
+
+def count_parameters(model: nn.Module, spec: LoRASpec) -> int:
+    """P: the trained parameters of one question."""
+    layers = target_layers(model, spec).values()
+    return sum(spec.rank * (m.in_features + m.out_features) for m in layers)
+
+
+class Slot:
+    """The engine's :class:`fttt.engine.request.AdapterSlot`."""
+
+    def __init__(self, bank: LoRABank, index: int) -> None:
+        self.bank = bank
+        self.index = index
+        self._open = True
+
+    def close(self) -> None:
+        """Give the place back. Calling it twice is harmless."""
+        if self._open:
+            self._open = False
+            self.bank.give(self.index)
+
+
+class LoRABank:
+    """All slots of one :class:`LoRASpec`, hooked into one model."""
+
+    def __init__(self, model: nn.Module, spec: LoRASpec, slots: int, device: torch.device) -> None:
+        self.spec = spec
+        self.slots = slots
+        self.scale = spec.alpha / spec.rank
+        self._layers: list[Layer] = []
+        self._hooks: list[RemovableHandle] = []
+        at = 0
+        for index, module in enumerate(target_layers(model, spec).values()):
+            inputs, outputs = module.in_features, module.out_features
+            layer = Layer(index, at, at + spec.rank * inputs, inputs, outputs)
+            self._layers.append(layer)
+            at = layer.b_at + spec.rank * outputs
+            self._hooks.append(module.register_forward_hook(self._hook(layer)))
+        self.parameters = at
+        self.weights_SP = torch.zeros(slots, at, device=device)
+        self.moment_SP = torch.zeros_like(self.weights_SP)
+        self.square_SP = torch.zeros_like(self.weights_SP)
+        self.steps_S = torch.zeros(slots, device=device)
+        self._seeds = [0] * slots
+        self._updates = [0] * slots
+        self._free = deque(range(slots))
+        self._waiting: deque[asyncio.Future[int]] = deque()
+        self._batch: Batch | None = None
+        self._gathered: Tensor | None = None
+        self._dropout_key_B: Tensor | None = None
+        self._cached: tuple[tuple[int, ...], Tensor] | None = None
+
+    async def open(self, seed: int) -> Slot:
+        """Wait for a free slot; fill it with fresh weights and an empty optimizer."""
+        if self._free:
+            index = self._free.popleft()
+        else:
+            future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+            self._waiting.append(future)
+            index = await future
+        self._fill(index, seed)
+        return Slot(self, index)
+
+    def give(self, index: int) -> None:
+        """Hand a slot to whoever waits for one, or keep it free."""
+        while self._waiting:
+            future = self._waiting.popleft()
+            if not future.done():
+                future.set_result(index)
+                return
+        self._free.append(index)
+
+    def detach(self) -> None:
+        """Take the adapters off the model's layers."""
+        for hook in self._hooks:
+            hook.remove()
+
+    def factors(self, slot: int) -> list[tuple[Tensor, Tensor]]:
+        """Views of a slot's A ``[rank, in]`` and B ``[out, rank]``, layer by layer."""
+        row = self.weights_SP[slot : slot + 1]
+        return [(a[0], b[0]) for a, b in (self._views(row, layer) for layer in self._layers)]
+
+    @contextmanager
+    def applied(self, batch: Batch, weights_QP: Tensor | None = None) -> Iterator[None]:
+        """Add each segment's adapter to the model's layers for one forward pass.
+
+        ``weights_QP`` replaces the stored weights, segment by segment, where gradients are wanted.
+        """
+        if not batch.adapted:
+            yield
+            return
+        self._batch = batch
+        if weights_QP is not None:
+            self._gathered = weights_QP
+        elif not (batch.mode == "decode" and batch.token_ids_N.is_cuda):
+            self._gathered = self._gather(batch)
+        try:
+            yield
+        finally:
+            self._batch = self._gathered = self._dropout_key_B = None
+
+    def drop_out(self, slots: Sequence[int], batch: Batch) -> None:
+        """Seed the dropout of a train pass: a question's own stream, its update, its positions."""
+        keys = [derive_key("dropout", self._seeds[s], self._updates[s]) for s in slots]
+        self._dropout_key_B = torch.tensor(keys, device=batch.token_ids_N.device)
+
+    def step(self, slots: Sequence[int], gradient_QP: Tensor) -> list[bool]:
+        """One AdamW step (Loshchilov and Hutter 2019) of each slot's own weights.
+
+        A slot whose gradient is not finite is left as it was; the answer says which were updated.
+        """
+        spec = self.spec
+        finite_Q = gradient_QP.isfinite().all(-1)
+        index_Q = torch.tensor(slots, device=gradient_QP.device)[finite_Q]
+        grad = gradient_QP[finite_Q]
+        self.steps_S[index_Q] += 1
+        t_Q1 = self.steps_S[index_Q, None].double()
+        beta1, beta2 = spec.betas
+        moment = self.moment_SP[index_Q].lerp_(grad, 1 - beta1)
+        square = self.square_SP[index_Q].mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
+        step_size = (spec.lr / (1 - beta1**t_Q1)).float()
+        denominator = square.sqrt() / (1 - beta2**t_Q1).sqrt().float() + spec.eps
+        weights = self.weights_SP[index_Q] * (1 - spec.lr * spec.weight_decay)
+        self.weights_SP[index_Q] = weights - step_size * (moment / denominator)
+        self.moment_SP[index_Q] = moment
+        self.square_SP[index_Q] = square
+        self._cached = None
+        updated = [bool(u) for u in finite_Q.tolist()]
+        for slot, done in zip(slots, updated, strict=True):
+            self._updates[slot] += done
+        return updated
+
+    def _fill(self, slot: int, seed: int) -> None:
+        """A as PEFT draws it (Kaiming uniform: within ``1 / sqrt(in)``), B zero."""
+        generator = torch.Generator().manual_seed(seed & (2**63 - 1))
+        row = torch.zeros(1, self.parameters)
+        for layer in self._layers:
+            a, _ = self._views(row, layer)
+            bound = 1 / math.sqrt(layer.inputs)
+            a.uniform_(-bound, bound, generator=generator)
+        self.weights_SP[slot] = row[0].to(self.weights_SP.device)
+        self.moment_SP[slot] = 0
+        self.square_SP[slot] = 0
+        self.steps_S[slot] = 0
+        self._seeds[slot], self._updates[slot] = seed, 0
+        self._cached = None
+
+    def _gather(self, batch: Batch) -> Tensor:
+        """Weights of each segment; zeros where a segment has no adapter."""
+        slots = tuple(batch.slot_B.tolist())
+        if self._cached is None or self._cached[0] != slots:
+            weights = self.weights_SP[batch.slot_B.clamp(min=0)]
+            weights = torch.where((batch.slot_B >= 0)[:, None], weights, 0.0)
+            self._cached = (slots, weights)
+        return self._cached[1]
+
+    def _views(self, weights: Tensor, layer: Layer) -> tuple[Tensor, Tensor]:
+        """A ``[S, R, I]`` and B ``[S, O, R]`` of a layer as views of flat rows."""
+        rank = self.spec.rank
+        a = weights[:, layer.a_at : layer.b_at].unflatten(1, (rank, layer.inputs))
+        end = layer.b_at + rank * layer.outputs
+        b = weights[:, layer.b_at : end].unflatten(1, (layer.outputs, rank))
+        return a, b
+
+    def _hook(self, layer: Layer):  # type: ignore[no-untyped-def]
+        def add(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+            batch = self._batch
+            if batch is None:
+                return None
+            x_ND = inputs[0][0]
+            if self._gathered is None:
+                from fttt.engine.kernels import add_lora
+
+                add_lora(x_ND, output[0], self.weights_SP, batch.slot_B, layer, self.spec)
+                return output
+            x_BTI = batch.pad(x_ND).to(self._gathered.dtype)
+            if self._dropout_key_B is not None and self.spec.dropout > 0:
+                x_BTI = self._dropped(x_BTI, batch, layer)
+            a_BRI, b_BOR = self._views(self._gathered, layer)
+            delta = (x_BTI @ a_BRI.transpose(1, 2)) @ b_BOR.transpose(1, 2) * self.scale
+            return output + batch.unpad(delta).to(output.dtype)
+
+        return add
+
+    def _dropped(self, x_BTI: Tensor, batch: Batch, layer: Layer) -> Tensor:
+        assert self._dropout_key_B is not None
+        tokens, width = x_BTI.shape[1:]
+        at_T = torch.arange(tokens, device=x_BTI.device)
+        position_BT = batch.past_B[:, None] + at_T
+        counter_BTI = (position_BT[..., None] * len(self._layers) + layer.index) * width
+        counter_BTI = counter_BTI + torch.arange(width, device=x_BTI.device)
+        noise = uniform(self._dropout_key_B[:, None, None], counter_BTI)
+        keep = noise >= self.spec.dropout
+        return x_BTI * keep / (1 - self.spec.dropout)

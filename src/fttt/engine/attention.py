@@ -1,0 +1,203 @@
+"""Attention over packed segments and cached rows, as an attention function of transformers.
+
+``AttentionInterface`` lets a model of any architecture call it; since no mask function is
+registered under the same name, the model builds no mask of its own. The current :class:`Batch`
+arrives through the extra keyword arguments of ``forward``.
+
+Axes: N packed tokens, B segments, T tokens of the longest, S keys, H query heads, K key-value
+heads, G = H / K query heads a key-value head, D head dimension.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import AttentionInterface
+
+from fttt.engine.batch import Batch
+
+__all__ = ["NAME", "attend"]
+
+NAME = "fttt"
+
+
+def attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float,
+    fttt_batch: Batch,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Attend within each segment and to the cached row before it.
+
+    Shapes: ``query [1, H, N, D]``, ``key`` and ``value [1, K, N, D]``; returns ``[1, N, H, D]``.
+    """
+    batch = fttt_batch
+    layer = int(module.layer_idx)  # type: ignore[arg-type]
+    if batch.mode == "decode" and query.is_cuda:
+        from fttt.engine.kernels import decode_attention
+
+        out_NHD = decode_attention(
+            query[0], key[0], value[0], batch, layer, scaling, sliding_window, softcap
+        )
+        return out_NHD.unsqueeze(0), None
+    q_NHD, k_NKD, v_NKD = (x[0].transpose(0, 1) for x in (query, key, value))
+    if batch.mode != "train":
+        rows_N = batch.row_B if batch.mode == "decode" else batch.row_B[batch.segment_N]
+        batch.cache.write(layer, rows_N, batch.position_N, k_NKD, v_NKD)
+    if batch.mode == "decode":
+        out_NHD = _decode(q_NHD, batch, layer, scaling, sliding_window, softcap)
+    elif batch.mode == "prefill":
+        out_NHD = _prefill(q_NHD, k_NKD, v_NKD, batch, layer, scaling, sliding_window, softcap)
+    else:
+        out_NHD = checkpoint(
+            _train, q_NHD, k_NKD, v_NKD, batch, layer, scaling, sliding_window, softcap,
+            use_reentrant=False,
+        )  # fmt: skip
+    return out_NHD.unsqueeze(0), None
+
+
+AttentionInterface.register(NAME, attend)
+
+
+def _decode(
+    q_NHD: Tensor,
+    batch: Batch,
+    layer: int,
+    scaling: float,
+    window: int | None,
+    softcap: float | None,
+) -> Tensor:
+    """One token a row, on the CPU: rows are read where they lie unless few of them are running."""
+    keys, values = batch.cache.keys[layer], batch.cache.values[layer]
+    used = max(batch.rows) + 1
+    length = max(batch.pasts) + 1
+    in_place = used <= 2 * len(batch.rows)
+    if in_place:
+        k, v = keys[:used, :, :length], values[:used, :, :length]
+    else:
+        k, v = keys[batch.row_B, :, :length], values[batch.row_B, :, :length]
+    if window not in batch.masks:
+        past_B = batch.past_B
+        if in_place:
+            past_B = past_B.new_zeros(used).index_copy(0, batch.row_B, past_B)
+        at_S = torch.arange(length, device=past_B.device)
+        mask_BS = at_S <= past_B[:, None]
+        if window is not None:
+            mask_BS &= at_S > past_B[:, None] - window
+        batch.masks[window] = mask_BS[:, None, None, :]
+    kv_heads = keys.shape[1]
+    q_BKGD = q_NHD.unflatten(1, (kv_heads, -1))
+    if in_place:
+        q_BKGD = q_BKGD.new_zeros(used, *q_BKGD.shape[1:]).index_copy(0, batch.row_B, q_BKGD)
+    out = _softmax_attention(q_BKGD, k, v, batch.masks[window], scaling, softcap)
+    if in_place:
+        out = out[batch.row_B]
+    return out.flatten(1, 2)
+
+
+def _prefill(
+    q_NHD: Tensor,
+    k_NKD: Tensor,
+    v_NKD: Tensor,
+    batch: Batch,
+    layer: int,
+    scaling: float,
+    window: int | None,
+    softcap: float | None,
+) -> Tensor:
+    """Segments of any length whose keys and values were just written to their rows."""
+    fresh = max(batch.pasts) == 0
+    windowed = window is not None and window < batch.longest
+    if q_NHD.is_cuda and fresh and not windowed and softcap is None:
+        q, k, v = (batch.pad(x).transpose(1, 2) for x in (q_NHD, k_NKD, v_NKD))
+        out = F.scaled_dot_product_attention(
+            q, k, v, is_causal=True, scale=scaling, enable_gqa=True
+        )
+        return batch.unpad(out.transpose(1, 2))
+    if fresh:
+        k, v = (batch.pad(x).transpose(1, 2) for x in (k_NKD, v_NKD))
+    else:
+        length = max(p + n for p, n in zip(batch.pasts, batch.lengths, strict=True))
+        k = batch.cache.keys[layer][batch.row_B, :, :length]
+        v = batch.cache.values[layer][batch.row_B, :, :length]
+    if window not in batch.masks:
+        at_S = torch.arange(k.shape[2], device=k.device)
+        at_BT1 = (batch.past_B[:, None] + torch.arange(batch.longest, device=k.device))[..., None]
+        mask_BTS = at_S <= at_BT1
+        if window is not None:
+            mask_BTS &= at_S > at_BT1 - window
+        batch.masks[window] = mask_BTS[:, None]
+    return _folded(q_NHD, k, v, batch, batch.masks[window], scaling, softcap)
+
+
+def _train(
+    q_NHD: Tensor,
+    k_NKD: Tensor,
+    v_NKD: Tensor,
+    batch: Batch,
+    layer: int,
+    scaling: float,
+    window: int | None,
+    softcap: float | None,
+) -> Tensor:
+    """Segments after cached rows that take no gradient; the rows are read, never written."""
+    cached = -(-max(batch.pasts) // 8) * 8  # aligned for the fused kernels
+    cached = min(cached, batch.cache.capacity)
+    k_own, v_own = (batch.pad(x).transpose(1, 2) for x in (k_NKD, v_NKD))
+    k = torch.cat([batch.cache.keys[layer][batch.row_B, :, :cached], k_own], dim=2)
+    v = torch.cat([batch.cache.values[layer][batch.row_B, :, :cached], v_own], dim=2)
+    if window not in batch.masks:
+        at_P = torch.arange(cached, device=k.device)
+        at_T = torch.arange(batch.longest, device=k.device)
+        past_B11 = batch.past_B[:, None, None]
+        at_BT1 = past_B11 + at_T[:, None]
+        before = (at_P < past_B11).expand(-1, batch.longest, -1)
+        own = (at_T <= at_T[:, None]).expand(len(batch.rows), -1, -1)
+        if window is not None:
+            before = before & (at_P > at_BT1 - window)
+            own = own & (at_T > at_T[:, None] - window)
+        batch.masks[window] = torch.cat([before, own], dim=-1)[:, None]
+    return _folded(q_NHD, k, v, batch, batch.masks[window], scaling, softcap)
+
+
+def _folded(
+    q_NHD: Tensor,
+    k_BKSD: Tensor,
+    v_BKSD: Tensor,
+    batch: Batch,
+    mask_B1TS: Tensor,
+    scaling: float,
+    softcap: float | None,
+) -> Tensor:
+    """Grouped heads without copying keys: a group's query heads become more query positions."""
+    kv_heads = k_BKSD.shape[1]
+    q_BTHD = batch.pad(q_NHD)
+    groups = q_BTHD.shape[2] // kv_heads
+    q = q_BTHD.unflatten(2, (kv_heads, groups)).permute(0, 2, 3, 1, 4).flatten(2, 3)
+    mask = mask_B1TS.repeat(1, 1, groups, 1)
+    out = _softmax_attention(q, k_BKSD, v_BKSD, mask, scaling, softcap)
+    out_BTHD = out.unflatten(2, (groups, -1)).permute(0, 3, 1, 2, 4).flatten(2, 3)
+    return batch.unpad(out_BTHD)
+
+
+def _softmax_attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scaling: float, softcap: float | None
+) -> Tensor:
+    """``[B, K, Q, D]`` queries over ``[B, K, S, D]`` keys; ``mask`` is true where they may look."""
+    if softcap is None:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scaling)
+    scores = (q.float() @ k.float().transpose(-1, -2)) * scaling
+    scores = (scores / softcap).tanh() * softcap
+    scores = scores.masked_fill(~mask, float("-inf"))
+    return (scores.softmax(-1) @ v.float()).to(v.dtype)

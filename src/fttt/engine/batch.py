@@ -1,0 +1,138 @@
+"""What one forward pass runs: ragged segments packed end to end, without padding.
+
+The model sees one row of all tokens, ``[1, N]``; every per-token layer works on it as it is, and
+only attention (:mod:`fttt.engine.attention`) and adapters (:mod:`fttt.engine.adapters`) look at
+where one segment ends and the next begins. A decode step is the case where each segment is one
+token long.
+
+Axes: N packed tokens, B segments, T tokens of the longest segment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import accumulate
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from fttt.engine.cache import KVCache
+
+__all__ = ["Batch", "Segment"]
+
+Mode = Literal["prefill", "decode", "train"]
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Consecutive tokens of one sequence."""
+
+    token_ids: Sequence[int]
+    row: int
+    """The cache row that holds what came before (and, but for training, receives this)."""
+    past: int
+    """How many tokens of that row come before."""
+    slot: int = -1
+    """The adapter's slot; -1 runs the base model."""
+
+
+@dataclass
+class Batch:
+    """Packed segments on the device, with what attention and adapters need to know of them."""
+
+    mode: Mode
+    cache: KVCache
+    token_ids_N: Tensor
+    position_N: Tensor
+    row_B: Tensor
+    past_B: Tensor
+    slot_B: Tensor
+    lengths: tuple[int, ...]
+    """Tokens in each segment, on the host. Empty for a captured decode step."""
+    pasts: tuple[int, ...]
+    rows: tuple[int, ...]
+    adapted: bool
+    """Whether any segment has an adapter."""
+    masks: dict[int | None, Tensor] = field(default_factory=dict)
+    """Attention masks by sliding window, built once a pass and shared by the layers."""
+
+    @classmethod
+    def pack(cls, mode: Mode, segments: Sequence[Segment], cache: KVCache) -> Batch:
+        """Lay segments end to end on the cache's device."""
+        lengths = tuple(len(s.token_ids) for s in segments)
+        pasts = tuple(s.past for s in segments)
+        rows = tuple(s.row for s in segments)
+        ids = [i for s in segments for i in s.token_ids]
+        positions = [s.past + t for s in segments for t in range(len(s.token_ids))]
+        per_segment = [rows, pasts, [s.slot for s in segments]]
+        packed = torch.tensor([ids, positions])
+        device = cache.device
+        ids_N, position_N = packed.to(device, non_blocking=True)
+        row_B, past_B, slot_B = torch.tensor(per_segment).to(device, non_blocking=True)
+        return cls(
+            mode,
+            cache,
+            ids_N,
+            position_N,
+            row_B,
+            past_B,
+            slot_B,
+            lengths,
+            pasts,
+            rows,
+            adapted=any(s.slot >= 0 for s in segments),
+        )
+
+    @cached_property
+    def longest(self) -> int:
+        """T: tokens in the longest segment."""
+        return max(self.lengths)
+
+    @cached_property
+    def ends(self) -> tuple[int, ...]:
+        """Where each segment ends in the packed row."""
+        return tuple(accumulate(self.lengths))
+
+    @cached_property
+    def segment_N(self) -> Tensor:
+        """The segment that each packed token belongs to."""
+        lengths = torch.tensor(self.lengths, device=self.token_ids_N.device)
+        return torch.repeat_interleave(
+            torch.arange(len(self.lengths), device=lengths.device), lengths
+        )
+
+    @cached_property
+    def pad_BT(self) -> Tensor:
+        """Where to read each padded token in the packed row; padding reads token 0."""
+        length_B1 = torch.tensor(self.lengths).unsqueeze(1)
+        start_B1 = (torch.tensor(self.ends) - torch.tensor(self.lengths)).unsqueeze(1)
+        step_1T = torch.arange(self.longest).unsqueeze(0)
+        index = torch.where(step_1T < length_B1, start_B1 + step_1T, 0)
+        return index.to(self.token_ids_N.device)
+
+    @cached_property
+    def unpad_N(self) -> Tensor:
+        """Where to read each packed token in the padded block, flattened to ``[B * T]``."""
+        within = self.position_N - self.past_B[self.segment_N]
+        return self.segment_N * self.longest + within
+
+    @property
+    def uniform(self) -> bool:
+        """Whether all segments are of one length, so that padding is a reshape."""
+        return self.mode == "decode" or len(set(self.lengths)) == 1
+
+    def pad(self, x_ND: Tensor) -> Tensor:
+        """``[N, ...] -> [B, T, ...]``."""
+        if self.uniform:
+            padded: Tensor = x_ND.unflatten(0, (self.row_B.shape[0], -1))
+            return padded
+        return x_ND[self.pad_BT]
+
+    def unpad(self, x_BTD: Tensor) -> Tensor:
+        """``[B, T, ...] -> [N, ...]``."""
+        flat = x_BTD.flatten(0, 1)
+        return flat if self.uniform else flat[self.unpad_N]

@@ -1,0 +1,392 @@
+"""The engine: gathers the requests of many questions into passes over one model.
+
+Prefill, decode and train passes interleave. A finished sequence frees its lane at once for the
+next waiting request; its row stays where the request asked to keep it for a train step.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+import torch
+
+from fttt.engine.adapters import LoRABank, Slot
+from fttt.engine.attention import NAME
+from fttt.engine.batch import Batch, Segment
+from fttt.engine.cache import KeptRow, KVCache
+from fttt.engine.decoder import CPUDecoder, CUDADecoder, Decoder, Lane, draw
+from fttt.engine.plan import kv_shape, plan_memory
+from fttt.engine.request import (
+    GenerateRequest,
+    Generation,
+    LoRASpec,
+    Trained,
+    TrainRequest,
+)
+from fttt.engine.scheduler import Patience
+from fttt.engine.trainer import Lesson, run_model, train_step
+from fttt.errors import RunError, UsageError
+from fttt.models.loader import LoadedModel
+
+__all__ = ["BatchedEngine"]
+
+Request = TypeVar("Request")
+Answer = TypeVar("Answer")
+
+
+@dataclass(eq=False)
+class Job(Generic[Request, Answer]):
+    """A request on its way."""
+
+    request: Request
+    answer: asyncio.Future[Answer]
+    since: float = field(default_factory=time.perf_counter)
+    lane: Lane | None = None
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self.since
+
+
+GenerateJob = Job[GenerateRequest, Generation]
+TrainJob = Job[TrainRequest, Trained]
+
+
+class BatchedEngine:
+    """The :class:`fttt.engine.request.Engine` of one loaded model.
+
+    Results do not depend on who shares a pass, beyond floating-point rounding.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        *,
+        max_length: int,
+        batch_size: int | None = None,
+        concurrency: int = 1,
+        lora: LoRASpec | None = None,
+    ) -> None:
+        """Plan the memory and take it.
+
+        Args:
+            loaded: the model; its layers' attention is taken over until the engine is closed.
+            max_length: tokens of the longest sequence, prompt and completion.
+            batch_size: sequences that run at once; ``None`` takes what fits.
+            concurrency: questions that are in progress at once.
+            lora: per-question weights, where methods train.
+
+        Raises:
+            UsageError: the plan does not fit the memory or the model's context.
+        """
+        if max_length > loaded.max_context:
+            raise UsageError(
+                f"Sequences of {max_length} tokens do not fit the model's context of "
+                f"{loaded.max_context}; lower --max-new-tokens or leave out longer questions."
+            )
+        self.plan = plan_memory(
+            loaded,
+            max_length=max_length,
+            batch_size=batch_size,
+            concurrency=concurrency,
+            lora=lora,
+        )
+        self.max_length = max_length
+        self.generated_tokens = 0
+        self.trained_tokens = 0
+        self.busy: dict[str, float] = {"prefill": 0.0, "decode": 0.0, "train": 0.0}
+        self._model: Any = loaded.model
+        self._device = torch.device(loaded.device)
+        self._attention_before = self._model.config._attn_implementation
+        self._model.set_attn_implementation(NAME)
+        layers, kv_heads, dim = kv_shape(loaded.model)
+        self._cache = KVCache(
+            rows=self.plan.rows,
+            capacity=self.plan.capacity,
+            layers=layers,
+            kv_heads=kv_heads,
+            head_dim=dim,
+            dtype=next(loaded.model.parameters()).dtype,
+            device=self._device,
+        )
+        self._bank = LoRABank(loaded.model, lora, self.plan.slots, self._device) if lora else None
+        self._decoder: Decoder = (
+            CUDADecoder(self._model, self._cache, self._bank, self.plan.batch_size)
+            if self._device.type == "cuda"
+            else CPUDecoder(self._model, self._cache, self._bank)
+        )
+        self._waiting: deque[GenerateJob] = deque()
+        self._running: list[GenerateJob] = []
+        self._lessons: deque[TrainJob] = deque()
+        self._patience = {"prefill": Patience(), "train": Patience()}
+        self._loop_task: asyncio.Task[None] | None = None
+        self._wake = asyncio.Event()
+        self._failure: BaseException | None = None
+
+    async def generate(self, request: GenerateRequest) -> Generation:
+        """Continue one sequence.
+
+        Raises:
+            UsageError: it cannot fit a row.
+            RunError: the device ran out of memory, or the engine was closed.
+        """
+        needed = len(request.prompt_ids) + request.max_new_tokens
+        if needed > self.max_length:
+            raise UsageError(
+                f"A prompt of {len(request.prompt_ids)} tokens and {request.max_new_tokens} new "
+                f"ones do not fit the {self.max_length} tokens of a row; lower --max-new-tokens."
+            )
+        job: GenerateJob = Job(request, asyncio.get_running_loop().create_future())
+        self._waiting.append(job)
+        self._start()
+        return await job.answer
+
+    async def train(self, request: TrainRequest) -> Trained:
+        """Take one optimizer step of one adapter.
+
+        Raises:
+            RunError: the device ran out of memory, or the engine was closed.
+        """
+        job: TrainJob = Job(request, asyncio.get_running_loop().create_future())
+        self._lessons.append(job)
+        self._start()
+        return await job.answer
+
+    async def open_adapter(self, spec: LoRASpec, seed: int) -> Slot:
+        """Wait for a free slot and fill it with fresh weights drawn from ``seed``."""
+        if self._bank is None or spec != self._bank.spec:
+            raise RunError(f"This engine was not built for adapters of {spec}.")
+        return await self._bank.open(seed)
+
+    async def close(self) -> None:
+        """Stop, fail whatever is still waiting, and give the model its own attention back."""
+        if self._loop_task is not None:
+            self._loop_task.cancel()
+            await asyncio.gather(self._loop_task, return_exceptions=True)
+            self._loop_task = None
+        self._fail(RunError("The engine was closed while a request was waiting."))
+        self._model.set_attn_implementation(self._attention_before)
+        if self._bank is not None:
+            self._bank.detach()
+
+    def _start(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+        self._wake.set()
+        if self._loop_task is None:
+            self._loop_task = asyncio.get_running_loop().create_task(self._loop())
+
+    async def _loop(self) -> None:
+        while True:
+            if not (self._waiting or self._running or self._lessons):
+                self._wake.clear()
+                await self._wake.wait()
+                await asyncio.sleep(0)  # let the other requests of this moment arrive
+            try:
+                self._turn()
+            except torch.OutOfMemoryError:
+                self._fail(
+                    RunError(
+                        f"{self._device} ran out of memory beyond the plan "
+                        f"({self.plan.describe()}); lower --batch-size or --max-new-tokens and "
+                        "resume."
+                    )
+                )
+            except Exception as error:
+                self._fail(error)
+                raise
+            await asyncio.sleep(0)
+
+    @torch.no_grad()
+    def _turn(self) -> None:
+        """One train or prefill pass where it is due, and one look at the running sequences."""
+        running = len(self._running)
+        if self._patience["train"].ready(len(self._lessons), running):
+            self._timed("train", self._train)
+        elif self._patience["prefill"].ready(self._admissible(), running):
+            self._timed("prefill", self._prefill)
+        if self._running:
+            start = time.perf_counter()
+            self._decode()
+            seconds = time.perf_counter() - start
+            self.busy["decode"] += seconds
+            self._patience["train"].waited(len(self._lessons), seconds)
+            self._patience["prefill"].waited(self._admissible(), seconds)
+
+    def _timed(self, kind: str, run: Callable[[], None]) -> None:
+        start = time.perf_counter()
+        run()
+        seconds = time.perf_counter() - start
+        self.busy[kind] += seconds
+        self._patience[kind].ran(seconds)
+
+    def _admissible(self) -> int:
+        """Waiting requests that a lane and a row are there for."""
+        lanes = self.plan.batch_size - len(self._running)
+        return min(len(self._waiting), lanes, self._cache.available)
+
+    def _prefill(self) -> None:
+        """Start as many waiting requests as one pass takes, and draw their first tokens."""
+        jobs: list[GenerateJob] = []
+        segments: list[Segment] = []
+        tokens = 0
+        for _ in range(self._admissible()):
+            request = self._waiting[0].request
+            tokens += len(request.prompt_ids)
+            if jobs and tokens > self.plan.prefill_tokens:
+                break
+            job = self._waiting.popleft()
+            if job.answer.cancelled():
+                continue
+            slot = request.adapter.index if isinstance(request.adapter, Slot) else -1
+            row = self._cache.take()
+            segments.append(Segment(request.prompt_ids, row, 0, slot))
+            job.lane = _lane(request, row, slot)
+            jobs.append(job)
+        if not jobs:
+            return
+        logits = self._run_prefill(segments)
+        draw(logits, [job.lane for job in jobs if job.lane])
+        self._running.extend(jobs)
+        self._settle(1)
+
+    def _run_prefill(self, segments: Sequence[Segment]) -> torch.Tensor:
+        """Fill cache rows; return the logits after each segment's last token."""
+        batch = Batch.pack("prefill", segments, self._cache)
+        last = torch.tensor(batch.ends, device=self._device) - 1
+        if self._bank is None:
+            return run_model(self._model, batch, last)
+        with self._bank.applied(batch):
+            return run_model(self._model, batch, last)
+
+    def _decode(self) -> None:
+        self._drop_cancelled()
+        if self._running:
+            self._decoder.decode([job.lane for job in self._running if job.lane])
+            self._settle(self._decoder.steps)
+
+    def _drop_cancelled(self) -> None:
+        for job in [j for j in self._running if j.answer.cancelled()]:
+            self._running.remove(job)
+            assert job.lane is not None
+            self._cache.give(job.lane.row)
+
+    def _settle(self, fresh: int) -> None:
+        """Answer the sequences that ended among their last ``fresh`` tokens."""
+        still: list[GenerateJob] = []
+        for job in self._running:
+            lane, request = job.lane, job.request
+            assert lane is not None
+            drawn = lane.tokens
+            first = len(drawn) - fresh
+            end = next(
+                (i + 1 for i in range(first, len(drawn)) if drawn[i] in request.stop_ids), None
+            )
+            if end is None and len(drawn) < request.max_new_tokens:
+                self.generated_tokens += fresh
+                still.append(job)
+                continue
+            stopped = end is not None and end <= request.max_new_tokens
+            end = end if stopped and end is not None else request.max_new_tokens
+            self.generated_tokens += end - first
+            self._finish(job, end, stopped=stopped)
+        self._running = still
+
+    def _finish(self, job: GenerateJob, end: int, *, stopped: bool) -> None:
+        lane, request = job.lane, job.request
+        assert lane is not None
+        ids = tuple(lane.tokens[:end])
+        kept = None
+        if job.answer.cancelled() or not request.keep:
+            self._cache.give(lane.row)
+        else:
+            kept = self._cache.keep(lane.row, request.prompt_ids + ids)
+        if job.answer.cancelled():
+            return
+        scores = tuple(lane.scores[:end]) if request.logprobs else None
+        job.answer.set_result(
+            Generation(ids, "stop" if stopped else "length", job.seconds, kept, scores)
+        )
+
+    def _train(self) -> None:
+        """Update as many questions' adapters as one pass takes."""
+        assert self._bank is not None
+        jobs: list[TrainJob] = []
+        lessons: list[Lesson] = []
+        borrowed: list[int] = []
+        missing: list[Segment] = []
+        tokens = 0
+        while self._lessons:
+            lesson, segment = self._lesson(self._lessons[0].request)
+            if lesson is None:
+                break
+            tokens += lesson.tokens
+            if jobs and tokens > self.plan.train_tokens:
+                if segment is not None:
+                    self._cache.give(lesson.row)
+                break
+            job = self._lessons.popleft()
+            borrowed.append(lesson.row)
+            if segment is not None:
+                missing.append(segment)
+            jobs.append(job)
+            lessons.append(lesson)
+            kept = job.request.context
+            if isinstance(kept, KeptRow):
+                self._cache.claim(kept)
+        for start in range(0, len(missing), 16):
+            self._run_prefill(missing[start : start + 16])
+        losses = train_step(self._model, self._bank, self._cache, lessons)
+        for row in borrowed:
+            self._cache.give(row)
+        for job, per_target in zip(jobs, losses, strict=True):
+            trained = sum(w != 0 for t in job.request.targets for w in t.weights)
+            self.trained_tokens += trained
+            if not job.answer.cancelled():
+                job.answer.set_result(Trained(sum(per_target), per_target, trained, job.seconds))
+
+    def _lesson(self, request: TrainRequest) -> tuple[Lesson | None, Segment | None]:
+        """A lesson in a cache row, and what must be prefilled for it; no lesson: no free row."""
+        slot = request.adapter
+        assert isinstance(slot, Slot)
+        context = request.context
+        if isinstance(context, KeptRow):
+            ids = context.token_ids
+            if context.row is not None:
+                return Lesson(slot, context.row, len(ids) - 1, ids, request.targets), None
+        else:
+            ids = tuple(context)  # type: ignore[arg-type]
+        if self._cache.available == 0:
+            return None, None
+        row = self._cache.take()
+        lesson = Lesson(slot, row, len(ids) - 1, ids, request.targets)
+        return lesson, Segment(ids[:-1], row, 0, slot.index)
+
+    def _fail(self, error: BaseException) -> None:
+        """Answer everything with an error; later requests get it too."""
+        self._failure = error
+        jobs: list[Job[Any, Any]] = [*self._waiting, *self._running, *self._lessons]
+        for job in jobs:
+            if not job.answer.done():
+                job.answer.set_exception(error)
+        self._waiting.clear()
+        self._running.clear()
+        self._lessons.clear()
+
+
+def _lane(request: GenerateRequest, row: int, slot: int) -> Lane:
+    key = request.noise_key & (2**64 - 1)
+    return Lane(
+        row=row,
+        slot=slot,
+        temperature=request.temperature,
+        top_p=request.top_p,
+        key=key - 2**64 if key >= 2**63 else key,
+        length=len(request.prompt_ids),
+        logprobs=request.logprobs,
+    )

@@ -1,0 +1,111 @@
+"""Keys and values of running and kept sequences, one row each.
+
+A row holds one sequence from its first token on, ``capacity`` tokens at most, and belongs to one
+owner at a time. Rows that only wait for a train step may be taken back when no other is free; the
+train step then prefills their tokens again.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import torch
+from torch import Tensor
+
+__all__ = ["KVCache", "KeptRow"]
+
+
+class KVCache:
+    """Stacked rows of keys and values.
+
+    ``keys[layer]`` and ``values[layer]`` are ``[rows + 1, kv_heads, capacity, head_dim]``; the
+    last row takes what the unused lanes of a captured decode step write.
+    """
+
+    def __init__(
+        self,
+        *,
+        rows: int,
+        capacity: int,
+        layers: int,
+        kv_heads: int,
+        head_dim: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        shape = (rows + 1, kv_heads, capacity, head_dim)
+        self.rows = rows
+        self.capacity = capacity
+        self.device = device
+        self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(layers)]
+        self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(layers)]
+        self._free = list(range(rows - 1, -1, -1))
+        self._kept: OrderedDict[int, KeptRow] = OrderedDict()
+
+    @property
+    def available(self) -> int:
+        """Rows that :meth:`take` could hand out now."""
+        return len(self._free) + len(self._kept)
+
+    def take(self) -> int:
+        """Take a free row, or the one that was kept longest."""
+        if not self._free:
+            _, kept = self._kept.popitem(last=False)
+            self.give(kept.evict())
+        row = min(self._free)  # low rows first, so that a CPU step reads a short prefix of rows
+        self._free.remove(row)
+        return row
+
+    def give(self, row: int) -> None:
+        """Give a row back."""
+        self._free.append(row)
+
+    def keep(self, row: int, token_ids: tuple[int, ...]) -> KeptRow:
+        """Hold a finished sequence's row; all its tokens but the last are in it."""
+        kept = KeptRow(self, row, token_ids)
+        self._kept[row] = kept
+        return kept
+
+    def claim(self, kept: KeptRow) -> int | None:
+        """Make a kept row the caller's own, or return ``None`` where it was taken back."""
+        if kept.row is None:
+            return None
+        del self._kept[kept.row]
+        return kept.evict()
+
+    def release(self, kept: KeptRow) -> None:
+        """Let a kept row go."""
+        row = self.claim(kept)
+        if row is not None:
+            self.give(row)
+
+    def write(
+        self, layer: int, row_N: Tensor, position_N: Tensor, k_NHD: Tensor, v_NHD: Tensor
+    ) -> None:
+        """Store keys and values of packed tokens, ``[N, kv_heads, head_dim]`` each."""
+        self.keys[layer][row_N, :, position_N] = k_NHD
+        self.values[layer][row_N, :, position_N] = v_NHD
+
+
+class KeptRow:
+    """The engine's :class:`fttt.engine.request.Kept`."""
+
+    def __init__(self, cache: KVCache, row: int, token_ids: tuple[int, ...]) -> None:
+        self._cache = cache
+        self._token_ids = token_ids
+        self.row: int | None = row
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        """Prompt and completion, as the model saw them."""
+        return self._token_ids
+
+    def evict(self) -> int:
+        """Forget the row and return it; the tokens stay known."""
+        assert self.row is not None
+        row, self.row = self.row, None
+        return row
+
+    def close(self) -> None:
+        """Let the cache go. Calling it twice is harmless."""
+        self._cache.release(self)

@@ -1,0 +1,197 @@
+"""One token for every running sequence: plainly on a CPU, as a captured graph on a GPU.
+
+Axes: L lanes (running sequences), V vocabulary, K steps between two looks at the tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from fttt.engine.adapters import LoRABank
+from fttt.engine.batch import Batch, Segment
+from fttt.engine.cache import KVCache
+from fttt.engine.noise import uniform
+from fttt.engine.sampler import sample, token_logprobs
+from fttt.engine.trainer import run_model
+
+__all__ = ["CPUDecoder", "CUDADecoder", "Decoder", "Lane", "draw"]
+
+
+@dataclass(eq=False)
+class Lane:
+    """A running sequence: what it is drawn with, and what was drawn."""
+
+    row: int
+    slot: int
+    temperature: float
+    top_p: float
+    key: int
+    length: int
+    """Tokens in its cache row."""
+    logprobs: bool
+    tokens: list[int] = field(default_factory=list)
+    """Drawn so far; the last one is not in the cache yet."""
+    scores: list[float] = field(default_factory=list)
+
+    @property
+    def segment(self) -> Segment:
+        return Segment(self.tokens[-1:], self.row, self.length, self.slot)
+
+
+class Decoder(Protocol):
+    """Runs decode steps."""
+
+    steps: int
+    """K: steps of one call."""
+
+    def decode(self, lanes: Sequence[Lane]) -> None:
+        """Append ``steps`` tokens to each lane."""
+
+
+def draw(logits_LV: Tensor, lanes: Sequence[Lane]) -> None:
+    """Sample each lane's next token from its logits and append it."""
+    device = logits_LV.device
+    floats = torch.tensor([[x.temperature, x.top_p] for x in lanes]).to(device)
+    key_L, count_L = torch.tensor([[x.key, len(x.tokens)] for x in lanes]).to(device).T
+    token_L = sample(logits_LV, floats[:, 0], floats[:, 1], uniform(key_L, count_L))
+    scores = None
+    if any(lane.logprobs for lane in lanes):
+        scores = token_logprobs(logits_LV, token_L).tolist()
+    for i, (lane, token) in enumerate(zip(lanes, token_L.tolist(), strict=True)):
+        lane.tokens.append(token)
+        if scores is not None:
+            lane.scores.append(scores[i])
+
+
+class CPUDecoder:
+    """One step a call, over the lanes that are given."""
+
+    steps = 1
+
+    def __init__(self, model: nn.Module, cache: KVCache, bank: LoRABank | None) -> None:
+        self._model, self._cache, self._bank = model, cache, bank
+
+    def decode(self, lanes: Sequence[Lane]) -> None:
+        """Append one token to each lane."""
+        batch = Batch.pack("decode", [lane.segment for lane in lanes], self._cache)
+        if self._bank is None:
+            logits = run_model(self._model, batch, slice(None))
+        else:
+            with self._bank.applied(batch):
+                logits = run_model(self._model, batch, slice(None))
+        for lane in lanes:
+            lane.length += 1
+        draw(logits, lanes)
+
+
+class CUDADecoder:
+    """Replays a captured step for the smallest bucket of lanes that fits.
+
+    All of a step's state lives on the device and advances there, so ``steps`` replays follow each
+    other without the host; a sequence that ends in between draws a few tokens that are dropped.
+    """
+
+    steps = 4
+
+    def __init__(self, model: nn.Module, cache: KVCache, bank: LoRABank | None, lanes: int) -> None:
+        self._model, self._cache, self._bank = model, cache, bank
+        device = cache.device
+        self._whole = torch.zeros(6, lanes, dtype=torch.int64, device=device)
+        self._real = torch.zeros(2, lanes, device=device)
+        self._tick = torch.zeros(1, dtype=torch.int64, device=device)
+        self._tokens = torch.zeros(self.steps, lanes, dtype=torch.int64, device=device)
+        self._scores = torch.zeros(self.steps, lanes, device=device)
+        self._graphs: dict[tuple[int, bool], Any] = {}
+        self._pool: Any = None
+        self._buckets = _buckets(lanes)
+
+    def decode(self, lanes: Sequence[Lane]) -> None:
+        """Append ``steps`` tokens to each lane."""
+        bucket = next(b for b in self._buckets if b >= len(lanes))
+        spare = bucket - len(lanes)
+        whole = torch.tensor(
+            [
+                [lane.tokens[-1] for lane in lanes] + [0] * spare,
+                [lane.length for lane in lanes] + [0] * spare,
+                [lane.row for lane in lanes] + [self._cache.rows] * spare,
+                [lane.slot for lane in lanes] + [-1] * spare,
+                [lane.key for lane in lanes] + [0] * spare,
+                [len(lane.tokens) for lane in lanes] + [0] * spare,
+            ]
+        ).pin_memory()
+        real = torch.tensor(
+            [
+                [lane.temperature for lane in lanes] + [0.0] * spare,
+                [lane.top_p for lane in lanes] + [1.0] * spare,
+            ]
+        ).pin_memory()
+        graph = self._graph(bucket, any(lane.slot >= 0 for lane in lanes))
+        self._whole[:, :bucket].copy_(whole, non_blocking=True)
+        self._real[:, :bucket].copy_(real, non_blocking=True)
+        self._tick.zero_()
+        for _ in range(self.steps):
+            graph.replay()
+        tokens = self._tokens[:, : len(lanes)].T.tolist()
+        scores = (
+            self._scores[:, : len(lanes)].T.tolist() if any(x.logprobs for x in lanes) else None
+        )
+        for i, lane in enumerate(lanes):
+            lane.length += self.steps
+            lane.tokens.extend(tokens[i])
+            if scores is not None:
+                lane.scores.extend(scores[i])
+
+    def _graph(self, bucket: int, adapted: bool) -> Any:
+        key = (bucket, adapted)
+        if key not in self._graphs:
+            self._whole[:, :bucket] = 0
+            self._whole[2, :bucket] = self._cache.rows
+            self._whole[3, :bucket] = -1
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):  # compiles what is compiled on first use
+                self._tick.zero_()
+                self._step(bucket, adapted)
+            torch.cuda.current_stream().wait_stream(stream)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=self._pool):
+                self._step(bucket, adapted)
+            self._pool = self._pool or graph.pool()
+            self._graphs[key] = graph
+        return self._graphs[key]
+
+    def _step(self, bucket: int, adapted: bool) -> None:
+        token_L, length_L, row_L, slot_L, key_L, count_L = self._whole[:, :bucket]
+        temperature_L, top_p_L = self._real[:, :bucket]
+        batch = Batch(
+            "decode", self._cache, token_L, length_L, row_L, length_L, slot_L,
+            lengths=(), pasts=(), rows=(), adapted=adapted,
+        )  # fmt: skip
+        if self._bank is None:
+            logits_LV = run_model(self._model, batch, slice(None))
+        else:
+            with self._bank.applied(batch):
+                logits_LV = run_model(self._model, batch, slice(None))
+        from fttt.engine.kernels import sample as sample_with_score
+
+        noise_L = uniform(key_L, count_L)
+        drawn_L, score_L = sample_with_score(logits_LV, temperature_L, top_p_L, noise_L)
+        tick = self._tick.expand(1, bucket)
+        self._tokens[:, :bucket].scatter_(0, tick, drawn_L[None])
+        self._scores[:, :bucket].scatter_(0, tick, score_L[None])
+        token_L.copy_(drawn_L)
+        length_L.add_(1).clamp_(max=self._cache.capacity - 1)
+        count_L.add_(1)
+        self._tick.add_(1)
+
+
+def _buckets(lanes: int) -> list[int]:
+    """Lane counts worth a graph of their own, the last one ``lanes``."""
+    sizes = [1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 320, 384, 448, 512]
+    sizes += range(640, 4097, 128)
+    return [s for s in sizes if s < lanes] + [lanes]

@@ -1,0 +1,320 @@
+"""The CUDA decode step's own kernels: attention over cached rows, stacked adapters, sampling.
+
+Each reads only what it must: attention the filled part of each row, the adapters' weights by slot
+without a gathered copy, the sampler its logits from the second-level cache. All of them take
+lengths and slots from device memory, so that one captured graph serves every step.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from fttt.engine.adapters import Layer
+    from fttt.engine.batch import Batch
+    from fttt.engine.request import LoRASpec
+
+__all__ = ["add_lora", "decode_attention", "sample"]
+
+_SPLIT = 256
+"""Cached tokens that one program of the attention kernel reads."""
+
+
+def decode_attention(
+    query_HND: Tensor,
+    key_KND: Tensor,
+    value_KND: Tensor,
+    batch: Batch,
+    layer: int,
+    scaling: float,
+    window: int | None,
+    softcap: float | None,
+) -> Tensor:
+    """Store one token's keys and values a row, and attend to the row; returns ``[N, H, D]``.
+
+    Rows are cut into splits that run side by side and are merged by their log-sum-exp
+    (flash-decoding); a split that lies past a row's end stops at once.
+    """
+    heads, rows, dim = query_HND.shape
+    kv_heads = key_KND.shape[0]
+    groups = heads // kv_heads
+    k_cache, v_cache = batch.cache.keys[layer], batch.cache.values[layer]
+    splits = triton.cdiv(batch.cache.capacity, _SPLIT)
+    out = torch.empty(rows, heads, dim, dtype=query_HND.dtype, device=query_HND.device)
+    partial = torch.empty(rows, heads, splits, dim, dtype=torch.float32, device=out.device)
+    scale_sum = torch.empty(rows, heads, splits, 2, dtype=torch.float32, device=out.device)
+    _attention_kernel[(rows, kv_heads, splits)](
+        query_HND, key_KND, value_KND, k_cache, v_cache, batch.row_B, batch.past_B,
+        partial, scale_sum, scaling, softcap or 0.0, window or 0,
+        query_HND.stride(0), query_HND.stride(1), key_KND.stride(0), key_KND.stride(1),
+        value_KND.stride(0), value_KND.stride(1), k_cache.stride(0), k_cache.stride(1),
+        heads, splits, dim,
+        GROUPS=groups, GROUPS_PAD=max(16, triton.next_power_of_2(groups)),
+        DIM_PAD=max(16, triton.next_power_of_2(dim)), SPLIT=_SPLIT, BLOCK=64,
+        num_warps=4, num_stages=3,
+    )  # fmt: skip
+    _merge_kernel[(rows, heads)](
+        partial, scale_sum, out, splits, dim,
+        SPLITS_PAD=triton.next_power_of_2(splits), DIM_PAD=triton.next_power_of_2(dim),
+        num_warps=2,
+    )  # fmt: skip
+    return out
+
+
+@triton.jit
+def _attention_kernel(
+    q_ptr, k_ptr, v_ptr, k_cache, v_cache, row_ptr, past_ptr, partial_ptr, sum_ptr,
+    scaling, softcap, window, q_head, q_row, k_head, k_row, v_head, v_row,
+    cache_row, cache_head, heads, splits, dim,
+    GROUPS: tl.constexpr, GROUPS_PAD: tl.constexpr, DIM_PAD: tl.constexpr,
+    SPLIT: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    lane = tl.program_id(0)
+    kv_head = tl.program_id(1)
+    split = tl.program_id(2)
+    row = tl.load(row_ptr + lane).to(tl.int64)
+    past = tl.load(past_ptr + lane).to(tl.int32)
+    g = tl.arange(0, GROUPS_PAD)
+    d = tl.arange(0, DIM_PAD)
+    head = kv_head * GROUPS + g
+    in_d = d < dim
+    base = row * cache_row + kv_head * cache_head
+    q = tl.load(
+        q_ptr + head[:, None] * q_head + lane * q_row + d[None, :],
+        mask=(g < GROUPS)[:, None] & in_d[None, :], other=0.0,
+    )  # fmt: skip
+    best = tl.full([GROUPS_PAD], float("-inf"), tl.float32)
+    total = tl.zeros([GROUPS_PAD], tl.float32)
+    acc = tl.zeros([GROUPS_PAD, DIM_PAD], tl.float32)
+    first = split * SPLIT
+    last = tl.minimum(first + SPLIT, past)
+    if window > 0:
+        first = tl.maximum(first, (past + 1 - window) // BLOCK * BLOCK)
+    for start in range(first, last, BLOCK):
+        s = start + tl.arange(0, BLOCK)
+        seen = s < past
+        if window > 0:
+            seen = seen & (s > past - window)
+        at = base + s[:, None] * dim + d[None, :]
+        read = seen[:, None] & in_d[None, :]
+        k = tl.load(k_cache + at, mask=read, other=0.0)
+        v = tl.load(v_cache + at, mask=read, other=0.0)
+        score = tl.dot(q, tl.trans(k), input_precision="ieee") * scaling
+        if softcap > 0:
+            score = (2 * tl.sigmoid(2 * score / softcap) - 1) * softcap
+        score = tl.where(seen[None, :], score, float("-inf"))
+        new_best = tl.maximum(best, tl.max(score, 1))
+        safe = tl.where(new_best == float("-inf"), 0.0, new_best)
+        shrink = tl.exp(best - safe)
+        weight = tl.exp(score - safe[:, None])
+        total = total * shrink + tl.sum(weight, 1)
+        acc = acc * shrink[:, None] + tl.dot(weight.to(v.dtype), v, input_precision="ieee")
+        best = new_best
+    if split == 0:  # the new token: stored for later steps, read from registers in this one
+        k_new = tl.load(k_ptr + kv_head * k_head + lane * k_row + d, mask=in_d, other=0.0)
+        v_new = tl.load(v_ptr + kv_head * v_head + lane * v_row + d, mask=in_d, other=0.0)
+        at = base + past.to(tl.int64) * dim + d
+        tl.store(k_cache + at, k_new, mask=in_d)
+        tl.store(v_cache + at, v_new, mask=in_d)
+        own = tl.sum(q.to(tl.float32) * k_new.to(tl.float32)[None, :], 1) * scaling
+        if softcap > 0:
+            own = (2 * tl.sigmoid(2 * own / softcap) - 1) * softcap
+        new_best = tl.maximum(best, own)
+        shrink = tl.exp(best - new_best)
+        weight_own = tl.exp(own - new_best)
+        total = total * shrink + weight_own
+        acc = acc * shrink[:, None] + weight_own[:, None] * v_new.to(tl.float32)[None, :]
+        best = new_best
+    index = (lane * heads + head) * splits + split
+    mask = g < GROUPS
+    tl.store(sum_ptr + index * 2, best, mask=mask)
+    tl.store(sum_ptr + index * 2 + 1, total, mask=mask)
+    tl.store(
+        partial_ptr + index[:, None] * dim + d[None, :], acc,
+        mask=mask[:, None] & in_d[None, :] & (best > float("-inf"))[:, None],
+    )  # fmt: skip
+
+
+@triton.jit
+def _merge_kernel(
+    partial_ptr, sum_ptr, out_ptr, splits, dim, SPLITS_PAD: tl.constexpr, DIM_PAD: tl.constexpr
+):
+    lane = tl.program_id(0)
+    head = tl.program_id(1)
+    index = lane * tl.num_programs(1) + head
+    s = tl.arange(0, SPLITS_PAD)
+    d = tl.arange(0, DIM_PAD)
+    at = index * splits + s
+    best = tl.load(sum_ptr + at * 2, mask=s < splits, other=float("-inf"))
+    total = tl.load(sum_ptr + at * 2 + 1, mask=s < splits, other=0.0)
+    scale = tl.exp(best - tl.max(best, 0))
+    used = (s < splits) & (best > float("-inf"))
+    acc = tl.load(
+        partial_ptr + at[:, None] * dim + d[None, :],
+        mask=used[:, None] & (d < dim)[None, :], other=0.0,
+    )  # fmt: skip
+    out = tl.sum(acc * scale[:, None], 0) / tl.sum(total * scale, 0)
+    tl.store(out_ptr + index * dim + d, out.to(out_ptr.dtype.element_ty), mask=d < dim)
+
+
+def add_lora(
+    x_NI: Tensor, out_NO: Tensor, weights_SP: Tensor, slot_N: Tensor, layer: Layer, spec: LoRASpec
+) -> None:
+    """Add ``(x Aᵀ) Bᵀ · alpha / rank`` to each row's output in place, by the row's slot."""
+    rows = x_NI.shape[0]
+    grid = (rows, triton.cdiv(layer.outputs, 1024))
+    _lora_kernel[grid](
+        x_NI, out_NO, weights_SP, slot_N, spec.alpha / spec.rank,
+        x_NI.stride(0), out_NO.stride(0), weights_SP.stride(0), layer.a_at, layer.b_at,
+        layer.inputs, layer.outputs,
+        RANK=spec.rank, RANK_PAD=triton.next_power_of_2(spec.rank), BLOCK=512, CHUNK=1024,
+        num_warps=4,
+    )  # fmt: skip
+
+
+@triton.jit
+def _lora_kernel(
+    x_ptr, out_ptr, weights_ptr, slot_ptr, scale, x_row, out_row, slot_row, a_at, b_at,
+    inputs, outputs,
+    RANK: tl.constexpr, RANK_PAD: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
+):  # fmt: skip
+    lane = tl.program_id(0)
+    chunk = tl.program_id(1)
+    slot = tl.load(slot_ptr + lane).to(tl.int64)
+    if slot >= 0:
+        r = tl.arange(0, RANK_PAD)
+        in_r = r < RANK
+        base = weights_ptr + slot * slot_row
+        hidden = tl.zeros([RANK_PAD], tl.float32)
+        for start in range(0, inputs, BLOCK):
+            i = start + tl.arange(0, BLOCK)
+            x = tl.load(x_ptr + lane * x_row + i, mask=i < inputs, other=0.0).to(tl.float32)
+            a = tl.load(
+                base + a_at + r[:, None] * inputs + i[None, :],
+                mask=in_r[:, None] & (i < inputs)[None, :], other=0.0,
+            )  # fmt: skip
+            hidden += tl.sum(a * x[None, :], 1)
+        o = chunk * CHUNK + tl.arange(0, CHUNK)
+        b = tl.load(
+            base + b_at + o[:, None] * RANK + r[None, :],
+            mask=(o < outputs)[:, None] & in_r[None, :], other=0.0,
+        )  # fmt: skip
+        delta = tl.sum(b * hidden[None, :], 1) * scale
+        at = out_ptr + lane * out_row + o
+        old = tl.load(at, mask=o < outputs, other=0.0)
+        delta = delta.to(old.dtype).to(tl.float32)
+        tl.store(at, (old.to(tl.float32) + delta).to(old.dtype), mask=o < outputs)
+
+
+def sample(
+    logits_RV: Tensor, temperature_R: Tensor, top_p_R: Tensor, noise_R: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Draw a token a row from its exact nucleus, without sorting; also its log-probability.
+
+    The threshold is found by bisection on the bits of the logits, which order as integers do;
+    see :func:`fttt.engine.sampler.sample` for the definition. The log-probability is the model's,
+    at temperature 1.
+
+    Returns:
+        ``token_R`` int64 and ``logprob_R`` float32.
+    """
+    rows, vocab = logits_RV.shape
+    token = torch.empty(rows, dtype=torch.int64, device=logits_RV.device)
+    logprob = torch.empty(rows, dtype=torch.float32, device=logits_RV.device)
+    block = min(8192, triton.next_power_of_2(vocab))
+    _sample_kernel[(rows,)](
+        logits_RV, temperature_R, top_p_R, noise_R, token, logprob, vocab, logits_RV.stride(0),
+        BLOCK=block, num_warps=16 if block >= 4096 else 4,
+    )  # fmt: skip
+    return token, logprob
+
+
+@triton.jit
+def _ordered(x):
+    """Bits of a float32 as an int32 of the same order."""
+    bits = x.to(tl.int32, bitcast=True)
+    return tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+
+
+@triton.jit
+def _sample_kernel(
+    logits_ptr, temperature_ptr, top_p_ptr, noise_ptr, token_ptr, logprob_ptr, vocab, stride,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    base = logits_ptr + row * stride
+    temperature = tl.load(temperature_ptr + row)
+    v = tl.arange(0, BLOCK)
+    best_V = tl.full([BLOCK], float("-inf"), tl.float32)
+    at_V = tl.zeros([BLOCK], tl.int32)
+    for start in range(0, vocab, BLOCK):
+        x = tl.load(base + start + v, mask=start + v < vocab, other=float("-inf")).to(tl.float32)
+        better = x > best_V
+        best_V = tl.where(better, x, best_V)
+        at_V = tl.where(better, start + v, at_V)
+    best = tl.max(best_V, 0)
+    token = tl.min(tl.where(best_V == best, at_V, vocab), 0)
+    warm = temperature > 0
+    inverse = 1.0 / tl.where(warm, temperature, 1.0)
+    mass_V = tl.zeros([BLOCK], tl.float32)
+    plain_V = tl.zeros([BLOCK], tl.float32)
+    for start in range(0, vocab, BLOCK):
+        x = tl.load(base + start + v, mask=start + v < vocab, other=float("-inf")).to(tl.float32)
+        mass_V += tl.exp((x - best) * inverse)
+        plain_V += tl.exp(x - best)
+    total = tl.sum(mass_V, 0)
+    log_total = tl.log(tl.sum(plain_V, 0))
+    picked = best
+    if warm:
+        top_p = tl.load(top_p_ptr + row)
+        # Tokens under (1 - top_p) / V of the mass weigh less than 1 - top_p together.
+        share = tl.maximum((1.0 - top_p) / vocab, 1e-30)
+        low = _ordered(best + tl.log(share * total) * temperature - 1e-3).to(tl.int64)
+        high = _ordered(best).to(tl.int64) + 1
+        # mass(>= low) reaches top_p, mass(>= high) does not: bisect to neighbours.
+        while high - low > 1:
+            middle = low + (high - low) // 2
+            inside_V = tl.zeros([BLOCK], tl.float32)
+            for start in range(0, vocab, BLOCK):
+                x = tl.load(
+                    base + start + v, mask=start + v < vocab, other=float("-inf")
+                ).to(tl.float32)  # fmt: skip
+                inside_V += tl.where(
+                    _ordered(x).to(tl.int64) >= middle, tl.exp((x - best) * inverse), 0.0
+                )
+            enough = tl.sum(inside_V, 0) >= top_p * total
+            low = tl.where(enough, middle, low)
+            high = tl.where(enough, high, middle)
+        kept_V = tl.zeros([BLOCK], tl.float32)
+        for start in range(0, vocab, BLOCK):
+            x = tl.load(
+                base + start + v, mask=start + v < vocab, other=float("-inf")
+            ).to(tl.float32)  # fmt: skip
+            kept_V += tl.where(_ordered(x).to(tl.int64) >= low, tl.exp((x - best) * inverse), 0.0)
+        target = tl.load(noise_ptr + row) * tl.sum(kept_V, 0)
+        before = 0.0
+        found = False
+        for start in range(0, vocab, BLOCK):
+            x = tl.load(
+                base + start + v, mask=start + v < vocab, other=float("-inf")
+            ).to(tl.float32)  # fmt: skip
+            inside = _ordered(x).to(tl.int64) >= low
+            mass = tl.where(inside, tl.exp((x - best) * inverse), 0.0)
+            block_mass = tl.sum(mass, 0)
+            if not found:
+                last_inside = tl.max(tl.where(inside, start + v, -1), 0)
+                if last_inside >= 0:
+                    token = last_inside  # where rounding leaves the target past the end
+                if before + block_mass > target:
+                    reached = inside & (before + tl.cumsum(mass, 0) > target)
+                    token = tl.min(tl.where(reached, start + v, token), 0)
+                    found = True
+            before += block_mass
+        picked = tl.load(base + token).to(tl.float32)
+    tl.store(token_ptr + row, token.to(tl.int64))
+    tl.store(logprob_ptr + row, picked - best - log_total)

@@ -1,0 +1,152 @@
+"""How much memory the engine takes, decided before the first token.
+
+Rows are sized from what is free, so that a run either starts with room for what it may need or
+says at once which option to change.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+import torch
+
+from fttt.engine.adapters import count_parameters
+from fttt.engine.request import LoRASpec
+from fttt.errors import UsageError
+from fttt.models.loader import LoadedModel
+
+__all__ = ["MemoryPlan", "kv_shape", "plan_memory"]
+
+DEFAULT_BATCH = {"cpu": 16, "cuda": 512}
+PASS_TOKENS = {"cpu": (2048, 1024), "cuda": (8192, 2048)}
+"""Tokens of a prefill and of a train pass."""
+STATE_BYTES = 12
+"""Of each trained parameter: the weight and two moments, float32; 4 more in a train step."""
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """Sizes of the engine's parts, and what they take."""
+
+    batch_size: int
+    """Sequences that run at once."""
+    rows: int
+    """Sequences that the cache holds: running ones and those kept for a train step."""
+    capacity: int
+    """Tokens a row holds."""
+    slots: int
+    """Adapters that are open at once."""
+    prefill_tokens: int
+    """Tokens of one prefill pass."""
+    train_tokens: int
+    """Tokens of one train pass, whose activations are held for the gradient."""
+    weight_bytes: int
+    cache_bytes: int
+    adapter_bytes: int
+    working_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        """All of it."""
+        return self.weight_bytes + self.cache_bytes + self.adapter_bytes + self.working_bytes
+
+    def describe(self) -> str:
+        """One line for the log."""
+        gib = 2.0**30
+        return (
+            f"{self.batch_size} sequences at once, {self.rows} rows of {self.capacity} tokens, "
+            f"{self.slots} adapters: weights {self.weight_bytes / gib:.2f} GiB, "
+            f"cache {self.cache_bytes / gib:.2f}, adapters {self.adapter_bytes / gib:.2f}, "
+            f"working {self.working_bytes / gib:.2f}, in all {self.total_bytes / gib:.2f}"
+        )
+
+
+def kv_shape(model: Any) -> tuple[int, int, int]:
+    """Layers, key-value heads and head dimension of a model."""
+    config: Any = model.config.get_text_config()
+    heads = config.num_attention_heads
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return config.num_hidden_layers, kv_heads, dim
+
+
+def plan_memory(
+    loaded: LoadedModel,
+    *,
+    max_length: int,
+    batch_size: int | None,
+    concurrency: int,
+    lora: LoRASpec | None,
+) -> MemoryPlan:
+    """Size the engine for sequences of ``max_length`` tokens.
+
+    A batch size that was asked for is kept or refused, never lowered; without one, as many
+    sequences run as the free memory takes, 512 on a GPU and 16 on a CPU at most.
+
+    Raises:
+        UsageError: it does not fit; the sentence names the options to change.
+    """
+    device = torch.device(loaded.device)
+    dtype = next(loaded.model.parameters()).dtype
+    layers, kv_heads, dim = kv_shape(loaded.model)
+    capacity = -(-(max_length + 8) // 16) * 16  # room for the steps between two looks
+    row_bytes = 2 * layers * kv_heads * dim * dtype.itemsize * capacity
+    slot_bytes = STATE_BYTES * count_parameters(loaded.model, lora) if lora else 0
+    prefill_tokens, train_tokens = PASS_TOKENS[device.type]
+    working = _working_bytes(loaded, prefill_tokens, train_tokens if lora else 0)
+    free = free_bytes(device) - working
+    wanted = max(1, min(batch_size or DEFAULT_BATCH[device.type], concurrency))
+    spare = -(-wanted // 4) if lora else 0  # rows kept for a train step while others run
+    rows = min(wanted + spare, max(concurrency, 1))
+    slots = concurrency if lora else 0
+
+    def needed(rows: int, slots: int) -> int:
+        return (rows + 1) * row_bytes + slots * slot_bytes
+
+    if needed(rows, slots) > free and lora:
+        slots = min(slots, 2 * rows)
+    while batch_size is None and needed(rows, slots) > free and wanted > 1:
+        wanted = max(1, wanted * 7 // 8)
+        rows = wanted + (-(-wanted // 4) if lora else 0)
+        slots = min(slots, 2 * rows)
+    if needed(rows, slots) > free:
+        gib = 2.0**30
+        raise UsageError(
+            f"{wanted} sequences of {max_length} tokens need {needed(rows, slots) / gib:.1f} GiB "
+            f"beside the model and {max(free, 0) / gib:.1f} GiB are free on {loaded.device}; lower "
+            "--batch-size or --max-new-tokens."
+        )
+    weights = sum(p.numel() * p.element_size() for p in loaded.model.parameters())
+    return MemoryPlan(
+        batch_size=wanted,
+        rows=rows,
+        capacity=capacity,
+        slots=slots,
+        prefill_tokens=prefill_tokens,
+        train_tokens=train_tokens,
+        weight_bytes=weights,
+        cache_bytes=(rows + 1) * row_bytes,
+        adapter_bytes=slots * slot_bytes,
+        working_bytes=working,
+    )
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that a new tensor could take on ``device`` now."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(free + held)
+    return int(psutil.virtual_memory().available)
+
+
+def _working_bytes(loaded: LoadedModel, prefill_tokens: int, train_tokens: int) -> int:
+    """What a pass may hold: activations, and logits in float32 with their gradient."""
+    config: Any = loaded.model.config.get_text_config()
+    itemsize = next(loaded.model.parameters()).element_size()
+    token_bytes = (12 * config.hidden_size + 4 * config.intermediate_size) * itemsize
+    prefill = prefill_tokens * token_bytes
+    train = train_tokens * (token_bytes * config.num_hidden_layers + 12 * config.vocab_size)
+    return int(1.2 * max(prefill, train)) + 2**28

@@ -1,0 +1,142 @@
+"""One train step of many questions at once.
+
+The sum of all questions' losses is differentiated once; since each question's weights touch only
+its own segments, each gets exactly the gradient that it would have had alone.
+
+Axes: N packed tokens, M tokens that carry a loss, Q questions, P adapter parameters, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fttt.engine.adapters import LoRABank, Slot
+from fttt.engine.batch import Batch, Segment
+from fttt.engine.cache import KVCache
+from fttt.engine.request import Target
+
+__all__ = ["Lesson", "train_step"]
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """A train request whose context lies in a cache row."""
+
+    slot: Slot
+    row: int
+    cached: int
+    """How many of the context's tokens the row holds."""
+    context: tuple[int, ...]
+    targets: tuple[Target, ...]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that the step runs through the model."""
+        return sum(len(self.segment(t).token_ids) for t in self.targets)
+
+    def segment(self, target: Target) -> Segment:
+        """The context token that predicts the first target token, and all targets but the last.
+
+        Tokens before it are read from the row; where the row ends earlier (its last token was
+        sampled but never run) the segment starts earlier.
+        """
+        after = len(self.context) if target.after is None else target.after
+        past = min(self.cached, after - 1)
+        ids = self.context[past:after] + target.token_ids[:-1]
+        return Segment(ids, self.row, past, self.slot.index)
+
+
+def train_step(
+    model: nn.Module, bank: LoRABank, cache: KVCache, lessons: Sequence[Lesson]
+) -> list[tuple[float, ...]]:
+    """Update each lesson's adapter once; return its targets' losses before the step.
+
+    A loss that is not finite leaves that question's weights as they were.
+    """
+    slots = [lesson.slot.index for lesson in lessons]
+    owner, targets, segments = [], [], []
+    for q, lesson in enumerate(lessons):
+        for target in lesson.targets:
+            owner.append(q)
+            targets.append(target)
+            segments.append(lesson.segment(target))
+    batch = Batch.pack("train", segments, cache)
+    device = cache.device
+    index_Q = torch.tensor(slots, device=device)
+    weights_QP = bank.weights_SP[index_Q].requires_grad_()
+    owner_B = torch.tensor(owner, device=device)
+    with torch.enable_grad(), bank.applied(batch, weights_QP[owner_B]):
+        bank.drop_out([slots[q] for q in owner], batch)
+        loss_B = _losses(model, batch, segments, targets)
+        loss_B.sum().backward()
+    assert weights_QP.grad is not None
+    bank.step(slots, weights_QP.grad)
+    losses: list[list[float]] = [[] for _ in lessons]
+    for q, loss in zip(owner, loss_B.tolist(), strict=True):
+        losses[q].append(loss)
+    return [tuple(per_target) for per_target in losses]
+
+
+def _losses(
+    model: nn.Module, batch: Batch, segments: Sequence[Segment], targets: Sequence[Target]
+) -> Tensor:
+    """The weighted cross-entropy of each segment's target."""
+    where: list[int] = []
+    segment_of: list[int] = []
+    weight: list[float] = []
+    labels: list[int] = []
+    for b, (segment, target, end) in enumerate(zip(segments, targets, batch.ends, strict=True)):
+        first = end - len(target.token_ids)
+        assert len(segment.token_ids) >= len(target.token_ids)
+        for t, w in enumerate(target.weights):
+            if w != 0:
+                where.append(first + t)
+                segment_of.append(b)
+                weight.append(w)
+                labels.append(target.token_ids[t])
+    device = batch.token_ids_N.device
+    where_M, segment_M, label_M = torch.tensor([where, segment_of, labels], device=device)
+    logits_MV = run_model(model, batch, where_M).float()
+    teachers = any(target.teacher_ids is not None for target in targets)
+    if teachers:
+        ce_M = _against_teachers(logits_MV, targets)
+    else:
+        ce_M = torch.nn.functional.cross_entropy(logits_MV, label_M, reduction="none")
+    weighted_M = ce_M * torch.tensor(weight, device=device)
+    return torch.zeros(len(segments), device=device).index_add(0, segment_M, weighted_M)
+
+
+def _against_teachers(logits_MV: Tensor, targets: Sequence[Target]) -> Tensor:
+    """Cross-entropy against each token's teacher, or its own label where there is none."""
+    rows: list[tuple[Sequence[int], Sequence[float]]] = []
+    for target in targets:
+        for t, w in enumerate(target.weights):
+            if w == 0:
+                continue
+            if target.teacher_ids is None or target.teacher_logprobs is None:
+                rows.append(([target.token_ids[t]], [0.0]))
+            else:
+                rows.append((target.teacher_ids[t], target.teacher_logprobs[t]))
+    widest = max(len(ids) for ids, _ in rows)
+    ids = torch.tensor([[*i, *([0] * (widest - len(i)))] for i, _ in rows])
+    logs = torch.tensor([[*lp, *([float("-inf")] * (widest - len(lp)))] for _, lp in rows])
+    ids, probs = ids.to(logits_MV.device), logs.exp().to(logits_MV.device)
+    return -(probs * logits_MV.log_softmax(-1).gather(1, ids)).sum(-1)
+
+
+def run_model(model: Any, batch: Batch, where: Tensor | slice) -> Tensor:
+    """One forward pass; logits ``[M, V]`` at the packed positions ``where``."""
+    output = model(
+        input_ids=batch.token_ids_N[None],
+        position_ids=batch.position_N[None],
+        use_cache=False,
+        logits_to_keep=where if isinstance(where, Tensor) else 0,
+        fttt_batch=batch,
+    )
+    logits: Tensor = output.logits[0]
+    return logits

@@ -1,0 +1,148 @@
+"""A model, its tokenizer and its chat format, on the device and in the precision asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fttt.errors import RunError, UsageError
+from fttt.models.chat import ChatFormat
+from fttt.models.source import ModelSource, check_model, find_model
+
+__all__ = ["DTYPES", "LoadedModel", "load_model", "pick_device", "pick_dtype"]
+
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A causal language model that is ready to run."""
+
+    name: str
+    model: Any
+    """A ``transformers`` model, in evaluation mode and frozen."""
+    tokenizer: Any
+    chat: ChatFormat
+    stop_ids: tuple[int, ...]
+    """Tokens that end an answer."""
+    max_context: int
+    """Positions that the model was made for."""
+    dtype: str
+    device: str
+
+
+def load_model(name: str, *, dtype: str = "auto", device: str = "auto") -> LoadedModel:
+    """Load a model by hub name, folder, GGUF file or embedded name.
+
+    Only safetensors are read, and no code that came with a model is run.
+
+    Args:
+        name: see :func:`fttt.models.source.find_model`.
+        dtype: ``float32``, ``bfloat16``, ``float16``, or ``auto``: bfloat16 on a GPU, float32 on
+            a CPU.
+        device: ``cpu``, ``cuda``, ``cuda:N``, or ``auto``: a GPU where there is one.
+
+    Raises:
+        UsageError: the model, dtype or device does not exist.
+        RunError: the model does not fit.
+    """
+    check_model(name)
+    where = pick_device(device)
+    torch_dtype = pick_dtype(dtype, where)
+    source = find_model(name)
+    tokenizer, model = _read(source, torch_dtype, where)
+    chat = ChatFormat(tokenizer)
+    return LoadedModel(
+        name=source.name,
+        model=model,
+        tokenizer=tokenizer,
+        chat=chat,
+        stop_ids=_stop_ids(model, chat),
+        max_context=int(_text_config(model).max_position_embeddings),
+        dtype=str(torch_dtype).removeprefix("torch."),
+        device=str(where),
+    )
+
+
+def pick_device(device: str) -> torch.device:
+    """Resolve ``auto`` and check that the device exists."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        raise UsageError(f"No device {device!r}; use auto, cpu, cuda or cuda:N.") from None
+    if chosen.type not in {"cpu", "cuda"}:
+        raise UsageError(f"The device {device!r} is not supported; use auto, cpu, cuda or cuda:N.")
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise UsageError(
+            f"No device {device!r}: this machine shows {torch.cuda.device_count()} GPUs; "
+            "use --device auto or --device cpu."
+        )
+    return chosen
+
+
+def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """Resolve ``auto`` to bfloat16 on a GPU and float32 on a CPU."""
+    if dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    if dtype not in DTYPES:
+        raise UsageError(f"No dtype {dtype!r}; use auto, {', '.join(DTYPES)}.")
+    return DTYPES[dtype]
+
+
+def _read(source: ModelSource, dtype: torch.dtype, device: torch.device) -> tuple[Any, Any]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    path = source.path
+    if source.kind == "gguf":
+        from fttt.models.gguf import convert
+
+        path = str(convert(Path(path)))
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            path, dtype=dtype, use_safetensors=True, trust_remote_code=False
+        )
+    except torch.OutOfMemoryError:
+        raise
+    except (OSError, ValueError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise UsageError(f"The model {source.path!r} cannot be loaded: {first}") from error
+    try:
+        model.to(device)
+    except torch.OutOfMemoryError:
+        raise RunError(
+            f"The model {source.name!r} in {dtype} does not fit on {device}; "
+            "choose a smaller model, --dtype bfloat16 or --device cpu."
+        ) from None
+    model.eval().requires_grad_(False)
+    return tokenizer, model
+
+
+def _stop_ids(model: Any, chat: ChatFormat) -> tuple[int, ...]:
+    """The template's end of turn, and what the model's own generation settings name."""
+    stops = set(chat.end_ids)
+    settings: Any = getattr(model, "generation_config", None)
+    named = getattr(settings, "eos_token_id", None)
+    if isinstance(named, int):
+        stops.add(named)
+    elif named is not None:
+        stops.update(int(i) for i in named)
+    if not stops:
+        raise UsageError(
+            f"The model {model.name_or_path!r} names no token that ends an answer; "
+            "set eos_token_id in its generation_config.json."
+        )
+    return tuple(sorted(stops))
+
+
+def _text_config(model: Any) -> Any:
+    return model.config.get_text_config()

