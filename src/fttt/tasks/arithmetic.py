@@ -16,11 +16,7 @@ from fttt.verifiers.number import NumberVerifier
 
 __all__ = ["ArithmeticTask"]
 
-PROMPT = (
-    "{question}\n\n"
-    "Work it out in one or two short sentences, then end with "
-    '"The final answer is N", where N is a number.'
-)
+PROMPT = '{question}\n\nAnswer in one short sentence that ends with "The final answer is N".'
 
 SIZES = {"test": 200, "train": 400}
 

@@ -49,6 +49,7 @@ class JsonlTask:
         *,
         file: Path | None = None,
         time_limit: float | None = None,
+        judge_url: str | None = None,
     ) -> None:
         """Choose how answers are judged.
 
@@ -57,6 +58,7 @@ class JsonlTask:
                 or something that makes a verifier.
             file: the file, where ``TaskOptions.data_dir`` does not name it.
             time_limit: seconds for one verdict; by default the verifier's own.
+            judge_url: where the verifier ``code`` finds its judge.
 
         Raises:
             UsageError: there is no such verifier.
@@ -65,6 +67,7 @@ class JsonlTask:
         self._verifier = verifier
         self._file = file
         self._time_limit = time_limit
+        self._judge_url = judge_url
 
     def load(self, options: TaskOptions) -> list[Question]:
         """Read the file; its order is the order of the questions."""
@@ -92,7 +95,7 @@ class JsonlTask:
         """A fresh verifier of the kind that was chosen."""
         made = self._require_verifier()
         if isinstance(made, str):
-            return choose_verifier(made, time_limit=self._time_limit)
+            return choose_verifier(made, time_limit=self._time_limit, judge_url=self._judge_url)
         return made()
 
     def _require_verifier(self) -> str | Callable[[], Verifier]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fttt.errors import UsageError
 
-__all__ = ["PLACE", "fill_prompt"]
+__all__ = ["PLACE", "fenced", "fill_prompt"]
 
 PLACE = "{question}"
 
@@ -24,3 +24,8 @@ def fill_prompt(template: str, question: str) -> str:
             f"write {PLACE} where it belongs."
         )
     return template.replace(PLACE, question)
+
+
+def fenced(code: str) -> str:
+    """``code`` as a fenced block of Python."""
+    return f"```python\n{code.strip(chr(10))}\n```"

@@ -44,12 +44,16 @@ def split_choice(choice: str) -> tuple[str, str | None]:
     return kind, value or None
 
 
-def choose_verifier(choice: str, *, time_limit: float | None = None) -> Verifier:
+def choose_verifier(
+    choice: str, *, time_limit: float | None = None, judge_url: str | None = None
+) -> Verifier:
     """Make the verifier that a user chose.
 
     Args:
         choice: a kind of :data:`CHOICES`, with its value after a colon.
-        time_limit: seconds for one verdict; by default the verifier's own.
+        time_limit: seconds for one verdict; by default the verifier's own. Numbers need none, and
+            the judge of ``code`` has its own.
+        judge_url: where ``code`` finds its judge; by default ``OJ_API``, else an embedded one.
 
     Raises:
         UsageError: there is no such verifier, module, function or program.
@@ -75,7 +79,7 @@ def choose_verifier(choice: str, *, time_limit: float | None = None) -> Verifier
     if kind == "code":
         from fttt.verifiers.code import CodeVerifier
 
-        return CodeVerifier(**limit)
+        return CodeVerifier(judge_url)
     from fttt.verifiers.math import MathVerifier
 
     return MathVerifier(rule="strict" if kind == "math-strict" else "equivalence", **limit)

@@ -18,7 +18,7 @@ from fttt.errors import UsageError
 from fttt.types import Outcome, Question, Verdict
 from fttt.verifiers.pool import JobError, WorkerPool
 
-__all__ = ["CommandVerifier"]
+__all__ = ["CommandVerifier", "run"]
 
 _SHOWN = 500
 """Characters of the command's output that a verdict's detail keeps: its end."""
@@ -59,7 +59,9 @@ class CommandVerifier:
                 "here; check its path and that it may be executed."
             )
         self._command = command
-        self._pool = WorkerPool(_run, time_limit=time_limit, workers=workers)
+        self._pool = WorkerPool(
+            "fttt.verifiers.command:run", time_limit=time_limit, workers=workers
+        )
 
     async def verify(self, question: Question, completion: str) -> Verdict:
         """Run the command."""
@@ -83,7 +85,8 @@ class CommandVerifier:
         await self._pool.close()
 
 
-def _run(request: Any) -> tuple[int, str]:
+def run(request: Any) -> tuple[int, str]:
+    """The worker's job: run the command; its exit status and the end of its output."""
     gold = request["gold"]
     added = {
         "FTTT_QUESTION_ID": request["id"],

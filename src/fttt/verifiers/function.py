@@ -56,7 +56,7 @@ class FunctionVerifier:
         self._pool = (
             None
             if time_limit is None
-            else WorkerPool(self._call, time_limit=time_limit, workers=workers, fork=True)
+            else WorkerPool(self._call, time_limit=time_limit, workers=workers)
         )
 
     async def verify(self, question: Question, completion: str) -> Verdict:

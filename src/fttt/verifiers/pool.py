@@ -9,10 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import pickle
 import queue
 import socket
-import struct
 import subprocess
 import sys
 import threading
@@ -38,29 +36,27 @@ class JobError(Exception):
 class WorkerPool:
     """A job, and up to ``workers`` processes that run it.
 
-    A job that can be pickled by name runs in a fresh interpreter, started at the first request. A
-    closure or lambda cannot leave its process that way: with ``fork=True`` the zygote is a fork
-    of the caller, made at once, which sees the caller's objects as they are at that moment. The
-    fork runs the job and nothing else, and never a finaliser of the caller's objects.
+    A job that has a name (``"module:function"``) runs in a fresh interpreter, started at the first
+    request. A closure or lambda cannot be named: given as it is, its zygote is a fork of the
+    caller, made at once, which sees the caller's objects as they are at that moment. The fork runs
+    the job and nothing else, and never a finaliser of the caller's objects.
     """
 
     def __init__(
         self,
-        job: Job,
+        job: Job | str,
         *,
         time_limit: float,
         workers: int | None = None,
         memory_mb: int | None = None,
-        fork: bool = False,
     ) -> None:
         """Prepare the pool.
 
         Args:
-            job: takes and returns what JSON can hold.
+            job: a function, or the name of one; it takes and returns what JSON can hold.
             time_limit: seconds for one run of the job, by the wall clock.
             workers: how many run at once; by default one a processor, at most 16.
             memory_mb: address space of a worker, in MiB.
-            fork: whether the zygote is a fork of this process.
         """
         self._job = job
         self._time_limit = time_limit
@@ -69,7 +65,7 @@ class WorkerPool:
         self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._threads: ThreadPoolExecutor | None = None
-        self._zygote = _start(job, memory_mb, fork=True) if fork else None
+        self._zygote = None if isinstance(job, str) else _start(job, memory_mb)
         self._closed = False
 
     async def run(self, request: Any) -> Any:
@@ -124,7 +120,7 @@ class WorkerPool:
             if self._closed:
                 raise RunError("The verifier was closed while an answer was being checked.")
             if self._zygote is None:
-                self._zygote = _start(self._job, self._memory_mb, fork=False)
+                self._zygote = _start(self._job, self._memory_mb)
             worker = self._zygote.spawn()
         reply = worker.hear(_STARTUP_SECONDS)
         if reply is None or "ready" not in reply:
@@ -201,18 +197,17 @@ def _finish(control: socket.socket, wait: Callable[[], object]) -> None:
     wait()
 
 
-def _start(job: Job, memory_mb: int | None, *, fork: bool) -> _ZygoteHandle:
+def _start(job: Job | str, memory_mb: int | None) -> _ZygoteHandle:
     ours, theirs = socket.socketpair()
     with theirs:
-        if fork:
+        if not isinstance(job, str):
             return _ZygoteHandle(ours, _fork(ours, theirs, job, memory_mb))
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "fttt.verifiers.zygote", str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
         )
-    data = pickle.dumps((job, memory_mb))
-    ours.sendall(struct.pack("!I", len(data)) + data)
+    send(ours, {"job": job, "memory_mb": memory_mb})
     return _ZygoteHandle(ours, process.wait)
 
 

@@ -10,7 +10,7 @@ from fttt.errors import UsageError
 from fttt.types import Outcome, Question, Verdict
 from fttt.verifiers.pool import JobError, WorkerPool
 
-__all__ = ["RegexVerifier"]
+__all__ = ["RegexVerifier", "search"]
 
 
 class RegexVerifier:
@@ -35,7 +35,7 @@ class RegexVerifier:
                     "see the documentation of Python's re module."
                 ) from None
         self._pattern = pattern
-        self._pool = WorkerPool(_search, time_limit=time_limit)
+        self._pool = WorkerPool("fttt.verifiers.regex:search", time_limit=time_limit)
 
     async def verify(self, question: Question, completion: str) -> Verdict:
         """Search the completion."""
@@ -58,7 +58,8 @@ class RegexVerifier:
         await self._pool.close()
 
 
-def _search(request: Any) -> str | None:
+def search(request: Any) -> str | None:
+    """The worker's job: the first match of ``[pattern, completion]``."""
     pattern, completion = request
     match = re.search(pattern, completion)
     return None if match is None else match[0]

@@ -15,9 +15,9 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import importlib
 import json
 import os
-import pickle
 import resource
 import select
 import signal
@@ -239,11 +239,14 @@ def _prctl(option: int, value: int) -> None:
 
 
 def main() -> None:
-    """Serve on the descriptor named by the first argument; the job arrives there first."""
+    """Serve on the descriptor named by the first argument; the job's name arrives there first."""
     control = socket.socket(fileno=int(sys.argv[1]))
-    size = _HEADER.unpack(_read(control, _HEADER.size) or b"\0\0\0\0")[0]
-    job, memory_mb = pickle.loads(_read(control, size) or b"")
-    serve(control, job, memory_mb)
+    order = receive(control)
+    if order is None:
+        return
+    module, _, name = order["job"].partition(":")
+    job: Job = getattr(importlib.import_module(module), name)
+    serve(control, job, order["memory_mb"])
 
 
 if __name__ == "__main__":

@@ -1,0 +1,103 @@
+"""MATH: competition problems in the split of 12,000 and 500 (Hendrycks 2021, Lightman 2023)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+from fttt.errors import UsageError
+from fttt.tasks.base import TaskOptions
+from fttt.tasks.files import Row, check_split, find, read_hub, read_jsonl
+from fttt.tasks.prompts import fill_prompt
+from fttt.types import Question
+from fttt.verifiers.base import Verifier
+from fttt.verifiers.boxed import last_boxed
+from fttt.verifiers.math import MathRule, MathVerifier
+
+__all__ = ["Math500Task"]
+
+PROMPT = (
+    "Solve this problem step by step.\n\n"
+    "{question}\n\n"
+    "End your answer with the final result in \\boxed{}."
+)
+
+FIELDS = ("problem", "solution")
+SUBJECTS = (
+    "algebra",
+    "counting_and_probability",
+    "geometry",
+    "intermediate_algebra",
+    "number_theory",
+    "prealgebra",
+    "precalculus",
+)
+
+
+class Math500Task:
+    """12,000 problems to train on and 500 to test; answers are compared as mathematics."""
+
+    name: ClassVar[str] = "math500"
+    splits: ClassVar[tuple[str, ...]] = ("test", "train")
+    broken: ClassVar[Mapping[str, str]] = {
+        f"train/number_theory/{number}.json": "the solution boxes nothing"
+        for number in (7115, 7117)
+    }
+    """Questions whose gold answer is missing in the benchmark itself."""
+
+    def __init__(self, rule: MathRule = "equivalence") -> None:
+        """Choose the rule of comparison (``strict`` is the string rule of the benchmark)."""
+        self.rule: MathRule = rule
+
+    def load(self, options: TaskOptions) -> list[Question]:
+        """Read ``MATH500/{train,test}.jsonl``, or the hub."""
+        check_split(self.name, options.split, self.splits)
+        template = options.prompt or PROMPT
+        return [
+            self._question(options.split, index, where, row, template)
+            for index, (where, row) in enumerate(self._rows(options))
+        ]
+
+    def _rows(self, options: TaskOptions) -> list[tuple[str, Row]]:
+        if options.data_dir is None:
+            return list(_hub_rows(options.split).items())
+        file = f"{options.split}.jsonl"
+        path = find(self.name, options.data_dir, [f"MATH500/{file}", file])
+        return [
+            (f"Line {number} of {str(path)!r}", row) for number, row in read_jsonl(path, FIELDS)
+        ]
+
+    def _question(self, split: str, index: int, where: str, row: Row, template: str) -> Question:
+        solution = str(row["solution"])
+        gold = row.get("answer") or last_boxed(solution)
+        if not gold and "\\boxed" not in solution:
+            raise UsageError(f"{where} has no answer, and no \\boxed{{}} in its solution; add one.")
+        return Question(
+            id=str(row.get("unique_id") or f"math/{split}/{index}"),
+            prompt=fill_prompt(template, str(row["problem"])),
+            gold=str(gold or ""),
+            solution=solution,
+        )
+
+    def verifier(self) -> Verifier:
+        """Compare the last ``\\boxed{}`` by the chosen rule."""
+        return MathVerifier(rule=self.rule)
+
+
+def _hub_rows(split: str) -> dict[str, Row]:
+    """Rows by a description of their place.
+
+    The hub has the 500 as a set of their own; the 12,000 are the rest of the benchmark's 12,500.
+    """
+    test = read_hub("HuggingFaceH4/MATH-500", None, "test", (*FIELDS, "answer"))
+    if split == "test":
+        return {f"Row {number} of HuggingFaceH4/MATH-500": row for number, row in enumerate(test)}
+    held_out = {row["problem"] for row in test}
+    name = "EleutherAI/hendrycks_math"
+    return {
+        f"Row {number} of {name} ({subject}, {part})": row
+        for part in ("train", "test")
+        for subject in SUBJECTS
+        for number, row in enumerate(read_hub(name, subject, part, FIELDS))
+        if row["problem"] not in held_out
+    }
