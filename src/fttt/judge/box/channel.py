@@ -1,0 +1,66 @@
+"""Messages between the tester and the solver: JSON with a length in front, over a socket."""
+
+from __future__ import annotations
+
+import json
+import socket
+import struct
+from typing import Any
+
+__all__ = ["MAX_MESSAGE", "BrokenBorder", "Channel"]
+
+MAX_MESSAGE = 32 * 1024 * 1024
+"""The most bytes that one message may have."""
+
+_LENGTH = struct.Struct(">I")
+
+
+class BrokenBorder(BaseException):
+    """The other side is gone, or said something that the protocol does not know."""
+
+
+class Channel:
+    """One end of the border: sends and receives one JSON value at a time.
+
+    JSON is read by the standard library's parser, which builds plain data only; ``pickle`` or
+    ``marshal`` would let the other side build whatever it likes.
+    """
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+
+    def send(self, message: dict[str, Any]) -> None:
+        """Send one message; raises :class:`BrokenBorder` where the other side is gone."""
+        body = json.dumps(message, separators=(",", ":")).encode("ascii")
+        if len(body) > MAX_MESSAGE:
+            raise BrokenBorder(f"a value of {len(body)} bytes; at most {MAX_MESSAGE} may cross")
+        try:
+            self._connection.sendall(_LENGTH.pack(len(body)) + body)
+        except OSError as error:
+            raise BrokenBorder("the other process ended") from error
+
+    def receive(self) -> dict[str, Any]:
+        """Wait for one message; raises :class:`BrokenBorder` where none can come."""
+        (length,) = _LENGTH.unpack(self._read(_LENGTH.size))
+        if length > MAX_MESSAGE:
+            raise BrokenBorder(f"a value of {length} bytes; at most {MAX_MESSAGE} may cross")
+        try:
+            message = json.loads(self._read(length))
+        except (ValueError, RecursionError) as error:
+            raise BrokenBorder(f"a message that is not JSON: {type(error).__name__}") from error
+        if type(message) is not dict:
+            raise BrokenBorder("a message that is not an object")
+        return message
+
+    def _read(self, length: int) -> bytes:
+        parts = []
+        while length:
+            try:
+                part = self._connection.recv(min(length, 1 << 20))
+            except OSError as error:
+                raise BrokenBorder("the other process ended") from error
+            if not part:
+                raise BrokenBorder("the other process ended")
+            parts.append(part)
+            length -= len(part)
+        return b"".join(parts)

@@ -1,0 +1,159 @@
+"""The few system calls that Python's ``os`` lacks, through the C library."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+
+__all__ = [
+    "NEW_IPC",
+    "NEW_MOUNT",
+    "NEW_NETWORK",
+    "NEW_PID",
+    "NEW_USER",
+    "NEW_UTS",
+    "adopt_orphans",
+    "capabilities",
+    "clone",
+    "drop_capabilities",
+    "forbid_dumps",
+    "forbid_new_privileges",
+    "load_filter",
+    "mount_tmpfs",
+]
+
+NEW_MOUNT = 0x00020000
+NEW_UTS = 0x04000000
+NEW_IPC = 0x08000000
+NEW_USER = 0x10000000
+NEW_PID = 0x20000000
+NEW_NETWORK = 0x40000000
+
+_SIGCHLD = 17
+_MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 1, 2, 4, 8
+_PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_CAPBSET_DROP, _PR_SET_SECUREBITS = 4, 22, 24, 28
+_PR_SET_CHILD_SUBREAPER = 36
+_PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 38, 47, 4
+_SECCOMP_MODE_FILTER = 2
+# Root's special powers, kept capabilities and raised ambient ones: all off, and locked.
+_SECUREBITS_LOCKED = 0xEF
+_CAPABILITY_VERSION_3 = 0x20080522
+_CLONE_NUMBERS = {"x86_64": 56, "aarch64": 220, "riscv64": 220, "ppc64le": 120}
+
+_libc = ctypes.CDLL(None, use_errno=True)
+# Holds the interpreter's lock over the call, as os.fork does: the child must wake up owning it.
+_libc_locked = ctypes.PyDLL(None, use_errno=True)
+
+
+class _FilterProgram(ctypes.Structure):
+    _fields_ = (("length", ctypes.c_ushort), ("instructions", ctypes.c_char_p))
+
+
+class _CapabilityHeader(ctypes.Structure):
+    _fields_ = (("version", ctypes.c_uint32), ("pid", ctypes.c_int))
+
+
+class _CapabilityData(ctypes.Structure):
+    _fields_ = (
+        ("effective", ctypes.c_uint32),
+        ("permitted", ctypes.c_uint32),
+        ("inheritable", ctypes.c_uint32),
+    )
+
+
+def _check(result: int, what: str) -> int:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{what}: {os.strerror(number)}")
+    return result
+
+
+def clone(flags: int) -> int:
+    """Fork into new namespaces; 0 in the child, its process id in the parent.
+
+    ``os.fork`` followed by ``unshare`` would need one process more per box, since a new pid
+    namespace takes effect for children only. Only for a process with one thread.
+    Raises :class:`OSError` where the kernel refuses one of the namespaces.
+    """
+    number = _CLONE_NUMBERS.get(platform.machine())
+    if number is None:
+        raise OSError(38, f"clone: its number on {platform.machine()} is not known")
+    api = ctypes.pythonapi
+    api.PyOS_BeforeFork()
+    pid = int(
+        _libc_locked.syscall(number, ctypes.c_ulong(flags | _SIGCHLD), None, None, None, None)
+    )
+    if pid == 0:
+        api.PyOS_AfterFork_Child()
+        return 0
+    api.PyOS_AfterFork_Parent()
+    return _check(pid, "clone")
+
+
+def mount_tmpfs(target: str, options: str, *, read_only: bool = False) -> None:
+    """Mount an empty file system in memory over ``target``."""
+    flags = _MS_NOSUID | _MS_NODEV | (_MS_RDONLY | _MS_NOEXEC if read_only else 0)
+    kind = b"tmpfs"
+    _check(
+        _libc.mount(kind, os.fsencode(target), kind, ctypes.c_ulong(flags), options.encode()),
+        f"mount {target}",
+    )
+
+
+def _prctl(option: int, first: int, second: int = 0) -> int:
+    long = ctypes.c_ulong
+    return int(_libc.prctl(option, long(first), long(second), long(0), long(0)))
+
+
+def drop_capabilities() -> None:
+    """Give up every capability for good: bounding, ambient, permitted and effective sets."""
+    capability = 0
+    # The bounding set ends where the kernel's list of capabilities does.
+    while _prctl(_PR_CAPBSET_DROP, capability) == 0:
+        capability += 1
+    _prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)
+    _prctl(_PR_SET_SECUREBITS, _SECUREBITS_LOCKED)
+    header = _CapabilityHeader(_CAPABILITY_VERSION_3, 0)
+    nothing = (_CapabilityData * 2)()
+    _check(_libc.capset(ctypes.byref(header), ctypes.byref(nothing)), "capset")
+
+
+def capabilities() -> int:
+    """The permitted capabilities of this process as a bit mask."""
+    header = _CapabilityHeader(_CAPABILITY_VERSION_3, 0)
+    data = (_CapabilityData * 2)()
+    _check(_libc.capget(ctypes.byref(header), ctypes.byref(data)), "capget")
+    return int(data[0].permitted) | int(data[1].permitted) << 32
+
+
+def forbid_new_privileges() -> None:
+    """From here on no program file can raise this process's privileges."""
+    _check(_prctl(_PR_SET_NO_NEW_PRIVS, 1), "no_new_privs")
+
+
+def forbid_dumps(forbidden: bool = True) -> None:
+    """Keep other processes of the same user from reading or tracing this one's memory."""
+    _check(_prctl(_PR_SET_DUMPABLE, 0 if forbidden else 1), "dumpable")
+
+
+def adopt_orphans() -> None:
+    """Become the parent of every orphan below this process."""
+    _check(_prctl(_PR_SET_CHILD_SUBREAPER, 1), "subreaper")
+
+
+def load_filter(program: bytes) -> None:
+    """Load a seccomp filter (8 bytes an instruction) for this process and its children."""
+    compiled = _FilterProgram(len(program) // 8, program)
+    _check(
+        int(
+            _libc.prctl(
+                _PR_SET_SECCOMP,
+                ctypes.c_ulong(_SECCOMP_MODE_FILTER),
+                ctypes.byref(compiled),
+                ctypes.c_ulong(0),
+                ctypes.c_ulong(0),
+            )
+        ),
+        "seccomp",
+    )

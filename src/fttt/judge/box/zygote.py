@@ -1,0 +1,309 @@
+"""The zygote: a warm interpreter that makes one fresh box per submission and watches over it.
+
+It never sees a submission or its tests: a request carries their file descriptors, which it hands
+to the box unread, so nothing of one submission is left in the heap that the next box inherits.
+"""
+
+from __future__ import annotations
+
+import base64
+import gc
+import importlib
+import json
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import landlockpy
+
+from . import system
+from .confine import NAMESPACES, confine, leave_root
+from .solver import run_solver
+from .tester import run_tests
+
+__all__ = ["main"]
+
+_TICK = 0.02
+_SUBMISSION, _TESTS, _VERDICT = 3, 4, 5
+_WARM = """
+abc array bisect cmath collections copy dataclasses datetime decimal enum fractions functools
+heapq inspect itertools json math operator random re string struct textwrap time typing
+"""
+"""What a submission usually imports."""
+
+
+@dataclass
+class _Box:
+    """A box that is running."""
+
+    number: int
+    pid: int
+    alive: int
+    """A descriptor that becomes readable when the box's first process has ended."""
+    deadline: float
+    end: str = "exit"
+    memory: int = 0
+    cpu: float = 0.0
+
+
+def main(control_fd: int) -> None:
+    """Serve requests from the control socket until its other end is closed."""
+    control = socket.socket(fileno=control_fd)
+    plan = json.loads(control.recv(1 << 20))
+    leave_root(plan["uid"])
+    for name in _WARM.split():
+        importlib.import_module(name)
+    landlockpy.abi_version()  # looks for the C library once, which takes a process of its own
+    # Pages that the collector never touches stay shared between all boxes.
+    gc.collect()
+    gc.freeze()
+    zygote = Zygote(control, plan)
+    held = zygote.probe()
+    control.send(json.dumps({"layers": held}).encode())
+    zygote.serve()
+
+
+class Zygote:
+    """Makes boxes, ends them at their limits, and reports each one's end."""
+
+    def __init__(self, control: socket.socket, plan: dict[str, Any]) -> None:
+        self._control = control
+        self._limits: dict[str, Any] = plan["limits"]
+        self._program = base64.b64decode(plan["filter"])
+        self._layers = frozenset(plan["layers"])
+        self._ids = os.getuid(), os.getgid()
+        self._boxes: dict[int, _Box] = {}
+        self._poll = select.poll()
+        self._poll.register(control.fileno(), select.POLLIN)
+
+    def probe(self) -> dict[str, str]:
+        """Try every layer in a box of its own, keep what holds, and say why others do not."""
+        answers: dict[str, str] = {}
+        held = set()
+        namespaces = self._layers & set(NAMESPACES)
+        together = _attempt(lambda: self._enter(namespaces))
+        for name in sorted(namespaces):
+            # All others live in the user namespace, so each is tried together with it.
+            error = together and _attempt(lambda name=name: self._enter({"user", name}))
+            answers[name] = error
+            held |= {name} if not error else set()
+        for name in sorted(self._layers - namespaces):
+            layers = frozenset(held & {"user", "mount"} | {name})
+            error = _attempt(lambda layers=layers: self._enter(layers))
+            answers[name] = error
+            held |= {name} if not error else set()
+        self._layers = frozenset(held)
+        if "pid" not in held:
+            system.adopt_orphans()
+        return answers
+
+    def _enter(self, layers: set[str] | frozenset[str]) -> None:
+        """Close a box with these layers around nothing; raises :class:`OSError` where it fails."""
+        read, write = os.pipe()
+        pid = system.clone(_flags(layers))
+        if pid == 0:
+            try:
+                confine(frozenset(layers), self._limits, self._program, self._ids)
+                os.write(write, b"held")
+            except BaseException as error:
+                os.write(write, str(error).encode()[:500])
+            os._exit(0)
+        os.close(write)
+        answer = os.read(read, 500)
+        os.close(read)
+        os.waitpid(pid, 0)
+        if answer != b"held":
+            raise OSError(answer.decode() or "the process was killed")
+
+    def serve(self) -> None:
+        """Handle requests and ends of boxes until the control socket is closed."""
+        next_watch = 0.0
+        while True:
+            ready = self._poll.poll(_TICK * 1000 if self._boxes else None)
+            for fd, _ in ready:
+                if fd != self._control.fileno():
+                    self._reap(self._boxes[fd])
+                elif not self._handle_request():
+                    return
+            now = time.monotonic()
+            if self._boxes and now >= next_watch:
+                self._watch(now)
+                next_watch = now + _TICK
+
+    def _handle_request(self) -> bool:
+        """Make or kill a box as asked; false where the other end is gone."""
+        try:
+            message, fds, _, _ = socket.recv_fds(self._control, 1 << 12, 3)
+        except ConnectionError:
+            return False
+        if not message:
+            return False
+        request = json.loads(message)
+        if "kill" in request:
+            for box in self._boxes.values():
+                if box.number == request["kill"]:
+                    self._end(box, "killed")
+            return True
+        try:
+            pid = system.clone(_flags(self._layers))
+        except OSError as error:
+            self._report({"box": request["box"], "end": f"no box could be made: {error}"})
+        else:
+            if pid == 0:
+                self._run_box(fds)
+            self._add(request["box"], pid)
+        for fd in fds:
+            os.close(fd)
+        return True
+
+    def _run_box(self, fds: list[int]) -> None:
+        """The life of a box's first process; never returns."""
+        code = 70
+        try:
+            _keep_only(fds)
+            if "pid" not in self._layers:
+                system.adopt_orphans()
+            confine(self._layers, self._limits, self._program, self._ids)
+            ours, theirs = socket.socketpair()
+            solver = os.fork()
+            if solver == 0:
+                ours.close()
+                os.close(_TESTS)
+                os.close(_VERDICT)
+                run_solver(theirs, _SUBMISSION)
+            theirs.close()
+            os.close(_SUBMISSION)
+            verdict = run_tests(ours, _TESTS, solver)
+            os.write(_VERDICT, json.dumps(verdict).encode())
+            code = 0
+        except OSError as error:
+            text = {"status": "broken", "detail": f"the box could not be closed: {error}"}
+            os.write(_VERDICT, json.dumps(text).encode())
+        finally:
+            os._exit(code)
+
+    def _add(self, number: int, pid: int) -> None:
+        alive = os.pidfd_open(pid)
+        deadline = time.monotonic() + self._limits["wall_seconds"]
+        self._boxes[alive] = _Box(number, pid, alive, deadline)
+        self._poll.register(alive, select.POLLIN)
+
+    def _reap(self, box: _Box) -> None:
+        _, status, usage = os.wait4(box.pid, 0)
+        self._poll.unregister(box.alive)
+        os.close(box.alive)
+        del self._boxes[box.alive]
+        if "pid" not in self._layers:
+            self._sweep()
+        report = {"box": box.number, "end": box.end, "status": status, "memory": box.memory}
+        self._report({**report, "cpu": max(box.cpu, usage.ru_utime + usage.ru_stime)})
+
+    def _sweep(self) -> None:
+        """Without pid namespaces: end the orphans of ended boxes, which are this one's now."""
+        known = {box.pid for box in self._boxes.values()}
+        while (
+            strays := {
+                pid for pid, process in _processes().items() if process.parent == os.getpid()
+            }
+            - known
+        ):
+            for pid in strays:
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+
+    def _report(self, message: dict[str, Any]) -> None:
+        self._control.send(json.dumps(message).encode())
+
+    def _end(self, box: _Box, reason: str) -> None:
+        """Kill a box's first process, and with it (in its own pid namespace) all others."""
+        box.end = reason
+        os.kill(box.pid, signal.SIGKILL)
+
+    def _watch(self, now: float) -> None:
+        """End the boxes that are over a limit which the kernel counts per process only."""
+        families = _families({box.pid for box in self._boxes.values()})
+        for box in self._boxes.values():
+            members = families.get(box.pid, [])
+            box.memory = max(box.memory, sum(member.memory for member in members))
+            box.cpu = max(box.cpu, sum(member.cpu for member in members))
+            if box.end != "exit":
+                continue
+            if box.memory > self._limits["memory_bytes"]:
+                self._end(box, "memory")
+            elif box.cpu > self._limits["cpu_seconds"] or now > box.deadline:
+                self._end(box, "timeout")
+
+
+@dataclass
+class _Process:
+    parent: int
+    memory: int
+    cpu: float
+
+
+def _processes() -> dict[int, _Process]:
+    """All processes that this one can see, by their ids."""
+    page, tick = os.sysconf("SC_PAGE_SIZE"), os.sysconf("SC_CLK_TCK")
+    processes: dict[int, _Process] = {}
+    for name in os.listdir("/proc"):  # noqa: PTH208  (50 times a second, so the cheap way)
+        if not name.isdigit():
+            continue
+        try:
+            with open(f"/proc/{name}/stat", "rb", buffering=0) as file:  # noqa: PTH123
+                fields = file.read(1024).rpartition(b") ")[2].split()
+        except OSError:  # it has ended
+            continue
+        # From the third field of proc(5) on: own and awaited children's processor time, pages.
+        cpu = sum(map(int, fields[11:15])) / tick
+        processes[int(name)] = _Process(int(fields[1]), int(fields[21]) * page, cpu)
+    return processes
+
+
+def _families(roots: set[int]) -> dict[int, list[_Process]]:
+    """All living processes below each of some processes, these included.
+
+    An orphan's parent becomes the box's first process, so none can leave its family.
+    """
+    processes = _processes()
+    families: dict[int, list[_Process]] = {}
+    for pid, process in processes.items():
+        root = pid
+        while root not in roots and root in processes:
+            root = processes[root].parent
+        families.setdefault(root, []).append(process)
+    return families
+
+
+def _flags(layers: set[str] | frozenset[str]) -> int:
+    return sum(NAMESPACES[name] for name in layers if name in NAMESPACES)
+
+
+def _attempt(action: Any) -> str:
+    """Why an action failed, or nothing."""
+    try:
+        action()
+    except OSError as error:
+        return str(error) or type(error).__name__
+    return ""
+
+
+def _keep_only(fds: list[int]) -> None:
+    """Close every descriptor but these, which become 3, 4, 5, and the null device."""
+    # Lifted first, so that none is overwritten while it is still wanted.
+    lifted = [os.dup2(fd, 100 + place) for place, fd in enumerate(fds)]
+    for place, fd in enumerate(lifted):
+        os.dup2(fd, _SUBMISSION + place, inheritable=False)
+    os.closerange(_VERDICT + 1, os.sysconf("SC_OPEN_MAX"))
+    null = os.open("/dev/null", os.O_RDWR)
+    for standard in (0, 1, 2):
+        os.dup2(null, standard)
+    os.close(null)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

@@ -1,0 +1,67 @@
+"""The layers of the sandbox: which hold on this machine, and what each would stop."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+__all__ = ["LAYERS", "Layer", "LayerReport"]
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One kind of confinement."""
+
+    name: str
+    stops: str
+    """What a submission could do without it."""
+    needed: bool = True
+    """Whether the stated minimum includes it."""
+
+
+LAYERS = (
+    Layer("bubblewrap", "reading files of the host, and host processes through /proc"),
+    Layer("user", "keeping the rights of the user who started the judge"),
+    Layer("pid", "signalling other processes, and leaving a process behind that lives on"),
+    Layer("mount", "writing where the next submission can read"),
+    Layer("network", "connecting to the network or to services of this machine"),
+    Layer("ipc", "leaving shared memory and message queues behind"),
+    Layer("uts", "changing the host's name", needed=False),
+    Layer("limits", "exhausting processes, descriptors, file space or processor time"),
+    Layer("capabilities", "using what is left of root's powers inside the box"),
+    Layer("seccomp", "attacking the kernel through rarely used system calls"),
+    Layer("landlock", "writing outside the scratch folder, were a mount forgotten", needed=False),
+)
+"""Every layer; those with ``needed`` are the minimum below which the judge refuses to start."""
+
+
+@dataclass(frozen=True, slots=True)
+class LayerReport:
+    """What was found when the sandbox started; measured in a trial box, not guessed."""
+
+    faults: Mapping[str, str]
+    """Layer name to why it does not hold; an empty text where it does."""
+
+    def holds(self, name: str) -> bool:
+        return self.faults.get(name, "not tried") == ""
+
+    @property
+    def missing(self) -> tuple[Layer, ...]:
+        """Layers of the stated minimum that do not hold."""
+        return tuple(layer for layer in LAYERS if layer.needed and not self.holds(layer.name))
+
+    def lines(self) -> list[str]:
+        """The report for people, one line a layer."""
+        lines = []
+        for layer in LAYERS:
+            if self.holds(layer.name):
+                lines.append(f"{layer.name}: holds")
+            else:
+                why = self.faults.get(layer.name, "not tried")
+                lines.append(f"{layer.name}: MISSING ({why}); it would stop {layer.stops}")
+        return lines
+
+    def to_json(self) -> dict[str, str]:
+        """Layer name to ``"holds"`` or why it does not."""
+        names = (layer.name for layer in LAYERS)
+        return {name: "holds" if self.holds(name) else self.faults.get(name, "") for name in names}

@@ -1,0 +1,33 @@
+"""What one submission may use."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["MAX_SUBMISSION", "Limits"]
+
+MAX_SUBMISSION = 1_000_000
+"""The most characters that a submission may have; compiling more would only waste its memory."""
+
+_MIB = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The bounds of one box.
+
+    Memory and processor time are counted in sum over the box's processes, by a watchdog that looks
+    every 20 ms; the address space bounds each process by itself, at once.
+    """
+
+    wall_seconds: float = 10.0
+    """From the making of the box to its verdict."""
+    cpu_seconds: int = 5
+    memory_bytes: int = 512 * _MIB
+    address_space_bytes: int = 1024 * _MIB
+    processes: int = 32
+    """Threads count as processes, as the kernel counts them."""
+    files: int = 64
+    """Open descriptors of a process."""
+    scratch_bytes: int = 16 * _MIB
+    """The writable file system, and any one file."""

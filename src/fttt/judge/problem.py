@@ -1,0 +1,144 @@
+"""What the judge is asked and what it answers: the published protocol as types."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Literal, get_args
+
+from fttt.judge.limits import MAX_SUBMISSION
+
+__all__ = ["BadRequest", "Border", "Judgement", "Problem", "Status", "Submission"]
+
+Status = Literal["passed", "failed", "timeout", "memory", "error"]
+"""``failed``: it ran or did not compile, and is wrong; ``error``: it could not be judged."""
+
+Border = Literal["data", "shared"]
+"""``data``: tests and submission in two processes; ``shared``: in one, where a problem needs it."""
+
+
+class BadRequest(ValueError):  # noqa: N818
+    """A request that cannot be judged as it was made; the message says what is allowed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A function to be written, and its tests.
+
+    ``test`` defines ``check(candidate)``; ``entry_point`` is what is passed to it. ``border`` may
+    be set by a problem whose tests compare objects of the submission's own classes: then both run
+    in one process (still sandboxed), where a hostile submission can forge its verdict.
+    """
+
+    prompt: str
+    test: str
+    entry_point: str
+    border: Border = "data"
+
+    @classmethod
+    def from_json(cls, value: object) -> Problem:
+        """Check a problem object; raises :class:`BadRequest` for what is missing or of no use."""
+        if not isinstance(value, Mapping):
+            raise BadRequest(
+                'the problem is no object; it has the fields "prompt", "test" and "entry_point"'
+            )
+        for field in ("prompt", "test", "entry_point"):
+            if not isinstance(value.get(field), str):
+                what = "has no" if field not in value else "has no text in"
+                raise BadRequest(
+                    f'the problem {what} field "{field}"; '
+                    '"prompt", "test" and "entry_point" are needed, each a text'
+                )
+        border = value.get("border", "data")
+        if border not in get_args(Border):
+            raise BadRequest(
+                f'the problem\'s border is {border!r}; allowed are "data" and "shared"'
+            )
+        if not value["entry_point"].strip():
+            raise BadRequest("the problem's entry_point is empty; it names what check() is given")
+        return cls(value["prompt"], value["test"], value["entry_point"], border)
+
+    def to_json(self) -> dict[str, str]:
+        """The problem object of the protocol."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """A completion, and the problem that it wants to solve."""
+
+    problem: Problem
+    completion: str
+
+    @classmethod
+    def from_json(cls, value: object) -> Submission:
+        """Check a request's body; raises :class:`BadRequest`."""
+        if not isinstance(value, Mapping):
+            raise BadRequest('the request is no object; it has the fields "problem", "completion"')
+        for field in ("problem", "completion"):
+            if field not in value:
+                raise BadRequest(
+                    f'the request has no field "{field}"; "problem", "completion" are needed'
+                )
+        if not isinstance(value["completion"], str):
+            raise BadRequest("the completion is no text")
+        return cls(Problem.from_json(value["problem"]), value["completion"])
+
+    @property
+    def fault(self) -> str | None:
+        """Why this need not even be run, or nothing."""
+        if len(self.completion) > MAX_SUBMISSION:
+            return (
+                f"the submission has {len(self.completion)} characters; "
+                f"at most {MAX_SUBMISSION} are judged"
+            )
+        if "\0" in self.completion:
+            return "the submission holds a NUL character, which no Python source may"
+        if any("\ud800" <= character <= "\udfff" for character in self.completion):
+            return "the submission holds a lone surrogate, which no Python source may"
+        return None
+
+    def sides(self) -> tuple[dict[str, object], dict[str, object]]:
+        """What the solver gets, and what the tester gets."""
+        problem, source = self.problem, self.problem.prompt + self.completion
+        if problem.border == "shared":
+            whole = f"{source}\n{problem.test}\ncheck({problem.entry_point})"
+            return {"source": whole}, {"shared": True, "test": problem.test}
+        tests = {"shared": False, **problem.to_json()}
+        return {"source": source}, tests
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """The judge's answer."""
+
+    status: Status
+    detail: str = ""
+    seconds: float = 0.0
+    """Wall time in the sandbox, waiting for a place excluded."""
+
+    @property
+    def passed(self) -> bool:
+        return self.status == "passed"
+
+    def to_json(self) -> dict[str, object]:
+        """The answer of the protocol, in characters that any encoding can carry."""
+        detail = self.detail.encode("utf-8", "backslashreplace").decode("utf-8")
+        seconds = round(self.seconds, 6)
+        return {
+            "passed": self.passed,
+            "status": self.status,
+            "detail": detail,
+            "seconds": seconds,
+        }
+
+    @classmethod
+    def from_json(cls, value: object) -> Judgement:
+        """Read an answer; raises :class:`BadRequest` where it is none of this protocol."""
+        if not isinstance(value, Mapping) or value.get("status") not in get_args(Status):
+            raise BadRequest(f"an answer that is not this judge's: {str(value)[:200]}")
+        seconds = value.get("seconds", 0.0)
+        if value.get("passed") is not (value["status"] == "passed"):
+            raise BadRequest(f"an answer that contradicts itself: {str(value)[:200]}")
+        seconds = float(seconds) if isinstance(seconds, int | float) else 0.0
+        return cls(value["status"], str(value.get("detail", "")), seconds)

