@@ -38,6 +38,7 @@ def make_run(tmp_path: Path) -> MakeRun:
             "task": settings.pop("task", "arithmetic"),
             "model": settings.pop("model", "tiny"),
             "seed": seed,
+            "data": settings.pop("data", {}),
             "budget": {"trials": trials, "unanswered": settings.pop("unanswered", "count")},
             "sampling": {"temperature": 0.6, "top_p": 0.95, **settings},
         }

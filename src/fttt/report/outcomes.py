@@ -121,6 +121,6 @@ def pass_curve(runs: Sequence[Run], ids: Sequence[str], ks: Sequence[int]) -> di
             return {}
         samples += np.array([len(row) for row in verdicts])
         correct += np.array([sum(row) for row in verdicts])
-    if samples.min(initial=0) != samples.max(initial=0):
+    if samples.min() != samples.max():
         return {}
     return {k: pass_at_k(samples, correct, k) for k in ks if k <= samples[0]}

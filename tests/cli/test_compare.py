@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from fttt.cli.compare import compare_command
+from fttt.errors import UsageError
+from fttt.store import RunWriter
+from fttt.types import Question, Trial, Usage
+
+QUESTIONS = [Question(f"q{n}", f"What is {n} + 1?", str(n + 1)) for n in range(12)]
+
+
+def write_run(folder: Path, method: str, solved: int, model: str = "tiny") -> Path:
+    """A finished run of one trial a question that solves the first questions."""
+    writer = RunWriter.create(
+        folder,
+        config={
+            "method": method, "task": "arithmetic", "model": model, "seed": 42,
+            "budget": {"trials": 1, "unanswered": "count"},
+        },
+        environment={},
+        questions=QUESTIONS,
+    )  # fmt: skip
+    for n, question in enumerate(QUESTIONS):
+        verdict = "correct" if n < solved else "incorrect"
+        writer.trial(
+            Trial(
+                question.id, 0, 0, "4", (4,), "stop", "4", verdict, "", None,  # type: ignore[arg-type]
+                Usage(5, 1, 0, 1, 1, 0.1),
+            )
+        )  # fmt: skip
+        writer.done(question.id)
+    writer.finish()
+    return folder
+
+
+def invoke(*arguments: str) -> str:
+    """What the command prints."""
+    app = typer.Typer()
+    app.command()(compare_command)
+    result = CliRunner().invoke(
+        app, list(arguments), catch_exceptions=False, env={"COLUMNS": "150"}
+    )
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_the_text_says_what_follows_and_what_does_not(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / "a", "fttt", 9), write_run(tmp_path / "b", "best-of-n", 1)]
+    printed = invoke(*map(str, runs))
+    assert "arithmetic with tiny, 12 questions" in printed
+    assert "fttt solved more than best-of-n at 1 trial: 75.0 % against 8.3 %" in printed
+    assert "What does not" in printed
+    assert "46.8 to 91.1 %" in printed  # Wilson, 9 of 12
+
+
+def test_json_is_all_that_is_printed(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / "a", "fttt", 9), write_run(tmp_path / "b", "best-of-n", 1)]
+    data = json.loads(invoke(*map(str, runs), "--json"))
+    assert [arm["label"] for arm in data["arms"]] == ["fttt", "best-of-n"]
+    assert data["pairs"][0]["p"] == pytest.approx(2 / 2**8)
+
+
+def test_other_models_are_refused_unless_allowed(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / "a", "fttt", 9), write_run(tmp_path / "b", "fttt", 1, "large")]
+    with pytest.raises(UsageError, match="model is tiny in 'a' and large in 'b'"):
+        invoke(*map(str, runs))
+    assert "The sides differ by more than the method" in invoke(*map(str, runs), "--allow", "model")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        ("missing", "no run folder"),
+        ("foreign", "is no run folder"),
+        ("torn", "line 2 of trials.jsonl is no trial"),
+    ],
+)
+def test_a_folder_that_is_no_whole_run_is_one_clear_sentence(
+    tmp_path: Path, spoil: str, message: str
+) -> None:
+    good, bad = write_run(tmp_path / "a", "fttt", 9), tmp_path / "b"
+    if spoil == "foreign":
+        bad.mkdir()
+        (bad / "notes.txt").write_text("mine")
+    if spoil == "torn":
+        trials = write_run(bad, "best-of-n", 1) / "trials.jsonl"
+        lines = trials.read_text().splitlines()
+        lines[1] = '{"question_id": "q1"}'
+        trials.write_text("\n".join(lines) + "\n")
+    with pytest.raises(UsageError, match=message) as caught:
+        invoke(str(good), str(bad))
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from fttt.errors import UsageError
+from fttt.report.arms import check_rules, form_arms, shared_questions, unfinished
+from fttt.store import Run
+
+MakeRun = Callable[..., Run]
+VERDICTS = {"a": "ic", "b": "iiii"}
+
+
+def test_runs_that_differ_in_the_seed_alone_are_one_side(make_run: MakeRun) -> None:
+    runs = [
+        make_run("b42", VERDICTS),
+        make_run("f42", VERDICTS, method="fttt"),
+        make_run("b85", {"a": "c", "b": "iiii"}, seed=85),
+    ]
+    best, fttt = form_arms(runs)
+    assert (best.label, best.seeds) == ("best-of-n", (42, 85))
+    assert (fttt.label, fttt.seeds) == ("fttt", (42,))
+    assert best.values("trials", [1, 2])[0].tolist() == [0.5, 1.0]
+
+
+def test_sides_of_one_method_are_named_by_what_tells_them_apart(make_run: MakeRun) -> None:
+    runs = [make_run("slow", VERDICTS, lr=0.1, rank=4), make_run("fast", VERDICTS, lr=0.2, rank=4)]
+    assert [arm.label for arm in form_arms(runs)] == ["best-of-n (lr 0.1)", "best-of-n (lr 0.2)"]
+
+
+def test_the_same_run_made_twice_is_two_sides_named_by_folder(make_run: MakeRun) -> None:
+    runs = [make_run("before", VERDICTS), make_run("after", VERDICTS)]
+    assert [arm.label for arm in form_arms(runs)] == ["before", "after"]
+
+
+def test_a_setting_that_only_one_side_has_still_tells_them_apart(make_run: MakeRun) -> None:
+    runs = [make_run("plain", VERDICTS), make_run("more", VERDICTS, steps=2)]
+    assert [arm.label for arm in form_arms(runs)] == ["plain", "best-of-n (steps 2)"]
+
+
+def test_other_questions_are_refused_or_left_out_and_said(make_run: MakeRun) -> None:
+    runs = [make_run("one", VERDICTS), make_run("two", {"b": "iiii", "c": "c"})]
+    with pytest.raises(UsageError, match=r"1 are shared of 3 in all.*--intersection"):
+        shared_questions(runs, intersection=False)
+    ids, notes = shared_questions(runs, intersection=True)
+    assert ids == ["b"]
+    assert notes == [
+        "Compared on the intersection: 1 questions that every run has finished, of 3 in all."
+    ]
+
+
+def test_the_same_id_with_another_prompt_is_another_question(make_run: MakeRun) -> None:
+    runs = [make_run("one", VERDICTS), make_run("two", VERDICTS, prompt="What is 3 + 1?")]
+    with pytest.raises(UsageError, match="0 are shared of 4"):
+        shared_questions(runs, intersection=False)
+    with pytest.raises(UsageError, match="share no finished question"):
+        shared_questions(runs, intersection=True)
+
+
+def test_an_unfinished_run_is_refused_or_its_owed_questions_left_out(make_run: MakeRun) -> None:
+    whole = make_run("whole", {"a": "ic", "b": "c", "c": "c"})
+    cut = make_run("cut", {"a": "ic", "b": "ii", "c": ""}, finish=False)
+    assert unfinished(cut) == ["b", "c"]
+    assert unfinished(whole) == []
+    with pytest.raises(UsageError, match=r"unfinished: 2 of its 3 questions.*--resume"):
+        shared_questions([whole, cut], intersection=False)
+    assert shared_questions([whole, cut], intersection=True)[0] == ["a"]
+
+
+@pytest.mark.parametrize(
+    "difference",
+    [
+        {"model": "other"},
+        {"task": "gsm8k"},
+        {"temperature": 1.0},
+        {"max_new_tokens": 99},
+        {"unanswered": "retry"},
+    ],
+)
+def test_other_rules_are_refused_unless_allowed_and_then_said(
+    make_run: MakeRun, difference: dict[str, object]
+) -> None:
+    runs = [make_run("one", VERDICTS), make_run("two", VERDICTS, method="fttt", **difference)]
+    (name,) = difference
+    with pytest.raises(UsageError, match=rf"same rules: {name} is .*--allow {name}"):
+        check_rules(runs, allow=[])
+    (note,) = check_rules(runs, allow=[name])
+    assert name in note
+
+
+def test_a_method_that_draws_nothing_has_no_sampling_rule(make_run: MakeRun) -> None:
+    runs = [make_run("one", VERDICTS), make_run("two", VERDICTS, method="greedy", temperature=0.0)]
+    assert check_rules(runs, allow=[]) == []
+
+
+def test_the_options_of_a_task_are_rules(make_run: MakeRun) -> None:
+    runs = [
+        make_run("one", VERDICTS, data={"options": {"verifier": "number"}, "limit": 2}),
+        make_run("two", VERDICTS, data={"options": {"verifier": "regex"}, "limit": 3}),
+    ]
+    with pytest.raises(UsageError, match="verifier is number in 'one' and regex in 'two'"):
+        check_rules(runs, allow=[])
