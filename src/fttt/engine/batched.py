@@ -97,9 +97,7 @@ class BatchedEngine:
             lora=lora,
         )
         self.max_length = max_length
-        self.generated_tokens = 0
-        self.trained_tokens = 0
-        self.busy: dict[str, float] = {"prefill": 0.0, "decode": 0.0, "train": 0.0}
+        self.reset_counters()
         self._model: Any = loaded.model
         self._device = torch.device(loaded.device)
         self._attention_before = self._model.config._attn_implementation
@@ -127,6 +125,13 @@ class BatchedEngine:
         self._loop_task: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
         self._failure: BaseException | None = None
+
+    def reset_counters(self) -> None:
+        """Start counting tokens, decode steps and busy seconds anew."""
+        self.generated_tokens = 0
+        self.trained_tokens = 0
+        self.decode_steps = 0
+        self.busy: dict[str, float] = {"prefill": 0.0, "decode": 0.0, "train": 0.0}
 
     async def generate(self, request: GenerateRequest) -> Generation:
         """Continue one sequence.
@@ -268,6 +273,7 @@ class BatchedEngine:
         self._drop_cancelled()
         if self._running:
             self._decoder.decode([job.lane for job in self._running if job.lane])
+            self.decode_steps += self._decoder.steps
             self._settle(self._decoder.steps)
 
     def _drop_cancelled(self) -> None:

@@ -103,7 +103,7 @@ def plan_memory(
     slots = concurrency if lora else 0
 
     def needed(rows: int, slots: int) -> int:
-        return (rows + 1) * row_bytes + slots * slot_bytes
+        return int((rows + 1) * row_bytes + slots * slot_bytes)
 
     if needed(rows, slots) > free and lora:
         slots = min(slots, 2 * rows)

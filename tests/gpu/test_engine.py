@@ -1,0 +1,77 @@
+"""The CUDA path of the engine against the CPU path, which is tested against references."""
+
+import asyncio
+from typing import Any
+
+import pytest
+import torch
+
+from fttt.engine import BatchedEngine, GenerateRequest, LoRASpec, Target, TrainRequest
+from fttt.models import LoadedModel
+from fttt.testing import tiny_model
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine"),
+]
+SPEC = LoRASpec(lr=1e-2)
+
+
+def on_gpu(loaded: LoadedModel) -> LoadedModel:
+    loaded.model.to("cuda")
+    fields = {name: getattr(loaded, name) for name in loaded.__dataclass_fields__}
+    return LoadedModel(**{**fields, "device": "cuda"})
+
+
+def trials(loaded: LoadedModel, batch_size: int, temperature: float) -> list[Any]:
+    """Tokens and losses of some questions' trials with updates between."""
+    target = loaded.chat.turn_ids("Your answer is incorrect.", answer=False)
+    targets = (Target(target, (1 / len(target),) * len(target)),)
+
+    async def question(engine: BatchedEngine, n: int) -> list[Any]:
+        slot = await engine.open_adapter(SPEC, seed=n)
+        seen: list[Any] = []
+        for t in range(4):
+            adapter = slot if n % 3 else None  # some rows run the base model
+            answer = await engine.generate(
+                GenerateRequest(
+                    loaded.chat.prompt_ids(f"Question {n}" * (n % 4 + 1)), 20 + n % 9, temperature,
+                    0.9, 77 * n + t, (2,), adapter, keep=adapter is not None, logprobs=True,
+                )
+            )  # fmt: skip
+            seen.append(answer.token_ids)
+            assert answer.logprobs is not None
+            assert len(answer.logprobs) == len(answer.token_ids)
+            seen.append(sum(answer.logprobs))
+            if answer.kept is not None:
+                trained = await engine.train(TrainRequest(slot, answer.kept, targets))
+                seen.append(trained.loss)
+        slot.close()
+        return seen
+
+    async def main() -> list[Any]:
+        engine = BatchedEngine(
+            loaded, max_length=200, batch_size=batch_size, concurrency=12, lora=SPEC
+        )
+        answers = await asyncio.gather(*(question(engine, n) for n in range(20)))
+        await engine.close()
+        return [x for answer in answers for x in answer]
+
+    return asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    "family", ["llama", "mistral", "qwen", "qwen3", "gemma", "gemma2", "gemma3"]
+)
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_tokens_and_losses_equal_those_of_the_cpu(family: str, temperature: float) -> None:
+    expected = trials(tiny_model(family), 8, temperature)
+    got = trials(on_gpu(tiny_model(family)), 8, temperature)
+    again = trials(on_gpu(tiny_model(family)), 3, temperature)
+    for other in (got, again):
+        same = [a == b for a, b in zip(expected, other, strict=True) if isinstance(a, tuple)]
+        assert sum(same) >= len(same) - 1  # rounding may turn one draw at a boundary
+        if all(same):
+            numbers = [a for a in expected if not isinstance(a, tuple)]
+            others = [a for a in other if not isinstance(a, tuple)]
+            assert others == pytest.approx(numbers, rel=1e-3, abs=1e-3)

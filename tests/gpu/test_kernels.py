@@ -1,0 +1,156 @@
+"""The CUDA kernels against plain float64 arithmetic on fresh random inputs.
+
+They also run under Triton's interpreter (``TRITON_INTERPRET=1``), without a GPU.
+"""
+
+import os
+
+import pytest
+import torch
+
+from fttt.engine.batch import Batch
+from fttt.engine.cache import KVCache
+from fttt.engine.request import LoRASpec
+from fttt.engine.sampler import _nucleus
+
+pytest.importorskip("triton", reason="Triton is not installed (it comes with CUDA builds of torch)")
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(
+        not (torch.cuda.is_available() or INTERPRETED), reason="no CUDA device on this machine"
+    ),
+]
+DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
+
+
+def error(out: torch.Tensor, reference: torch.Tensor) -> float:
+    out, reference = out.double(), reference.double()
+    return float((out - reference).norm() / reference.norm())
+
+
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "dim", "window", "softcap"),
+    [
+        (8, 2, 64, None, None),
+        (9, 3, 64, None, None),
+        (4, 4, 80, 100, None),
+        (4, 1, 256, None, 30.0),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_decode_attention(
+    heads: int,
+    kv_heads: int,
+    dim: int,
+    window: int | None,
+    softcap: float | None,
+    dtype: torch.dtype,
+) -> None:
+    if INTERPRETED and dtype is torch.bfloat16:
+        pytest.skip("the interpreter's bfloat16 is not that of a GPU")
+    from fttt.engine.kernels import decode_attention
+
+    torch.manual_seed(heads * dim)
+    pasts = [0, 1, 63, 64, 65, 255, 256, 700]
+    rows, capacity = len(pasts), 720
+    cache = KVCache(
+        rows=rows, capacity=capacity, layers=1, kv_heads=kv_heads, head_dim=dim, dtype=dtype,
+        device=DEVICE,
+    )  # fmt: skip
+    cache.keys[0].normal_()
+    cache.values[0].normal_()
+    before = cache.keys[0].clone()
+    row = torch.randperm(rows, device=DEVICE)
+    past = torch.tensor(pasts, device=DEVICE)
+    q, k, v = (
+        torch.randn(1, rows, n * dim, device=DEVICE, dtype=dtype)
+        .view(1, rows, n, dim)
+        .transpose(1, 2)
+        for n in (heads, kv_heads, kv_heads)
+    )  # as a model makes them: strided
+    batch = Batch(
+        "decode", cache, past, past, row, past, past, lengths=(), pasts=(), rows=(), adapted=False
+    )
+    scale = dim**-0.5
+    out = decode_attention(q[0], k[0], v[0], batch, 0, scale, window, softcap)
+    for n, length in enumerate(pasts):
+        r = int(row[n])
+        assert torch.equal(cache.keys[0][r, :, length], k[0, :, n])
+        assert torch.equal(cache.values[0][r, :, length], v[0, :, n])
+        untouched = torch.ones(capacity, dtype=torch.bool, device=DEVICE)
+        untouched[length] = False
+        assert torch.equal(cache.keys[0][r][:, untouched], before[r][:, untouched])
+        first = 0 if window is None else max(0, length + 1 - window)
+        keys = (
+            cache.keys[0][r, :, first : length + 1].double().repeat_interleave(heads // kv_heads, 0)
+        )
+        values = cache.values[0][r, :, first : length + 1].double()
+        values = values.repeat_interleave(heads // kv_heads, 0)
+        score = torch.einsum("hd,hsd->hs", q[0, :, n].double(), keys) * scale
+        if softcap is not None:
+            score = (score / softcap).tanh() * softcap
+        expected = torch.einsum("hs,hsd->hd", score.softmax(-1), values)
+        assert error(out[n], expected) < (1e-5 if dtype is torch.float32 else 1e-2)
+
+
+def test_stacked_adapters() -> None:
+    from fttt.engine.adapters import Layer
+    from fttt.engine.kernels import add_lora
+
+    torch.manual_seed(0)
+    spec = LoRASpec(rank=4)
+    layer = Layer(0, 10, 10 + 4 * 576, 576, 1536)
+    weights = torch.randn(5, 10 + 4 * (576 + 1536) + 3, device=DEVICE)
+    x = torch.randn(7, 576, device=DEVICE)
+    out = torch.randn(7, 1536, device=DEVICE)
+    slot = torch.tensor([0, -1, 4, 2, 2, -1, 3], device=DEVICE)
+    expected = out.double()
+    for n, s in enumerate(slot.tolist()):
+        if s >= 0:
+            a = weights[s, layer.a_at : layer.b_at].view(4, 576).double()
+            b = weights[s, layer.b_at : layer.b_at + 4 * 1536].view(1536, 4).double()
+            expected[n] += b @ (a @ x[n].double()) * 4.0
+    add_lora(x, out, weights, slot, layer, spec)
+    assert error(out, expected) < 1e-6
+
+
+@pytest.mark.parametrize("vocab", [300, 49152])
+@pytest.mark.parametrize("sharpness", [0.5, 3.0])
+def test_the_sampler_draws_from_the_exact_nucleus(vocab: int, sharpness: float) -> None:
+    from fttt.engine.kernels import sample
+
+    torch.manual_seed(vocab)
+    rows = 6 if INTERPRETED else 128
+    logits = torch.randn(rows, vocab, device=DEVICE) * sharpness - 3
+    temperature = torch.rand(rows, device=DEVICE) + 0.3
+    top_p = torch.rand(rows, device=DEVICE) * 0.5 + 0.5
+    temperature[0], top_p[1] = 0.0, 1.0
+    noise = torch.rand(rows, device=DEVICE)
+    token, score = sample(logits, temperature, top_p, noise)
+    assert int(token[0]) == int(logits[0].argmax())
+    expected_score = logits.double().log_softmax(-1).gather(1, token[:, None])[:, 0]
+    assert (score.double() - expected_score).abs().max() < 1e-4
+    probs = (logits.double() / temperature.clamp(min=1e-9)[:, None]).softmax(-1)
+    for r in range(1, rows):
+        order = probs[r].sort(descending=True)
+        before = order.values.cumsum(-1) - order.values
+        size = int((before < top_p[r].double() - 1e-6).sum())
+        nucleus = set(order.indices[: size + 1].tolist())
+        assert int(token[r]) in nucleus
+    plain = _nucleus(logits[1:], temperature[1:], top_p[1:], noise[1:])
+    assert (plain == token[1:]).float().mean() > 0.98  # the rest: rounding at a boundary
+
+
+def test_the_sampler_follows_the_noise() -> None:
+    from fttt.engine.kernels import sample
+
+    n = 256 if INTERPRETED else 20000
+    probs = torch.tensor([0.05, 0.4, 0.1, 0.3, 0.15], device=DEVICE)
+    logits = probs.log().expand(n, 5).contiguous()
+    noise = (torch.arange(n, device=DEVICE) + 0.5) / n
+    ones = torch.ones(n, device=DEVICE)
+    token, _ = sample(logits, ones, ones * 0.8, noise)
+    share = torch.bincount(token, minlength=5) / n
+    expected = torch.tensor([0.0, 0.4, 0.0, 0.3, 0.15], device=DEVICE) / 0.85
+    assert (share - expected).abs().max() < 2 / n + 1e-4
