@@ -1,1 +1,91 @@
 """The command line: one file a command, parse -> config -> call."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+
+from fttt.cli.compare import compare_command
+from fttt.cli.demo import demo_command
+from fttt.cli.list import list_command
+from fttt.cli.regrade import regrade_command
+from fttt.cli.report import report_command
+from fttt.cli.run import run_command
+from fttt.cli.sweep import sweep_command
+from fttt.errors import FTTTError, UsageError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="fttt",
+    help="Solve hard problems by trying, being told what was wrong, and learning from it.",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("demo")(demo_command)
+app.command("run")(run_command)
+app.command("regrade")(regrade_command)
+app.command("sweep")(sweep_command)
+app.command("compare")(compare_command)
+app.command("report")(report_command)
+app.command("list")(list_command)
+
+
+@app.callback(invoke_without_command=True)
+def _options(
+    context: typer.Context,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error; allowed anywhere.")
+    ] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        from fttt import __version__
+
+        typer.echo(__version__)
+    elif context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command line and exit: 0 done, 2 a usage error, 1 a failed run."""
+    words = [*(sys.argv[1:] if arguments is None else arguments)]
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    sys.exit(_run(words, debug))
+
+
+def _run(words: list[str], debug: bool) -> int:
+    try:
+        return int(app(words, standalone_mode=False, prog_name="fttt") or 0)
+    except (KeyboardInterrupt, typer.Abort):
+        _say("Stopped.")
+        return 130
+    except FTTTError as error:
+        if debug:
+            traceback.print_exc()
+        _say(str(error))
+        return error.exit_code
+    except Exception as error:
+        if hasattr(error, "format_message"):  # the parser's errors, whose class typer moves about
+            return _parse_error(error)
+        if debug:
+            raise
+        _say(f"Failed unexpectedly: {type(error).__name__}: {error} (--debug shows where).")
+        return 1
+
+
+def _parse_error(error: Any) -> int:
+    message = " ".join(error.format_message().split()).rstrip(".")
+    context = getattr(error, "ctx", None)
+    where = f"; see `{context.command_path} --help`" if context else ""
+    _say(f"{message}{where}.")
+    return UsageError.exit_code
+
+
+def _say(message: str) -> None:
+    typer.echo(f"fttt: {message}", err=True)

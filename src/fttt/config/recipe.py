@@ -16,6 +16,8 @@ from fttt.errors import UsageError
 
 __all__ = ["build", "key_values", "merge", "read_toml", "resolve", "to_toml"]
 
+COMMAND_LINE = "the command line"
+
 M = TypeVar("M", bound=BaseModel)
 
 
@@ -63,7 +65,7 @@ def resolve(
     if {"token_budget", "time_budget"} & set(budget) and "trials" not in budget:
         # another budget on the command line takes the place of the recipe's trials
         merged["budget"] = {k: v for k, v in merged["budget"].items() if k != "trials"}
-    return build(RunConfig, merged, source if recipe else "the command line")
+    return build(RunConfig, merged, COMMAND_LINE)
 
 
 def build(model: type[M], values: Mapping[str, Any], source: str) -> M:
@@ -113,11 +115,12 @@ def _sentence(model: type[BaseModel], error: ValidationError, source: str) -> st
         return f"Unknown key {name!r} in {source}; {hint} there: {', '.join(known) or 'none'}."
     if fault["type"] == "missing":
         return f"{name!r} is missing in {source}; give it there or by its flag."
-    message = str(fault["msg"])
-    return (
-        f"{name!r} in {source} cannot be {fault['input']!r}: "
-        f"{message[:1].lower()}{message[1:].rstrip('.')}."
-    )
+    message = str(fault["msg"]).removeprefix("Input ")
+    if source == COMMAND_LINE:
+        what = f"--{path[-1].replace('_', '-')}" if path else source
+    else:
+        what = f"{name!r} in {source}"
+    return f"{what} cannot be {fault['input']!r}; it {message.rstrip('.')}."
 
 
 def _fields(model: type[BaseModel], path: list[str]) -> list[str]:

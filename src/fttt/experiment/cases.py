@@ -11,7 +11,7 @@ from pathlib import Path
 from fttt.errors import RunError, UsageError
 from fttt.types import Question
 
-__all__ = ["cases_file", "chosen", "save_cases", "without_cases"]
+__all__ = ["cases_file", "chosen", "in_order", "save_cases", "without_cases"]
 
 
 def cases_file(model: str, task: str) -> Path:
@@ -35,6 +35,16 @@ def chosen(questions: Sequence[Question], ids: Sequence[str] | None) -> list[Que
             raise UsageError(f"No question has the id {identity!r}; {hint}")
     wanted = set(ids)
     return [question for question in questions if question.id in wanted]
+
+
+def in_order(questions: Sequence[Question], ids: Sequence[str]) -> list[Question]:
+    """The questions of these ids in the order of the ids.
+
+    Raises:
+        UsageError: an id that no question has.
+    """
+    by_id = {question.id: question for question in chosen(questions, ids)}
+    return [by_id[identity] for identity in ids]
 
 
 def without_cases(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from fttt.config import RunConfig, build, merge
 from fttt.errors import UsageError
-from fttt.experiment.cases import cases_file, chosen, without_cases
+from fttt.experiment.cases import cases_file, chosen, in_order, without_cases
 from fttt.methods import LoRASettings, Method, find_method
 from fttt.tasks import Task, TaskOptions, get_task
 from fttt.types import Question
@@ -23,10 +24,12 @@ if TYPE_CHECKING:
 __all__ = [
     "Plan",
     "check_fits",
+    "check_names",
     "default_folder",
     "model_label",
     "prepare",
     "settle",
+    "task_of",
 ]
 
 
@@ -90,39 +93,70 @@ def settle(config: RunConfig) -> tuple[RunConfig, Method]:
     return resolved, kind(settings)
 
 
-def prepare(config: RunConfig) -> Plan:
+def check_names(config: RunConfig) -> RunConfig:
+    """Resolve the settings and refuse unknown methods, tasks and models, without any data.
+
+    Raises:
+        UsageError: one of them does not exist.
+    """
+    resolved, _ = settle(config)
+    task_of(resolved)
+    _check_model(resolved)
+    return resolved
+
+
+def prepare(config: RunConfig, *, only: Sequence[str] | None = None) -> Plan:
     """Find method, task, questions and model, without loading weights.
+
+    Args:
+        only: ask exactly these ids in this order, whatever the data section says of a choice.
 
     Raises:
         UsageError: any of them does not exist or does not go with the others.
     """
     resolved, method = settle(config)
     data = resolved.data
-    try:
-        task = get_task(resolved.task, **data.options)
-    except TypeError as error:
-        raise UsageError(
-            f"The task {resolved.task!r} does not take the options {data.options!r}: {error}."
-        ) from None
+    task = task_of(resolved)
     options = TaskOptions(data.data_dir, data.split, data.prompt, data.seed)
     questions = task.load(options)
     if not questions:
         raise UsageError(f"The task {resolved.task!r} has no questions in split {data.split!r}.")
-    left = chosen(questions, data.questions)
-    if data.skip_cases is not None:
-        left = without_cases(questions, left, data.skip_cases)
-    if data.limit is not None:
+    if only is not None:
+        left = in_order(questions, only)
+    else:
+        left = chosen(questions, data.questions)
+        if data.skip_cases is not None:
+            left = without_cases(questions, left, data.skip_cases)
         left = left[: data.limit]
     if not left:
         raise UsageError(
-            f"No question of {resolved.task!r} is left to ask: --skip-cases leaves all "
-            f"{len(questions)} out; ask others with --questions or another --split."
+            f"No question of {resolved.task!r} is left to ask: --skip-cases leaves out all of "
+            f"{len(questions)}; ask others with --questions or another --split."
         )
-
-    from fttt.models import check_model  # late: what comes before answers without torch
-
-    check_model(resolved.model)
+    _check_model(resolved)
     return Plan(resolved, method, task, tuple(left))
+
+
+def task_of(config: RunConfig) -> Task:
+    """The config's task with its options.
+
+    Raises:
+        UsageError: there is no such task, or it does not take the options.
+    """
+    options = config.data.options
+    try:
+        return get_task(config.task, **options)
+    except TypeError:
+        raise UsageError(
+            f"The task {config.task!r} does not take the option "
+            f"{', '.join(map(repr, options))}; `fttt list tasks` names what each one takes."
+        ) from None
+
+
+def _check_model(config: RunConfig) -> None:
+    from fttt.models import check_model  # late: what comes before it answers without torch
+
+    check_model(config.model)
 
 
 def check_fits(plan: Plan, loaded: LoadedModel) -> int:

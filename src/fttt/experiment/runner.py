@@ -25,7 +25,7 @@ from fttt.models import LoadedModel
 from fttt.store import Run, RunWriter, solved_within
 from fttt.types import Question
 
-__all__ = ["Cell", "StoppedError", "MakeEngine", "ask_all", "run_cells"]
+__all__ = ["Cell", "MakeEngine", "StoppedError", "ask_all", "run_cells"]
 
 _AT_ONCE = {"cpu": 32, "cuda": 1024}
 """Questions in progress at once, where the batch size is left to the engine: twice its batch, so

@@ -1,0 +1,32 @@
+"""``fttt demo``: the main job on the embedded default."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fttt.cli.run import load
+
+__all__ = ["demo_command"]
+
+
+def demo_command(
+    out: Annotated[Path | None, typer.Option(help="folder of the three runs")] = None,
+) -> None:
+    """Greedy decoding first; what it fails is tried again by best-of-n and by FTTT.
+
+    All on the embedded model and word problems made on the spot: nothing is downloaded.
+    """
+    from fttt.cli.tables import show_runs
+    from fttt.experiment.demo import DEMO
+    from fttt.experiment.progress import Progress
+    from fttt.experiment.sweep import run_sweep
+
+    folder = out or Path("outputs") / f"demo-{datetime.now().strftime('%Y%m%d-%H%M%S')}"
+    runs = run_sweep(DEMO, folder, load, Progress("demo"))
+    show_runs(runs)
+    if len(runs) > 1:
+        typer.echo(f"Compare them: fttt compare {' '.join(str(run.path) for run in runs[1:])}")

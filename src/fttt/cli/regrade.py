@@ -1,0 +1,47 @@
+"""``fttt regrade``: verdicts again from stored completions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["regrade_command"]
+
+
+def regrade_command(
+    run: Annotated[Path, typer.Argument(help="Run folder; it is not changed.")],
+    out: Annotated[
+        Path | None, typer.Option(help="folder of the regraded copy (else RUN-regraded)")
+    ] = None,
+) -> None:
+    """Judge the stored completions of a run again, without a model, and say what changed."""
+    from fttt.cli.tables import show_runs
+    from fttt.experiment.regrade import regrade
+    from fttt.store import Run
+
+    old = Run.open(run)
+    folder = out or _free(run.with_name(f"{run.resolve().name}-regraded"))
+    new, changes = regrade(old, folder)
+    for change in changes:
+        before, after = change.before, change.after
+        detail = f" ({after.detail})" if after.detail else ""
+        typer.echo(
+            f"{after.question_id} trial {after.trial}: {before.verdict} -> {after.verdict}{detail}"
+        )
+    solved = old.summary["solved"], new.summary["solved"]
+    typer.echo(
+        f"{len(changes)} of {len(new.trials)} verdicts changed; "
+        f"solved questions: {solved[0]} before, {solved[1]} now."
+    )
+    show_runs([new])
+
+
+def _free(folder: Path) -> Path:
+    """The folder, or its name with the first number that is not taken."""
+    free, number = folder, 1
+    while free.exists():
+        number += 1
+        free = folder.with_name(f"{folder.name}-{number}")
+    return free

@@ -1,0 +1,252 @@
+"""``fttt run``: one method on one task with one model."""
+
+from __future__ import annotations
+
+import os
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fttt.config import RunConfig, field_help, key_values, merge, read_toml, resolve, to_toml
+from fttt.errors import FTTTError, RunError, UsageError
+
+if TYPE_CHECKING:
+    from fttt.models import LoadedModel
+
+__all__ = ["load", "run_command"]
+
+DATA, BUDGET, SAMPLING, ENGINE = "Questions", "Budget", "Sampling", "Engine"
+
+
+def _option(path: str, *names: str, panel: str | None = None, **more: Any) -> Any:
+    """An option whose help is the description of a field of the config."""
+    return typer.Option(
+        *names, help=field_help(path), rich_help_panel=panel, show_default=False, **more
+    )
+
+
+def run_command(
+    method: Annotated[
+        str | None, typer.Argument(metavar="METHOD", help=field_help("method"), show_default=False)
+    ] = None,
+    model: Annotated[str | None, _option("model", "--model", "-m")] = None,
+    task: Annotated[str | None, _option("task", "--task", "-t")] = None,
+    seed: Annotated[int | None, _option("seed", "--seed")] = None,
+    data_dir: Annotated[Path | None, _option("data.data_dir", "--data-dir", panel=DATA)] = None,
+    split: Annotated[str | None, _option("data.split", "--split", panel=DATA)] = None,
+    limit: Annotated[int | None, _option("data.limit", "--limit", panel=DATA)] = None,
+    questions: Annotated[
+        str | None, _option("data.questions", "--questions", panel=DATA, metavar="ID,ID")
+    ] = None,
+    skip_cases: Annotated[
+        Path | None, _option("data.skip_cases", "--skip-cases", panel=DATA, metavar="FILE")
+    ] = None,
+    save_correct_cases: Annotated[
+        bool | None,
+        _option("save_correct_cases", "--save-correct-cases/--no-save-correct-cases", panel=DATA),
+    ] = None,
+    prompt: Annotated[str | None, _option("data.prompt", "--prompt", panel=DATA)] = None,
+    data_seed: Annotated[int | None, _option("data.seed", "--data-seed", panel=DATA)] = None,
+    task_option: Annotated[
+        list[str] | None, _option("data.options", "--task-option", panel=DATA, metavar="KEY=VALUE")
+    ] = None,
+    verifier: Annotated[
+        str | None,
+        typer.Option(
+            help="how answers are judged, for the task jsonl: number, math, code, regex, "
+            "command:LINE or python:MODULE:FUNCTION",
+            rich_help_panel=DATA,
+            show_default=False,
+        ),
+    ] = None,
+    judge_url: Annotated[
+        str | None,
+        typer.Option(
+            help="the code judge to ask (else OJ_API, else an embedded one)", rich_help_panel=DATA
+        ),
+    ] = None,
+    trials: Annotated[int | None, _option("budget.trials", "--trials", panel=BUDGET)] = None,
+    unanswered: Annotated[
+        str | None,
+        _option("budget.unanswered", "--unanswered", panel=BUDGET, metavar="count|retry"),
+    ] = None,
+    token_budget: Annotated[
+        int | None, _option("budget.token_budget", "--token-budget", panel=BUDGET)
+    ] = None,
+    time_budget: Annotated[
+        float | None, _option("budget.time_budget", "--time-budget", panel=BUDGET)
+    ] = None,
+    temperature: Annotated[
+        float | None, _option("sampling.temperature", "--temperature", panel=SAMPLING)
+    ] = None,
+    top_p: Annotated[float | None, _option("sampling.top_p", "--top-p", panel=SAMPLING)] = None,
+    max_new_tokens: Annotated[
+        int | None, _option("sampling.max_new_tokens", "--max-new-tokens", panel=SAMPLING)
+    ] = None,
+    batch_size: Annotated[
+        int | None, _option("engine.batch_size", "--batch-size", panel=ENGINE)
+    ] = None,
+    dtype: Annotated[str | None, _option("engine.dtype", "--dtype", panel=ENGINE)] = None,
+    device: Annotated[str | None, _option("engine.device", "--device", panel=ENGINE)] = None,
+    max_length: Annotated[
+        int | None, _option("engine.max_length", "--max-length", panel=ENGINE)
+    ] = None,
+    setting: Annotated[
+        list[str] | None, _option("settings", "--set", "-s", metavar="KEY=VALUE")
+    ] = None,
+    reflection: Annotated[
+        bool, typer.Option("--reflection", help="fttt: learn from a written critique too")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="run folder to begin (else one under outputs/)")
+    ] = None,
+    resume: Annotated[Path | None, typer.Option(help="run folder to go on with")] = None,
+    recipe: Annotated[
+        Path | None, typer.Option(help="TOML file with settings; flags go over it")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="print the resolved settings as a recipe, and stop")
+    ] = False,
+) -> None:
+    """Try each question of a task by a method, and keep every trial in a run folder."""
+    options = key_values(task_option or [], "--task-option")
+    if verifier is not None:
+        options["verifier"] = verifier
+    settings = key_values(setting or [], "--set")
+    if reflection:
+        settings["reflection"] = True
+    flags = _given(
+        {
+            "method": method,
+            "model": model,
+            "task": task,
+            "seed": seed,
+            "save_correct_cases": save_correct_cases,
+            "data": {
+                "data_dir": data_dir,
+                "split": split,
+                "limit": limit,
+                "questions": None if questions is None else _ids(questions),
+                "skip_cases": skip_cases,
+                "prompt": prompt,
+                "seed": data_seed,
+                "options": options,
+            },
+            "budget": {
+                "trials": trials,
+                "unanswered": unanswered,
+                "token_budget": token_budget,
+                "time_budget": time_budget,
+            },
+            "sampling": {
+                "temperature": temperature,
+                "top_p": top_p,
+                "max_new_tokens": max_new_tokens,
+            },
+            "engine": {
+                "dtype": dtype,
+                "device": device,
+                "batch_size": batch_size,
+                "max_length": max_length,
+            },
+            "settings": settings,
+        }
+    )
+    if judge_url is not None:
+        os.environ["OJ_API"] = judge_url  # where a client of the judge looks for it
+    _run(flags, out, resume, recipe, dry_run=dry_run)
+
+
+def _run(
+    flags: dict[str, Any],
+    out: Path | None,
+    resume: Path | None,
+    recipe: Path | None,
+    *,
+    dry_run: bool,
+) -> None:
+    if resume is not None and out is not None:
+        raise UsageError("--resume goes on in its own folder; leave --out away.")
+    file = None if recipe is None else read_toml(recipe)
+    if resume is not None:
+        _resume(resume, merge(file or {}, flags))
+        return
+    if "method" not in flags and "method" not in (file or {}):
+        raise UsageError(
+            "No method was given; write `fttt run METHOD ...` with one of `fttt list methods`."
+        )
+    config = resolve(flags, recipe=file, source=str(recipe))
+
+    from fttt.experiment.plan import check_names, default_folder, prepare
+
+    if dry_run:
+        typer.echo(to_toml(check_names(config)), nl=False)
+        return
+    plan = prepare(config)
+
+    from fttt.experiment.runner import Cell
+
+    _carry_out(Cell(plan, out or default_folder(plan)))
+
+
+def _resume(folder: Path, flags: dict[str, Any]) -> None:
+    from fttt.experiment.resume import resume_plan
+    from fttt.store import Run
+
+    run = Run.open(folder)
+    plan = resume_plan(run, merge(run.config, flags))
+    if run.finished:
+        _show(run)
+        return
+
+    from fttt.experiment.runner import Cell
+
+    _carry_out(Cell(plan, folder, resume=True))
+
+
+def _carry_out(cell: Any) -> None:
+    from fttt.experiment.progress import Progress
+    from fttt.experiment.runner import run_cells
+
+    config: RunConfig = cell.plan.config
+    loaded = load(config)
+    try:
+        run = run_cells([cell], loaded, Progress(config.method))[0]
+    except FTTTError as error:
+        command = f"fttt run --resume {cell.folder}"
+        if isinstance(error, RunError) and cell.folder.is_dir() and command not in str(error):
+            typer.echo(f"fttt: Go on with `{command}`.", err=True)
+        raise
+    _show(run)
+
+
+def load(config: RunConfig) -> LoadedModel:
+    """Load a config's model; ``transformers`` keeps its notes to itself."""
+    from fttt.models import load_model
+
+    logging: Any = import_module("transformers.utils.logging")
+    logging.disable_progress_bar()
+    return load_model(config.model, dtype=config.engine.dtype, device=config.engine.device)
+
+
+def _show(run: Any) -> None:
+    from fttt.cli.tables import show_runs
+
+    show_runs([run])
+
+
+def _ids(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _given(flags: dict[str, Any]) -> dict[str, Any]:
+    """The flags that were given; empty tables are left out."""
+    found = {}
+    for key, value in flags.items():
+        if isinstance(value, dict):
+            value = _given(value)
+        if value is not None and value != {}:
+            found[key] = value
+    return found

@@ -1,0 +1,40 @@
+"""``fttt sweep``: a grid of runs in one process."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fttt.cli.run import load
+
+__all__ = ["sweep_command"]
+
+
+def sweep_command(
+    file: Annotated[
+        Path, typer.Argument(help="TOML file with methods, tasks, seeds, vary and base.")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="folder of the runs; that of an unfinished sweep goes on"),
+    ] = None,
+) -> None:
+    """Run methods x tasks x seeds x settings with the model loaded once; end in one table."""
+    from fttt.cli.tables import show_runs
+    from fttt.config import build, read_toml
+    from fttt.errors import RunError
+    from fttt.experiment.progress import Progress
+    from fttt.experiment.sweep import SweepConfig, run_sweep
+
+    config = build(SweepConfig, read_toml(file), str(file))
+    time = datetime.now().strftime("%Y%m%d-%H%M%S")
+    folder = out or Path("outputs") / f"{file.stem}-{time}"
+    try:
+        runs = run_sweep(config, folder, load, Progress(file.stem))
+    except RunError:
+        typer.echo(f"fttt: Go on with `fttt sweep {file} --out {folder}`.", err=True)
+        raise
+    show_runs(runs)

@@ -1,0 +1,97 @@
+"""Verdicts again from stored completions, without a model."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from fttt.config import RunConfig, build
+from fttt.errors import RunError
+from fttt.experiment.plan import task_of
+from fttt.store import Run, RunWriter
+from fttt.store.lines import read_lines
+from fttt.types import Question, Trial, Verdict
+from fttt.verifiers.base import Verifier
+
+__all__ = ["Change", "regrade"]
+
+_AT_ONCE = 64
+
+
+@dataclass(frozen=True)
+class Change:
+    """A trial whose verdict is another one now."""
+
+    before: Trial
+    after: Trial
+
+
+def regrade(run: Run, out: Path) -> tuple[Run, list[Change]]:
+    """Judge every stored completion again and write a copy of the run with the new verdicts.
+
+    Which trials were made stays as it was: a question that was solved too early by a wrong verdict
+    has no more of them, and one that went on after a right answer keeps the later ones.
+
+    Raises:
+        UsageError: the folder is broken or ``out`` is not empty.
+        RunError: nothing can be judged (the judge is down), or ``out`` cannot be written.
+    """
+    config = build(RunConfig, run.config, f"{run.path}/config.toml")
+    verifier = task_of(config).verifier()
+    trials = asyncio.run(_judge(run, verifier))
+    environment = {**run.environment, "regraded_from": str(run.path)}
+    RunWriter.create(
+        out,
+        config=run.config,
+        environment=environment,
+        questions=run.questions,
+        heading=f"# regraded from {run.path}\n",
+    ).close()
+    _copy_journal(run.path / "events.jsonl", out / "events.jsonl")
+    writer = RunWriter(out)
+    try:
+        for trial in trials:
+            verdict = Verdict(trial.verdict, trial.extracted, trial.detail)
+            writer.verdict(trial.question_id, trial.generation, verdict)
+            writer.trial(trial)
+        regraded = writer.finish()
+    finally:
+        writer.close()
+    pairs = zip(run.trials, trials, strict=True)
+    return regraded, [Change(old, new) for old, new in pairs if old.verdict != new.verdict]
+
+
+async def _judge(run: Run, verifier: Verifier) -> list[Trial]:
+    questions = {question.id: question for question in run.questions}
+    room = asyncio.Semaphore(_AT_ONCE)
+
+    async def again(trial: Trial) -> Trial:
+        async with room:
+            return await _again(trial, questions[trial.question_id], verifier)
+
+    try:
+        return list(await asyncio.gather(*(again(trial) for trial in run.trials)))
+    finally:
+        await verifier.close()
+
+
+async def _again(trial: Trial, question: Question, verifier: Verifier) -> Trial:
+    verdict = await verifier.verify(question, trial.completion)
+    return replace(
+        trial, verdict=verdict.outcome, extracted=verdict.extracted, detail=verdict.detail
+    )
+
+
+def _copy_journal(source: Path, target: Path) -> None:
+    """Copy what was generated and what is done; the verdicts are written anew."""
+    if not source.exists():
+        return
+    try:
+        with target.open("w", encoding="utf-8") as file:
+            for line in read_lines(source):
+                if line.get("event") != "verdict":
+                    file.write(json.dumps(line, ensure_ascii=False, separators=(",", ":")) + "\n")
+    except OSError as error:
+        raise RunError(f"Cannot write {str(target)!r}: {error.strerror}.") from error

@@ -1,0 +1,49 @@
+"""Going on with a run folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from fttt.config import RunConfig, build
+from fttt.errors import UsageError
+from fttt.experiment.plan import Plan, prepare, settle
+from fttt.store import Run, fingerprint
+
+__all__ = ["resume_plan"]
+
+_FREE = frozenset({"engine.batch_size", "engine.device"})
+"""Settings that may differ, since they change no draw: another machine may finish a run."""
+
+
+def resume_plan(run: Run, values: Mapping[str, Any]) -> Plan:
+    """The plan of a folder's run, under ``values``: its own settings with flags laid over them.
+
+    Raises:
+        UsageError: a setting contradicts the folder's, or the data have changed since.
+    """
+    config, _ = settle(build(RunConfig, values, "the settings"))
+    own = dict(_leaves(build(RunConfig, run.config, f"{run.path}/config.toml").to_toml()))
+    asked = dict(_leaves(config.to_toml()))
+    for name in sorted({*own, *asked}):
+        if own.get(name) != asked.get(name) and name not in _FREE:
+            raise UsageError(
+                f"The run in {str(run.path)!r} was made with {name} = {own.get(name)!r} and cannot "
+                f"go on with {asked.get(name)!r}; leave that setting away, or start a new run."
+            )
+    plan = prepare(config, only=[question.id for question in run.questions])
+    for old, new in zip(run.questions, plan.questions, strict=True):
+        if fingerprint(old) != fingerprint(new):
+            raise UsageError(
+                f"The question {old.id!r} has changed since the run in {str(run.path)!r} began; "
+                "bring the old data back, or start a new run."
+            )
+    return plan
+
+
+def _leaves(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

@@ -1,0 +1,231 @@
+"""A grid of runs in one process: methods x tasks x seeds x settings on one loaded model."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field
+
+from fttt.config import RunConfig, build, merge
+from fttt.errors import RunError, UsageError
+from fttt.experiment.plan import prepare
+from fttt.experiment.progress import Progress
+from fttt.experiment.resume import resume_plan
+from fttt.experiment.runner import Cell, MakeEngine, run_cells
+from fttt.models import LoadedModel
+from fttt.store import Run, solved_within
+
+__all__ = ["Grid", "SweepConfig", "run_sweep"]
+
+GRID_FILE = "sweep.toml"
+
+
+class SweepConfig(BaseModel):
+    """A sweep's file. An entry of a list is a name, or a table of settings with that name in it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    methods: tuple[str | dict[str, Any], ...] = Field(
+        min_length=1, description="methods; a table has 'method', its settings, and a 'label'"
+    )
+    tasks: tuple[str | dict[str, Any], ...] = Field(
+        ("arithmetic",), min_length=1, description="tasks; a table has 'task' and settings"
+    )
+    seeds: tuple[int, ...] = Field((42,), min_length=1, description="seeds")
+    vary: tuple[dict[str, Any], ...] = Field(
+        ({},), min_length=1, description="tables of settings, each with a 'label' if several"
+    )
+    hard_only: bool = Field(
+        False, description="run greedy first and ask the other methods only what it failed"
+    )
+    hard_limit: int | None = Field(
+        None, ge=1, description="with hard_only: at most this many hard questions a task"
+    )
+    base: dict[str, Any] = Field(
+        default_factory=dict, description="settings that all runs share, as in a recipe"
+    )
+
+
+@dataclass(frozen=True)
+class Place:
+    """One run of the grid before its questions are known."""
+
+    name: str
+    config: RunConfig
+    group: str
+    """Task and variation: what a greedy run is shared by."""
+
+
+class Grid:
+    """The runs of a sweep, each in a folder of its own under one folder."""
+
+    def __init__(self, config: SweepConfig, folder: Path) -> None:
+        """Lay the grid out.
+
+        Raises:
+            UsageError: a setting that does not exist, or two runs of one name.
+        """
+        self.config = config
+        self.folder = folder
+        self.places = self._places()
+
+    @property
+    def model(self) -> str:
+        """The model that all runs share."""
+        return self.places[0].config.model
+
+    def _places(self) -> list[Place]:
+        places: dict[str, Place] = {}
+        for vary in self.config.vary:
+            for task in self.config.tasks:
+                for method in self._methods():
+                    seeds = self.config.seeds[:1] if _name(method, "method") == "greedy" else None
+                    for seed in seeds or self.config.seeds:
+                        place = self._place(method, task, seed, vary, one_seed=seeds is not None)
+                        if place.name in places:
+                            raise UsageError(
+                                f"Two runs of the sweep are called {place.name!r}; give their "
+                                "tables in methods, tasks or vary a 'label' each."
+                            )
+                        places[place.name] = place
+        models = {place.config.model for place in places.values()}
+        if len(models) > 1:
+            raise UsageError(
+                f"A sweep loads one model, not {', '.join(sorted(models))}; "
+                "write one sweep for each."
+            )
+        return list(places.values())
+
+    def _methods(self) -> list[str | dict[str, Any]]:
+        methods = list(self.config.methods)
+        if self.config.hard_only and "greedy" not in [_name(m, "method") for m in methods]:
+            methods.insert(0, "greedy")
+        return methods
+
+    def _place(
+        self,
+        method: str | dict[str, Any],
+        task: str | dict[str, Any],
+        seed: int,
+        vary: dict[str, Any],
+        *,
+        one_seed: bool,
+    ) -> Place:
+        values: dict[str, Any] = {**self.config.base, "seed": seed}
+        for entry, key in ((task, "task"), (vary, ""), (method, "method")):
+            table = {key: entry} if isinstance(entry, str) else dict(entry)
+            table.pop("label", None)
+            values = merge(values, table)
+        config = build(RunConfig, values, "the sweep")
+        group = [_label(task, "task"), *([vary["label"]] if "label" in vary else [])]
+        parts = [_label(method, "method"), *group, *([] if one_seed else [f"s{seed}"])]
+        return Place(re.sub(r"[^\w.+-]+", "_", "-".join(parts)), config, "-".join(group))
+
+    def cell(self, place: Place, hard: Mapping[str, Sequence[str]]) -> Cell:
+        """The place with its questions: a new run, or the one that its folder holds.
+
+        Args:
+            hard: ids of the hard questions by group, in a sweep of hard questions only.
+
+        Raises:
+            UsageError: the folder's run was made by other settings.
+        """
+        folder = self.folder / place.name
+        config = place.config
+        if place.group in hard and config.method != "greedy":
+            ids = list(hard[place.group])[: self.config.hard_limit]
+            over = {"data": {"questions": ids}}
+            kept = config.to_toml()
+            kept["data"].pop("limit", None)
+            config = build(RunConfig, merge(kept, over), "the sweep")
+        if (folder / "config.toml").is_file():
+            return Cell(resume_plan(Run.open(folder), config.to_toml()), folder, resume=True)
+        return Cell(prepare(config), folder)
+
+
+def run_sweep(
+    config: SweepConfig,
+    folder: Path,
+    load: Callable[[RunConfig], LoadedModel],
+    progress: Progress,
+    *,
+    make_engine: MakeEngine | None = None,
+) -> list[Run]:
+    """Run what is owed of a sweep; return all its runs.
+
+    Args:
+        folder: where its runs lie; a folder of the same sweep goes on.
+        load: loads the model of a config, once it is needed.
+
+    Raises:
+        UsageError: the sweep or its folder is wrong, before a model is loaded.
+        RunError: a run could not go on.
+    """
+    grid = Grid(config, folder)
+    _claim(grid)
+    first = [p for p in grid.places if config.hard_only and p.config.method == "greedy"]
+    rest = [p for p in grid.places if p not in first]
+    runs: dict[str, Run] = {}
+    hard: dict[str, list[str]] = {}
+    loaded: LoadedModel | None = None
+    for stage in (first, rest):
+        cells = {p.name: grid.cell(p, hard) for p in stage if not _nothing_hard(p, hard)}
+        owed = {name: cell for name, cell in cells.items() if not _finished(cell)}
+        if owed:
+            loaded = loaded or load(grid.places[0].config)
+            more = {} if make_engine is None else {"make_engine": make_engine}
+            ran = run_cells(list(owed.values()), loaded, progress, **more)
+            runs.update(zip(owed, ran, strict=True))
+        for place in stage:
+            if place.name in cells and place.name not in runs:
+                runs[place.name] = Run.open(cells[place.name].folder)
+            if stage is first:
+                hard[place.group] = _unsolved(runs[place.name])
+    return [runs[place.name] for place in grid.places if place.name in runs]
+
+
+def _claim(grid: Grid) -> None:
+    """Make the sweep's folder, or check that it is this sweep's."""
+    path = grid.folder / GRID_FILE
+    content = tomli_w.dumps(grid.config.model_dump(mode="json", exclude_none=True))
+    try:
+        if path.is_file():
+            if path.read_text(encoding="utf-8") != content:
+                raise UsageError(
+                    f"The folder {str(grid.folder)!r} holds another sweep than the one asked for; "
+                    "choose another --out."
+                )
+            return
+        grid.folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(content, encoding="utf-8")
+    except OSError as error:
+        raise RunError(
+            f"Cannot write the output folder {str(grid.folder)!r}: {error.strerror}; "
+            "name another with --out."
+        ) from error
+
+
+def _unsolved(run: Run) -> list[str]:
+    return [r.question.id for r in run.records if not solved_within(r.trials)]
+
+
+def _nothing_hard(place: Place, hard: Mapping[str, Sequence[str]]) -> bool:
+    """Whether greedy solved every question that this run would ask."""
+    return place.config.method != "greedy" and hard.get(place.group) == []
+
+
+def _finished(cell: Cell) -> bool:
+    return cell.resume and Run.open(cell.folder).finished
+
+
+def _name(entry: str | Mapping[str, Any], key: str) -> str:
+    return entry if isinstance(entry, str) else str(entry.get(key, ""))
+
+
+def _label(entry: str | Mapping[str, Any], key: str) -> str:
+    return entry if isinstance(entry, str) else str(entry.get("label", entry.get(key, "")))
