@@ -1,3 +1,49 @@
-"""Solve hard problems by trying, being told what was wrong, and learning from it."""
+"""Solve hard problems by trying, being told what was wrong, and learning from it.
+
+What this module exports is public; nothing else is, but for :mod:`fttt.testing`.
+"""
+
+from fttt.errors import FTTTError, RunError, UsageError
+from fttt.methods.base import Attempt, LoRASettings, Method, MethodSettings, Session
+from fttt.solve import Result, solve
+from fttt.store import Run
+from fttt.tasks.base import Task, TaskOptions
+from fttt.types import (
+    Completion,
+    Feedback,
+    Question,
+    Record,
+    Trial,
+    Usage,
+    Verdict,
+)
+from fttt.verifiers.base import Verifier
+from fttt.verifiers.function import FunctionVerifier
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "Attempt",
+    "Completion",
+    "FTTTError",
+    "Feedback",
+    "FunctionVerifier",
+    "LoRASettings",
+    "Method",
+    "MethodSettings",
+    "Question",
+    "Record",
+    "Result",
+    "Run",
+    "RunError",
+    "Session",
+    "Task",
+    "TaskOptions",
+    "Trial",
+    "Usage",
+    "UsageError",
+    "Verdict",
+    "Verifier",
+    "__version__",
+    "solve",
+]

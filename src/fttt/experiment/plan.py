@@ -6,14 +6,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fttt.config import RunConfig, build, merge
 from fttt.errors import UsageError
 from fttt.experiment.cases import cases_file, chosen, in_order, without_cases
-from fttt.methods import LoRASettings, Method, find_method
+from fttt.methods import LoRASettings, Method, MethodSettings, find_method
 from fttt.tasks import Task, TaskOptions, get_task
 from fttt.types import Question
 
@@ -26,6 +25,7 @@ __all__ = [
     "check_fits",
     "check_names",
     "default_folder",
+    "lora_spec",
     "model_label",
     "prepare",
     "settle",
@@ -39,6 +39,7 @@ class Plan:
 
     config: RunConfig
     method: Method
+    settings: MethodSettings
     task: Task
     questions: tuple[Question, ...]
 
@@ -56,25 +57,29 @@ class Plan:
             return None
         return cases_file(model_label(self.config.model), self.config.task)
 
-    @cached_property
+    @property
     def lora(self) -> LoRASpec | None:
         """The adapter that each question trains, if any."""
-        from fttt.engine.request import LoRASpec
-
-        settings = build(type(self.method).Settings, self.config.settings, "the settings")
-        if not isinstance(settings, LoRASettings):
-            return None
-        return LoRASpec(
-            rank=settings.rank,
-            alpha=settings.alpha,
-            dropout=settings.dropout,
-            targets=settings.targets,
-            lr=settings.lr,
-            weight_decay=settings.weight_decay,
-        )
+        return lora_spec(self.settings)
 
 
-def settle(config: RunConfig) -> tuple[RunConfig, Method]:
+def lora_spec(settings: MethodSettings) -> LoRASpec | None:
+    """The adapter that a method's settings ask for; ``None`` for a method that does not train."""
+    from fttt.engine.request import LoRASpec
+
+    if not isinstance(settings, LoRASettings):
+        return None
+    return LoRASpec(
+        rank=settings.rank,
+        alpha=settings.alpha,
+        dropout=settings.dropout,
+        targets=settings.targets,
+        lr=settings.lr,
+        weight_decay=settings.weight_decay,
+    )
+
+
+def settle(config: RunConfig) -> tuple[RunConfig, Method, MethodSettings]:
     """Fill in what the method fixes and its settings' defaults.
 
     Raises:
@@ -90,7 +95,7 @@ def settle(config: RunConfig) -> tuple[RunConfig, Method]:
         or (config.method == "greedy" and "save_correct_cases" not in config.model_fields_set),
     }
     resolved = build(RunConfig, merge(config.to_toml(), over), "the settings")
-    return resolved, kind(settings)
+    return resolved, kind(settings), settings
 
 
 def check_names(config: RunConfig) -> RunConfig:
@@ -99,7 +104,7 @@ def check_names(config: RunConfig) -> RunConfig:
     Raises:
         UsageError: one of them does not exist.
     """
-    resolved, _ = settle(config)
+    resolved, _, _ = settle(config)
     task_of(resolved)
     _check_model(resolved)
     return resolved
@@ -114,7 +119,7 @@ def prepare(config: RunConfig, *, only: Sequence[str] | None = None) -> Plan:
     Raises:
         UsageError: any of them does not exist or does not go with the others.
     """
-    resolved, method = settle(config)
+    resolved, method, settings = settle(config)
     data = resolved.data
     task = task_of(resolved)
     options = TaskOptions(data.data_dir, data.split, data.prompt, data.seed)
@@ -134,7 +139,7 @@ def prepare(config: RunConfig, *, only: Sequence[str] | None = None) -> Plan:
             f"{len(questions)}; ask others with --questions or another --split."
         )
     _check_model(resolved)
-    return Plan(resolved, method, task, tuple(left))
+    return Plan(resolved, method, settings, task, tuple(left))
 
 
 def task_of(config: RunConfig) -> Task:

@@ -22,7 +22,7 @@ def resume_plan(run: Run, values: Mapping[str, Any]) -> Plan:
     Raises:
         UsageError: a setting contradicts the folder's, or the data have changed since.
     """
-    config, _ = settle(build(RunConfig, values, "the settings"))
+    config, _, _ = settle(build(RunConfig, values, "the settings"))
     own = dict(_leaves(build(RunConfig, run.config, f"{run.path}/config.toml").to_toml()))
     asked = dict(_leaves(config.to_toml()))
     for name in sorted({*own, *asked}):

@@ -19,13 +19,22 @@ from fttt.experiment.cases import save_cases
 from fttt.experiment.environment import describe_environment
 from fttt.experiment.plan import Plan, check_fits
 from fttt.experiment.progress import Progress
-from fttt.experiment.session import Bench, QuestionSession
+from fttt.experiment.session import Bench, Observer, QuestionSession
 from fttt.methods import Method
 from fttt.models import LoadedModel
-from fttt.store import Run, RunWriter, solved_within
+from fttt.store import Journal, Run, RunWriter, solved_within
 from fttt.types import Question
+from fttt.verifiers.base import Verifier
 
-__all__ = ["Cell", "MakeEngine", "StoppedError", "ask_all", "run_cells"]
+__all__ = [
+    "Cell",
+    "MakeEngine",
+    "StoppedError",
+    "ask_all",
+    "make_bench",
+    "make_engine",
+    "run_cells",
+]
 
 _AT_ONCE = {"cpu": 32, "cuda": 1024}
 """Questions in progress at once, where the batch size is left to the engine: twice its batch, so
@@ -45,18 +54,7 @@ class CountingEngine(Engine, Protocol):
     def generated_tokens(self) -> int: ...
 
 
-class MakeEngine(Protocol):
-    """Makes the engine of a run; :class:`fttt.engine.BatchedEngine` is one."""
-
-    def __call__(
-        self,
-        loaded: LoadedModel,
-        *,
-        max_length: int,
-        batch_size: int | None,
-        concurrency: int,
-        lora: LoRASpec | None,
-    ) -> CountingEngine: ...
+MakeEngine = Callable[[Sequence[Plan], LoadedModel], CountingEngine]
 
 
 @dataclass(frozen=True)
@@ -89,12 +87,56 @@ class Job:
     bench: Bench
 
 
+def make_engine(plans: Sequence[Plan], loaded: LoadedModel) -> CountingEngine:
+    """The engine that all of ``plans``, which agree in their adapters, fit in.
+
+    Raises:
+        UsageError: a question does not fit the model's context, or the memory does not suffice.
+    """
+    sequences = sum(
+        len(plan.questions) * ((plan.config.budget.trials or 1) if plan.method.together else 1)
+        for plan in plans
+    )
+    return BatchedEngine(
+        loaded,
+        max_length=max(check_fits(plan, loaded) for plan in plans),
+        batch_size=plans[0].config.engine.batch_size,
+        concurrency=min(sequences, _at_most(loaded, plans[0])),
+        lora=next((plan.lora for plan in plans if plan.lora is not None), None),
+    )
+
+
+def make_bench(
+    plan: Plan,
+    loaded: LoadedModel,
+    engine: Engine,
+    verifier: Verifier,
+    journal: Journal,
+    observer: Observer,
+) -> Bench:
+    """What the questions of a plan share."""
+    config = plan.config
+    return Bench(
+        engine=engine,
+        chat=loaded.chat,
+        stop_ids=loaded.stop_ids,
+        verifier=verifier,
+        journal=journal,
+        observer=observer,
+        seed=config.seed,
+        sampling=config.sampling,
+        budget=config.budget,
+        lora=plan.lora,
+        together=plan.method.together,
+    )
+
+
 def run_cells(
     cells: Sequence[Cell],
     loaded: LoadedModel,
     progress: Progress,
     *,
-    make_engine: MakeEngine = BatchedEngine,
+    make_engine: MakeEngine = make_engine,
 ) -> list[Run]:
     """Run the questions of all cells in the batches of one engine; return the finished runs.
 
@@ -105,19 +147,13 @@ def run_cells(
         RunError: a run could not go on; what was finished is on disk.
         StoppedError: stopped by Ctrl-C.
     """
-    lengths = [check_fits(cell.plan, loaded) for cell in cells]
+    for cell in cells:
+        check_fits(cell.plan, loaded)  # all of them, before the first begins
     runs: dict[int, Run] = {}
-    for lora, members in _by_adapter(cells):
-        config = cells[members[0]].plan.config.engine
-        engine = make_engine(
-            loaded,
-            max_length=max(lengths[n] for n in members),
-            batch_size=config.batch_size,
-            concurrency=_at_once([cells[n] for n in members], loaded, config.batch_size),
-            lora=lora,
-        )
-        group = _Group([cells[n] for n in members], loaded, engine, progress)
-        runs.update(zip(members, group.run(), strict=True))
+    for members in _by_adapter(cells):
+        group = [cells[n] for n in members]
+        engine = make_engine([cell.plan for cell in group], loaded)
+        runs.update(zip(members, _Group(group, loaded, engine, progress).run(), strict=True))
     return [runs[n] for n in range(len(cells))]
 
 
@@ -151,7 +187,17 @@ class _Group:
         try:
             for cell in self.cells:
                 self.writers.append(cell.open(self.loaded))
-                benches.append(self._bench(cell, self.writers[-1]))
+                verifier = cell.plan.task.verifier()
+                benches.append(
+                    make_bench(
+                        cell.plan,
+                        self.loaded,
+                        self.engine,
+                        verifier,
+                        self.writers[-1],
+                        self.progress,
+                    )
+                )
             jobs = [
                 Job(question, cell.plan.method, bench)
                 for cell, bench in zip(self.cells, benches, strict=True)
@@ -162,33 +208,15 @@ class _Group:
             stop = asyncio.Event()
             with _stop_signals(stop.set):
                 async with self.progress.watching(self.engine, len(jobs), trials):
-                    finished = await ask_all(jobs, workers=self._workers(), stop=stop)
+                    finished = await ask_all(
+                        jobs, workers=_at_most(self.loaded, self.cells[0].plan), stop=stop
+                    )
         finally:
             await self.engine.close()
             for bench in benches:
                 await bench.verifier.close()
         if not finished:
             raise StoppedError("The run was stopped; all that had ended is on disk.")
-
-    def _bench(self, cell: Cell, writer: RunWriter) -> Bench:
-        config = cell.plan.config
-        return Bench(
-            engine=self.engine,
-            chat=self.loaded.chat,
-            stop_ids=self.loaded.stop_ids,
-            verifier=cell.plan.task.verifier(),
-            journal=writer,
-            observer=self.progress,
-            seed=config.seed,
-            sampling=config.sampling,
-            budget=config.budget,
-            lora=cell.plan.lora,
-            together=cell.plan.method.together,
-        )
-
-    def _workers(self) -> int:
-        batch_size = self.cells[0].plan.config.engine.batch_size
-        return 2 * batch_size if batch_size else _AT_ONCE[self.loaded.device.split(":")[0]]
 
     def _finish(self, cell: Cell, writer: RunWriter) -> Run:
         run = writer.finish()
@@ -256,7 +284,7 @@ def _first_leaf(group: BaseExceptionGroup[BaseException]) -> BaseException:
     return next((error for error in leaves if isinstance(error, FTTTError)), leaves[0])
 
 
-def _by_adapter(cells: Sequence[Cell]) -> list[tuple[LoRASpec | None, list[int]]]:
+def _by_adapter(cells: Sequence[Cell]) -> list[list[int]]:
     """Cells that can share an engine; those without an adapter go with the first others."""
     groups: dict[LoRASpec, list[int]] = {}
     plain: list[int] = []
@@ -266,21 +294,16 @@ def _by_adapter(cells: Sequence[Cell]) -> list[tuple[LoRASpec | None, list[int]]
         else:
             groups.setdefault(cell.plan.lora, []).append(number)
     if not groups:
-        return [(None, plain)]
+        return [plain]
     first = next(iter(groups))
     groups[first] = sorted([*groups[first], *plain])
-    return list(groups.items())
+    return list(groups.values())
 
 
-def _at_once(cells: Sequence[Cell], loaded: LoadedModel, batch_size: int | None) -> int:
-    """How many sequences may be asked for at once."""
-    most = 2 * batch_size if batch_size else _AT_ONCE[loaded.device.split(":")[0]]
-    wanted = sum(
-        len(cell.plan.questions)
-        * ((cell.plan.config.budget.trials or 1) if cell.plan.method.together else 1)
-        for cell in cells
-    )
-    return max(1, min(wanted, most))
+def _at_most(loaded: LoadedModel, plan: Plan) -> int:
+    """Questions in progress at once."""
+    batch_size = plan.config.engine.batch_size
+    return 2 * batch_size if batch_size else _AT_ONCE[loaded.device.split(":")[0]]
 
 
 @contextmanager

@@ -1,0 +1,196 @@
+"""One question of your own, from Python."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from fttt.errors import UsageError
+from fttt.types import Question, Trial, Usage
+from fttt.verifiers.base import Verifier
+
+if TYPE_CHECKING:
+    from fttt.experiment.plan import Plan
+    from fttt.methods import Method
+    from fttt.models import LoadedModel
+
+__all__ = ["Result", "solve"]
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What came of a question."""
+
+    question: Question
+    solved: bool
+    """Whether an answer was verified as correct (for a method that votes: the winning one)."""
+    answer: str | None
+    """The completion that was; ``None`` where none was."""
+    trials: tuple[Trial, ...]
+    usage: Usage
+
+
+def solve(
+    question: str | Question,
+    *,
+    verify: Verifier | Callable[..., Any],
+    model: str | LoadedModel = "smollm2-135m",
+    method: str | Method = "fttt",
+    trials: int | None = 16,
+    seed: int = 42,
+    temperature: float = 0.6,
+    top_p: float = 0.95,
+    max_new_tokens: int = 512,
+    unanswered: Literal["count", "retry"] = "count",
+    token_budget: int | None = None,
+    time_budget: float | None = None,
+    settings: Mapping[str, Any] | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
+    batch_size: int | None = None,
+) -> Result:
+    """Try a question until an answer verifies or the budget is spent.
+
+    Works inside a running event loop too (a notebook, say); it then blocks that loop.
+
+    Args:
+        question: what the model reads, or a :class:`fttt.Question` with a gold for the verifier.
+        verify: a function ``check(completion)`` or ``check(completion, question)`` that returns
+            whether the answer is right, or a verifier object. A function runs in a child process
+            under a time limit of 30 seconds; :class:`fttt.FunctionVerifier` offers more.
+        model: a hub name, a folder, a GGUF file, ``smollm2-135m``, or a loaded model. The model
+            that was used last stays loaded.
+        method: the name of a method, or a method object.
+        trials: how often to try; ``None`` where a token or time budget is given instead.
+        seed: of sampling and of fresh adapter weights.
+        temperature: of sampling; 0 is greedy.
+        top_p: the smallest set of tokens of this mass is drawn from.
+        max_new_tokens: the longest answer, in tokens.
+        unanswered: whether a trial without an answer spends budget, or is free (``retry``).
+        token_budget: no new trial once this many tokens were generated.
+        time_budget: no new trial once this many seconds were spent.
+        settings: settings of the method, such as ``{"lr": 1e-4}``.
+        dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        batch_size: sequences that run at once, for methods that sample together.
+
+    Raises:
+        UsageError: an argument is not allowed, or the question does not fit the model's context.
+        RunError: the run could not go on.
+    """
+    asked = Question("question", question) if isinstance(question, str) else question
+    values = {
+        "method": method if isinstance(method, str) else method.name,
+        "model": model if isinstance(model, str) else model.name,
+        "task": _Asked.name,
+        "seed": seed,
+        "save_correct_cases": False,
+        "budget": {
+            "trials": trials,
+            "unanswered": unanswered,
+            "token_budget": token_budget,
+            "time_budget": time_budget,
+        },
+        "sampling": {
+            "temperature": temperature,
+            "top_p": top_p,
+            "max_new_tokens": max_new_tokens,
+        },
+        "engine": {"dtype": dtype, "device": device, "batch_size": batch_size},
+        "settings": dict(settings or {}),
+    }
+    plan = _plan(values, method, _Asked(asked, verify))
+    if isinstance(model, str):
+        from fttt.models import check_model
+
+        check_model(model)
+        model = _load(model, dtype, device)
+    loaded, borrowed = model, isinstance(verify, Verifier)
+    return _anywhere(lambda: asyncio.run(_solve(plan, loaded, borrowed=borrowed)))
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A task of one question."""
+
+    question: Question
+    verify: Verifier | Callable[..., Any]
+    name: ClassVar[str] = "python"
+    splits: ClassVar[tuple[str, ...]] = ("test",)
+
+    def load(self, options: Any) -> list[Question]:
+        return [self.question]
+
+    def verifier(self) -> Verifier:
+        from fttt.verifiers.function import FunctionVerifier
+
+        if isinstance(self.verify, Verifier):
+            return self.verify
+        if not callable(self.verify):
+            raise UsageError(
+                f"verify cannot be {self.verify!r}; give a function check(completion) or a "
+                "verifier object."
+            )
+        return FunctionVerifier(self.verify)
+
+
+def _plan(values: Mapping[str, Any], method: str | Method, task: _Asked) -> Plan:
+    from fttt.config import RunConfig, build
+    from fttt.experiment.plan import Plan, settle
+    from fttt.methods import MethodSettings
+
+    config = build(RunConfig, values, "fttt.solve()")
+    if isinstance(method, str):
+        resolved, made, settings = settle(config)
+        return Plan(resolved, made, settings, task, (task.question,))
+    settings = getattr(method, "settings", None) or MethodSettings()
+    return Plan(config, method, settings, task, (task.question,))
+
+
+@lru_cache(maxsize=1)
+def _load(model: str, dtype: str, device: str) -> LoadedModel:
+    from fttt.models import load_model
+
+    return load_model(model, dtype=dtype, device=device)
+
+
+async def _solve(plan: Plan, loaded: LoadedModel, *, borrowed: bool) -> Result:
+    from fttt.experiment.progress import Quiet
+    from fttt.experiment.runner import Job, ask_all, make_bench, make_engine
+    from fttt.store import MemoryJournal, solved_within, vote
+
+    journal = MemoryJournal()
+    question = plan.questions[0]
+    verifier = plan.task.verifier()
+    engine = make_engine([plan], loaded)
+    try:
+        bench = make_bench(plan, loaded, engine, verifier, journal, Quiet())
+        await ask_all([Job(question, plan.method, bench)], workers=1, stop=asyncio.Event())
+    finally:
+        await engine.close()
+        if not borrowed:  # the caller's own verifier stays open
+            await verifier.close()
+    trials = tuple(sorted(journal.trials, key=lambda trial: trial.trial))
+    usage = sum((trial.usage for trial in trials), Usage())
+    solved = solved_within(trials, decided_by=plan.method.decided_by)
+    best = vote(trials) if plan.method.decided_by == "vote" else _first_correct(trials)
+    answer = best.completion if solved and best is not None else None
+    return Result(question, solved, answer, trials, usage)
+
+
+def _first_correct(trials: tuple[Trial, ...]) -> Trial | None:
+    return next((trial for trial in trials if trial.verdict == "correct"), None)
+
+
+def _anywhere(run: Callable[[], Result]) -> Result:
+    """Call ``run``, which starts an event loop, in a thread of its own where one runs already."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return run()
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        return pool.submit(run).result()
