@@ -1,0 +1,108 @@
+"""Feedback-based test-time training: one step on the feedback turn after each wrong attempt."""
+
+from __future__ import annotations
+
+import pytest
+
+from fttt.engine.request import LoRASpec
+from fttt.methods.fttt import FTTT, FTTTSettings
+from fttt.testing import FakeKept, play, tiny_tokenizer
+
+METHOD = FTTT(FTTTSettings(feedback="Wrong."))
+TURN = "\n<|im_start|>user\nWrong.<|im_end|>\n<|im_start|>assistant\n"
+
+
+def text(ids: tuple[int, ...]) -> str:
+    return str(tiny_tokenizer().decode(ids))
+
+
+def test_each_wrong_attempt_is_trained_on_and_the_right_one_is_not() -> None:
+    scene = play(METHOD, ["1", "2", "7"], trials=8)
+    engine = scene.engine
+    assert [trial.verdict for trial in scene.trials] == ["incorrect", "incorrect", "correct"]
+    assert len(engine.trainings) == 2
+    assert [trial.loss for trial in scene.trials] == [1.0, 0.5, None]
+    assert len({request.prompt_ids for request in engine.generations}) == 1  # always a fresh answer
+
+
+def test_every_attempt_is_written_under_the_questions_own_weights() -> None:
+    engine = play(METHOD, ["1", "7"], trials=8).engine
+    (slot,) = engine.slots
+    assert [request.adapter for request in engine.generations] == [slot, slot]
+    assert all(request.keep for request in engine.generations)
+    assert slot.spec == LoRASpec()
+    assert slot.closed
+
+
+def test_the_loss_is_the_mean_over_the_feedback_turn_after_kept_keys_and_values() -> None:
+    engine = play(METHOD, ["1", "7"], trials=8).engine
+    (request,) = engine.trainings
+    assert request.context is engine.kept[0]
+    assert engine.kept[0].token_ids == (
+        *engine.generations[0].prompt_ids,
+        *tiny_tokenizer()("1")["input_ids"],
+        2,
+    )
+    (target,) = request.targets
+    assert text(target.token_ids) == TURN  # the attempt has ended its turn itself
+    assert target.weights == pytest.approx([1 / len(target.token_ids)] * len(target.token_ids))
+    assert target.after is None
+
+
+def test_an_attempt_that_was_cut_is_closed_by_the_turn() -> None:
+    engine = play(METHOD, ["111111", "7"], trials=8, max_new_tokens=3).engine
+    assert text(engine.trainings[0].targets[0].token_ids) == "<|im_end|>" + TURN
+
+
+def test_keys_and_values_are_let_go_after_every_trial() -> None:
+    engine = play(METHOD, lambda *_: "1", trials=4).engine
+    assert len(engine.kept) == 4
+    assert all(kept.closed for kept in engine.kept)
+
+
+def test_the_weights_are_seeded_by_run_and_question() -> None:
+    seeds = [play(METHOD, ["7"], trials=1, seed=seed).engine.slots[0].seed for seed in (1, 1, 2)]
+    assert seeds[0] == seeds[1] != seeds[2]
+
+
+def test_settings_reach_the_adapter() -> None:
+    settings = FTTTSettings(lr=1e-3, rank=2, alpha=4, dropout=0, targets=("k_proj",))
+    engine = play(FTTT(settings), ["7"], trials=1).engine
+    assert engine.slots[0].spec == LoRASpec(
+        rank=2, alpha=4.0, dropout=0.0, targets=("k_proj",), lr=1e-3
+    )
+
+
+def test_reflection_adds_the_critique_of_the_base_model() -> None:
+    settings = FTTTSettings(
+        feedback="Wrong.", reflection=True, critique_request="Why?", critique_tokens=30
+    )
+    scene = play(FTTT(settings), ["1", "it is not 1", "7"], trials=8)
+    attempt, critique, second = scene.engine.generations
+    assert critique.adapter is None  # the base model writes it
+    assert critique.max_new_tokens == 30
+    assert scene.engine.conversations[1] == (
+        text(attempt.prompt_ids)
+        + "1<|im_end|>\n<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert second.prompt_ids == attempt.prompt_ids
+    (request,) = scene.engine.trainings
+    fixed, written = request.targets
+    assert text(fixed.token_ids) == TURN
+    assert text(written.token_ids) == (
+        "\n<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\nit is not 1<|im_end|>"
+    )
+    loud = [weight for weight in written.weights if weight]
+    ids = (*tiny_tokenizer()("it is not 1")["input_ids"], 2)
+    assert written.token_ids[-len(ids) :] == ids
+    assert loud == pytest.approx([1 / len(ids)] * len(ids))
+    assert written.weights[: -len(ids)] == (0.0,) * (len(written.weights) - len(ids))
+    assert isinstance(request.context, FakeKept)
+    assert [trial.generation for trial in scene.trials] == [0, 2]
+    assert scene.trials[0].usage.generations == 2
+
+
+def test_rows_hold_a_critique_only_where_one_is_written() -> None:
+    assert METHOD.conversation(100) == (100,)
+    settings = FTTTSettings(reflection=True, critique_request="Why?", critique_tokens=30)
+    assert FTTT(settings).conversation(100) == (100, "Why?", 30)
