@@ -4,11 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
-import typer
-from typer.testing import CliRunner
 
-from fttt.cli.compare import compare_command
-from fttt.errors import UsageError
+from fttt.cli import main
 from fttt.store import RunWriter
 from fttt.types import Question, Trial, Usage
 
@@ -39,38 +36,47 @@ def write_run(folder: Path, method: str, solved: int, model: str = "tiny") -> Pa
     return folder
 
 
-def invoke(*arguments: str) -> str:
-    """What the command prints."""
-    app = typer.Typer()
-    app.command()(compare_command)
-    result = CliRunner().invoke(
-        app, list(arguments), catch_exceptions=False, env={"COLUMNS": "150"}
-    )
-    assert result.exit_code == 0, result.output
-    return result.output
+def fttt(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    """Exit code, output and error output of a command line."""
+    with pytest.raises(SystemExit) as exit_:
+        main(arguments)
+    printed = capsys.readouterr()
+    assert isinstance(exit_.value.code, int)
+    return exit_.value.code, printed.out, printed.err
 
 
-def test_the_text_says_what_follows_and_what_does_not(tmp_path: Path) -> None:
+def test_the_text_says_what_follows_and_what_does_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "150")
     runs = [write_run(tmp_path / "a", "fttt", 9), write_run(tmp_path / "b", "best-of-n", 1)]
-    printed = invoke(*map(str, runs))
+    code, printed, _ = fttt(capsys, "compare", *map(str, runs))
+    assert code == 0
     assert "arithmetic with tiny, 12 questions" in printed
     assert "fttt solved more than best-of-n at 1 trial: 75.0 % against 8.3 %" in printed
     assert "What does not" in printed
     assert "46.8 to 91.1 %" in printed  # Wilson, 9 of 12
 
 
-def test_json_is_all_that_is_printed(tmp_path: Path) -> None:
+def test_json_is_all_that_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = [write_run(tmp_path / "a", "fttt", 9), write_run(tmp_path / "b", "best-of-n", 1)]
-    data = json.loads(invoke(*map(str, runs), "--json"))
+    code, printed, _ = fttt(capsys, "compare", *map(str, runs), "--json")
+    data = json.loads(printed)
+    assert code == 0
     assert [arm["label"] for arm in data["arms"]] == ["fttt", "best-of-n"]
     assert data["pairs"][0]["p"] == pytest.approx(2 / 2**8)
 
 
-def test_other_models_are_refused_unless_allowed(tmp_path: Path) -> None:
+def test_other_models_are_refused_unless_allowed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     runs = [write_run(tmp_path / "a", "fttt", 9), write_run(tmp_path / "b", "fttt", 1, "large")]
-    with pytest.raises(UsageError, match="model is tiny in 'a' and large in 'b'"):
-        invoke(*map(str, runs))
-    assert "The sides differ by more than the method" in invoke(*map(str, runs), "--allow", "model")
+    code, printed, said = fttt(capsys, "compare", *map(str, runs))
+    assert (code, printed) == (2, "")
+    assert "model is tiny in 'a' and large in 'b'" in said
+    code, printed, _ = fttt(capsys, "compare", *map(str, runs), "--allow", "model")
+    assert code == 0
+    assert "The sides differ by more than the method" in printed
 
 
 @pytest.mark.parametrize(
@@ -81,8 +87,9 @@ def test_other_models_are_refused_unless_allowed(tmp_path: Path) -> None:
         ("torn", "line 2 of trials.jsonl is no trial"),
     ],
 )
+@pytest.mark.parametrize("command", ["compare", "report"])
 def test_a_folder_that_is_no_whole_run_is_one_clear_sentence(
-    tmp_path: Path, spoil: str, message: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str, spoil: str, message: str
 ) -> None:
     good, bad = write_run(tmp_path / "a", "fttt", 9), tmp_path / "b"
     if spoil == "foreign":
@@ -93,6 +100,7 @@ def test_a_folder_that_is_no_whole_run_is_one_clear_sentence(
         lines = trials.read_text().splitlines()
         lines[1] = '{"question_id": "q1"}'
         trials.write_text("\n".join(lines) + "\n")
-    with pytest.raises(UsageError, match=message) as caught:
-        invoke(str(good), str(bad))
-    assert "\n" not in str(caught.value)
+    code, printed, said = fttt(capsys, command, str(good), str(bad))
+    assert (code, printed) == (2, "")
+    assert message in said
+    assert said.count("\n") == 1

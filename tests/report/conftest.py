@@ -17,7 +17,16 @@ MakeRun = Callable[..., Run]
 @pytest.fixture
 def make_run(tmp_path: Path) -> MakeRun:
     """A function that writes a finished run from verdicts: ``c``, ``i`` or ``u`` a trial."""
+    return _maker(tmp_path)
 
+
+@pytest.fixture(scope="module")
+def make_run_once(tmp_path_factory: pytest.TempPathFactory) -> MakeRun:
+    """The same, for runs that a whole module shares."""
+    return _maker(tmp_path_factory.mktemp("runs"))
+
+
+def _maker(folder: Path) -> MakeRun:
     def make(
         name: str,
         verdicts: Mapping[str, str],
@@ -43,7 +52,7 @@ def make_run(tmp_path: Path) -> MakeRun:
             "sampling": {"temperature": 0.6, "top_p": 0.95, **settings},
         }
         writer = RunWriter.create(
-            tmp_path / name,
+            folder / name,
             config=config,
             environment={"decided_by": decided_by},
             questions=[Question(i, f"{prompt} ({i})", "4") for i in verdicts],
@@ -65,7 +74,7 @@ def make_run(tmp_path: Path) -> MakeRun:
         if finish:
             return writer.finish()
         writer.close()
-        return Run.open(tmp_path / name)
+        return Run.open(folder / name)
 
     return make
 

@@ -220,7 +220,7 @@ def test_too_few_questions_show_nothing_however_large() -> None:
     assert paired_p_value(np.ones(6, dtype=np.int64)) < 0.05
 
 
-@settings(max_examples=15, deadline=None)  # the library collects garbage at every call
+@settings(max_examples=6, deadline=None)  # the library collects garbage at every call
 @given(st.lists(st.integers(0, 100), min_size=1, max_size=10))
 def test_holm_is_the_librarys_and_never_helps(percents: list[int]) -> None:
     p_values = [n / 100 for n in percents]

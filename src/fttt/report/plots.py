@@ -114,9 +114,10 @@ def inline_svg(figure: Figure, title: str) -> str:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG (200 dots an inch) or SVG, by the path's ending."""
+    """Write a figure as PNG (200 dots an inch) or SVG, by the path's ending; no date goes in."""
     with mpl.rc_context(STYLE):
-        figure.savefig(path, dpi=200)
+        dateless = {"Date": None} if path.suffix == ".svg" else None
+        figure.savefig(path, dpi=200, metadata=dateless)
 
 
 def _draw(axes: Axes, curve: Curve, place: int, axis: Axis) -> None:

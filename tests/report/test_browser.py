@@ -1,0 +1,241 @@
+"""The page in a real browser: headless Chromium, driven through chromedriver."""
+
+from __future__ import annotations
+
+import base64
+import io
+import shutil
+import socket
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from matplotlib.image import imread
+
+from fttt.report.page import build_page, gather
+from fttt.store import Run
+
+MakeRun = Callable[..., Run]
+HOSTILE = (
+    "</script><script>document.title='pwned'</script><img src=x onerror=\"document.title='pwned'\">"
+)
+FLAGS = [
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+    *("--window-size=1300,900", "--hide-scrollbars"),
+]
+
+
+class Browser:
+    """The few commands of the WebDriver protocol that these tests need."""
+
+    def __init__(self, client: httpx.Client, binary: str, profile: Path) -> None:
+        options = {"binary": binary, "args": [*FLAGS, f"--user-data-dir={profile}"]}
+        wanted = {
+            "browserName": "chrome",
+            "goog:chromeOptions": options,
+            "goog:loggingPrefs": {"browser": "ALL"},
+        }
+        self._client = client
+        self._session = ""
+        made = self._send("", {"capabilities": {"alwaysMatch": wanted}})
+        self._session = f"/{made['sessionId']}"
+
+    def open(self, page: Path, place: str = "") -> None:
+        """Open a page anew and wait until its first question is shown."""
+        self._send("/url", {"url": "about:blank"})
+        self._send("/url", {"url": page.as_uri() + place})
+        self.run("await_(() => document.documentElement.dataset.ready)")
+
+    def run(self, script: str) -> Any:
+        """What a script returns; ``await_(f)`` in it waits until ``f`` holds."""
+        lines = (
+            "const done = arguments[0];"
+            "const await_ = async (f) => {"
+            " for (let n = 0; n < 500 && !f(); n++) await new Promise((r) => setTimeout(r, 10)); };"
+            f"(async () => {{ {script.replace('await_(', 'await await_(')} }})()"
+            ".then(done, (error) => done('failed: ' + error));"
+        )
+        return self._send("/execute/async", {"script": lines, "args": []})
+
+    def text(self, selector: str) -> str:
+        """The visible text of an element."""
+        return str(self.run(f"return document.querySelector('{selector}').innerText"))
+
+    def prefer(self, scheme: str) -> None:
+        """Make the system's theme light or dark."""
+        features = [{"name": "prefers-color-scheme", "value": scheme}]
+        self._send(
+            "/goog/cdp/execute",
+            {"cmd": "Emulation.setEmulatedMedia", "params": {"features": features}},
+        )
+
+    def corner(self) -> float:
+        """How bright the upper left corner is, 0 to 1."""
+        picture = self._client.get(f"/session{self._session}/screenshot").json()["value"]
+        pixels = imread(io.BytesIO(base64.b64decode(picture)))
+        return float(pixels[2, 2, :3].mean())
+
+    def printed(self) -> bytes:
+        """The page as PDF."""
+        return base64.b64decode(self._send("/print", {"background": True}))
+
+    def complaints(self) -> list[str]:
+        """What the browser's console holds since it was last asked."""
+        entries = self._send("/se/log", {"type": "browser"})
+        return [entry["message"] for entry in entries]
+
+    def close(self) -> None:
+        self._client.delete(f"/session{self._session}")
+
+    def _send(self, command: str, body: dict[str, Any]) -> Any:
+        answer = self._client.post(f"/session{self._session}{command}", json=body)
+        assert answer.status_code == 200, answer.text
+        return answer.json()["value"]
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if chromium is None or driver is None:
+        pytest.skip("needs chromium and chromedriver (Debian: chromium chromium-driver)")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server = subprocess.Popen([driver, f"--port={port}"], stdout=subprocess.DEVNULL)
+    try:
+        with httpx.Client(
+            base_url=f"http://127.0.0.1:{port}",
+            timeout=60,
+            trust_env=False,
+            transport=httpx.HTTPTransport(retries=8),
+        ) as client:
+            opened = Browser(client, chromium, tmp_path_factory.mktemp("profile"))
+            yield opened
+            opened.close()
+    finally:
+        server.terminate()
+        server.wait()
+
+
+@pytest.fixture(scope="module")
+def page(make_run_once: MakeRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two runs on forty questions; the first question's completions try to break out."""
+    verdicts = {f"q{n}": "iiuc" if n % 4 == 0 else "iiii" for n in range(40)}
+    others = {f"q{n}": "c" if n % 5 == 0 else "iiii" for n in range(40)}
+    runs = [
+        make_run_once("a", verdicts, method="fttt", completion=HOSTILE),
+        make_run_once("b", others, completion="a plain answer"),
+    ]
+    path = tmp_path_factory.mktemp("page") / "report.html"
+    path.write_text(build_page(gather(runs)), encoding="utf-8")
+    return path
+
+
+def test_the_first_question_is_shown_and_what_a_model_wrote_stays_text(
+    browser: Browser, page: Path
+) -> None:
+    browser.open(page)
+    shown = browser.text("#detail")
+    assert "Trial 1: incorrect" in shown
+    assert "loss 2.000" in shown
+    assert "Trial 4: correct" in shown
+    assert HOSTILE in shown
+    assert "arithmetic" in str(browser.run("return document.title"))
+    assert browser.run("return document.querySelectorAll('img').length") == 0
+    assert browser.complaints() == []
+
+
+def test_only_the_rows_in_sight_exist(browser: Browser, page: Path) -> None:
+    browser.open(page)
+    script = "return [...document.querySelectorAll('.row .id')].map((e) => e.textContent)"
+    first = browser.run(script)
+    assert first[0] == "q0"
+    assert len(first) < 30
+    browser.run("document.getElementById('list').scrollTop = 1e6")
+    browser.run("await_(() => document.querySelector('.row:last-child .id').textContent === 'q39')")
+    assert "q0" not in browser.run(script)
+
+
+@pytest.mark.parametrize(
+    ("place", "tally"),
+    [
+        ("#show=solved", "10 of 40"),
+        ("#show=unsolved", "30 of 40"),
+        ("#show=late", "10 of 40"),
+        ("#show=unanswered", "10 of 40"),
+        ("#show=only&against=1", "8 of 40"),
+        ("#show=lost&against=1", "6 of 40"),
+        ("#run=1&show=late", "0 of 40"),
+        ("#find=q3", "11 of 40"),
+        ("#run=99&q=-7&show=nonsense&order=x", "40 of 40"),
+    ],
+)
+def test_an_address_keeps_run_and_filters(
+    browser: Browser, page: Path, place: str, tally: str
+) -> None:
+    browser.open(page, place)
+    assert browser.text("#tally").startswith(tally)
+
+
+def test_a_click_opens_a_question_beside_the_other_run(browser: Browser, page: Path) -> None:
+    browser.open(page, "#against=1&order=trials")
+    browser.run("document.querySelectorAll('.row')[1].click()")
+    browser.run("await_(() => document.querySelector('#detail h4').textContent === 'q4')")
+    shown = browser.text("#detail")
+    assert "fttt, seed 42" in shown
+    assert "best-of-n, seed 42" in shown
+    assert "a plain answer" in shown
+    assert "q=4" in str(browser.run("return location.hash"))
+
+
+def test_enter_looks_into_completions(browser: Browser, page: Path) -> None:
+    browser.open(page, "#run=1")
+    browser.run(
+        "const find = document.getElementById('find'); find.value = 'PLAIN answer';"
+        "find.dispatchEvent(new Event('input'));"
+        "find.dispatchEvent(new KeyboardEvent('keydown', { key: 'Enter' }));"
+        "await_(() => document.getElementById('tally').textContent.startsWith('40'))"
+    )
+    assert browser.text("#tally").startswith("40 of 40")
+
+
+def test_arrow_keys_move_through_the_list(browser: Browser, page: Path) -> None:
+    browser.open(page)
+    press = (
+        "document.getElementById('list').dispatchEvent(new KeyboardEvent('keydown', {key: '%s'}));"
+    )
+    browser.run(press % "ArrowDown")
+    browser.run("await_(() => document.querySelector('#detail h4').textContent === 'q1')")
+    assert browser.text("#detail h4") == "q1"
+
+
+def test_the_theme_follows_the_system_and_the_button(browser: Browser, page: Path) -> None:
+    browser.prefer("light")
+    browser.open(page)
+    assert browser.corner() == 1
+    browser.prefer("dark")
+    assert browser.corner() < 0.15
+    browser.run("document.getElementById('theme').click()")  # light
+    assert browser.corner() == 1
+    browser.prefer("light")
+    browser.run("document.getElementById('theme').click()")  # dark
+    assert browser.corner() < 0.15
+
+
+def test_a_dark_page_prints_on_white(browser: Browser, page: Path, tmp_path: Path) -> None:
+    if shutil.which("pdftoppm") is None:
+        pytest.skip("needs pdftoppm (Debian: poppler-utils)")
+    browser.prefer("dark")
+    browser.open(page)
+    (tmp_path / "page.pdf").write_bytes(browser.printed())
+    browser.prefer("light")
+    command = ["pdftoppm", "-r", "20", "-f", "1", "-l", "1", "-png", "page.pdf", "page"]
+    subprocess.run(command, cwd=tmp_path, check=True)
+    (picture,) = tmp_path.glob("page-*.png")
+    pixels = imread(picture)[..., :3].mean(axis=-1)
+    assert pixels[2, 2] == 1
+    assert 0 < (pixels < 0.9).mean() < 0.3  # ink on white

@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+
+import pytest
+
+from fttt.report.archive import pack, unpack
+from fttt.report.arms import form_arms
+from fttt.report.page import build_page, gather
+from fttt.store import Run
+
+MakeRun = Callable[..., Run]
+HOSTILE = "</script><script>document.title='pwned'</script><img src=x onerror=alert(1)>\ud800\x00"
+
+
+class Tags(HTMLParser):
+    """Counts the elements of a page and keeps their attributes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[str, dict[str, str | None]]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append((tag, dict(attrs)))
+
+
+def tags(page: str) -> list[tuple[str, dict[str, str | None]]]:
+    parser = Tags()
+    parser.feed(page)
+    return parser.seen
+
+
+def test_the_page_holds_all_that_it_needs(make_run: MakeRun) -> None:
+    runs = [
+        make_run("a", {"x": "ic", "y": "uuii"}, method="fttt"),
+        make_run("b", {"x": "c", "y": "iiii"}),
+    ]
+    page = build_page(gather(runs))
+    for tag, attributes in tags(page):
+        assert tag not in {"link", "img", "iframe", "object", "embed", "base"}
+        assert "src" not in attributes
+        for name in ("href", "xlink:href"):
+            assert (attributes.get(name) or "#").startswith("#")
+    assert "url(http" not in page
+    assert "@import" not in page
+    for text in ("50.0 %", "What follows", "No difference was shown", "Where the tokens go"):
+        assert text in page
+
+
+def test_the_policy_allows_this_script_and_no_other(make_run: MakeRun) -> None:
+    page = build_page(gather([make_run("a", {"x": "c"})]))
+    policy = re.search(r'Content-Security-Policy" content="([^"]+)"', page)
+    script = re.search(r"<script>(.*?)</script>", page, re.DOTALL)
+    assert policy is not None
+    assert script is not None
+    digest = base64.b64encode(hashlib.sha256(script[1].encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in policy[1]
+    assert "default-src 'none'" in policy[1]
+
+
+def test_what_a_model_or_a_run_wrote_is_never_markup(make_run: MakeRun) -> None:
+    markup = "<script>alert(1)</script>"
+    run = make_run(
+        f"run {markup.replace('/', '')}",
+        {f"x{markup}": "ic"},
+        method=f"m{markup}$\\frac$",
+        model=f"n{markup}",
+        task="t\"'><b>",
+        completion=HOSTILE,
+        extracted=[markup, markup],
+        prompt=markup,
+        note=markup,
+    )
+    page = build_page(gather([run]))
+    scripts = [attributes for tag, attributes in tags(page) if tag == "script"]
+    assert len([a for a in scripts if not a]) == 1  # ours
+    assert all(a.get("type") == "text/plain" for a in scripts if a)
+    assert "pwned" not in page
+    assert not [tag for tag, _ in tags(page) if tag == "img"]
+    page.encode()  # a lone surrogate would not go to disk
+
+
+def test_the_archive_gives_back_every_trial(make_run: MakeRun) -> None:
+    runs = [
+        make_run("a", {"x": "uic", "y": "iiii"}, completion=HOSTILE),
+        make_run("b", {"x": "", "y": "c"}, seed=85),
+    ]
+    archive = pack(form_arms(runs))
+    index = unpack(archive.index)["runs"]
+    assert archive.trials == 8
+    assert [run["seed"] for run in index] == [42, 85]
+    assert index[0]["verdicts"] == ["uic", "iiii"]
+    assert index[0]["solved"] == [3, 0]
+    assert index[1]["solved"] == [0, 1]
+    assert index[0]["tokens"] == [30, 40]
+    chunk, place = index[0]["places"][0]
+    prompt, gold, trials = unpack(archive.chunks[chunk])[place]
+    assert (prompt, gold, len(trials)) == ("What is 2 + 2? (x)", "4", 3)
+    assert trials[0] == [
+        1,
+        "u",
+        "stop",
+        None,
+        "the answer is another",
+        2.0,
+        20,
+        10,
+        5,
+        0.5,
+        HOSTILE,
+    ]
+
+
+def test_long_runs_are_cut_into_chunks_that_open_alone(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fttt.report.archive.CHUNK_CHARACTERS", 100)
+    run = make_run("a", {f"q{n}": "iic" for n in range(7)})
+    archive = pack(form_arms([run]))
+    assert len(archive.chunks) > 2
+    places = unpack(archive.index)["runs"][0]["places"]
+    for n, (chunk, place) in enumerate(places):
+        assert unpack(archive.chunks[chunk])[place][0].endswith(f"(q{n})")
+
+
+def test_each_task_and_model_has_its_section(make_run: MakeRun) -> None:
+    runs = [make_run("a", {"x": "c"}), make_run("b", {"x": "c"}, task="gsm8k")]
+    sections = gather(runs)
+    assert [section.title for section in sections] == ["arithmetic · tiny", "gsm8k · tiny"]
+    page = build_page(sections)
+    assert page.count("<h2>") == 2
+    ids = re.findall(r'\bid="([^"]+)"', page)
+    assert len(ids) == len(set(ids))  # the figures share no mark or clip path
+
+
+def test_sides_that_must_not_be_compared_are_shown_with_the_reason(make_run: MakeRun) -> None:
+    runs = [make_run("a", {"x": "c"}, method="fttt"), make_run("b", {"y": "c"})]
+    (section,) = gather(runs)
+    assert section.comparison is None
+    assert section.notes[0].startswith("Not compared. The runs are not on the same questions")
+    assert "Not compared" in build_page([section])
+
+
+def test_the_intersection_is_said(make_run: MakeRun) -> None:
+    runs = [make_run("a", {"x": "c", "y": "c"}, method="fttt"), make_run("b", {"y": "c"})]
+    (section,) = gather(runs, intersection=True)
+    assert section.comparison is not None
+    assert "Compared on the intersection: 1 questions" in build_page([section])
+
+
+def test_pass_at_k_is_shown_where_the_samples_allow_it(make_run: MakeRun) -> None:
+    page = build_page(gather([make_run("a", {"x": "cici", "y": "iiii"})]))
+    assert "best-of-n, pass@k" in page
