@@ -47,7 +47,7 @@ class JsonlTask:
         self,
         verifier: str | Callable[[], Verifier] | None = None,
         *,
-        file: Path | None = None,
+        file: Path | str | None = None,
         time_limit: float | None = None,
         judge_url: str | None = None,
     ) -> None:
@@ -65,7 +65,7 @@ class JsonlTask:
         """
         self._kind = split_choice(verifier) if isinstance(verifier, str) else (None, None)
         self._verifier = verifier
-        self._file = file
+        self._file = None if file is None else Path(file)
         self._time_limit = time_limit
         self._judge_url = judge_url
 

@@ -12,43 +12,32 @@ from __future__ import annotations
 import logging
 import random
 import re
-import warnings
 from collections.abc import Iterator
-from functools import lru_cache
 from typing import Any
 
 import math_verify  # type: ignore[import-untyped]
 import sympy  # type: ignore[import-untyped]
-from latex2sympy2_extended.latex2sympy2 import (  # type: ignore[import-untyped]
-    ConversionConfig,
-    NormalizationConfig,
-    latex2sympy,
-)
 from sympy.core.relational import Relational  # type: ignore[import-untyped]
 from sympy.logic.boolalg import Boolean  # type: ignore[import-untyped]
 
 from fttt.verifiers.latex import compact, rational, spoken, unit_of, without_units
 from fttt.verifiers.number import Number
+from fttt.verifiers.reading import read
 from fttt.verifiers.shapes import Shape, shape_of
 
 __all__ = ["equivalent"]
 
 # The time limit of math-verify needs signals of its own; ours is the worker's. It warns of that.
 logging.getLogger("math_verify").setLevel(logging.ERROR)
-warnings.simplefilter("ignore")  # of the parser's dependencies, which nobody here can act upon
 
-_NORMAL = NormalizationConfig(
-    basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none"
-)
-_READING = ConversionConfig(lowercase_symbols=False)
 _DIGITS = 30
 _POINTS = 4
 _CLOSE = sympy.Float("1e-6")
 """Relative difference that a decimal may have from an irrational number."""
 
 _LHS = re.compile(r"[A-Za-z]\w{0,2}'?(?:\([A-Za-z](?:,\s*[A-Za-z])*\))?|\\[a-z]+|[A-Z]{1,3}")
-_DEGREES = re.compile(r"(\d+(?:\.\d+)?)\s*\^\\circ\s*")
 _BASE = re.compile(r"(-?[0-9A-Z.]+)_\{?(\d+)\}?")
+_TIME = re.compile(r"\d{1,2}(?::\d{2}){1,2}")
 _NEVER_NUMBERS = (sympy.zoo, sympy.nan)
 
 
@@ -110,7 +99,9 @@ def _same_one(gold: str, answer: str) -> bool:
         return any(_same_value(side, answer) for side in wanted)
     if named and compact(gold_sides[0]) == compact(answer_sides[0]):
         return _same_value(gold_sides[-1], answer_sides[-1])
-    return _same_relation(_parsed(gold), _parsed(answer))
+    if _are_numbers(gold_sides) and _are_numbers(answer_sides):
+        return all(any(_same_value(known, side) for known in gold_sides) for side in answer_sides)
+    return _same_relation(read(gold), read(answer))
 
 
 def _sides(text: str) -> list[str]:
@@ -125,6 +116,8 @@ def _are_numbers(sides: list[str]) -> bool:
 def _same_value(gold: str, answer: str) -> bool:
     if compact(gold) == compact(answer):
         return True
+    if _TIME.fullmatch(compact(gold)) and _TIME.fullmatch(compact(answer)):
+        return compact(gold).lstrip("0") == compact(answer).lstrip("0")
     words, other = spoken(gold), spoken(answer)
     if words is not None or other is not None:
         return _bare_words(gold, words) == _bare_words(answer, other)
@@ -134,7 +127,7 @@ def _same_value(gold: str, answer: str) -> bool:
     bases = _same_in_base(gold, answer)
     if bases is not None:
         return bases
-    return _same_expression(_parsed(gold), _parsed(answer))
+    return _same_expression(read(gold), read(answer))
 
 
 def _bare_words(text: str, words: str | None) -> str:
@@ -162,20 +155,6 @@ def _same_in_base(gold: str, answer: str) -> bool | None:
     return len(bases) == 1 and digits[0] == digits[1]
 
 
-@lru_cache(maxsize=256)
-def _parsed(text: str) -> Any:
-    """A sympy object; decimals are exact, degrees within functions are radians."""
-    text = _DEGREES.sub(r"(\\frac{\1\\pi}{180})", text)
-    imaginary = re.search(r"(?<![A-Za-z\\])i(?![A-Za-z])", text) is not None
-    return latex2sympy(
-        text,
-        is_real=not imaginary,
-        convert_degrees=False,
-        normalization_config=_NORMAL,
-        conversion_config=_READING,
-    )
-
-
 def _same_expression(gold: Any, answer: Any) -> bool:
     if isinstance(gold, Relational | Boolean):
         return _same_relation(gold, answer)
@@ -186,9 +165,15 @@ def _same_expression(gold: Any, answer: Any) -> bool:
 
 def _agree_everywhere(gold: Any, answer: Any) -> bool:
     """Whether two expressions have the same value at every point that is tried."""
+    if gold.has(*_NEVER_NUMBERS) or answer.has(*_NEVER_NUMBERS):
+        return False
     if gold == answer:
         return True
     symbols = sorted(gold.free_symbols | answer.free_symbols, key=str)
+    if not symbols:
+        difference = (gold - answer).doit()
+        if difference.is_Rational:
+            return bool(difference == 0)
     rounded = bool(gold.atoms(sympy.Float) | answer.atoms(sympy.Float))
     tried = 0
     for values in _points(symbols):

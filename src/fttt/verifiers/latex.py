@@ -51,7 +51,7 @@ _RULES = [
         (r"\\(?:text[a-z]*|mbox|mathrm|mathsf|hbox)\s*\{([^{}]*)\}", r"\\text{\1}"),
         (r"\\text\{\s*(?:and|or)\s*\}|(?<![A-Za-z])(?:and|or)(?![A-Za-z])", ","),
         (r"\\text\{\s*,?\s*(?:and|or)\s*\}", ","),
-        (r"\\text\{\s*([-\d.,;:]+)\s*\}", r"\1"),
+        (r"\\text\{\s*([-\d.,;:][^{}]*)\}", r"\1"),
         (r"\\text\{([A-Za-z](?:\s*,\s*[A-Za-z])+)\s*\}", r"\1"),
         (r",(?:\s*,)+", ","),
         (r"\\(?:leq|leqslant|le)(?![A-Za-z])", r"\\le "),
@@ -65,13 +65,14 @@ _RULES = [
             r"\^\s*(?:\{\s*\\(?:circ|degree)\s*\}|\\(?:circ|degree)(?![A-Za-z]))|\\degree",
             r"^\\circ ",
         ),
-        (r"\\frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}"),
-        (r"\\frac\s*(\d)\s*\{", r"\\frac{\1}{"),
-        (r"\\frac\s*(\{[^{}]*\})\s*(\d)", r"\\frac\1{\2}"),
+        (r"\\frac\s*(\\pi|\w)\s*(\\pi|\w)", r"\\frac{\1}{\2}"),
+        (r"\\frac\s*(\\pi|\w)\s*\{", r"\\frac{\1}{"),
+        (r"\\frac\s*(\{[^{}]*\})\s*(\\pi|\w)", r"\\frac\1{\2}"),
         (r"\\sqrt\s*(\d|[a-z](?![A-Za-z]))", r"\\sqrt{\1}"),
         (r"\s+", " "),
     ]
 ]
+_HALF_OF_DAY = re.compile(r"(?<=\d)\s*(?:\\text\{)?\s*([ap])\.?\s?m\b[. ]*\}?\s*$", re.IGNORECASE)
 _DEGREES_WORD = re.compile(r"(?:\\text\{)?\s*degrees?\s*\}?\s*$")
 _COMMA_GROUPS = re.compile(r"(?<![\d.,])([1-9]\d{0,2}(?:,\d{3})+)(?![\d,])")
 _MIXED = re.compile(r"(-?)(\d+)\s*\\frac\{(\d+)\}\{(\d+)\}")
@@ -111,8 +112,8 @@ UNITS = {
     "liter": "liters litre l",
     "gallon": "gallons gal",
     "unit": "units",
-    "a.m": "am",
-    "p.m": "pm",
+    "am": "",
+    "pm": "",
     "mph": "",
     "degree": "degrees",
 }
@@ -134,14 +135,12 @@ def tidy(text: str) -> str:
             text = text.replace(symbol, command)
     for pattern, replacement in _RULES:
         text = pattern.sub(replacement, text)
-    text = _DEGREES_WORD.sub(r"^\\circ ", text) if _has_digit(text) else text
+    if any(character.isdigit() for character in text):
+        text = _DEGREES_WORD.sub(r"^\\circ ", text)
+        text = _HALF_OF_DAY.sub(lambda match: rf"\text{{{match[1].lower()}m}}", text)
     if not re.search(r"[(\[]|\\\{", text):  # "(1,234)" is a pair, "1,234" a number
         text = _COMMA_GROUPS.sub(lambda match: match[1].replace(",", ""), text)
     return text.strip().rstrip(".,;: \\").strip()
-
-
-def _has_digit(text: str) -> bool:
-    return any(character.isdigit() for character in text)
 
 
 def compact(text: str) -> str:
@@ -164,12 +163,16 @@ def without_units(text: str) -> str:
 
 
 def unit_of(text: str) -> str | None:
-    """The unit behind a tidy answer by its one name, ``None`` where it has none that is known."""
+    """The unit behind a tidy answer as ``name^power``, ``None`` where it has none that is known."""
     match = _TEXT_UNIT.search(text) or _PLAIN_UNIT.search(text)
     if match is None or match.start() == 0:
         return None
-    words = re.sub(r"\b(?:square|cubic|sq|cu)\b\.?", "", match[1].lower()).strip(" .").split()
-    return _UNIT_NAMES.get(words[0]) if words else None
+    words = match[1].lower().replace(".", " ").split() or [""]
+    power = {"square": "2", "sq": "2", "cubic": "3", "cu": "3"}.get(words[0])
+    name = " ".join(words[1 if power else 0 :][:2])
+    unit = _UNIT_NAMES.get(name) or _UNIT_NAMES.get(name.split(" ")[0])
+    raised = re.search(r"\^\D*(\d)", match[0])
+    return f"{unit}^{raised[1] if raised else power or 1}" if unit else None
 
 
 def spoken(text: str) -> str | None:
@@ -191,7 +194,8 @@ def spoken(text: str) -> str | None:
 def rational(text: str) -> tuple[Fraction, bool] | None:
     """The exact value of a tidy number and whether it is a percentage; ``None`` for anything else.
 
-    Whole numbers, decimals, fractions and mixed numbers, each with an optional sign.
+    Whole numbers, decimals, also repeating ones, fractions and mixed numbers, each with an optional
+    sign. What looks like a mixed number with an improper fraction is a product.
     """
     if len(text) > _LONGEST:
         return None
@@ -211,13 +215,14 @@ def _exact(text: str) -> Fraction | None:
         mixed = _MIXED.fullmatch(text) or _MIXED_PLAIN.fullmatch(text)
         if mixed:
             sign, whole, top, bottom = mixed.groups()
-            value = int(whole) + Fraction(int(top), int(bottom))
+            part = Fraction(int(top), int(bottom))
+            value = int(whole) + part if part < 1 else int(whole) * part
             return -value if sign else value
         repeating = _REPEATING.fullmatch(text)
         if repeating:
             sign, whole, first, again = repeating.groups()
-            value = Fraction(int(again), 10 ** len(again) - 1) + int(whole + first or 0)
-            value /= 10 ** len(first)
+            value = Fraction(int(again), int("9" * len(again))) + int(whole + first or 0)
+            value *= Fraction(1, int("1" + "0" * len(first)))
             return -value if sign else value
         quotient = _QUOTIENT.fullmatch(text)
         if quotient:

@@ -25,6 +25,8 @@ from fttt.verifiers.zygote import ORDER, Job, receive, send, serve
 
 __all__ = ["JobError", "WorkerPool"]
 
+_MAIN = "from fttt.verifiers.zygote import main; main()"
+
 _STARTUP_SECONDS = 120.0
 """For a zygote to import what its job needs, on a machine that is busy with other things."""
 
@@ -203,7 +205,7 @@ def _start(job: Job | str, memory_mb: int | None) -> _ZygoteHandle:
         if not isinstance(job, str):
             return _ZygoteHandle(ours, _fork(ours, theirs, job, memory_mb))
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "fttt.verifiers.zygote", str(theirs.fileno())],
+            [sys.executable, "-P", "-c", _MAIN, str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
         )

@@ -29,7 +29,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-__all__ = ["ORDER", "Job", "receive", "send", "serve"]
+__all__ = ["ORDER", "Job", "main", "receive", "send", "serve"]
 
 Job = Callable[[Any], Any]
 """Takes and returns what JSON can hold."""
@@ -247,7 +247,3 @@ def main() -> None:
     module, _, name = order["job"].partition(":")
     job: Job = getattr(importlib.import_module(module), name)
     serve(control, job, order["memory_mb"])
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,139 @@
+"""``fttt verify``: verdicts on JSON lines."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import nullcontext
+from enum import StrEnum
+from pathlib import Path
+from typing import IO, Annotated, Any
+
+import typer
+
+from fttt.errors import UsageError
+from fttt.types import Question, Verdict
+from fttt.verifiers.base import Verifier
+from fttt.verifiers.choose import choose_verifier
+
+__all__ = ["Kind", "verify_command"]
+
+_AHEAD = 64
+"""Lines that are judged at once; verdicts come out in the order of the lines."""
+
+
+class Kind(StrEnum):
+    """What the gold answers are."""
+
+    NUMBER = "number"
+    MATH = "math"
+    CODE = "code"
+
+
+class MathRule(StrEnum):
+    """How answers of mathematics are compared."""
+
+    EQUIVALENCE = "equivalence"
+    STRICT = "strict"
+
+
+def verify_command(
+    kind: Annotated[Kind, typer.Argument(help="What the gold answers are.")],
+    file: Annotated[
+        Path | None, typer.Argument(help="JSON lines; by default standard input.")
+    ] = None,
+    math_rule: Annotated[
+        MathRule, typer.Option(help="How answers of mathematics are compared.")
+    ] = MathRule.EQUIVALENCE,
+    time_limit: Annotated[
+        float | None, typer.Option(help="Seconds for one comparison of mathematics.", min=0.01)
+    ] = None,
+    judge_url: Annotated[
+        str | None, typer.Option(help="For code: a served judge; else an embedded one.")
+    ] = None,
+) -> None:
+    """Judge lines {"gold", "completion"}; print {"verdict", "extracted", "detail"} for each.
+
+    The order is that of the lines, and each verdict is printed as soon as those before it are.
+    """
+    strict = kind is Kind.MATH and math_rule is MathRule.STRICT
+    verifier = choose_verifier(
+        "math-strict" if strict else kind.value, time_limit=time_limit, judge_url=judge_url
+    )
+    with _opened(file) as lines:
+        asyncio.run(_verify(verifier, kind, lines, str(file) if file else "standard input"))
+
+
+def _opened(file: Path | None) -> Any:
+    if file is None or str(file) == "-":
+        return nullcontext(sys.stdin.buffer)
+    try:
+        return file.open("rb")
+    except OSError as error:
+        raise UsageError(f"The file {str(file)!r} cannot be read: {error.strerror}.") from None
+
+
+async def _verify(verifier: Verifier, kind: Kind, lines: IO[bytes], source: str) -> None:
+    try:
+        async for verdict in _verdicts(verifier, _questions(kind, lines, source)):
+            line = {
+                "verdict": verdict.outcome,
+                "extracted": verdict.extracted,
+                "detail": verdict.detail,
+            }
+            typer.echo(json.dumps(line))
+    finally:
+        await verifier.close()
+
+
+async def _verdicts(
+    verifier: Verifier, asked: Iterator[tuple[Question, str]]
+) -> AsyncIterator[Verdict]:
+    """Verdicts in order; a malformed line is raised behind the verdicts of those before it."""
+    waiting: list[asyncio.Task[Verdict]] = []
+    failure: UsageError | None = None
+    more = True
+    while more or waiting:
+        while more and len(waiting) < _AHEAD:
+            try:
+                # Reading may block (a pipe that is written slowly), so it is left to a thread.
+                following = await asyncio.to_thread(next, asked, None)
+            except UsageError as error:
+                failure, following = error, None
+            if following is None:
+                more = False
+            else:
+                waiting.append(asyncio.create_task(verifier.verify(*following)))
+                if waiting[0].done():
+                    break
+        if waiting:
+            yield await waiting.pop(0)
+    if failure is not None:
+        raise failure
+
+
+def _questions(kind: Kind, lines: IO[bytes], source: str) -> Iterator[tuple[Question, str]]:
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        where = f"Line {number} of {source}"
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise UsageError(f"{where} is no JSON: {error}; correct or remove it.") from None
+        if not isinstance(row, dict) or "gold" not in row or "completion" not in row:
+            raise UsageError(f'{where} is no JSON object with "gold" and "completion"; add them.')
+        gold, completion = row["gold"], row["completion"]
+        if not isinstance(completion, str):
+            raise UsageError(f"{where} has a completion that is no text: {completion!r:.80}.")
+        if kind is Kind.CODE:
+            if not isinstance(gold, dict):
+                raise UsageError(
+                    f"{where} has a gold that is no problem object; it needs prompt, test and "
+                    "entry_point."
+                )
+        elif isinstance(gold, bool) or not isinstance(gold, str | int | float):
+            raise UsageError(f"{where} has a gold that is neither text nor a number: {gold!r:.80}.")
+        yield Question(str(number), "", gold), completion

@@ -1,0 +1,131 @@
+"""Runs a task's own gold answers, and wrong ones, through the task's verifier."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from fttt.tasks.base import Task, TaskOptions
+from fttt.tasks.perturb import rewritten_answers, wrong_answers, wrong_programs
+from fttt.tasks.prompts import fenced
+from fttt.types import Question
+from fttt.verifiers.base import Verifier
+
+__all__ = ["CheckReport", "Mistake", "Tally", "check_task"]
+
+_AT_ONCE = 64
+_FENCED = re.compile(r"```python\n(.*?)\n?```", re.DOTALL)
+_PHRASES = {"NumberVerifier": "The final answer is {}", "MathVerifier": "\\boxed{{{}}}"}
+"""How a completion states an answer that is a text, by the verifier that reads it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mistake:
+    """One verdict that was not the expected one."""
+
+    question_id: str
+    completion: str
+    outcome: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """How many completions of one sort were judged, and which wrongly."""
+
+    judged: int
+    mistakes: tuple[Mistake, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CheckReport:
+    """What :func:`check_task` found."""
+
+    task: str
+    split: str
+    questions: int
+    golds: Tally
+    """Gold answers, which must be correct."""
+    rewritten: Tally
+    """Gold answers of mathematics written in other ways, which must be correct."""
+    solutions: Tally
+    """Gold solutions, which must be correct."""
+    wrong: Tally
+    """Wrong answers made from the gold ones, of which none may be correct."""
+    broken: tuple[str, ...]
+    """Questions left out, since their gold is known to be missing or wrong in the benchmark."""
+
+    @property
+    def as_expected(self) -> bool:
+        tallies = (self.golds, self.rewritten, self.solutions, self.wrong)
+        return not any(tally.mistakes for tally in tallies)
+
+
+async def check_task(task: Task, options: TaskOptions) -> CheckReport:
+    """Judge every gold answer, gold solution and deliberately wrong answer of a split.
+
+    Raises:
+        UsageError: the questions cannot be read.
+        RunError: judging is impossible (the judge is down).
+    """
+    questions = task.load(options)
+    known = getattr(task, "broken", {})
+    sound = [question for question in questions if question.id not in known]
+    verifier = task.verifier()
+    try:
+        golds = [(q, text) for q in sound for text in _golds(q, verifier)]
+        rewritten = [(q, text) for q in sound for text in _rewritten(q, verifier)]
+        solutions = [(q, q.solution) for q in sound if q.solution is not None]
+        wrong = [(q, text) for q in sound for text in _wrong(q, verifier)]
+        return CheckReport(
+            task=task.name,
+            split=options.split,
+            questions=len(questions),
+            golds=await _judge(verifier, golds, correct=True),
+            rewritten=await _judge(verifier, rewritten, correct=True),
+            solutions=await _judge(verifier, solutions, correct=True),
+            wrong=await _judge(verifier, wrong, correct=False),
+            broken=tuple(question.id for question in questions if question.id in known),
+        )
+    finally:
+        await verifier.close()
+
+
+def _golds(question: Question, verifier: Verifier) -> Iterable[str]:
+    phrase = _PHRASES.get(type(verifier).__name__)
+    if phrase is not None:
+        yield phrase.format(question.gold)
+
+
+def _rewritten(question: Question, verifier: Verifier) -> Iterable[str]:
+    if getattr(verifier, "rule", None) == "equivalence":
+        phrase = _PHRASES["MathVerifier"]
+        yield from (phrase.format(answer) for answer in rewritten_answers(str(question.gold)))
+
+
+def _wrong(question: Question, verifier: Verifier) -> Iterable[str]:
+    phrase = _PHRASES.get(type(verifier).__name__)
+    if phrase is not None:
+        yield from (phrase.format(answer) for answer in wrong_answers(str(question.gold)))
+    elif isinstance(question.gold, dict) and question.solution is not None:
+        program = _FENCED.search(question.solution)
+        if program is not None:
+            yield from (fenced(code) for code in wrong_programs(program[1]))
+
+
+async def _judge(
+    verifier: Verifier, cases: Sequence[tuple[Question, str]], *, correct: bool
+) -> Tally:
+    gate = asyncio.Semaphore(_AT_ONCE)
+
+    async def one(question: Question, completion: str) -> Mistake | None:
+        async with gate:
+            verdict = await verifier.verify(question, completion)
+        if verdict.correct == correct:
+            return None
+        return Mistake(question.id, completion, verdict.outcome, verdict.detail)
+
+    found = await asyncio.gather(*(one(question, text) for question, text in cases))
+    return Tally(len(cases), tuple(mistake for mistake in found if mistake is not None))

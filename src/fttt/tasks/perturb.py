@@ -1,0 +1,97 @@
+"""Answers written otherwise, and wrong ones on purpose, to see that a verifier tells them apart."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from fractions import Fraction
+
+__all__ = ["rewritten_answers", "wrong_answers", "wrong_programs"]
+
+_DIGITS = re.compile(r"\d+")
+_PAIR = re.compile(r"([(\[])([^,()\[\]]+),([^,()\[\]]+)([)\]])")
+_WORDS = re.compile(r"\\text\{[^{}]*[A-Za-z][^{}]*\}")
+_OPERATOR = re.compile(r"(?<!\\)([+,=])")
+_THOUSANDS = re.compile(r"\d(?:,|\{,\}|,\s*\\!)\s*\d{3}(?!\d)")
+_STRUCTURE = re.compile(r"[()\[\]]|\\\{|\\begin|\\pm|\\cup|\\text|\\mbox")
+_NO_EXPRESSION = re.compile(
+    r"[=<>%:]|\\[lg]eq?\b|\\(?:circ|\$|in|approx|text|mbox|infty|overline)|_|^[A-Za-z]+$|\.$"
+)
+
+
+def rewritten_answers(gold: str) -> list[str]:
+    """The mathematical answer ``gold`` written in other ways, without repetition.
+
+    Between dollar signs and with larger fractions; with more space; a list the other way round; a
+    number as a fraction that can be shortened; any other expression as half of its double.
+    """
+    large = gold.replace("\\frac", "\\dfrac").replace("\\left", "").replace("\\right", "")
+    found = [f"${large}$."]
+    if _THOUSANDS.search(gold):
+        return found
+    found.append(_OPERATOR.sub(r" \1 ", gold))
+    parts = [part.strip() for part in gold.split(",")]
+    if len(parts) > 1 and not _STRUCTURE.search(gold):
+        found.append(", ".join(reversed(parts)))
+    value = _value(gold)
+    if value is not None:
+        found.append(f"\\frac{{{3 * value.numerator}}}{{{3 * value.denominator}}}")
+    elif len(parts) == 1 and not _STRUCTURE.search(gold) and not _NO_EXPRESSION.search(gold):
+        found.append(f"\\frac{{2({gold})}}{{2}}")
+    return list(dict.fromkeys(found))
+
+
+def wrong_answers(gold: str) -> list[str]:
+    """Answers near ``gold`` that differ from it in value, without repetition.
+
+    A number one too large, its sign turned, ten times its size; the parts of a pair exchanged, its
+    first bracket turned; other words; one more than an expression without numbers.
+    """
+    found = [answer for answer in _variants(gold) if answer != gold]
+    return list(dict.fromkeys(found))
+
+
+def _variants(gold: str) -> Iterator[str]:
+    numbers = list(_DIGITS.finditer(gold))
+    for match in {m.start(): m for m in (*numbers[:1], *numbers[-1:])}.values():
+        larger = str(int(match[0]) + 1).rjust(len(match[0]), "0")
+        yield gold[: match.start()] + larger + gold[match.end() :]
+    value = _value(gold)
+    if value is not None and value != 0:
+        yield gold.replace("-", "", 1) if value < 0 else f"-{gold}"
+        yield str(value * 10)
+    pair = _PAIR.fullmatch(gold)
+    if pair:
+        opening, first, second, closing = pair.groups()
+        if first.strip() != second.strip():
+            yield f"{opening}{second},{first}{closing}"
+        yield f"{'[' if opening == '(' else '('}{first},{second}{closing}"
+    if not numbers:
+        if _WORDS.search(gold):
+            yield _WORDS.sub(lambda _: r"\text{something else}", gold, count=1)
+        elif not pair:
+            yield f"{gold}+1"
+
+
+def _value(gold: str) -> Fraction | None:
+    try:
+        return None if "_" in gold else Fraction(gold)  # "52_8" has a base
+    except (ValueError, ZeroDivisionError):
+        return None
+
+
+def wrong_programs(program: str) -> list[str]:
+    """Versions of ``program`` whose functions return nothing, or raise."""
+    return [
+        _with_bodies(program, "return None"),
+        _with_bodies(program, "raise NotImplementedError"),
+    ]
+
+
+def _with_bodies(program: str, statement: str) -> str:
+    tree = ast.parse(program)
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef):
+            node.body = ast.parse(f"def f():\n    {statement}").body[0].body  # type: ignore[attr-defined]
+    return ast.unparse(tree)
