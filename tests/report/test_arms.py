@@ -14,9 +14,9 @@ VERDICTS = {"a": "ic", "b": "iiii"}
 
 def test_runs_that_differ_in_the_seed_alone_are_one_side(make_run: MakeRun) -> None:
     runs = [
-        make_run("b42", VERDICTS),
-        make_run("f42", VERDICTS, method="fttt"),
         make_run("b85", {"a": "c", "b": "iiii"}, seed=85),
+        make_run("f42", VERDICTS, method="fttt"),
+        make_run("b42", VERDICTS),
     ]
     best, fttt = form_arms(runs)
     assert (best.label, best.seeds) == ("best-of-n", (42, 85))

@@ -71,6 +71,7 @@ def test_a_shown_difference_is_said_with_its_numbers(make_run: MakeRun) -> None:
     assert sentence.startswith(
         "fttt solved more than best-of-n at 4 trials: 50.0 % against 0.0 % of the same 20 questions"
     )
+    assert "difference +50.0 points" in sentence  # whichever run was named first
     assert "p = 0.002" in sentence
     assert "The same holds at 40 generated tokens" in sentence
 

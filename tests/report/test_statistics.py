@@ -203,6 +203,20 @@ def test_the_detectable_difference_is_shown_four_times_in_five(
     assert 0.70 <= shown / 400 <= 0.87  # the exact test falls a little short of the formula
 
 
+def test_with_seeds_the_detectable_difference_is_shown_four_times_in_five_too() -> None:
+    rng = np.random.default_rng(7)
+
+    def drawn(gain: float) -> np.typing.NDArray[np.int64]:
+        chances = rng.beta(0.5, 1.5, size=250)
+        better = rng.binomial(3, np.minimum(1, chances + gain))
+        return np.asarray(better - rng.binomial(3, chances), dtype=np.int64)
+
+    delta = minimum_detectable_difference(drawn(0.0), seeds=3)
+    assert delta is not None
+    shown = [paired_p_value(drawn(delta * 1.03)) < 0.05 for _ in range(300)]  # a few are capped
+    assert 0.70 <= float(np.mean(shown)) <= 0.90
+
+
 @given(st.lists(st.sampled_from([-1, 0, 1]), min_size=12, max_size=60))
 def test_more_questions_and_fewer_tests_show_smaller_differences(steps: list[int]) -> None:
     once = minimum_detectable_difference(np.array(steps), seeds=1)

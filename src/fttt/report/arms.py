@@ -97,7 +97,7 @@ def form_arms(runs: Sequence[Run], ids: Sequence[str] | None = None) -> list[Arm
         if repeated or not _same_questions(group):
             sides.extend((run,) for run in group)
         else:
-            sides.append(tuple(group))
+            sides.append(tuple(sorted(group, key=lambda run: run.seed)))
     labels = _labels(sides)
     return [
         Arm(label, side, tuple(ids) if ids is not None else tuple(_digests(side[0])))

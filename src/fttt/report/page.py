@@ -32,7 +32,7 @@ from fttt.report.plots import (
     save,
     token_figure,
 )
-from fttt.report.sentences import budget_name, caveats, conclusions
+from fttt.report.sentences import budget_label, caveats, conclusions
 from fttt.store import Run
 
 __all__ = ["Section", "build_page", "gather", "save_plots"]
@@ -80,7 +80,7 @@ def build_page(sections: Sequence[Section]) -> str:
         count=wording.count,
         quantity=wording.quantity,
         seconds=wording.seconds,
-        budget_name=budget_name,
+        budget_label=budget_label,
     )
     script = _asset("report.js")
     archive = pack([arm for section in sections for arm in section.arms])

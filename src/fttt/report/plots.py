@@ -61,7 +61,7 @@ def curve_figure(curves: Sequence[Curve], axis: Axis, legend: bool = True) -> Fi
         figure = Figure(figsize=(3.9, 3.0), layout="constrained")
         axes = figure.add_subplot()
         for n, curve in enumerate(curves):
-            _draw(axes, curve, n, axis)
+            _draw(axes, curve, n, axis, band=0.14 if len(curves) <= 4 else 0.07)
         axes.grid(axis="y")
         axes.set_xscale("log", base=2 if axis == "trials" else 10)
         axes.xaxis.set_major_locator(FixedLocator(_ticks(curves, axis)))
@@ -120,7 +120,7 @@ def save(figure: Figure, path: Path) -> None:
         figure.savefig(path, dpi=200, metadata=dateless)
 
 
-def _draw(axes: Axes, curve: Curve, place: int, axis: Axis) -> None:
+def _draw(axes: Axes, curve: Curve, place: int, axis: Axis, band: float) -> None:
     colour = LIGHT[ARM_COLOURS[place % len(ARM_COLOURS)]]
     marker = MARKERS[place % len(MARKERS)]
     whole = curve.budgets <= curve.whole_until
@@ -144,7 +144,7 @@ def _draw(axes: Axes, curve: Curve, place: int, axis: Axis) -> None:
         100 * curve.low,
         100 * curve.high,
         color=colour,
-        alpha=0.13,
+        alpha=band,
         linewidth=0,
         step="post" if step else None,
     )

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fttt.report.compare import Comparison, PairResult
-from fttt.report.statistics import POWER
+from fttt.report.statistics import POWER, Estimate
 from fttt.report.wording import count, p_value, percent, points
 
-__all__ = ["budget_name", "caveats", "conclusion", "conclusions"]
+__all__ = ["budget_label", "caveats", "conclusion", "conclusions"]
 
 
 def budget_name(pair: PairResult) -> str:
@@ -16,6 +16,11 @@ def budget_name(pair: PairResult) -> str:
     if pair.axis == "trials":
         return "1 trial" if pair.budget == 1 else f"{count(pair.budget)} trials"
     return f"{count(pair.budget)} generated tokens a question"
+
+
+def budget_label(pair: PairResult) -> str:
+    """``32 trials`` or ``4,096 tokens``, for the column of a table."""
+    return budget_name(pair).replace(" generated", "").removesuffix(" a question")
 
 
 def conclusion(at_trials: PairResult, at_tokens: PairResult) -> str:
@@ -45,10 +50,13 @@ def _leads(pair: PairResult) -> bool:
 
 
 def _basis(pair: PairResult) -> str:
-    low, high = points(pair.difference.low), points(pair.difference.high)
+    difference = pair.difference
+    if pair.shown and not _leads(pair):  # the sentence names the better side first
+        difference = Estimate(-difference.value, -difference.high, -difference.low)
+    low, high = points(difference.low), points(difference.high)
     corrected = "" if pair.p_holm == pair.p else " after Holm's correction"
     return (
-        f"difference {points(pair.difference.value)} points, 95 % interval {low} to {high}, "
+        f"difference {points(difference.value)} points, 95 % interval {low} to {high}, "
         f"{p_value(pair.p_holm)}{corrected}"
     )
 
@@ -57,7 +65,7 @@ def _sentence(pair: PairResult) -> str:
     if pair.shown:
         better, worse = (pair.first, pair.second)
         more, less = (pair.first_accuracy, pair.second_accuracy)
-        if pair.difference.value < 0:
+        if not _leads(pair):
             better, worse, more, less = worse, better, less, more
         return (
             f"{better} solved more than {worse} at {budget_name(pair)}: {percent(more)} against "

@@ -155,18 +155,21 @@ def minimum_detectable_difference(
 
     Connor's formula for paired proportions (1987), ``Q δ² = (z_α √ψ + z_β √(ψ - δ²))²``, solved
     for δ. ψ is the mean squared difference that was seen (with one seed the share of discordant
-    questions), and at least δ, the least that a difference of δ needs. ``tests`` divides α as
-    Holm's first step does. ``None`` where no difference whatever could have been shown.
+    questions), and at least what a mean difference of δ needs if questions differ by as much as
+    those that did (with one seed: δ itself). ``tests`` divides α as Holm's first step does.
+    ``None`` where no difference whatever could have been shown.
     """
     questions = len(steps_Q)
     alpha = (1 - LEVEL) / tests
     if questions < FEWEST_QUESTIONS or 2.0 ** (1 - questions) >= alpha:
         return None
-    seen = float(np.mean((steps_Q / seeds) ** 2))
+    differences = np.abs(steps_Q / seeds)
+    seen = float(np.mean(differences**2))
+    stride = seen / float(np.mean(differences)) if seen else 1.0
     z_alpha, z_beta = float(norm.isf(alpha / 2)), float(norm.ppf(POWER))
 
     def surplus(delta: float) -> float:
-        psi = max(seen, delta)
+        psi = max(seen, delta * stride, delta * delta)
         needed = z_alpha * math.sqrt(psi) + z_beta * math.sqrt(psi - delta * delta)
         return questions * delta * delta - needed * needed
 

@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fttt.report.compare import ArmResult, Comparison, PairResult
-from fttt.report.sentences import budget_name, caveats, conclusions
+from fttt.report.sentences import budget_label, caveats, conclusions
 from fttt.report.wording import count, interval, p_value, percent, points, quantity
 
 __all__ = ["render"]
@@ -66,8 +66,7 @@ def _pairs(pairs: tuple[PairResult, ...]) -> Table:
         visible = "none" if pair.detectable is None else points(pair.detectable, sign=False)
         table.add_row(
             Text(f"{pair.first} − {pair.second}"),  # noqa: RUF001
-            budget_name(pair).removesuffix(" generated tokens a question")
-            + (" tokens" if pair.axis == "tokens" else ""),
+            budget_label(pair),
             Text(points(pair.difference.value), style="bold"),
             f"{points(pair.difference.low)} to {points(pair.difference.high)}",
             f"{quantity(pair.only_first)} : {quantity(pair.only_second)}",
