@@ -154,3 +154,45 @@ def test_the_sampler_follows_the_noise() -> None:
     share = torch.bincount(token, minlength=5) / n
     expected = torch.tensor([0.0, 0.4, 0.0, 0.3, 0.15], device=DEVICE) / 0.85
     assert (share - expected).abs().max() < 2 / n + 1e-4
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_fused_norms_and_rotary_positions(dtype: torch.dtype) -> None:
+    if INTERPRETED and dtype is torch.bfloat16:
+        pytest.skip("the interpreter's bfloat16 is not that of a GPU")
+    from fttt.engine.fused import rms_norm, rotary
+
+    torch.manual_seed(0)
+    close = 1e-6 if dtype is torch.float32 else 5e-3
+    x = torch.randn(2, 7, 96, device=DEVICE, dtype=dtype)
+    weight = torch.randn(96, device=DEVICE, dtype=dtype)
+    wide = x.double()
+    expected = wide / (wide.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt()
+    assert error(rms_norm(x, weight, 1e-5, 0.0), expected * weight.double()) < close
+    assert error(rms_norm(x, weight, 1e-5, 1.0), expected * (1 + weight.double())) < close
+    q = torch.randn(1, 6, 3 * 80, device=DEVICE, dtype=dtype).view(1, 6, 3, 80).transpose(1, 2)
+    k = torch.randn(1, 6, 80, device=DEVICE, dtype=dtype).view(1, 6, 1, 80).transpose(1, 2)
+    cos, sin = (torch.randn(1, 6, 80, device=DEVICE, dtype=dtype) for _ in range(2))
+    for out, x in zip(rotary(q, k, cos, sin), (q, k), strict=True):
+        first, second = x.double().chunk(2, -1)
+        turned = torch.cat([-second, first], -1)
+        assert (
+            error(out, x.double() * cos[:, None].double() + turned * sin[:, None].double()) < close
+        )
+
+
+def test_fused_operations_are_found_and_leave_the_model_as_it_was() -> None:
+    from fttt.engine.fused import FusedOperations
+    from fttt.testing import tiny_model
+
+    for family, norms in (("llama", 5), ("gemma3", 13), ("qwen3", 9)):
+        model = tiny_model(family).model.to(DEVICE)
+        ids = torch.arange(5, 12, device=DEVICE)[None]
+        before = model(ids).logits
+        fused = FusedOperations(model)
+        assert len(fused._norms) == norms
+        assert fused._rotary
+        with fused.applied():
+            inside = model(ids).logits
+        assert error(inside, before) < 1e-5
+        assert torch.equal(model(ids).logits, before)

@@ -104,9 +104,9 @@ class LoRABank:
         self._free = deque(range(slots))
         self._waiting: deque[asyncio.Future[int]] = deque()
         self._batch: Batch | None = None
-        self._gathered: Tensor | None = None
+        self._parts: tuple[Tensor, ...] | None = None
         self._dropout_key_B: Tensor | None = None
-        self._cached: tuple[tuple[int, ...], Tensor] | None = None
+        self._cached: tuple[tuple[int, ...], tuple[Tensor, ...]] | None = None
 
     async def open(self, seed: int) -> Slot:
         """Wait for a free slot; fill it with fresh weights and an empty optimizer."""
@@ -135,27 +135,28 @@ class LoRABank:
 
     def factors(self, slot: int) -> list[tuple[Tensor, Tensor]]:
         """Views of a slot's A ``[rank, in]`` and B ``[out, rank]``, layer by layer."""
-        row = self.weights_SP[slot : slot + 1]
-        return [(a[0], b[0]) for a, b in (self._views(row, layer) for layer in self._layers)]
+        parts = self._split(self.weights_SP[slot : slot + 1])
+        shaped = (self._factors(parts, layer) for layer in self._layers)
+        return [(a_BRI[0], b_BOR[0]) for a_BRI, b_BOR in shaped]
 
     @contextmanager
-    def applied(self, batch: Batch, weights_QP: Tensor | None = None) -> Iterator[None]:
+    def applied(self, batch: Batch, weights_BP: Tensor | None = None) -> Iterator[None]:
         """Add each segment's adapter to the model's layers for one forward pass.
 
-        ``weights_QP`` replaces the stored weights, segment by segment, where gradients are wanted.
+        ``weights_BP`` replaces the stored weights, segment by segment, where gradients are wanted.
         """
         if not batch.adapted:
             yield
             return
         self._batch = batch
-        if weights_QP is not None:
-            self._gathered = weights_QP
+        if weights_BP is not None:
+            self._parts = self._split(weights_BP)
         elif not (batch.mode == "decode" and batch.token_ids_N.is_cuda):
-            self._gathered = self._gather(batch)
+            self._parts = self._gather(batch)
         try:
             yield
         finally:
-            self._batch = self._gathered = self._dropout_key_B = None
+            self._batch = self._parts = self._dropout_key_B = None
 
     def drop_out(self, slots: Sequence[int], batch: Batch) -> None:
         """Seed the dropout of a train pass: a question's own stream, its update, its positions."""
@@ -192,10 +193,10 @@ class LoRABank:
         """A as PEFT draws it (Kaiming uniform: within ``1 / sqrt(in)``), B zero."""
         generator = torch.Generator().manual_seed(seed & (2**63 - 1))
         row = torch.zeros(1, self.parameters)
+        parts = self._split(row)
         for layer in self._layers:
-            a, _ = self._views(row, layer)
             bound = 1 / math.sqrt(layer.inputs)
-            a.uniform_(-bound, bound, generator=generator)
+            self._factors(parts, layer)[0].uniform_(-bound, bound, generator=generator)
         self.weights_SP[slot] = row[0].to(self.weights_SP.device)
         self.moment_SP[slot] = 0
         self.square_SP[slot] = 0
@@ -203,21 +204,26 @@ class LoRABank:
         self._seeds[slot], self._updates[slot] = seed, 0
         self._cached = None
 
-    def _gather(self, batch: Batch) -> Tensor:
+    def _gather(self, batch: Batch) -> tuple[Tensor, ...]:
         """Weights of each segment; zeros where a segment has no adapter."""
         slots = tuple(batch.slot_B.tolist())
         if self._cached is None or self._cached[0] != slots:
-            weights = self.weights_SP[batch.slot_B.clamp(min=0)]
-            weights = torch.where((batch.slot_B >= 0)[:, None], weights, 0.0)
-            self._cached = (slots, weights)
+            weights_BP = self.weights_SP[batch.slot_B.clamp(min=0)]
+            weights_BP = torch.where((batch.slot_B >= 0)[:, None], weights_BP, 0.0)
+            self._cached = (slots, self._split(weights_BP))
         return self._cached[1]
 
-    def _views(self, weights: Tensor, layer: Layer) -> tuple[Tensor, Tensor]:
-        """A ``[S, R, I]`` and B ``[S, O, R]`` of a layer as views of flat rows."""
+    def _split(self, weights_BP: Tensor) -> tuple[Tensor, ...]:
+        """Each layer's A and B, flat, in turn: one split, so that one backward joins them."""
         rank = self.spec.rank
-        a = weights[:, layer.a_at : layer.b_at].unflatten(1, (rank, layer.inputs))
-        end = layer.b_at + rank * layer.outputs
-        b = weights[:, layer.b_at : end].unflatten(1, (layer.outputs, rank))
+        sizes = [rank * n for layer in self._layers for n in (layer.inputs, layer.outputs)]
+        parts: tuple[Tensor, ...] = weights_BP.split(sizes, dim=1)
+        return parts
+
+    def _factors(self, parts: tuple[Tensor, ...], layer: Layer) -> tuple[Tensor, Tensor]:
+        """A ``[B, rank, in]`` and B ``[B, out, rank]`` of a layer."""
+        a = parts[2 * layer.index].unflatten(1, (self.spec.rank, layer.inputs))
+        b = parts[2 * layer.index + 1].unflatten(1, (layer.outputs, self.spec.rank))
         return a, b
 
     def _hook(self, layer: Layer):  # type: ignore[no-untyped-def]
@@ -226,15 +232,15 @@ class LoRABank:
             if batch is None:
                 return None
             x_ND = inputs[0][0]
-            if self._gathered is None:
+            if self._parts is None:
                 from fttt.engine.kernels import add_lora
 
                 add_lora(x_ND, output[0], self.weights_SP, batch.slot_B, layer, self.spec)
                 return output
-            x_BTI = batch.pad(x_ND).to(self._gathered.dtype)
+            x_BTI = batch.pad(x_ND).float()
             if self._dropout_key_B is not None and self.spec.dropout > 0:
                 x_BTI = self._dropped(x_BTI, batch, layer)
-            a_BRI, b_BOR = self._views(self._gathered, layer)
+            a_BRI, b_BOR = self._factors(self._parts, layer)
             delta = (x_BTI @ a_BRI.transpose(1, 2)) @ b_BOR.transpose(1, 2) * self.scale
             return output + batch.unpad(delta).to(output.dtype)
 

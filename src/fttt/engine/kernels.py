@@ -45,6 +45,8 @@ def decode_attention(
     groups = heads // kv_heads
     k_cache, v_cache = batch.cache.keys[layer], batch.cache.values[layer]
     splits = triton.cdiv(batch.cache.capacity, _SPLIT)
+    dim_pad = max(16, triton.next_power_of_2(dim))
+    large = dim_pad * k_cache.element_size() > 512  # shared memory holds fewer of such tokens
     out = torch.empty(rows, heads, dim, dtype=query_HND.dtype, device=query_HND.device)
     partial = torch.empty(rows, heads, splits, dim, dtype=torch.float32, device=out.device)
     scale_sum = torch.empty(rows, heads, splits, 2, dtype=torch.float32, device=out.device)
@@ -55,8 +57,8 @@ def decode_attention(
         value_KND.stride(0), value_KND.stride(1), k_cache.stride(0), k_cache.stride(1),
         heads, splits, dim,
         GROUPS=groups, GROUPS_PAD=max(16, triton.next_power_of_2(groups)),
-        DIM_PAD=max(16, triton.next_power_of_2(dim)), SPLIT=_SPLIT, BLOCK=64,
-        num_warps=4, num_stages=3,
+        DIM_PAD=dim_pad, SPLIT=_SPLIT, BLOCK=32 if large else 64,
+        num_warps=4, num_stages=2 if large else 3,
     )  # fmt: skip
     _merge_kernel[(rows, heads)](
         partial, scale_sum, out, splits, dim,
@@ -168,12 +170,14 @@ def add_lora(
     """Add ``(x Aᵀ) Bᵀ · alpha / rank`` to each row's output in place, by the row's slot."""
     rows = x_NI.shape[0]
     grid = (rows, triton.cdiv(layer.outputs, 1024))
+    rank_pad = triton.next_power_of_2(spec.rank)
+    width = triton.next_power_of_2(layer.inputs)
     _lora_kernel[grid](
         x_NI, out_NO, weights_SP, slot_N, spec.alpha / spec.rank,
         x_NI.stride(0), out_NO.stride(0), weights_SP.stride(0), layer.a_at, layer.b_at,
         layer.inputs, layer.outputs,
-        RANK=spec.rank, RANK_PAD=triton.next_power_of_2(spec.rank), BLOCK=512, CHUNK=1024,
-        num_warps=4,
+        RANK=spec.rank, RANK_PAD=rank_pad, BLOCK=min(width, 8192 // rank_pad), CHUNK=1024,
+        num_warps=8,
     )  # fmt: skip
 
 
@@ -227,9 +231,10 @@ def sample(
     token = torch.empty(rows, dtype=torch.int64, device=logits_RV.device)
     logprob = torch.empty(rows, dtype=torch.float32, device=logits_RV.device)
     block = min(8192, triton.next_power_of_2(vocab))
+    settings = (x.contiguous() for x in (temperature_R, top_p_R, noise_R))
     _sample_kernel[(rows,)](
-        logits_RV, temperature_R, top_p_R, noise_R, token, logprob, vocab, logits_RV.stride(0),
-        BLOCK=block, num_warps=16 if block >= 4096 else 4,
+        logits_RV, *settings, token, logprob, vocab, logits_RV.stride(0),
+        BLOCK=block, num_warps=32 if block >= 8192 else 8,
     )  # fmt: skip
     return token, logprob
 

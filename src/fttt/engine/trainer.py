@@ -69,8 +69,11 @@ def train_step(
     device = cache.device
     index_Q = torch.tensor(slots, device=device)
     weights_QP = bank.weights_SP[index_Q].requires_grad_()
-    owner_B = torch.tensor(owner, device=device)
-    with torch.enable_grad(), bank.applied(batch, weights_QP[owner_B]):
+    with torch.enable_grad():
+        weights_BP = weights_QP
+        if len(segments) > len(lessons):
+            weights_BP = weights_QP.index_select(0, torch.tensor(owner, device=device))
+    with torch.enable_grad(), bank.applied(batch, weights_BP):
         bank.drop_out([slots[q] for q in owner], batch)
         loss_B = _losses(model, batch, segments, targets)
         loss_B.sum().backward()
