@@ -33,7 +33,7 @@ def _maker(folder: Path) -> MakeRun:
         *,
         method: str = "best-of-n",
         seed: int = 42,
-        trials: int = 4,
+        trials: int | None = 4,
         tokens: int | Sequence[int] = 10,
         completion: str = "The final answer is 4",
         extracted: Sequence[str | None] | None = None,
@@ -48,7 +48,8 @@ def _maker(folder: Path) -> MakeRun:
             "model": settings.pop("model", "tiny"),
             "seed": seed,
             "data": settings.pop("data", {}),
-            "budget": {"trials": trials, "unanswered": settings.pop("unanswered", "count")},
+            "budget": {"unanswered": settings.pop("unanswered", "count")}
+            | ({"token_budget": 40} if trials is None else {"trials": trials}),
             "sampling": {"temperature": 0.6, "top_p": 0.95, **settings},
         }
         writer = RunWriter.create(

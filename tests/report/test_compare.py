@@ -63,6 +63,17 @@ def test_up_to_one_question_in_twenty_may_have_run_out_before(make_run: MakeRun)
     assert any("up to 5.0 %" in sentence for sentence in caveats(comparison))
 
 
+def test_a_run_without_a_budget_of_trials_is_compared_at_the_trials_it_made(
+    make_run: MakeRun,
+) -> None:
+    by_tokens = make_run("a", solved("13---", trials=3), method="fttt", trials=None)
+    by_trials = make_run("b", solved("14---"))
+    comparison, _ = compare([by_tokens, by_trials])
+    assert comparison.arms[0].budget is None
+    assert comparison.pairs[0].budget == 3
+    assert comparison.pairs[0].second_accuracy == 0.2
+
+
 def test_a_shown_difference_is_said_with_its_numbers(make_run: MakeRun) -> None:
     better = make_run("a", solved("1" * 10 + "-" * 10), method="fttt")
     worse = make_run("b", solved("-" * 20))
