@@ -119,8 +119,8 @@ class RunConfig(Section):
     )
     task: str = Field("arithmetic", description="a task of `fttt list tasks`")
     seed: int = Field(42, description="seed of sampling and of fresh adapter weights")
-    save_correct_cases: bool = Field(
-        False, description="write the ids of solved questions to metadata/ (greedy: on)"
+    save_correct_cases: bool | None = Field(
+        None, description="write the ids of solved questions to metadata/ (greedy: on)"
     )
     data: DataSection = _section(DataSection)
     budget: BudgetSection = _section(BudgetSection)

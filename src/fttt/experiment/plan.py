@@ -91,8 +91,9 @@ def settle(config: RunConfig) -> tuple[RunConfig, Method, MethodSettings]:
         "budget": {k: v for k, v in kind.fixed.items() if k == "trials"},
         "sampling": {k: v for k, v in kind.fixed.items() if k == "temperature"},
         "settings": settings.model_dump(mode="json", exclude_none=True),
-        "save_correct_cases": config.save_correct_cases
-        or (config.method == "greedy" and "save_correct_cases" not in config.model_fields_set),
+        "save_correct_cases": config.method == "greedy"
+        if config.save_correct_cases is None
+        else config.save_correct_cases,
     }
     resolved = build(RunConfig, merge(config.to_toml(), over), "the settings")
     return resolved, kind(settings), settings

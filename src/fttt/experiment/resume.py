@@ -25,7 +25,7 @@ def resume_plan(run: Run, values: Mapping[str, Any]) -> Plan:
     config, _, _ = settle(build(RunConfig, values, "the settings"))
     own = dict(_leaves(build(RunConfig, run.config, f"{run.path}/config.toml").to_toml()))
     asked = dict(_leaves(config.to_toml()))
-    for name in sorted({*own, *asked}):
+    for name in sorted({*own, *asked}, key=lambda name: (name.count("."), name)):
         if own.get(name) != asked.get(name) and name not in _FREE:
             raise UsageError(
                 f"The run in {str(run.path)!r} was made with {name} = {own.get(name)!r} and cannot "

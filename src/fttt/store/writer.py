@@ -122,7 +122,7 @@ class RunWriter:
             RunError: it cannot be written.
         """
         try:
-            if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            if path.exists() and not _is_free(path):
                 raise UsageError(
                     f"The output folder {str(path)!r} exists and is not empty; choose another "
                     f"--out, or go on with that run by --resume {path}."
@@ -188,6 +188,12 @@ class RunWriter:
 
     def _append_event(self, record: dict[str, Any]) -> None:
         self._events.append({**record, "at": round(self.seconds, 3)})
+
+
+def _is_free(path: Path) -> bool:
+    """Whether a folder is empty, but for what a beginning that was killed may have left."""
+    begun = {name + end for name in (QUESTIONS, ENVIRONMENT, CONFIG) for end in ("", ".partial")}
+    return path.is_dir() and {entry.name for entry in path.iterdir()} <= begun - {CONFIG}
 
 
 def write_whole(path: Path, text: str) -> None:

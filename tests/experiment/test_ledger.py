@@ -1,0 +1,87 @@
+"""One budget rule for every method."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fttt.config import BudgetSection, build
+from fttt.experiment.ledger import Ledger
+from fttt.methods.base import MethodSettings
+from fttt.methods.best_of_n import BestOfN
+from fttt.methods.self_consistency import SelfConsistency
+from fttt.testing import Scene, play
+from fttt.types import Usage, Verdict
+
+OUTCOMES = st.lists(st.sampled_from(["7", "3", "no"]), min_size=40, max_size=40)
+"""Completions that are right, wrong, and without an answer."""
+
+
+def ledger(**rule: Any) -> Ledger:
+    return Ledger(build(BudgetSection, rule, "the test"))
+
+
+def counted(scene: Scene, rule: str) -> int:
+    return sum(rule == "count" or trial.verdict != "unanswered" for trial in scene.trials)
+
+
+@given(OUTCOMES, st.integers(1, 12), st.sampled_from(["count", "retry"]))
+def test_a_budget_of_trials_is_kept(script: list[str], trials: int, rule: str) -> None:
+    scene = play(BestOfN(MethodSettings()), script, trials=trials, unanswered=rule)
+    verdicts = [trial.verdict for trial in scene.trials]
+    assert counted(scene, rule) <= trials
+    assert len(verdicts) <= (trials if rule == "count" else 2 * trials + 1)
+    assert "correct" not in verdicts[:-1]  # a solved question is not tried again
+    stopped_early = (
+        verdicts[-1] != "correct"
+        and counted(scene, rule) < trials
+        and not (rule == "retry" and len(verdicts) == 2 * trials + 1)
+    )
+    assert not stopped_early
+    assert [trial.trial for trial in scene.trials] == list(range(len(verdicts)))
+
+
+@given(OUTCOMES, st.integers(1, 12), st.sampled_from(["count", "retry"]))
+def test_trials_together_spend_the_same_budget(script: list[str], trials: int, rule: str) -> None:
+    scene = play(SelfConsistency(MethodSettings()), script, trials=trials, unanswered=rule)
+    full = counted(scene, rule) == trials
+    assert full or (rule == "retry" and len(scene.trials) == 2 * trials + 1)
+
+
+@given(st.lists(st.integers(1, 9), min_size=30, max_size=30), st.integers(1, 60))
+def test_a_budget_of_tokens_ends_before_a_trial_begins(lengths: list[int], budget: int) -> None:
+    script = ["3" * length for length in lengths]
+    scene = play(BestOfN(MethodSettings()), script, token_budget=budget)
+    spent = [trial.usage.generated_tokens for trial in scene.trials]
+    assert sum(spent[:-1]) < budget <= sum(spent)
+
+
+def test_a_budget_of_tokens_counts_one_at_a_time_where_trials_run_together() -> None:
+    scene = play(SelfConsistency(MethodSettings()), lambda *_: "3", token_budget=5)
+    assert len(scene.trials) == 3  # of two tokens each
+
+
+def test_a_budget_of_seconds_ends_before_a_trial_begins() -> None:
+    account = ledger(time_budget=2.5)
+    account.spend(Usage(seconds=2.4))
+    assert account.grants()
+    account.spend(Usage(seconds=0.1))
+    assert not account.grants()
+
+
+def test_budgets_add_up() -> None:
+    account = ledger(trials=2, token_budget=10)
+    assert account.begin() == 0
+    account.judge(Verdict("incorrect"))
+    assert account.grants()
+    account.spend(Usage(generated_tokens=10))
+    assert not account.grants()
+    assert not account.limited_by_trials
+
+
+def test_without_a_budget_of_trials_there_is_no_end_of_them() -> None:
+    account = ledger(token_budget=10)
+    assert account.rule.trials is None
+    assert account.trials > 10**9

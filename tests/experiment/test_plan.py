@@ -1,0 +1,102 @@
+"""What is checked before a model is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fttt.config import resolve
+from fttt.errors import UsageError
+from fttt.experiment.plan import check_names, default_folder, model_label, prepare, settle
+
+
+def config(**flags: Any) -> Any:
+    return resolve({"method": "fttt", **flags})
+
+
+def test_settings_are_filled_in_and_what_the_method_fixes() -> None:
+    resolved, method, settings = settle(config(settings={"lr": 1e-3}))
+    assert method.name == "fttt"
+    assert resolved.settings["lr"] == 1e-3
+    assert resolved.settings["rank"] == 4
+    assert settings.model_dump()["lr"] == 1e-3
+    assert not resolved.save_correct_cases
+    greedy, _, _ = settle(config(method="greedy", budget={"trials": 8}))
+    assert greedy.budget.trials == 1
+    assert greedy.sampling.temperature == 0.0
+    assert greedy.save_correct_cases
+    quiet, _, _ = settle(config(method="greedy", save_correct_cases=False))
+    assert not quiet.save_correct_cases
+
+
+def test_a_resolved_config_resolves_to_itself() -> None:
+    for method in ("greedy", "fttt", "revision"):
+        once, _, _ = settle(config(method=method))
+        twice, _, _ = settle(resolve({}, recipe=once.to_toml()))
+        assert once == twice
+
+
+@pytest.mark.parametrize(
+    ("flags", "match"),
+    [
+        ({"method": "ftt"}, "No method 'ftt': did you mean 'fttt'"),
+        ({"task": "gsm9k"}, "no task 'gsm9k'; did you mean 'gsm8k'"),
+        ({"model": "smollm2-13m"}, "did you mean 'smollm2-135m'"),
+        (
+            {"settings": {"rnk": 1}},
+            r"Unknown key 'rnk' in the settings of 'fttt'; did you mean 'rank'",
+        ),
+        ({"settings": {"lr": -1}}, "'lr' in the settings of 'fttt' cannot be -1"),
+        ({"data": {"split": "tset"}}, "no split 'tset'"),
+        ({"data": {"options": {"levls": [1]}}}, "does not take the option 'levls'"),
+        ({"data": {"questions": ["x"]}}, "No question has the id 'x'"),
+        ({"data": {"skip_cases": "no.json"}}, "no file of correct cases 'no.json'"),
+    ],
+)
+def test_faults_are_named(flags: dict[str, Any], match: str) -> None:
+    with pytest.raises(UsageError, match=match):
+        prepare(config(**flags))
+
+
+def test_names_are_checked_without_data() -> None:
+    assert check_names(config(task="gsm8k", data={"data_dir": "nowhere"})).task == "gsm8k"
+    with pytest.raises(UsageError, match="No method"):
+        check_names(config(method="nope"))
+
+
+def test_limit_counts_what_is_left_after_skipping(tmp_path: Path) -> None:
+    everything = prepare(config()).questions
+    cases = tmp_path / "cases.json"
+    cases.write_text("[0, 1, 3]")
+    plan = prepare(config(data={"skip_cases": str(cases), "limit": 2}))
+    assert [q.id for q in plan.questions] == [everything[2].id, everything[4].id]
+    cases.write_text(str(list(range(len(everything)))))
+    with pytest.raises(UsageError, match="No question of 'arithmetic' is left to ask"):
+        prepare(config(data={"skip_cases": str(cases)}))
+
+
+def test_folders_are_named_by_method_task_model_seed_and_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    plan = prepare(config(seed=7))
+    folder = default_folder(plan)
+    assert folder.parent == Path("outputs")
+    assert folder.name.startswith("fttt-arithmetic-smollm2-135m-s7-")
+    folder.mkdir(parents=True)
+    assert default_folder(plan) != folder
+
+
+@pytest.mark.parametrize(
+    ("model", "label"),
+    [
+        ("meta-llama/Llama-3.1-8B-Instruct", "Llama-3.1-8B-Instruct"),
+        ("models/tiny.Q4_1.gguf", "tiny.Q4_1"),
+        ("./models/tiny/", "tiny"),
+        ("smollm2-135m", "smollm2-135m"),
+    ],
+)
+def test_models_are_labelled_by_their_last_part(model: str, label: str) -> None:
+    assert model_label(model) == label

@@ -1,0 +1,138 @@
+"""The session: conversation to token ids, verdicts that never stop a run, training targets."""
+
+from __future__ import annotations
+
+import pytest
+
+from fttt.errors import RunError
+from fttt.methods.base import LoRASettings, Method, MethodSettings, Session
+from fttt.methods.best_of_n import BestOfN
+from fttt.testing import TinyVerifier, play, tiny_tokenizer
+from fttt.types import Feedback, Question, Verdict
+
+
+class Broken(TinyVerifier):
+    """Raises for one answer."""
+
+    async def verify(self, question: Question, completion: str) -> Verdict:
+        if completion == "3":
+            raise ZeroDivisionError("by three")
+        return await super().verify(question, completion)
+
+
+class Down(TinyVerifier):
+    """Cannot judge at all."""
+
+    async def verify(self, question: Question, completion: str) -> Verdict:
+        raise RunError("The judge is down.")
+
+
+def test_a_verifier_that_raises_is_a_fact_about_one_trial() -> None:
+    scene = play(BestOfN(MethodSettings()), ["3", "7"], trials=4, verifier=Broken())
+    assert [trial.verdict for trial in scene.trials] == ["incorrect", "correct"]
+    assert scene.trials[0].detail == "the verifier raised ZeroDivisionError: by three"
+
+
+def test_a_verifier_that_cannot_judge_ends_the_run() -> None:
+    with pytest.raises(RunError, match="The judge is down"):
+        play(BestOfN(MethodSettings()), ["3"], trials=4, verifier=Down())
+
+
+class Attempts(Method):
+    """Pushes down its own wrong attempts, and learns a given text."""
+
+    name = "attempts"
+    summary = "for tests"
+
+    def __init__(self, settings: LoRASettings) -> None:
+        self.settings = settings
+
+    async def solve(self, question: Question, session: Session) -> None:
+        async with session.adapter() as adapter:
+            async for trial in session.trials():
+                first = await trial.generate(adapter=adapter)
+                second = await trial.generate(first, "More.", adapter=adapter, temperature=0.0)
+                if (await trial.verify(second)).correct:
+                    return
+                said = [
+                    Feedback((), weight=-0.5, on="attempt"),
+                    Feedback(("No.", first, "Yes."), weight=2.0),
+                ]
+                await trial.train(adapter, after=second, on=said)
+
+
+def test_targets_reach_into_the_attempt_or_follow_it() -> None:
+    scene = play(Attempts(LoRASettings()), ["1", "2"], trials=1)
+    (request,) = scene.engine.trainings
+    attempt, turns = request.targets
+    generation = scene.engine.generations[1]
+    assert attempt.after == len(generation.prompt_ids)
+    assert attempt.token_ids == (*tiny_tokenizer()("2")["input_ids"], 2)
+    assert attempt.weights == (-0.25, -0.25)
+    assert tiny_tokenizer().decode(turns.token_ids) == (
+        "\n<|im_start|>user\nNo.<|im_end|>\n<|im_start|>assistant\n1<|im_end|>"
+        "\n<|im_start|>user\nYes.<|im_end|>\n<|im_start|>assistant\n"
+    )
+    quiet = turns.weights.count(0.0)
+    assert tiny_tokenizer().decode(turns.token_ids[quiet:]) == (
+        "\n<|im_start|>user\nYes.<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert sum(turns.weights) == pytest.approx(2.0)
+    assert scene.trials[0].loss == 2.0  # of two targets at 1.0 each
+
+
+def test_a_trial_keeps_the_completion_that_was_judged() -> None:
+    scene = play(Attempts(LoRASettings()), ["7", "2", "1", "7"], trials=4)
+    assert [(t.generation, t.completion) for t in scene.trials] == [(1, "2"), (3, "7")]
+    assert [t.usage.generations for t in scene.trials] == [2, 2]
+    assert scene.engine.generations[1].temperature == 0.0
+
+
+class Silent(Method):
+    """Never judges."""
+
+    name = "silent"
+    summary = "for tests"
+
+    async def solve(self, question: Question, session: Session) -> None:
+        async for trial in session.trials():
+            await trial.generate()
+
+
+def test_a_method_that_never_judges_is_told_so() -> None:
+    with pytest.raises(RuntimeError, match="ended trial 0 without a verdict"):
+        play(Silent(MethodSettings()), ["1", "2"], trials=2)
+
+
+class NoWeights(Method):
+    """Asks for an adapter without settings for one."""
+
+    name = "no-weights"
+    summary = "for tests"
+
+    async def solve(self, question: Question, session: Session) -> None:
+        async with session.adapter():
+            pass
+
+
+def test_an_adapter_needs_settings() -> None:
+    with pytest.raises(TypeError, match="without LoRASettings"):
+        play(NoWeights(MethodSettings()), [], trials=1)
+
+
+def test_answers_are_extracted_for_votes_and_budget_is_told() -> None:
+    seen: list[object] = []
+
+    class Looks(Method):
+        name = "looks"
+        summary = "for tests"
+
+        async def solve(self, question: Question, session: Session) -> None:
+            seen.append(session.budget)
+            async for trial in session.trials():
+                completion = await trial.generate()
+                seen.append((trial.index, session.extract(completion)))
+                await trial.verify(completion)
+
+    play(Looks(MethodSettings()), ["is 3", "none"], trials=2)
+    assert seen == [2, (0, "3"), (1, None)]
