@@ -139,7 +139,6 @@ def _files() -> Iterator[str]:
             yield from ("--symlink", str(path.readlink()), name)
         elif path.is_dir():
             yield from ("--ro-bind", name, name)
-    yield from ("--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache")
     executable = os.path.realpath(sys.executable)
     for parent in reversed(Path(executable).parents[:-1]):
         # Made by name, since bubblewrap keeps a private folder private, even from the box.
@@ -151,8 +150,9 @@ def _files() -> Iterator[str]:
         packages = Path(sysconfig.get_path("stdlib"), "site-packages")
         if packages.is_dir():
             yield from ("--tmpfs", str(packages), "--remount-ro", str(packages))
-    for folder in ("/opt", _INSIDE, "/dev"):
+    for folder in ("/opt", _INSIDE, "/dev", "/etc"):
         yield from ("--perms", "0755", "--dir", folder)
+    yield from ("--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache")
     yield from ("--ro-bind", str(_BOX), f"{_INSIDE}/box")
     yield from ("--ro-bind", str(_LANDLOCK), f"{_INSIDE}/landlockpy")
     for device in _DEVICES:

@@ -48,6 +48,11 @@ class _Running:
     loop: asyncio.AbstractEventLoop
     ends: dict[int, asyncio.Future[dict[str, Any]]] = field(default_factory=dict)
 
+    @property
+    def lost(self) -> bool:
+        """Whether the zygote is gone."""
+        return self.zygote.control.fileno() < 0
+
     def listen(self) -> None:
         """Deliver the zygote's reports to those who wait."""
         while True:
@@ -67,6 +72,8 @@ class _Running:
 
     def fail(self) -> None:
         """Tell all who wait that no answer will come, and end what is left of the zygote."""
+        if self.lost:
+            return
         self.loop.remove_reader(self.zygote.control.fileno())
         words = self.zygote.last_words()
         for future in self.ends.values():
@@ -112,7 +119,7 @@ class Sandbox:
         minimum are missing and that was not allowed.
         """
         async with self._starting:
-            if self._running is None or self._running.zygote.control.fileno() < 0:
+            if self._running is None or self._running.lost:
                 self._running = await self._launch()
                 control = self._running.zygote.control
                 self._running.loop.add_reader(control.fileno(), self._running.listen)
@@ -238,7 +245,7 @@ class Sandbox:
     async def close(self) -> None:
         """End the zygote and with it every box. Calling it twice is harmless."""
         running, self._running = self._running, None
-        if running is not None and running.zygote.control.fileno() >= 0:
+        if running is not None:
             running.fail()
 
 

@@ -16,6 +16,7 @@ __all__ = [
     "adopt_orphans",
     "capabilities",
     "clone",
+    "die_with_parent",
     "drop_capabilities",
     "forbid_dumps",
     "forbid_new_privileges",
@@ -30,10 +31,10 @@ NEW_USER = 0x10000000
 NEW_PID = 0x20000000
 NEW_NETWORK = 0x40000000
 
-_SIGCHLD = 17
+_SIGKILL, _SIGCHLD = 9, 17
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 1, 2, 4, 8
 _PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_CAPBSET_DROP, _PR_SET_SECUREBITS = 4, 22, 24, 28
-_PR_SET_CHILD_SUBREAPER = 36
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 38, 47, 4
 _SECCOMP_MODE_FILTER = 2
 # Root's special powers, kept capabilities and raised ambient ones: all off, and locked.
@@ -140,6 +141,11 @@ def forbid_dumps(forbidden: bool = True) -> None:
 def adopt_orphans() -> None:
     """Become the parent of every orphan below this process."""
     _check(_prctl(_PR_SET_CHILD_SUBREAPER, 1), "subreaper")
+
+
+def die_with_parent() -> None:
+    """Be killed when the process that made this one ends, however it ends."""
+    _check(_prctl(_PR_SET_PDEATHSIG, _SIGKILL), "parent death signal")
 
 
 def load_filter(program: bytes) -> None:

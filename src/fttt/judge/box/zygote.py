@@ -7,6 +7,7 @@ to the box unread, so nothing of one submission is left in the heap that the nex
 from __future__ import annotations
 
 import base64
+import contextlib
 import gc
 import importlib
 import json
@@ -55,17 +56,21 @@ def main(control_fd: int) -> None:
     """Serve requests from the control socket until its other end is closed."""
     control = socket.socket(fileno=control_fd)
     plan = json.loads(control.recv(1 << 20))
-    leave_root(plan["uid"])
+    os.environ.clear()  # bubblewrap itself leaves the working folder's name there
     for name in _WARM.split():
         importlib.import_module(name)
     landlockpy.abi_version()  # looks for the C library once, which takes a process of its own
+    leave_root(plan["uid"])
     # Pages that the collector never touches stay shared between all boxes.
     gc.collect()
     gc.freeze()
     zygote = Zygote(control, plan)
     held = zygote.probe()
     control.send(json.dumps({"layers": held}).encode())
-    zygote.serve()
+    try:
+        zygote.serve()
+    finally:
+        zygote.close()
 
 
 class Zygote:
@@ -135,6 +140,15 @@ class Zygote:
                 self._watch(now)
                 next_watch = now + _TICK
 
+    def close(self) -> None:
+        """End all boxes; inside bubblewrap they would end with this process anyway."""
+        for box in list(self._boxes.values()):
+            self._end(box, "killed")
+            os.waitpid(box.pid, 0)
+        self._boxes.clear()
+        if "pid" not in self._layers:
+            self._sweep()
+
     def _handle_request(self) -> bool:
         """Make or kill a box as asked; false where the other end is gone."""
         try:
@@ -165,6 +179,7 @@ class Zygote:
         """The life of a box's first process; never returns."""
         code = 70
         try:
+            system.die_with_parent()
             _keep_only(fds)
             if "pid" not in self._layers:
                 system.adopt_orphans()
@@ -204,17 +219,20 @@ class Zygote:
         self._report({**report, "cpu": max(box.cpu, usage.ru_utime + usage.ru_stime)})
 
     def _sweep(self) -> None:
-        """Without pid namespaces: end the orphans of ended boxes, which are this one's now."""
+        """Without pid namespaces: end the orphans of ended boxes, which are this one's now.
+
+        All are stopped before any is killed: the limit on processes then keeps a fork bomb from
+        growing back faster than it is killed.
+        """
         known = {box.pid for box in self._boxes.values()}
-        while (
-            strays := {
-                pid for pid, process in _processes().items() if process.parent == os.getpid()
-            }
-            - known
-        ):
+        stopped: set[int] = set()
+        while strays := _strays(known):
+            killing = strays <= stopped
             for pid in strays:
-                os.kill(pid, signal.SIGKILL)
-                os.waitpid(pid, 0)
+                _signal(pid, signal.SIGKILL if killing else signal.SIGSTOP)
+                with contextlib.suppress(ChildProcessError):  # its own parent goes first
+                    os.waitpid(pid, os.WNOHANG)
+            stopped |= strays
 
     def _report(self, message: dict[str, Any]) -> None:
         self._control.send(json.dumps(message).encode())
@@ -241,6 +259,7 @@ class Zygote:
 
 @dataclass
 class _Process:
+    pid: int
     parent: int
     memory: int
     cpu: float
@@ -260,7 +279,7 @@ def _processes() -> dict[int, _Process]:
             continue
         # From the third field of proc(5) on: own and awaited children's processor time, pages.
         cpu = sum(map(int, fields[11:15])) / tick
-        processes[int(name)] = _Process(int(fields[1]), int(fields[21]) * page, cpu)
+        processes[int(name)] = _Process(int(name), int(fields[1]), int(fields[21]) * page, cpu)
     return processes
 
 
@@ -277,6 +296,17 @@ def _families(roots: set[int]) -> dict[int, list[_Process]]:
             root = processes[root].parent
         families.setdefault(root, []).append(process)
     return families
+
+
+def _strays(known: set[int]) -> set[int]:
+    """The processes below this one that belong to no known box."""
+    families = _families(known | {os.getpid()})
+    return {process.pid for process in families.get(os.getpid(), ())} - {os.getpid()}
+
+
+def _signal(pid: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
 
 
 def _flags(layers: set[str] | frozenset[str]) -> int:

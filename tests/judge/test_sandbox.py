@@ -1,0 +1,267 @@
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from fttt.errors import RunError, UsageError
+from fttt.judge import sandbox as module
+from fttt.judge.limits import Limits
+from fttt.judge.problem import Judgement, Problem, Submission
+from fttt.judge.sandbox import Sandbox
+
+ADD = Problem("", "def check(f):\n    assert f(1, 2) == 3\n", "add")
+RIGHT = "def add(a, b):\n    return a + b\n"
+WRONG = "def add(a, b):\n    return a - b\n"
+SLEEP = "import time\ntime.sleep(1000)\n"
+DAEMON = "import os, time\nif os.fork() == 0:\n    os.setsid()\n    time.sleep(1000)\n" + RIGHT
+
+
+def use(action: Callable[[Sandbox], Awaitable[Judgement]], **options: object) -> Judgement:
+    """Run an action with a sandbox that is closed afterwards."""
+
+    async def run() -> Judgement:
+        sandbox = Sandbox(**{"workers": 2, **options})  # type: ignore[arg-type]
+        try:
+            return await action(sandbox)
+        finally:
+            await sandbox.close()
+
+    return asyncio.run(run())
+
+
+def descendants() -> set[int]:
+    return {child.pid for child in psutil.Process().children(recursive=True)}
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def test_all_layers_of_the_minimum_hold_here() -> None:
+    async def report() -> list[str]:
+        sandbox = Sandbox(workers=1)
+        try:
+            found = await sandbox.start()
+            assert found.missing == ()
+            return found.lines()
+        finally:
+            await sandbox.close()
+
+    assert "seccomp: holds" in asyncio.run(report())
+
+
+def test_one_box_after_another_and_side_by_side() -> None:
+    async def judge(sandbox: Sandbox) -> Judgement:
+        codes = [RIGHT, WRONG] * 4
+        found = await asyncio.gather(*(sandbox.judge(Submission(ADD, code)) for code in codes))
+        assert [judgement.passed for judgement in found] == [True, False] * 4
+        return found[1]
+
+    assert use(judge).detail == "AssertionError:  at line 2 of the tests: assert f(1, 2) == 3"
+
+
+def test_no_more_boxes_at_once_than_workers() -> None:
+    async def judge(sandbox: Sandbox) -> Judgement:
+        most = 0
+
+        async def look() -> None:
+            nonlocal most
+            while True:
+                most = max(most, sandbox.busy)
+                await asyncio.sleep(0.001)
+
+        looking = asyncio.create_task(look())
+        found = await asyncio.gather(*(sandbox.judge(Submission(ADD, RIGHT)) for _ in range(12)))
+        looking.cancel()
+        assert 1 <= most <= 2
+        return found[0]
+
+    assert use(judge).passed
+
+
+def test_the_tests_own_faults_are_no_fault_of_the_submission() -> None:
+    async def judge(sandbox: Sandbox) -> Judgement:
+        for test in ("def check(f:\n", "x = 1\n"):
+            found = await sandbox.judge(Submission(Problem("", test, "add"), RIGHT))
+            assert found.status == "error"
+        return found
+
+    assert use(judge).detail == "the problem's tests define no function check"
+
+
+def test_processor_time_runs_out_before_the_wall_clock() -> None:
+    async def judge(sandbox: Sandbox) -> Judgement:
+        return await sandbox.judge(Submission(ADD, "while True: pass"))
+
+    judgement = use(judge, limits=Limits(wall_seconds=60, cpu_seconds=1))
+    assert judgement.status == "timeout"
+    assert judgement.seconds < 20
+
+
+def test_nothing_of_a_box_outlives_it_or_the_sandbox() -> None:
+    before, open_before = descendants(), descriptors()
+
+    async def judge(sandbox: Sandbox) -> Judgement:
+        await sandbox.judge(Submission(ADD, RIGHT))
+        idle, open_idle = descendants(), descriptors()
+        for _ in range(3):
+            found = await sandbox.judge(Submission(ADD, DAEMON))
+        assert descendants() == idle
+        assert descriptors() == open_idle
+        return found
+
+    assert use(judge).passed
+    assert descendants() == before
+    assert descriptors() <= open_before + 1  # the event loop's own signal socket may linger
+
+
+def test_cancelling_ends_the_box() -> None:
+    async def judge(sandbox: Sandbox) -> Judgement:
+        await sandbox.judge(Submission(ADD, RIGHT))
+        idle = descendants()
+        task = asyncio.create_task(sandbox.judge(Submission(ADD, SLEEP)))
+        while not sandbox.busy or descendants() == idle:
+            await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert descendants() == idle
+        return await sandbox.judge(Submission(ADD, RIGHT))
+
+    assert use(judge, workers=1).passed
+
+
+def test_a_killed_zygote_is_replaced_and_its_submission_judged_again() -> None:
+    async def judge(sandbox: Sandbox) -> Judgement:
+        await sandbox.judge(Submission(ADD, RIGHT))
+        slow = "import time\ntime.sleep(0.5)\n" + RIGHT
+        task = asyncio.create_task(sandbox.judge(Submission(ADD, slow)))
+        while not sandbox.busy:
+            await asyncio.sleep(0.01)
+        assert sandbox._running is not None
+        sandbox._running.zygote.process.send_signal(signal.SIGKILL)
+        return await task
+
+    assert use(judge).passed
+
+
+def test_a_closed_sandbox_starts_again_and_closing_twice_is_harmless() -> None:
+    async def judge(sandbox: Sandbox) -> Judgement:
+        await sandbox.judge(Submission(ADD, RIGHT))
+        await sandbox.close()
+        await sandbox.close()
+        return await sandbox.judge(Submission(ADD, RIGHT))
+
+    assert use(judge).passed
+
+
+def test_a_killed_owner_leaves_nothing_behind(tmp_path: Path) -> None:
+    script = tmp_path / "owner.py"
+    script.write_text(
+        "import asyncio\n"
+        "from fttt.judge.sandbox import Sandbox\n"
+        "from fttt.judge.problem import Problem, Submission\n"
+        "async def main():\n"
+        "    sandbox = Sandbox(workers=2)\n"
+        "    await sandbox.start()\n"
+        "    print('up', flush=True)\n"
+        f"    submission = Submission(Problem('', '', 'f'), {SLEEP!r})\n"
+        "    await asyncio.gather(sandbox.judge(submission), sandbox.judge(submission))\n"
+        "asyncio.run(main())\n"
+    )
+    owner = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE)
+    assert owner.stdout is not None
+    assert owner.stdout.readline() == b"up\n"
+    deadline = time.monotonic() + 20
+    process = psutil.Process(owner.pid)
+    # bubblewrap's two, the zygote, and two of each box.
+    while len(children := process.children(recursive=True)) < 7:
+        assert time.monotonic() < deadline, children
+        time.sleep(0.02)
+    owner.kill()
+    owner.wait()
+    owner.stdout.close()
+    _, alive = psutil.wait_procs(children, timeout=10)
+    assert not alive
+
+
+def test_without_bubblewrap_it_refuses_unless_told_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "bubblewrap", lambda: None)
+
+    async def judge(sandbox: Sandbox) -> Judgement:
+        report = await sandbox.start()
+        assert [layer.name for layer in report.missing] == ["bubblewrap"]
+        assert "MISSING" in report.lines()[0]
+        return await sandbox.judge(Submission(ADD, RIGHT))
+
+    with pytest.raises(RunError, match="--allow-weaker-sandbox"):
+        use(judge)
+    assert use(judge, allow_weaker=True).passed
+
+
+def test_without_seccomp_it_refuses_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_filter", lambda: (b"", "libseccomp: not found"))
+
+    async def judge(sandbox: Sandbox) -> Judgement:
+        return await sandbox.judge(Submission(ADD, RIGHT))
+
+    with pytest.raises(RunError, match=r"lacks seccomp \(libseccomp: not found\)"):
+        use(judge)
+    assert use(judge, allow_weaker=True).passed
+
+
+def test_without_namespaces_a_box_still_takes_its_orphans_along(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kept = tuple(layer for layer in module.LAYERS if layer.name in ("limits", "seccomp"))
+    monkeypatch.setattr(module, "LAYERS", kept)
+    monkeypatch.setattr(module, "bubblewrap", lambda: None)
+    bomb = (
+        "import os\nwhile True:\n    try:\n        os.fork()\n    except OSError:\n        pass\n"
+    )
+
+    async def judge(sandbox: Sandbox) -> Judgement:
+        await sandbox.judge(Submission(ADD, RIGHT))
+        idle = descendants()
+        assert (await sandbox.judge(Submission(ADD, DAEMON))).passed
+        assert not (await sandbox.judge(Submission(ADD, bomb))).passed
+        assert descendants() == idle
+        return await sandbox.judge(Submission(ADD, RIGHT))
+
+    limits = Limits(wall_seconds=2, cpu_seconds=1)
+    assert use(judge, workers=1, allow_weaker=True, limits=limits).passed
+
+
+def test_a_soak_of_mixed_submissions_leaves_no_trace() -> None:
+    segfault = "import ctypes\nctypes.string_at(0)\n"
+    cases = [(RIGHT, "passed"), (WRONG, "failed"), (DAEMON, "passed"), (segfault, "failed")]
+    cases += [("import os\nos._exit(0)", "failed"), ("x" * 2_000_000, "failed"), ("(", "failed")]
+
+    async def judge(sandbox: Sandbox) -> Judgement:
+        await sandbox.judge(Submission(ADD, RIGHT))
+        idle, open_idle = descendants(), descriptors()
+        for _ in range(5):
+            work = cases * 9
+            found = await asyncio.gather(*(sandbox.judge(Submission(ADD, c)) for c, _ in work))
+            assert [judgement.status for judgement in found] == [status for _, status in work]
+        assert descendants() == idle
+        assert descriptors() == open_idle
+        return found[0]
+
+    assert use(judge).passed
+
+
+def test_a_number_of_workers_below_one_is_refused() -> None:
+    with pytest.raises(UsageError, match="workers is 0"):
+        Sandbox(workers=0)
