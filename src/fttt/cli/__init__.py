@@ -9,13 +9,16 @@ from typing import Annotated, Any
 
 import typer
 
+from fttt.cli.check import check_command
 from fttt.cli.compare import compare_command
 from fttt.cli.demo import demo_command
+from fttt.cli.judge import judge_app
 from fttt.cli.list import list_command
 from fttt.cli.regrade import regrade_command
 from fttt.cli.report import report_command
 from fttt.cli.run import run_command
 from fttt.cli.sweep import sweep_command
+from fttt.cli.verify import verify_command
 from fttt.errors import FTTTError, UsageError
 
 __all__ = ["app", "main"]
@@ -28,11 +31,14 @@ app = typer.Typer(
 )
 app.command("demo")(demo_command)
 app.command("run")(run_command)
-app.command("regrade")(regrade_command)
 app.command("sweep")(sweep_command)
+app.command("check")(check_command)
+app.command("verify")(verify_command)
+app.command("regrade")(regrade_command)
 app.command("compare")(compare_command)
 app.command("report")(report_command)
 app.command("list")(list_command)
+app.add_typer(judge_app, name="judge")
 
 
 @app.callback(invoke_without_command=True)
@@ -83,7 +89,8 @@ def _parse_error(error: Any) -> int:
     message = " ".join(error.format_message().split()).rstrip(".")
     context = getattr(error, "ctx", None)
     where = f"; see `{context.command_path} --help`" if context else ""
-    _say(f"{message}{where}.")
+    if message:  # a bare group has printed its help instead
+        _say(f"{message}{where}.")
     return UsageError.exit_code
 
 

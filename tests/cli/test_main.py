@@ -1,0 +1,113 @@
+"""The command line as a process: exit codes, one sentence an error, quick answers."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+from fttt.cli import main
+
+
+def fttt(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "fttt.cli", *words], capture_output=True, text=True, check=False
+    )
+
+
+def inside(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
+    """The same without a new process."""
+    with pytest.raises(SystemExit) as ended:
+        main(list(words))
+    shown = capsys.readouterr()
+    assert isinstance(ended.value.code, int)
+    return ended.value.code, shown.out, shown.err
+
+
+def test_a_wrong_flag_is_answered_fast_and_in_one_sentence() -> None:
+    start = time.perf_counter()
+    done = fttt("run", "fttt", "--trails", "3")
+    assert time.perf_counter() - start < 10  # a second on a quiet machine; torch alone takes more
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("fttt: No such option: --trails")
+    assert "--trials" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["rum"], "No such command 'rum'"),
+        (["run"], "No method was given"),
+        (["run", "ftt"], "did you mean 'fttt'?"),
+        (["run", "fttt", "more"], "unexpected extra argument"),
+        (["run", "fttt", "--trials", "0"], "--trials cannot be 0"),
+        (["run", "fttt", "--trials", "many"], "Invalid value for '--trials'"),
+        (["run", "fttt", "--unanswered", "x"], "--unanswered cannot be 'x'"),
+        (["run", "fttt", "--set", "rank"], "--set 'rank' is not of the form key=value"),
+        (["run", "fttt", "--set", "rnk=3"], "did you mean 'rank'?"),
+        (["run", "fttt", "--task", "gsm9k"], "did you mean 'gsm8k'?"),
+        (["run", "fttt", "--model", "smollm"], "No model 'smollm'"),
+        (["run", "fttt", "--recipe", "none.toml"], "Cannot read the file 'none.toml'"),
+        (["run", "fttt", "--resume", "none"], "There is no run folder 'none'"),
+        (["run", "fttt", "--resume", "a", "--out", "b"], "leave --out away"),
+        (["run", "greedy", "--task", "jsonl"], "needs a verifier"),
+        (["regrade", "none"], "There is no run folder 'none'"),
+        (["sweep", "none.toml"], "Cannot read the file 'none.toml'"),
+        (["list", "nothing"], "'nothing'"),
+    ],
+)
+def test_usage_errors_exit_with_2(
+    words: list[str], part: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = inside(capsys, *words)
+    assert code == 2
+    assert out == ""
+    assert part in err
+    assert len(err.splitlines()) == 1
+    assert "Traceback" not in err
+
+
+def test_debug_shows_the_traceback_wherever_it_stands(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = inside(capsys, "run", "ftt", "--debug")
+    assert code == 2
+    assert "Traceback" in err
+
+
+def test_a_defect_is_one_line_unless_debugged(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ValueError("defect")
+
+    monkeypatch.setattr("fttt.cli.run.resolve", broken)
+    code, _, err = inside(capsys, "run", "fttt")
+    assert code == 1
+    assert err == "fttt: Failed unexpectedly: ValueError: defect (--debug shows where).\n"
+    with pytest.raises(ValueError, match="defect"):
+        main(["run", "fttt", "--debug"])
+
+
+def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = inside(capsys, "--help")
+    assert code == 0
+    for command in ("demo", "run", "check", "verify", "regrade", "compare", "report", "list"):
+        assert command in out
+    assert inside(capsys, "--version")[1] == "0.1.0\n"
+    assert "Usage" in inside(capsys)[1]
+    assert "nucleus" in inside(capsys, "run", "--help")[1]  # from the field's description
+
+
+def test_lists_name_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+    for kind, names in {
+        "methods": ["greedy", "best-of-n", "self-consistency", "self-refine", "fttt", "lr="],
+        "tasks": ["arithmetic", "gsm8k", "math500", "humaneval", "mbpp", "jsonl"],
+        "models": ["smollm2-135m", "FILE.gguf"],
+    }.items():
+        code, out, _ = inside(capsys, "list", kind)
+        assert code == 0
+        for name in names:
+            assert name in out

@@ -1,0 +1,174 @@
+"""``fttt run`` on a tiny model with the real engine."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from fttt.cli import main
+from fttt.store import Run
+from fttt.testing import save_tiny_model
+
+COMMON = ["--task", "arithmetic", "--limit", "2", "--max-new-tokens", "8", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(save_tiny_model(tmp_path_factory.mktemp("models") / "tiny"))
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def call(*words: str) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main(list(words))
+    assert isinstance(ended.value.code, int)
+    return ended.value.code
+
+
+def test_a_run_ends_in_a_table_and_a_folder(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("run", "fttt", "--model", model, "--trials", "2", *COMMON) == 0
+    shown = capsys.readouterr()
+    (folder,) = Path("outputs").iterdir()
+    assert folder.name.startswith("fttt-arithmetic-tiny-s42-")
+    assert str(folder) in shown.out
+    assert "0/2" in shown.out
+    assert "0.0 to 65.8" in shown.out
+    assert {path.name for path in folder.iterdir()} == {
+        "config.toml",
+        "environment.json",
+        "questions.jsonl",
+        "trials.jsonl",
+        "events.jsonl",
+        "summary.json",
+    }
+    run = Run.open(folder)
+    assert [trial.trial for trial in run.trials] == [0, 1, 0, 1]
+    assert all(trial.loss is not None for trial in run.trials)
+    assert run.environment["device"] == "cpu"
+    assert run.environment["versions"]["torch"]
+
+
+def test_a_finished_run_is_shown_again_and_other_settings_are_refused(
+    model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call("run", "best-of-n", "--model", model, "--trials", "1", "--out", "r", *COMMON) == 0
+    before = Path("r/trials.jsonl").read_bytes()
+    first = capsys.readouterr().out
+    assert call("run", "--resume", "r") == 0
+    assert capsys.readouterr().out == first
+    assert Path("r/trials.jsonl").read_bytes() == before
+    assert call("run", "best-of-n", "--resume", "r", "--seed", "43") == 2
+    assert "seed = 42 and cannot go on with 43" in capsys.readouterr().err
+    assert call("run", "best-of-n", "--model", model, "--out", "r", *COMMON) == 2
+    assert "is not empty" in capsys.readouterr().err
+
+
+def test_a_dry_run_prints_a_recipe_that_runs(
+    model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--model", model, "--trials", "3", "--seed", "5", "--set", "lr=1e-3", "--reflection"]
+    assert call("run", "fttt", *flags, *COMMON, "--dry-run") == 0
+    printed = capsys.readouterr().out
+    recipe = tomllib.loads(printed)
+    assert recipe["budget"]["trials"] == 3
+    assert recipe["settings"]["lr"] == 1e-3
+    assert recipe["settings"]["reflection"] is True
+    assert recipe["data"]["limit"] == 2
+    assert not Path("outputs").exists()
+    Path("r.toml").write_text(printed)
+    assert call("run", "--recipe", "r.toml", "--dry-run") == 0
+    assert capsys.readouterr().out == printed
+    assert call("run", "--recipe", "r.toml", "--out", "r", "--trials", "1") == 0
+    run = Run.open("r")
+    assert run.seed == 5
+    assert run.trial_budget == 1
+    assert call("run", "--recipe", "r/config.toml", "--out", "again") == 0
+    assert [t.token_ids for t in Run.open("again").trials] == [t.token_ids for t in run.trials]
+
+
+def test_greedy_writes_cases_that_skip_cases_reads(
+    model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call("run", "greedy", "--model", model, "--out", "g", *COMMON) == 0
+    path = Path("metadata/tiny_arithmetic_correct_cases.json")
+    assert json.loads(path.read_text()) == []
+    first = Run.open("g").questions[0].id
+    path.write_text(json.dumps([first]))
+    flags = ["--model", model, "--trials", "1", "--skip-cases", str(path), "--out", "b"]
+    assert call("run", "best-of-n", *flags, *COMMON) == 0
+    assert first not in [question.id for question in Run.open("b").questions]
+    assert call("run", "best-of-n", "--model", model, "--skip-cases", "no.json", *COMMON) == 2
+    assert "There is no file of correct cases 'no.json'" in capsys.readouterr().err
+
+
+def test_batch_size_changes_nothing(model: str) -> None:
+    for size in ("1", "16"):
+        flags = ["--model", model, "--trials", "2", "--batch-size", size, "--out", size]
+        assert call("run", "fttt", *flags, *COMMON) == 0
+    one, many = ([t.token_ids for t in Run.open(size).trials] for size in ("1", "16"))
+    assert one == many
+
+
+def test_a_users_own_questions_and_check(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("q.jsonl").write_text('{"question": "Say anything.", "id": "mine"}\n')
+    flags = ["--task", "jsonl", "--data-dir", "q.jsonl", "--max-new-tokens", "8"]
+    verifier = ["--verifier", "command:test -n anything"]
+    words = ["run", "best-of-n", "--model", model, *flags, *verifier, "--device", "cpu"]
+    assert call(*words, "--out", "r") == 0
+    run = Run.open("r")
+    assert [(t.question_id, t.verdict) for t in run.trials] == [("mine", "correct")]
+
+
+def test_a_question_longer_than_the_context_stops_before_the_run(
+    model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["run", "greedy", "--model", model, "--task", "arithmetic", "--max-new-tokens", "2040"]
+    assert call(*words, "--out", "r") == 2
+    assert "--max-new-tokens 2040 is longer than the context of 2048" in capsys.readouterr().err
+    assert not Path("r").exists()
+
+
+def test_regrade_says_what_changed(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("run", "best-of-n", "--model", model, "--trials", "1", "--out", "r", *COMMON) == 0
+    path = Path("r/trials.jsonl")
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    gold = Run.open("r").questions[0].gold
+    lines[0]["completion"] = f"The final answer is {gold}."
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    capsys.readouterr()
+    assert call("regrade", "r") == 0
+    out = capsys.readouterr().out
+    assert "1 of 2 verdicts changed; solved questions: 0 before, 1 now." in out
+    assert "-> correct" in out
+    assert Run.open("r-regraded").summary["solved"] == 1
+    assert call("regrade", "r") == 0
+    assert Path("r-regraded-2").is_dir()
+
+
+def test_a_sweep_ends_in_one_table(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("s.toml").write_text(
+        f"""
+methods = ["greedy", "best-of-n", {{method = "fttt", label = "mine", settings = {{lr = 1e-4}}}}]
+hard_only = true
+hard_limit = 1
+[base]
+model = "{model}"
+data.limit = 2
+budget.trials = 2
+sampling.max_new_tokens = 8
+engine.device = "cpu"
+"""
+    )
+    assert call("sweep", "s.toml", "--out", "s") == 0
+    out = capsys.readouterr().out
+    assert out.count("0/1") == 2
+    assert "s/mine-arithmetic-s42" in out
+    assert call("sweep", "s.toml", "--out", "s") == 0
+    assert capsys.readouterr().out == out

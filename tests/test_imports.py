@@ -1,0 +1,85 @@
+"""The layers: who may import whom, read from the syntax trees."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import fttt
+
+ROOT = Path(fttt.__file__).parent
+MODULES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.py"))
+ALLOWED = {
+    "types": set(),
+    "errors": set(),
+    "models": {"types", "errors"},
+    "engine": {"types", "errors", "models"},
+    "verifiers": {"types", "errors", "judge"},
+    "judge": {"types", "errors"},
+    "store": {"types", "errors"},
+    "tasks": {"types", "errors", "verifiers"},
+    "methods": {"types", "errors"},
+    "config": {"types", "errors"},
+    "report": {"types", "errors", "store"},
+}
+"""What the layers under ``experiment`` may import beside themselves. ``verifiers/code.py`` is the
+judge's embedded client, the one place that may start it."""
+
+
+def layer(module: str) -> str:
+    return module.split("/")[0].removesuffix(".py")
+
+
+def imported(module: str) -> Iterator[str]:
+    """The layers of ours that a module imports, anywhere in it."""
+    tree = ast.parse((ROOT / module).read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level <= 1, f"{module} imports relatively from another folder"
+            names = [] if node.level else [node.module or ""]
+            if node.module == "fttt":
+                names = [f"fttt.{alias.name}" for alias in node.names]
+        for name in names:
+            parts = name.split(".")
+            if parts[0] == "fttt" and len(parts) > 1:
+                yield parts[1]
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if layer(m) in ALLOWED])
+def test_a_layer_imports_what_lies_under_it(module: str) -> None:
+    own = layer(module)
+    allowed = ALLOWED[own] | {own}
+    if own == "verifiers" and module != "verifiers/code.py":
+        allowed = allowed - {"judge"}
+    assert set(imported(module)) <= allowed
+
+
+def test_every_layer_is_known() -> None:
+    upper = {"experiment", "cli", "solve", "testing", "optune", "finetune", "__init__"}
+    assert {layer(module) for module in MODULES} <= set(ALLOWED) | upper
+
+
+def test_nothing_is_a_drawer_for_odds_and_ends() -> None:
+    names = {part.removesuffix(".py") for module in MODULES for part in module.split("/")}
+    assert not names & {"utils", "util", "helpers", "common", "misc"}
+
+
+def test_methods_see_no_tensors_and_no_files() -> None:
+    for module in (m for m in MODULES if layer(m) == "methods"):
+        text = (ROOT / module).read_text(encoding="utf-8")
+        assert "torch" not in text, module
+        assert "open(" not in text, module
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_modules_stay_small_and_say_what_they_export(module: str) -> None:
+    text = (ROOT / module).read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 450, module
+    tree = ast.parse(text)
+    assert ast.get_docstring(tree), module

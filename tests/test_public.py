@@ -1,0 +1,51 @@
+"""What ``fttt`` exports, and that nothing else is public by accident."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import fttt
+
+EXPORTED = {
+    "Attempt",
+    "Completion",
+    "FTTTError",
+    "Feedback",
+    "FunctionVerifier",
+    "LoRASettings",
+    "Method",
+    "MethodSettings",
+    "Question",
+    "Record",
+    "Result",
+    "Run",
+    "RunError",
+    "Session",
+    "Task",
+    "TaskOptions",
+    "Trial",
+    "Usage",
+    "UsageError",
+    "Verdict",
+    "Verifier",
+    "__version__",
+    "solve",
+}
+
+
+def test_the_exported_list_is_kept() -> None:
+    assert set(fttt.__all__) == EXPORTED
+    assert fttt.__all__ == sorted(fttt.__all__)
+    for name in fttt.__all__:
+        assert getattr(fttt, name) is not None
+
+
+def test_what_is_exported_is_documented() -> None:
+    for name in EXPORTED - {"__version__"}:
+        assert getattr(fttt, name).__doc__, name
+
+
+def test_importing_it_loads_no_torch() -> None:
+    script = "import sys, fttt, fttt.cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
