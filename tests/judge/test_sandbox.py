@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 import subprocess
 import sys
@@ -42,8 +41,13 @@ def descendants() -> set[int]:
     return {child.pid for child in psutil.Process().children(recursive=True)}
 
 
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():  # noqa: ASYNC110  (nobody sets an event for what a test looks at)
+        await asyncio.sleep(0.01)
+
+
 def descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))
+    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def test_all_layers_of_the_minimum_hold_here() -> None:
@@ -129,8 +133,7 @@ def test_cancelling_ends_the_box() -> None:
         await sandbox.judge(Submission(ADD, RIGHT))
         idle = descendants()
         task = asyncio.create_task(sandbox.judge(Submission(ADD, SLEEP)))
-        while not sandbox.busy or descendants() == idle:
-            await asyncio.sleep(0.01)
+        await until(lambda: sandbox.busy > 0 and descendants() != idle)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
@@ -145,8 +148,7 @@ def test_a_killed_zygote_is_replaced_and_its_submission_judged_again() -> None:
         await sandbox.judge(Submission(ADD, RIGHT))
         slow = "import time\ntime.sleep(0.5)\n" + RIGHT
         task = asyncio.create_task(sandbox.judge(Submission(ADD, slow)))
-        while not sandbox.busy:
-            await asyncio.sleep(0.01)
+        await until(lambda: sandbox.busy > 0)
         assert sandbox._running is not None
         sandbox._running.zygote.process.send_signal(signal.SIGKILL)
         return await task

@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+
+import httpx
+import pytest
+
+from fttt.errors import RunError, UsageError
+from fttt.judge.client import JudgeClient, find_judge
+from fttt.judge.problem import Judgement, Problem, Submission
+from fttt.judge.sandbox import Sandbox
+
+SUBMISSION = Submission(Problem("", "def check(f): pass", "f"), "def f(): return '\ud800'")
+PASSED = {"passed": True, "status": "passed", "detail": "", "seconds": 0.25}
+
+
+def ask(handler: Callable[[httpx.Request], httpx.Response]) -> Judgement:
+    async def run() -> Judgement:
+        transport = httpx.MockTransport(handler)
+        client = JudgeClient("http://judge", attempts=4, first_pause=0.001, transport=transport)
+        try:
+            return await client.judge(SUBMISSION)
+        finally:
+            await client.close()
+            await client.close()
+
+    return asyncio.run(run())
+
+
+def test_it_sends_the_problem_and_reads_the_verdict() -> None:
+    def handler(request: httpx.Request) -> httpx.Response:
+        body = json.loads(request.content)
+        assert body["completion"] == SUBMISSION.completion
+        assert body["problem"]["entry_point"] == "f"
+        return httpx.Response(200, json=PASSED)
+
+    assert ask(handler) == Judgement("passed", "", 0.25)
+
+
+def test_it_comes_back_after_a_full_queue_and_a_broken_connection() -> None:
+    calls = []
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        calls.append(request)
+        if len(calls) == 1:
+            return httpx.Response(503, headers={"Retry-After": "0"}, json={"detail": "full"})
+        if len(calls) == 2:
+            raise httpx.ConnectError("refused")
+        return httpx.Response(200, json=PASSED)
+
+    assert ask(handler).passed
+    assert len(calls) == 3
+
+
+def test_a_judge_that_is_down_is_an_error_of_the_run() -> None:
+    def refuse(request: httpx.Request) -> httpx.Response:
+        raise httpx.ConnectError("refused")
+
+    with pytest.raises(RunError, match=r"did not answer in 4 attempts \(refused\)"):
+        ask(refuse)
+
+
+ANSWERS = [
+    httpx.Response(500, text="Internal Server Error"),
+    httpx.Response(422, json={"detail": "the problem has no field"}),
+    httpx.Response(200, text="hello"),
+    httpx.Response(200, json={"passed": True}),
+    httpx.Response(200, json={"passed": True, "status": "failed"}),
+    httpx.Response(200, json=["passed"]),
+]
+
+
+@pytest.mark.parametrize("answer", ANSWERS, ids=lambda answer: answer.text[:20])
+def test_what_is_no_verdict_is_an_error_of_the_run(answer: httpx.Response) -> None:
+    with pytest.raises(RunError, match="the code judge at http://judge"):
+        ask(lambda _: answer)
+
+
+def test_the_address_comes_from_the_argument_then_the_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("OJ_API", raising=False)
+    assert isinstance(find_judge(), Sandbox)
+    monkeypatch.setenv("OJ_API", "http://127.0.0.1:9999")
+    found = find_judge()
+    assert isinstance(found, JudgeClient)
+    with pytest.raises(UsageError, match="'localhost:9999' is no http"):
+        find_judge("localhost:9999")

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from fttt.judge.limits import MAX_SUBMISSION
+from fttt.judge.problem import BadRequest, Judgement, Problem, Submission
+
+GOOD = {"prompt": "p", "test": "t", "entry_point": "f"}
+
+
+def test_a_problem_survives_the_protocol() -> None:
+    problem = Problem.from_json({**GOOD, "task_id": "ignored"})
+    assert problem == Problem("p", "t", "f", "data")
+    assert Problem.from_json(problem.to_json()) == problem
+
+
+@pytest.mark.parametrize("field", ["prompt", "test", "entry_point"])
+def test_each_field_is_needed_and_a_text(field: str) -> None:
+    with pytest.raises(BadRequest, match=f'has no field "{field}"'):
+        Problem.from_json({key: value for key, value in GOOD.items() if key != field})
+    with pytest.raises(BadRequest, match=f'has no text in field "{field}"'):
+        Problem.from_json({**GOOD, field: 7})
+
+
+@pytest.mark.parametrize("value", [None, [], "f", 3])
+def test_what_is_no_object_is_refused(value: object) -> None:
+    with pytest.raises(BadRequest):
+        Problem.from_json(value)
+    with pytest.raises(BadRequest):
+        Submission.from_json(value)
+
+
+def test_an_empty_entry_point_is_refused() -> None:
+    with pytest.raises(BadRequest, match="empty"):
+        Problem.from_json({**GOOD, "entry_point": " "})
+
+
+def test_the_tests_stay_with_the_tester_unless_the_problem_shares_them() -> None:
+    solver, tester = Submission(Problem("p", "SECRET", "f"), "c").sides()
+    assert solver == {"source": "pc"}
+    assert tester["test"] == "SECRET"
+    solver, _ = Submission(Problem("p", "t", "f", "shared"), "c").sides()
+    assert solver == {"source": "pc\nt\ncheck(f)"}
+
+
+def test_what_cannot_be_a_program_is_known_without_running_it() -> None:
+    problem = Problem.from_json(GOOD)
+    assert Submission(problem, "x" * MAX_SUBMISSION).fault is None
+    for text, words in (("x" * (MAX_SUBMISSION + 1), "at most"), ("\0", "NUL"), ("\udfff", "lone")):
+        assert words in (Submission(problem, text).fault or "")
+
+
+def test_a_judgement_survives_the_protocol_in_any_encoding() -> None:
+    judgement = Judgement("failed", "\ud800", 1.5)
+    wire = json.dumps(judgement.to_json(), ensure_ascii=False).encode("utf-8")
+    assert Judgement.from_json(json.loads(wire)) == Judgement("failed", "\\ud800", 1.5)
