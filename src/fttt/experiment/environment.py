@@ -55,7 +55,8 @@ def _commit() -> str | None:
     here = Path(__file__).resolve().parent
     try:
         done = subprocess.run(
-            ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40"],
+            # without optional locks: a look at the checkout must not write to it
+            ["git", "--no-optional-locks", "-C", str(here), "describe", "--always", "--dirty"],
             capture_output=True,
             text=True,
             timeout=10,

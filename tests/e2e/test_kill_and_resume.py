@@ -1,0 +1,110 @@
+"""A run that is killed at any moment ends, once resumed, as if it had not been."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from fttt.store import Run
+from fttt.testing import save_tiny_model
+from fttt.types import Trial
+
+QUESTIONS, TRIALS = 4, 6
+
+
+def command(*words: str) -> list[str]:
+    return [sys.executable, "-m", "fttt.cli", "run", *words]
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return save_tiny_model(tmp_path / "tiny")
+
+
+def flags(model: Path, out: Path) -> list[str]:
+    """A run of questions whose answers no random model hits upon."""
+    data = model / "questions.jsonl"
+    line = '{"question": "Question %d?", "answer": "123456789"}\n'
+    data.write_text("".join(line % n for n in range(QUESTIONS)))
+    return [
+        *("fttt", "--model", str(model), "--device", "cpu"),
+        *("--task", "jsonl", "--data-dir", str(data), "--verifier", "number"),
+        *("--trials", str(TRIALS), "--max-new-tokens", "40"),
+        *("--set", "lr=1e-3", "--out", str(out)),
+    ]
+
+
+def facts(run: Run) -> list[tuple[str, int, tuple[int, ...], str, float]]:
+    def fact(trial: Trial) -> tuple[str, int, tuple[int, ...], str, float]:
+        assert trial.loss is not None
+        return (
+            trial.question_id, trial.trial, trial.token_ids, trial.verdict, round(trial.loss, 3),
+        )  # fmt: skip
+
+    return [fact(trial) for trial in run.trials]
+
+
+def stop(words: list[str], folder: Path, after: int, number: int) -> tuple[int, str]:
+    """Start a run and send it a signal once its journal has ``after`` lines."""
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
+    journal = folder / "events.jsonl"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if journal.exists() and journal.read_bytes().count(b"\n") >= after:
+            process.send_signal(number)
+            break
+        time.sleep(0.005)
+    _, errors = process.communicate(timeout=120)
+    return process.returncode, errors
+
+
+@pytest.mark.slow
+def test_killed_interrupted_and_resumed_equals_uninterrupted(tmp_path: Path, model: Path) -> None:
+    whole, torn = tmp_path / "whole", tmp_path / "torn"
+    subprocess.run(command(*flags(model, whole)), check=True, stdout=subprocess.DEVNULL)
+    total = (whole / "events.jsonl").read_bytes().count(b"\n")
+    assert total == QUESTIONS * (2 * TRIALS + 1)
+
+    code, _ = stop(command(*flags(model, torn)), torn, 5, signal.SIGKILL)
+    assert code == -signal.SIGKILL
+    assert not (torn / "summary.json").exists()
+    trials = torn / "trials.jsonl"
+    with trials.open("ab") as file:
+        file.write(b'{"question_id": "torn')  # as a kill within a write leaves it
+
+    code, errors = stop(command("--resume", str(torn)), torn, total // 2, signal.SIGINT)
+    assert code == 130
+    assert f"Go on with `fttt run --resume {torn}`" in errors
+    before = len(Run.open(torn).trials)
+    assert 0 < before < QUESTIONS * TRIALS
+
+    subprocess.run(command("--resume", str(torn)), check=True, stdout=subprocess.DEVNULL)
+    assert facts(Run.open(torn)) == facts(Run.open(whole))
+    # every generation was made once
+    assert (torn / "events.jsonl").read_bytes().count(b"\n") == total
+    assert Run.open(torn).summary["solved"] == Run.open(whole).summary["solved"]
+
+
+@pytest.mark.slow
+def test_a_full_disk_says_so_and_the_run_goes_on_later(tmp_path: Path, model: Path) -> None:
+    out = tmp_path / "out"
+    script = (
+        "import resource, sys\n"
+        "from fttt.cli import main\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (6000, resource.RLIM_INFINITY))\n"
+        "main(sys.argv[1:])\n"
+    )
+    words = [sys.executable, "-c", script, "run", *flags(model, out)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "Cannot write" in done.stderr
+    assert f"fttt run --resume {out}" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert (out / "events.jsonl").read_bytes().endswith(b"\n")
+    subprocess.run(command("--resume", str(out)), check=True, stdout=subprocess.DEVNULL)
+    assert len(Run.open(out).trials) == QUESTIONS * TRIALS
