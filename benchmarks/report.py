@@ -25,8 +25,8 @@ from pathlib import Path
 
 import httpx
 
-from fttt.store import RunWriter
-from fttt.types import Question, Trial, Usage
+from fttt.store import GenerationEvent, RunWriter
+from fttt.types import Completion, Question, Trial, Usage
 
 BUDGET = 32
 SIDES = (
@@ -107,6 +107,11 @@ def write_runs(folder: Path, target: int) -> tuple[list[Path], int]:
                     total += 1
                     if correct:
                         break
+                    if critique:
+                        said = text(draw, words, weights, critique // 2)
+                        ids = tuple(draw.choices(range(49152), k=critique))
+                        written = Completion(said, ids, "stop", 2 * n + 1)
+                        writer.generation(GenerationEvent(question.id, None, written))
                 writer.done(question.id)
             writer.finish()
             runs.append(run)
@@ -129,7 +134,7 @@ def trial(
     return Trial(
         question_id=question.id,
         trial=n,
-        generation=n,
+        generation=2 * n if critique else n,
         completion=written if blank else f"{written}. The final answer is {answer}.",
         token_ids=tokens,
         finish_reason="length" if blank else "stop",
@@ -138,16 +143,21 @@ def trial(
         detail="" if correct else "no number after the last marker" if blank else "another number",
         loss=None if correct or method != "fttt" else 3.1 * 0.97**n,
         usage=Usage(
-            90, len(tokens) + critique * (n > 0), 12 * (method == "fttt" and not correct), 1, 1,
-            len(tokens) * draw.uniform(0.009, 0.012),
+            prompt_tokens=90,
+            generated_tokens=len(tokens) + (0 if correct else critique),
+            trained_tokens=12 if method == "fttt" and not correct else 0,
+            generations=1 if correct or not critique else 2,
+            verifier_calls=1,
+            seconds=len(tokens) * draw.uniform(0.009, 0.012),
         ),
-    )  # fmt: skip
+    )
 
 
 def config(method: str, seed: int) -> dict[str, object]:
     budget = {"trials": 1 if method == "greedy" else BUDGET, "unanswered": "count"}
     sampling = {"temperature": 0.6, "top_p": 0.95, "max_new_tokens": 320}
     return {
+        "settings": {"feedback": "Your answer is incorrect."} if method == "fttt" else {},
         "method": method, "task": "gsm8k", "model": "smollm2-135m", "seed": seed,
         "budget": budget, "sampling": sampling,
     }  # fmt: skip

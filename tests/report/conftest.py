@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fttt.store import Run, RunWriter
-from fttt.types import Outcome, Question, Trial, Usage
+from fttt.store import GenerationEvent, Run, RunWriter
+from fttt.types import Completion, Outcome, Question, Trial, Usage
 
 MakeRun = Callable[..., Run]
 
@@ -39,6 +40,7 @@ def _maker(folder: Path) -> MakeRun:
         extracted: Sequence[str | None] | None = None,
         decided_by: str = "first",
         prompt: str = "What is 2 + 2?",
+        critique: str | None = None,
         finish: bool = True,
         **settings: Any,
     ) -> Run:
@@ -48,6 +50,7 @@ def _maker(folder: Path) -> MakeRun:
             "model": settings.pop("model", "tiny"),
             "seed": seed,
             "data": settings.pop("data", {}),
+            "settings": settings.pop("settings", {}),
             "budget": {"unanswered": settings.pop("unanswered", "count")}
             | ({"token_budget": 40} if trials is None else {"trials": trials}),
             "sampling": {"temperature": 0.6, "top_p": 0.95, **settings},
@@ -60,16 +63,22 @@ def _maker(folder: Path) -> MakeRun:
         )
         for question_id, letters in verdicts.items():
             for n, letter in enumerate(letters):
-                writer.trial(
-                    _trial(
-                        question_id,
-                        n,
-                        letter,
-                        tokens if isinstance(tokens, int) else tokens[n],
-                        completion,
-                        "4" if extracted is None else extracted[n],
-                    )
+                trial = _trial(
+                    question_id,
+                    n,
+                    letter,
+                    tokens if isinstance(tokens, int) else tokens[n],
+                    completion,
+                    "4" if extracted is None else extracted[n],
                 )
+                if critique is not None:
+                    trial = replace(trial, generation=2 * n)
+                if critique is not None and letter != "c":
+                    written = Completion(critique, (1, 2, 3), "stop", 2 * n + 1)
+                    writer.generation(GenerationEvent(question_id, None, written))
+                    usage = trial.usage + Usage(generated_tokens=3, generations=1)
+                    trial = replace(trial, usage=usage)
+                writer.trial(trial)
             if finish or "c" in letters or len(letters) == trials:
                 writer.done(question_id)
         if finish:

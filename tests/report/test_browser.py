@@ -127,7 +127,14 @@ def page(make_run_once: MakeRun, tmp_path_factory: pytest.TempPathFactory) -> Pa
     verdicts = {f"q{n}": "iiuc" if n % 4 == 0 else "iiii" for n in range(40)}
     others = {f"q{n}": "c" if n % 5 == 0 else "iiii" for n in range(40)}
     runs = [
-        make_run_once("a", verdicts, method="fttt", completion=HOSTILE),
+        make_run_once(
+            "a",
+            verdicts,
+            method="fttt",
+            completion=HOSTILE,
+            critique=f"Look again. {HOSTILE}",
+            settings={"feedback": "Wrong."},
+        ),
         make_run_once("b", others, completion="a plain answer"),
     ]
     path = tmp_path_factory.mktemp("page") / "report.html"
@@ -144,6 +151,8 @@ def test_the_first_question_is_shown_and_what_a_model_wrote_stays_text(
     assert "loss 2.000" in shown
     assert "Trial 4: correct" in shown
     assert HOSTILE in shown
+    assert f"Look again. {HOSTILE}" in shown
+    assert "Told and trained on: “Wrong.”" in shown
     assert "arithmetic" in str(browser.run("return document.title"))
     assert browser.run("return document.querySelectorAll('img').length") == 0
     assert browser.complaints() == []

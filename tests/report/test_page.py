@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 
 import pytest
 
+from fttt.errors import UsageError
 from fttt.report.archive import pack, unpack
 from fttt.report.arms import form_arms
 from fttt.report.page import build_page, gather
@@ -112,7 +113,16 @@ def test_the_archive_gives_back_every_trial(make_run: MakeRun) -> None:
         5,
         0.5,
         HOSTILE,
+        [],
     ]
+
+
+def test_what_was_said_after_a_trial_is_kept_with_it(make_run: MakeRun) -> None:
+    run = make_run("a", {"x": "iic"}, critique="Look again.", settings={"feedback": "Wrong."})
+    archive = pack(form_arms([run]))
+    assert unpack(archive.index)["runs"][0]["feedback"] == "Wrong."
+    (((_, _, trials),),) = [unpack(chunk) for chunk in archive.chunks]
+    assert [trial[-1] for trial in trials] == [["Look again."], ["Look again."], []]
 
 
 def test_long_runs_are_cut_into_chunks_that_open_alone(
@@ -150,6 +160,23 @@ def test_the_intersection_is_said(make_run: MakeRun) -> None:
     (section,) = gather(runs, intersection=True)
     assert section.comparison is not None
     assert "Compared on the intersection: 1 questions" in build_page([section])
+
+
+def test_an_unfinished_run_is_refused_or_its_finished_questions_shown(make_run: MakeRun) -> None:
+    cut = make_run("cut", {"x": "ic", "y": "ii"}, finish=False)
+    with pytest.raises(UsageError, match="unfinished: 1 of its 2 questions"):
+        gather([cut])
+    (section,) = gather([cut], intersection=True)
+    assert section.results[0].questions == 1
+    bare = make_run("bare", {"x": "i", "y": ""}, finish=False)
+    with pytest.raises(UsageError, match="no finished question"):
+        gather([bare], intersection=True)
+
+
+def test_a_run_named_twice_is_refused(make_run: MakeRun) -> None:
+    run = make_run("a", {"x": "c"})
+    with pytest.raises(UsageError, match="named twice"):
+        gather([run, run])
 
 
 def test_pass_at_k_is_shown_where_the_samples_allow_it(make_run: MakeRun) -> None:

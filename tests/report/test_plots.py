@@ -41,6 +41,12 @@ def test_spending_tells_what_came_of_the_tokens(make_run: MakeRun) -> None:
     assert (spent.generated, spent.prompt, spent.trained) == (35, 70, 17.5)
 
 
+def test_critiques_are_told_from_attempts(make_run: MakeRun) -> None:
+    run = make_run("a", {"x": "ic"}, critique="Look again.")
+    (spent,) = spending(form_arms([run]))
+    assert (spent.correct, spent.wrong, spent.other, spent.generated) == (10, 10, 3, 23)
+
+
 def test_the_pages_figure_keeps_its_text_and_takes_the_pages_colours(make_run: MakeRun) -> None:
     runs = [make_run("a", {"x": "ic"}, method="a & $b$"), make_run("b", {"x": "c"})]
     svg = inline_svg(curve_figure(curves(form_arms(runs), "trials"), "trials"), "One title")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -80,6 +81,7 @@ def _run_entry(run: Run, arm: Arm, chunks: list[str]) -> dict[str, Any]:
         ],
         "tokens": [int(n) for n in outcomes.spent["tokens"]],
         "places": places,
+        "feedback": _feedback(run),
     }
 
 
@@ -89,10 +91,14 @@ def _chunked(
     """Pack each question's texts; yield the chunk and the place in it, for each question."""
     waiting: list[JSON] = []
     size = 0
+    critiques = _critiques(run)
     for question in run.questions:
-        rows = [_row(trial) for trial in trials[question.id]]
+        made = trials[question.id]
+        said = _after_trials(made, critiques.get(question.id, []))
+        rows = [_row(trial, texts) for trial, texts in zip(made, said, strict=True)]
         waiting.append([question.prompt, _gold(question.gold), rows])
-        size += len(question.prompt) + sum(len(t.completion) for t in trials[question.id])
+        size += len(question.prompt) + sum(len(t.completion) for t in made)
+        size += sum(len(text) for texts in said for text in texts)
         yield len(chunks), len(waiting) - 1
         if size >= CHUNK_CHARACTERS:
             chunks.append(_packed(waiting))
@@ -101,7 +107,39 @@ def _chunked(
         chunks.append(_packed(waiting))
 
 
-def _row(trial: Trial) -> list[JSON]:
+def _critiques(run: Run) -> dict[str, list[tuple[int, str]]]:
+    """Number and text of each generation that was no attempt, for each question.
+
+    The journal is read only where the trials spent more tokens than their completions hold.
+    """
+    if all(t.usage.generated_tokens == len(t.token_ids) for t in run.trials):
+        return {}
+    return {
+        question_id: [
+            (number, event.completion.text)
+            for number, event in sorted(history.generations.items())
+            if event.trial is None
+        ]
+        for question_id, history in run.histories.items()
+    }
+
+
+def _after_trials(trials: Sequence[Trial], critiques: list[tuple[int, str]]) -> list[list[str]]:
+    """What was written after each trial's attempt and before the next one's."""
+    ends = [trial.generation for trial in trials[1:]] + [math.inf]
+    return [
+        [text for number, text in critiques if trial.generation < number < end]
+        for trial, end in zip(trials, ends[: len(trials)], strict=True)
+    ]
+
+
+def _feedback(run: Run) -> str | None:
+    """What the run's method says after a wrong attempt, where its settings tell."""
+    said = run.config.get("settings", {}).get("feedback")
+    return said if isinstance(said, str) else None
+
+
+def _row(trial: Trial, critiques: list[str]) -> list[JSON]:
     """One trial; the page's script reads the fields by their place."""
     usage = trial.usage
     return [
@@ -110,12 +148,13 @@ def _row(trial: Trial) -> list[JSON]:
         trial.finish_reason,
         trial.extracted,
         trial.detail,
-        trial.loss if trial.loss is None or np.isfinite(trial.loss) else None,
+        trial.loss if trial.loss is None or math.isfinite(trial.loss) else None,
         usage.prompt_tokens,
         usage.generated_tokens,
         usage.trained_tokens,
         round(usage.seconds, 3),
         trial.completion,
+        critiques,
     ]
 
 

@@ -16,7 +16,15 @@ from fttt.errors import UsageError
 from fttt.report.outcomes import Axis, Outcomes
 from fttt.store import Run, fingerprint
 
-__all__ = ["Arm", "check_rules", "form_arms", "rules_of", "shared_questions", "unfinished"]
+__all__ = [
+    "Arm",
+    "check_distinct",
+    "check_finished",
+    "check_rules",
+    "form_arms",
+    "shared_questions",
+    "unfinished",
+]
 
 OUTER_SETTINGS = frozenset(
     {"seed", "save_correct_cases", "data_dir", "split", "limit", "questions", "skip_cases"}
@@ -86,7 +94,11 @@ class Arm:
 def form_arms(runs: Sequence[Run], ids: Sequence[str] | None = None) -> list[Arm]:
     """Pool runs that differ in nothing but the seed; each arm gets a name that tells it apart.
 
-    ``ids`` restricts every arm to these questions; without it each arm has those of its runs.
+    ``ids`` restricts every arm to these questions; without it each has those that all its runs
+    have finished.
+
+    Raises:
+        UsageError: an arm has no finished question.
     """
     groups: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
@@ -100,9 +112,39 @@ def form_arms(runs: Sequence[Run], ids: Sequence[str] | None = None) -> list[Arm
             sides.append(tuple(sorted(group, key=lambda run: run.seed)))
     labels = _labels(sides)
     return [
-        Arm(label, side, tuple(ids) if ids is not None else tuple(_digests(side[0])))
+        Arm(label, side, tuple(ids) if ids is not None else _finished(side))
         for label, side in zip(labels, sides, strict=True)
     ]
+
+
+def check_distinct(runs: Sequence[Run]) -> None:
+    """Refuse a run that is named twice, by whatever path.
+
+    Raises:
+        UsageError: two runs are one folder.
+    """
+    seen = set()
+    for run in runs:
+        place = run.path.resolve()
+        if place in seen:
+            raise UsageError(f"The run {str(run.path)!r} is named twice; name each run once.")
+        seen.add(place)
+
+
+def check_finished(runs: Sequence[Run]) -> None:
+    """Refuse runs that were cut off.
+
+    Raises:
+        UsageError: a question of a run still owes trials.
+    """
+    for run in runs:
+        owed = unfinished(run)
+        if owed:
+            raise UsageError(
+                f"The run {str(run.path)!r} is unfinished: {len(owed)} of its "
+                f"{len(run.questions)} questions still owe trials; go on with it by "
+                f"`fttt run --resume {run.path}`, or add --intersection to use the rest."
+            )
 
 
 def shared_questions(runs: Sequence[Run], intersection: bool) -> tuple[list[str], list[str]]:
@@ -115,22 +157,15 @@ def shared_questions(runs: Sequence[Run], intersection: bool) -> tuple[list[str]
     digests = [_digests(run) for run in runs]
     shared = [i for i, digest in digests[0].items() if all(d.get(i) == digest for d in digests[1:])]
     every = {pair for digest in digests for pair in digest.items()}
-    owed = {run.path.name: unfinished(run) for run in runs}
     if not intersection:
-        for run in runs:
-            if owed[run.path.name]:
-                raise UsageError(
-                    f"The run {str(run.path)!r} is unfinished: {len(owed[run.path.name])} of its "
-                    f"{len(run.questions)} questions still owe trials; go on with it by "
-                    f"`fttt run --resume {run.path}`, or add --intersection to use the rest."
-                )
+        check_finished(runs)
         if len(every) != len(shared):
             raise UsageError(
                 f"The runs are not on the same questions: {len(shared)} are shared of "
                 f"{len(every)} in all (by id and by the sha256 of prompt and gold); compare "
                 "runs on the same questions, or add --intersection to use the shared ones."
             )
-    excluded = {i for ids in owed.values() for i in ids}
+    excluded = {i for run in runs for i in unfinished(run)}
     kept = [i for i in shared if i not in excluded]
     if not kept:
         raise UsageError(
@@ -161,7 +196,7 @@ def check_rules(runs: Sequence[Run], allow: Sequence[str]) -> list[str]:
         UsageError: they differ in something that ``allow`` does not name.
     """
     notes = []
-    rules = [rules_of(run) for run in runs]
+    rules = [_rules(run) for run in runs]
     for name in sorted({name for rule in rules for name in rule}):
         deciding = [
             (run, rule.get(name))
@@ -185,7 +220,7 @@ def check_rules(runs: Sequence[Run], allow: Sequence[str]) -> list[str]:
     return notes
 
 
-def rules_of(run: Run) -> dict[str, Any]:
+def _rules(run: Run) -> dict[str, Any]:
     """What two runs must share for a difference to be the method's."""
     rules = {key: value for key, value in _leaves(run.config) if key in RULE_SETTINGS}
     options = dict(_leaves(run.config.get("data", {}).get("options", {})))
@@ -222,6 +257,18 @@ def _labels(sides: Sequence[tuple[Run, ...]]) -> list[str]:
 
 def _digests(run: Run) -> dict[str, str]:
     return {question.id: fingerprint(question) for question in run.questions}
+
+
+def _finished(side: Sequence[Run]) -> tuple[str, ...]:
+    """Ids of the questions that all runs of an arm have finished."""
+    owed = {i for run in side for i in unfinished(run)}
+    ids = tuple(i for i in _digests(side[0]) if i not in owed)
+    if not ids:
+        raise UsageError(
+            f"The run {str(side[0].path)!r} has no finished question, so there is nothing to "
+            f"report; go on with it by `fttt run --resume {side[0].path}`."
+        )
+    return ids
 
 
 def _same_questions(runs: Sequence[Run]) -> bool:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from fttt.errors import UsageError
-from fttt.report.arms import Arm, check_rules, form_arms, shared_questions
+from fttt.report.arms import Arm, check_distinct, check_rules, form_arms, shared_questions
 from fttt.report.outcomes import Axis, pass_curve, trials_by_question
 from fttt.report.statistics import (
     LEVEL,
@@ -118,7 +118,7 @@ def compare(
     Raises:
         UsageError: fewer than two sides, an unknown baseline, or runs that must not be compared.
     """
-    _check_distinct(runs)
+    check_distinct(runs)
     notes = check_rules(runs, allow)
     ids, said = shared_questions(runs, intersection)
     arms = form_arms(runs, ids)
@@ -219,15 +219,6 @@ def hold(first: Arm, second: Arm, axis: Axis, tests: int) -> PairResult:
         detectable=minimum_detectable_difference(steps_Q, seeds, tests),
         ran_out=(_ran_out(first, axis, budget), _ran_out(second, axis, budget)),
     )
-
-
-def _check_distinct(runs: Sequence[Run]) -> None:
-    seen = set()
-    for run in runs:
-        place = run.path.resolve()
-        if place in seen:
-            raise UsageError(f"The run {str(run.path)!r} is named twice; name each run once.")
-        seen.add(place)
 
 
 def _pair_up(arms: Sequence[Arm], baseline: str | None) -> list[tuple[Arm, Arm]]:

@@ -19,7 +19,7 @@ from markupsafe import Markup
 from fttt.errors import UsageError
 from fttt.report import wording
 from fttt.report.archive import pack
-from fttt.report.arms import Arm, form_arms, shared_questions
+from fttt.report.arms import Arm, check_distinct, check_finished, form_arms
 from fttt.report.compare import ArmResult, Comparison, compare, describe
 from fttt.report.curves import curves, spending
 from fttt.report.outcomes import AXES
@@ -56,7 +56,14 @@ class Section:
 
 
 def gather(runs: Sequence[Run], intersection: bool = False) -> list[Section]:
-    """Sort runs by task and model, and compare the sides of each where that is allowed."""
+    """Sort runs by task and model, and compare the sides of each where that is allowed.
+
+    Raises:
+        UsageError: a run is named twice, or is unfinished and no intersection was asked for.
+    """
+    check_distinct(runs)
+    if not intersection:
+        check_finished(runs)
     places: dict[tuple[str, str], list[Run]] = defaultdict(list)
     for run in runs:
         places[run.task, run.model].append(run)
@@ -85,7 +92,7 @@ def build_page(sections: Sequence[Section]) -> str:
     script = _asset("report.js")
     archive = pack([arm for section in sections for arm in section.arms])
     return environment.get_template("report.html.j2").render(
-        title=" and ".join(sorted({section.title for section in sections})),
+        title=_title(sections),
         sections=[_view(section, n) for n, section in enumerate(sections)],
         archive=archive,
         style=Markup(_style()),  # our own file
@@ -116,15 +123,13 @@ def save_plots(sections: Sequence[Section], folder: Path, kind: str) -> list[Pat
 
 def _section(task: str, model: str, runs: list[Run], intersection: bool) -> Section:
     arms = form_arms(runs)
-    if len(arms) > 1:
-        try:
-            comparison, arms = compare(runs, intersection=intersection)
-        except UsageError as error:
-            return Section(task, model, arms, _results(arms), None, (f"Not compared. {error}",))
-        return Section(task, model, arms, list(comparison.arms), comparison, comparison.notes)
-    ids, notes = shared_questions(runs, intersection)
-    arms = form_arms(runs, ids)
-    return Section(task, model, arms, _results(arms), None, tuple(notes))
+    if len(arms) == 1:
+        return Section(task, model, arms, _results(arms), None, ())
+    try:
+        comparison, arms = compare(runs, intersection=intersection)
+    except UsageError as error:
+        return Section(task, model, arms, _results(arms), None, (f"Not compared. {error}",))
+    return Section(task, model, arms, list(comparison.arms), comparison, comparison.notes)
 
 
 def _results(arms: Sequence[Arm]) -> list[ArmResult]:
@@ -171,6 +176,13 @@ def _pairs_shown(comparison: Comparison | None) -> int:
     if comparison is None:
         return 0
     return len({(pair.first, pair.second) for pair in comparison.pairs if pair.shown})
+
+
+def _title(sections: Sequence[Section]) -> str:
+    """``gsm8k, mbpp · smollm2-135m``."""
+    tasks = dict.fromkeys(section.task for section in sections)
+    models = dict.fromkeys(section.model for section in sections)
+    return f"{', '.join(tasks)} · {', '.join(models)}"
 
 
 def _settings(run: Run) -> str:

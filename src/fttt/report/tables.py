@@ -20,7 +20,7 @@ def render(comparison: Comparison) -> RenderableType:
     parts.extend(Text(note, style="yellow") for note in comparison.notes)
     parts.append(_arms(comparison.arms))
     parts.append(_pairs(comparison.pairs))
-    parts.append(Text("What follows", style="bold"))
+    parts.append(Text("\nWhat follows", style="bold"))
     parts.extend(_item(sentence) for sentence in conclusions(comparison))
     parts.append(Text("\nWhat does not", style="bold"))
     parts.extend(_item(sentence) for sentence in caveats(comparison))
@@ -56,12 +56,17 @@ def _arms(arms: tuple[ArmResult, ...]) -> Table:
 
 
 def _pairs(pairs: tuple[PairResult, ...]) -> Table:
-    table = Table(header_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("First − second")  # noqa: RUF001
-    table.add_column("At equal")
-    for name in ("Points", "95 % interval", "Only 1st : 2nd", "p", "Smallest visible"):
-        table.add_column(name, justify="right")
-    table.add_column("Shown")
+    table = Table(header_style="bold", box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("First − second", overflow="fold")  # noqa: RUF001
+    table.add_column("At equal", no_wrap=True)
+    for name in ("Points", "95 % interval", "Won : lost", "p", "Visible"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("Shown", no_wrap=True)
+    table.caption = (
+        "Won : lost: questions that only the first, only the second solved. Visible: the smallest "
+        "difference that would have been shown, with 80 % power."
+    )
+    table.caption_justify = "left"
     for pair in pairs:
         visible = "none" if pair.detectable is None else points(pair.detectable, sign=False)
         table.add_row(

@@ -108,8 +108,8 @@ function draw() {
   $("rows").replaceChildren(...rows);
 }
 
-function trial(fields) {
-  const [n, verdict, finish, extracted, detail, loss, prompt, generated, trained, seconds, text] = fields;
+function trial(fields, run) {
+  const [n, verdict, finish, extracted, detail, loss, prompt, generated, trained, seconds, text, critiques] = fields;
   const element = make("div", "trial " + verdict);
   const head = make("div", "head");
   head.append(make("b", "", `Trial ${n}: ${NAMES[verdict]}`));
@@ -123,6 +123,8 @@ function trial(fields) {
   element.append(head);
   if (detail) element.append(make("div", "why", detail));
   element.append(make("pre", "", text));
+  if (loss !== null && run.feedback) element.append(make("div", "said", `Told and trained on: “${run.feedback}”`));
+  for (const critique of critiques) element.append(make("div", "said", "Critique by the model"), make("pre", "", critique));
   return element;
 }
 
@@ -150,7 +152,7 @@ async function choose(q) {
     }
     if (state.against >= 0) parts.push(make("h3", "", name(run)));
     if (!trials.length) parts.push(make("p", "soft", "No trial was made."));
-    parts.push(...trials.map(trial));
+    parts.push(...trials.map((fields) => trial(fields, run)));
   }
   if (state.chosen !== q) return; // another was chosen while this one was opened
   $("detail").replaceChildren(...parts);
@@ -164,7 +166,7 @@ async function searchTexts() {
   $("tally").textContent = "searching …";
   for (let q = 0; text && q < run.ids.length; q++) {
     const [prompt, , trials] = await texts(run, q);
-    if (prompt.toLowerCase().includes(text) || trials.some((t) => t[10].toLowerCase().includes(text))) hits.add(q);
+    if (prompt.toLowerCase().includes(text) || trials.some((t) => [t[10], ...t[11]].some((written) => written.toLowerCase().includes(text)))) hits.add(q);
   }
   state.hits = hits;
   filter();
@@ -246,4 +248,6 @@ async function start() {
   document.documentElement.dataset.ready = Math.round(performance.now());
 }
 
-start();
+start().catch((error) => {
+  $("detail").replaceChildren(make("p", "note", `The trials cannot be shown by this browser: ${error}`));
+});
