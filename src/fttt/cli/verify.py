@@ -92,26 +92,25 @@ async def _verdicts(
     verifier: Verifier, asked: Iterator[tuple[Question, str]]
 ) -> AsyncIterator[Verdict]:
     """Verdicts in order; a malformed line is raised behind the verdicts of those before it."""
-    waiting: list[asyncio.Task[Verdict]] = []
-    failure: UsageError | None = None
-    more = True
-    while more or waiting:
-        while more and len(waiting) < _AHEAD:
-            try:
-                # Reading may block (a pipe that is written slowly), so it is left to a thread.
-                following = await asyncio.to_thread(next, asked, None)
-            except UsageError as error:
-                failure, following = error, None
-            if following is None:
-                more = False
-            else:
-                waiting.append(asyncio.create_task(verifier.verify(*following)))
-                if waiting[0].done():
-                    break
-        if waiting:
-            yield await waiting.pop(0)
-    if failure is not None:
-        raise failure
+    queue: asyncio.Queue[asyncio.Task[Verdict] | UsageError | None] = asyncio.Queue(_AHEAD)
+
+    async def read() -> None:
+        try:
+            # A thread waits for the next line, which may come late, while verdicts go out.
+            while (following := await asyncio.to_thread(next, asked, None)) is not None:
+                await queue.put(asyncio.create_task(verifier.verify(*following)))
+            await queue.put(None)
+        except UsageError as error:
+            await queue.put(error)
+
+    reader = asyncio.create_task(read())
+    try:
+        while (item := await queue.get()) is not None:
+            if isinstance(item, UsageError):
+                raise item
+            yield await item
+    finally:
+        reader.cancel()
 
 
 def _questions(kind: Kind, lines: IO[bytes], source: str) -> Iterator[tuple[Question, str]]:

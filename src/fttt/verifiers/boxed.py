@@ -6,7 +6,7 @@ import re
 
 __all__ = ["find_answer", "last_boxed"]
 
-_BOX = re.compile(r"\\f?boxed(?![A-Za-z])\s*")
+_BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*")
 _MARKER = re.compile(r"\banswer\s*(?:is|:|=)\s*:?|####", re.IGNORECASE)
 _LINE_END = re.compile(r"\n(?=\s*\S)|[.!?](?=\s+[A-Z]|\s*$)")
 _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}")
@@ -14,6 +14,7 @@ _COMMAND = re.compile(r"\\[A-Za-z]+\s*(?:\{[A-Za-z ]*\})?")
 _MATH = re.compile(r"\$\$(.+?)\$\$|\$(.+?)\$|\\\[(.+?)\\\]|\\\((.+?)\\\)", re.DOTALL)
 _FORMULA = 200
 """Characters: a longer text is no bare formula."""
+_TAIL = 100_000
 
 
 def last_boxed(text: str) -> str | None:
@@ -22,8 +23,9 @@ def last_boxed(text: str) -> str | None:
     ``\boxed 5`` boxes the next word, as the MATH benchmark's own solutions write it. Time is linear
     in the text.
     """
-    closing = _closing_braces(text)
-    for match in reversed(list(_BOX.finditer(text))):
+    boxes = list(_BOX.finditer(text))
+    closing = _closing_braces(text) if boxes else {}
+    for match in reversed(boxes):
         start = match.end()
         if text[start : start + 1] == "{":
             content = text[start + 1 : closing[start]].strip() if start in closing else ""
@@ -50,8 +52,10 @@ def find_answer(completion: str) -> str | None:
     r"""The answer of a completion: its last ``\boxed{…}``.
 
     Without a box, it is the sentence behind the last "answer is" (or "answer:", ``####``), or the
-    whole completion where that is nothing but one short formula. Anything else is no answer.
+    whole completion where that is nothing but one short formula. Anything else is no answer. Only
+    the last 100,000 characters are read.
     """
+    completion = completion[-_TAIL:]
     boxed = last_boxed(completion)
     if boxed is not None:
         return boxed
@@ -74,6 +78,8 @@ def _formula(sentence: str) -> str:
 
 def _bare(text: str) -> str | None:
     """``text`` where it is one line of mathematics without words."""
-    if not text or len(text) > _FORMULA or "\n" in text or _WORD.search(_COMMAND.sub("", text)):
+    if not text or len(text) > _FORMULA or "\n" in text or _BOX.search(text):
+        return None
+    if _WORD.search(_COMMAND.sub("", text)):
         return None
     return _formula(text) or None

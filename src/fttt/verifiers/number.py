@@ -13,6 +13,8 @@ __all__ = ["Number", "NumberVerifier", "find_number", "read_number"]
 
 _LONGEST = 1000
 """Digits; longer ones are noise, and reading them costs quadratic time."""
+_TAIL = 100_000
+"""Characters at the end of a completion that are searched for an answer."""
 
 _GAP = "\u00a0\u2009\u202f"
 _MINUS = "\u2212\u2013-"
@@ -100,9 +102,10 @@ def find_number(completion: str) -> Number | None:
 
     Behind the last "answer is" (or "answer:", ``####``, ``\\boxed{``) that has a number behind it,
     the first number counts, and in a sum ("the answer is 9 * 2 = 18") the one behind the last
-    equals sign. Without such a marker it is the last number. Time is linear in the text.
+    equals sign. Without such a marker it is the last number. Only the last 100,000 characters are
+    read.
     """
-    text = _plain(completion)
+    text = _plain(completion[-_TAIL:])
     numbers = list(_NUMBER.finditer(text))
     if not numbers:
         return None

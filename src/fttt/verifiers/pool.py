@@ -91,11 +91,11 @@ class WorkerPool:
             threads, zygote = self._threads, self._zygote
             self._threads = self._zygote = None
         if zygote is not None:
-            await asyncio.to_thread(zygote.close)  # running jobs end with it
+            await asyncio.to_thread(zygote.stop)  # running jobs end with it
         if threads is not None:
             await asyncio.to_thread(threads.shutdown)
-        while not self._idle.empty():
-            self._idle.get().connection.close()
+        if zygote is not None:
+            zygote.close()  # only now does no thread listen any more
 
     def _run(self, request: Any) -> Any:
         worker = self._take()
@@ -140,29 +140,28 @@ class _Worker:
     def __init__(self, zygote: _ZygoteHandle, number: int, connection: socket.socket) -> None:
         self._zygote = zygote
         self._number = number
-        self.connection = connection
+        self._connection = connection
 
     def ask(self, request: Any, seconds: float) -> dict[str, Any] | None:
         """The worker's reply, how it died, or ``None`` where the time is up."""
         try:
-            send(self.connection, {"job": request})
+            send(self._connection, {"job": request})
         except (BrokenPipeError, ConnectionResetError):
             return self.hear(seconds) or {"died": 0}
         return self.hear(seconds)
 
     def hear(self, seconds: float) -> dict[str, Any] | None:
-        self.connection.settimeout(seconds)
+        self._connection.settimeout(seconds)
         try:
-            return receive(self.connection) or {"died": 0}
+            return receive(self._connection) or {"died": 0}
         except TimeoutError:
             return None
         finally:
-            self.connection.settimeout(None)
+            self._connection.settimeout(None)
 
     def end(self) -> None:
         """Kill it, if it still lives, and all that it started."""
-        self._zygote.order(b"k", self._number)
-        self.connection.close()
+        self._zygote.end(self._number)
 
 
 class _ZygoteHandle:
@@ -170,33 +169,55 @@ class _ZygoteHandle:
 
     def __init__(self, control: socket.socket, wait: Callable[[], object]) -> None:
         self._control = control
+        self._wait = wait
         self._spawned = 0
+        self._connections: dict[int, socket.socket] = {}
         # A pool that is dropped without close() leaves nothing behind either.
-        self._finish = weakref.finalize(self, _finish, control, wait)
+        self._finish = weakref.finalize(self, _finish, control, self._connections, wait)
 
     def spawn(self) -> _Worker:
         ours, theirs = socket.socketpair()
         self._spawned += 1
+        self._connections[self._spawned] = ours
         with theirs:
-            self.order(b"w", self._spawned, theirs)
+            self._order(b"w", self._spawned, theirs)
         return _Worker(self, self._spawned, ours)
 
-    def order(self, kind: bytes, number: int, connection: socket.socket | None = None) -> None:
+    def end(self, number: int) -> None:
+        self._order(b"k", number)
+        connection = self._connections.pop(number, None)
+        if connection is not None:
+            connection.close()
+
+    def _order(self, kind: bytes, number: int, connection: socket.socket | None = None) -> None:
         """Send an order; a zygote that has gone is noticed by the worker's silence."""
         descriptors = [connection.fileno()] if connection else []
         with contextlib.suppress(OSError):
             socket.send_fds(self._control, [ORDER.pack(kind, number)], descriptors)
 
+    def stop(self) -> None:
+        """End the zygote and its workers."""
+        _stop(self._control, self._wait)
+
     def close(self) -> None:
         self._finish()
 
 
-def _finish(control: socket.socket, wait: Callable[[], object]) -> None:
+def _stop(control: socket.socket, wait: Callable[[], object]) -> None:
     # Shut down, not only closed: a process forked since then may hold a copy of the descriptor.
     with contextlib.suppress(OSError):
         control.shutdown(socket.SHUT_RDWR)
-    control.close()
     wait()
+
+
+def _finish(
+    control: socket.socket, connections: dict[int, socket.socket], wait: Callable[[], object]
+) -> None:
+    _stop(control, wait)
+    control.close()
+    for connection in connections.values():
+        connection.close()
+    connections.clear()
 
 
 def _start(job: Job | str, memory_mb: int | None) -> _ZygoteHandle:

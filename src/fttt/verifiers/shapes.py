@@ -114,7 +114,7 @@ def _signs(text: str) -> tuple[Shape, ...]:
 
 
 def _sign(text: str, command: str, sign: str) -> str:
-    return re.sub(rf"\\{command}(?![A-Za-z])\s*", f" {sign} ", text)
+    return re.sub(rf"\s*\\{command}(?![A-Za-z])\s*", f" {sign} ", text)
 
 
 def _strip_plus(text: str) -> str:

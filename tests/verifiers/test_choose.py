@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from fttt.errors import UsageError
+from fttt.types import Question
+from fttt.verifiers.choose import CHOICES, choose_verifier, split_choice
+from fttt.verifiers.code import CodeVerifier
+from fttt.verifiers.command import CommandVerifier
+from fttt.verifiers.function import FunctionVerifier
+from fttt.verifiers.math import MathVerifier
+from fttt.verifiers.number import NumberVerifier
+from fttt.verifiers.regex import RegexVerifier
+
+
+@pytest.mark.parametrize(
+    ("choice", "kind"),
+    [
+        ("number", NumberVerifier),
+        ("math", MathVerifier),
+        ("math-strict", MathVerifier),
+        ("regex", RegexVerifier),
+        ("regex:^a:b$", RegexVerifier),
+        ("command:test 1 = 1", CommandVerifier),
+        ("python:os.path:exists", FunctionVerifier),
+        ("code", CodeVerifier),
+    ],
+)
+def test_each_choice(choice: str, kind: type) -> None:
+    verifier = choose_verifier(choice, time_limit=3.0)
+    assert isinstance(verifier, kind)
+    asyncio.run(verifier.close())
+
+
+def test_the_rule_of_mathematics() -> None:
+    for choice, rule in (("math", "equivalence"), ("math-strict", "strict")):
+        verifier = choose_verifier(choice)
+        assert isinstance(verifier, MathVerifier)
+        assert verifier.rule == rule
+
+
+@pytest.mark.parametrize(
+    ("choice", "said"),
+    [
+        ("numbers", "choose from number, math"),
+        ("", "choose from"),
+        ("number:3", "takes no value"),
+        ("command:", "incomplete"),
+        ("command", "incomplete"),
+        ("python:", "incomplete"),
+        ("python:os", "incomplete"),
+        ("python:os:no_such", "no function"),
+        ("python:os:sep", "no function"),
+        ("python:no_such_module_7:f", "cannot be imported"),
+        ("regex:(", "no regular expression"),
+    ],
+)
+def test_what_cannot_be_chosen(choice: str, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        choose_verifier(choice)
+
+
+def test_every_kind_is_described() -> None:
+    for kind in CHOICES:
+        value = ":x" if kind in ("command", "python") else ""
+        assert split_choice(kind + value)[0] == kind
+        assert CHOICES[kind]
+
+
+def test_a_module_beside_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_check_7.py").write_text(
+        "def right(text, question):\n    return text == question.gold\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    async def run() -> list[bool]:
+        verifier = choose_verifier("python:my_check_7:right")
+        question = Question("q", "", "42")
+        found = [(await verifier.verify(question, text)).correct for text in ("42", "41")]
+        await verifier.close()
+        return found
+
+    assert asyncio.run(run()) == [True, False]

@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from fttt.errors import UsageError
+from fttt.types import Question, Verdict
+from fttt.verifiers.base import Verifier
+from fttt.verifiers.command import CommandVerifier
+
+QUESTION = Question("q/1", "What is 6 * 7?", "42", "6 * 7 = 42")
+
+
+def judge(
+    command: str, *completions: str, question: Question = QUESTION, time_limit: float = 10.0
+) -> list[Verdict]:
+    async def run() -> list[Verdict]:
+        verifier = CommandVerifier(command, time_limit=time_limit)
+        assert isinstance(verifier, Verifier)
+        assert verifier.extract("42") is None
+        verdicts = [await verifier.verify(question, text) for text in completions]
+        await verifier.close()
+        return verdicts
+
+    return asyncio.run(run())
+
+
+def ended(pid: int) -> bool:
+    deadline = time.monotonic() + 5.0
+    while time.monotonic() < deadline:
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return True
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        if state == "Z":
+            return True
+        time.sleep(0.01)
+    return False
+
+
+def test_the_exit_status_decides() -> None:
+    right, wrong = judge('grep -q "$FTTT_GOLD"', "It is 42.", "It is 41.")
+    assert right.outcome == "correct"
+    assert wrong.outcome == "incorrect"
+    assert wrong.detail == "the command ended with exit status 1"
+
+
+def test_the_completion_comes_on_standard_input_and_the_question_in_the_environment() -> None:
+    (verdict,) = judge(
+        'cat; printf "|%s|%s|%s|%s" "$FTTT_QUESTION_ID" "$FTTT_QUESTION" "$FTTT_GOLD" '
+        '"$FTTT_SOLUTION"; exit 7',
+        "It is 42.",
+    )
+    assert verdict.detail == "It is 42.|q/1|What is 6 * 7?|42|6 * 7 = 42"
+    (verdict,) = judge('printf %s "$FTTT_GOLD"', "", question=Question("q", "", {"a": [1]}))
+    assert verdict.detail == '{"a": [1]}'
+
+
+def test_the_end_of_what_it_prints_is_kept() -> None:
+    (verdict,) = judge("seq 1 200000; echo the end >&2; false", "")
+    assert verdict.outcome == "incorrect"
+    assert verdict.detail.endswith("the end")
+    assert len(verdict.detail) <= 500
+
+
+def test_a_large_completion_that_nobody_reads() -> None:
+    (verdict,) = judge("true", "x" * 10_000_000)
+    assert verdict.correct
+
+
+def test_strange_characters() -> None:
+    question = Question("q", "nul \0 and \ud800", "\0")
+    (verdict,) = judge("cat > /dev/null", "nul \0 and \ud800", question=question)
+    assert verdict.correct
+
+
+def test_a_command_that_will_not_die_costs_its_limit_and_leaves_nothing(tmp_path: Path) -> None:
+    pids = tmp_path / "pids"
+    command = (
+        f"trap '' TERM INT HUP; echo $$ >> {pids}; "
+        f"(setsid sh -c 'echo $$ >> {pids}; sleep 300' &) ; "
+        f"sh -c 'echo $$ >> {pids}; exec sleep 300' & while true; do sleep 1; done"
+    )
+    start = time.perf_counter()
+    slow, again = judge(command, "42", "42", time_limit=1.0)
+    assert time.perf_counter() - start < 6.0
+    for verdict in (slow, again):
+        assert verdict.outcome == "incorrect"
+        assert verdict.detail == "the command took longer than its limit of 1 s"
+    found = [int(pid) for pid in pids.read_text().split()]
+    assert len(found) == 6
+    assert all(map(ended, found))
+
+
+def test_what_it_leaves_in_the_background_is_ended(tmp_path: Path) -> None:
+    pids = tmp_path / "pids"
+    (verdict,) = judge(f"setsid sh -c 'echo $$ > {pids}; exec sleep 300' & sleep 0.3", "42")
+    assert verdict.correct
+    assert ended(int(pids.read_text()))
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("", "empty"),
+        ("   ", "empty"),
+        ("./no-such-check.sh --fast", "no program here"),
+        ("no-such-program-7 x", "no program here"),
+        ("echo 'unclosed", "cannot be read"),
+    ],
+)
+def test_a_command_that_cannot_run_is_refused(command: str, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        CommandVerifier(command)
+
+
+@pytest.mark.parametrize("command", ["test 1 = 1", "[ 1 = 1 ]", "! false", "X=1 true", "(true)"])
+def test_shell_syntax_is_welcome(command: str) -> None:
+    assert judge(command, "42")[0].correct

@@ -1,0 +1,219 @@
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fttt.errors import RunError
+from fttt.verifiers.pool import JobError, WorkerPool
+
+
+def run(job: Callable[[Any], Any] | str, *requests: Any, **options: Any) -> list[Any]:
+    """What a pool answers to requests made at once; its failures as text."""
+
+    async def ask() -> list[Any]:
+        pool = WorkerPool(job, **{"time_limit": 10.0, "workers": 2} | options)
+        answers = await asyncio.gather(*map(pool.run, requests), return_exceptions=True)
+        await pool.close()
+        return [str(a) if isinstance(a, JobError) else a for a in answers]
+
+    return asyncio.run(ask())
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs (one that waits to be reaped does not)."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state not in "ZX"
+
+
+def wait_for(file: Path) -> None:
+    while not (file.exists() and file.read_text()):
+        time.sleep(0.01)
+
+
+def gone(pid: int) -> bool:
+    deadline = time.monotonic() + 5.0
+    while alive(pid) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return not alive(pid)
+
+
+def test_a_closure_sees_what_surrounds_it() -> None:
+    offset = 40
+    assert run(lambda number: number + offset, 1, 2, 3) == [41, 42, 43]
+
+
+def test_a_named_job_runs_in_a_fresh_interpreter() -> None:
+    assert run("fttt.verifiers.regex:search", ["b+", "abbc"], ["x", "abc"]) == ["bb", None]
+
+
+def test_failures_say_why_and_spare_the_neighbours() -> None:
+    def job(what: str) -> str:
+        if what == "raise":
+            raise ValueError("no good")
+        if what == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if what == "leave":
+            os._exit(3)
+        if what == "hang":
+            while True:
+                pass
+        return what
+
+    start = time.perf_counter()
+    answers = run(job, "a", "raise", "b", "die", "c", "leave", "d", "hang", "e", time_limit=0.5)
+    assert answers == [
+        "a",
+        "raised ValueError: no good",
+        "b",
+        "died (signal 9)",
+        "c",
+        "died (exit status 3)",
+        "d",
+        "took longer than its limit of 0.5 s",
+        "e",
+    ]
+    assert time.perf_counter() - start < 5.0
+
+
+def test_a_job_that_resists_is_ended_all_the_same() -> None:
+    def job(_: Any) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+        while True:
+            time.sleep(0.01)
+
+    assert run(job, None, time_limit=0.3) == ["took longer than its limit of 0.3 s"]
+
+
+@pytest.mark.parametrize("hang", [False, True])
+def test_no_process_of_a_job_outlives_it(tmp_path: Path, hang: bool) -> None:
+    """A child, and a daemon that left its session and its parents."""
+    pids = tmp_path / "pids"
+
+    def job(_: Any) -> str:
+        daemon = f"(setsid sh -c 'echo $$ >> {pids}; exec sleep 300' &)"
+        script = f"echo $$ >> {pids}; {daemon}; exec sleep 300"
+        subprocess.Popen(["sh", "-c", script])
+        while len(pids.read_text().split()) < 2 if pids.exists() else True:
+            time.sleep(0.01)
+        if hang:
+            time.sleep(300)
+        return "done"
+
+    answer = run(job, None, time_limit=3.0)
+    assert answer == ["took longer than its limit of 3 s" if hang else "done"]
+    found = [int(pid) for pid in pids.read_text().split()]
+    assert len(found) == 2
+    assert all(gone(pid) for pid in found)
+
+
+def test_memory_is_limited_and_the_next_worker_is_fresh() -> None:
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit = pages * resource.getpagesize() // 2**20 + 200
+    answers = run(lambda size: len(bytearray(size)), 2**29, 5, workers=1, memory_mb=limit)
+    assert answers == [f"used more than its memory limit of {limit} MiB", 5]
+
+
+def test_workers_serve_many_requests() -> None:
+    pids = run(lambda _: os.getpid(), *range(50))
+    assert 1 <= len(set(pids)) <= 2
+    assert os.getpid() not in pids
+
+
+def test_strange_text_survives_the_way() -> None:
+    text = "lone \ud800 surrogate, \0, \U0001f600"
+    assert run(lambda given: given, text) == [text]
+
+
+def test_a_busy_event_loop_makes_no_job_look_late() -> None:
+    async def ask() -> Any:
+        pool = WorkerPool(lambda _: time.sleep(0.2), time_limit=1.0)
+        running = asyncio.create_task(pool.run(None))
+        await asyncio.sleep(0.05)
+        time.sleep(1.5)  # noqa: ASYNC251 - a training step, say
+        answer = await running
+        await pool.close()
+        return answer
+
+    assert asyncio.run(ask()) is None
+
+
+def test_a_pool_may_serve_several_event_loops() -> None:
+    pool = WorkerPool(lambda number: number + 1, time_limit=5.0)
+    assert [asyncio.run(pool.run(number)) for number in range(3)] == [1, 2, 3]
+    asyncio.run(pool.close())
+    asyncio.run(pool.close())
+    with pytest.raises(RunError, match="closed"):
+        asyncio.run(pool.run(1))
+
+
+def test_closing_ends_running_jobs_and_all_processes(tmp_path: Path) -> None:
+    file = tmp_path / "pid"
+
+    def job(_: Any) -> None:
+        file.write_text(str(os.getpid()))
+        time.sleep(300)
+
+    async def ask() -> BaseException | None:
+        pool = WorkerPool(job, time_limit=300.0)
+        running = asyncio.create_task(pool.run(None))
+        await asyncio.to_thread(wait_for, file)
+        await pool.close()
+        return (await asyncio.gather(running, return_exceptions=True))[0]
+
+    start = time.perf_counter()
+    assert isinstance(asyncio.run(ask()), JobError)
+    assert time.perf_counter() - start < 10.0
+    assert gone(int(file.read_text()))
+
+
+def test_a_forgotten_pool_leaves_no_process() -> None:
+    pool = WorkerPool(lambda _: [os.getpid(), os.getppid()], time_limit=5.0)
+    worker, zygote = asyncio.run(pool.run(None))
+    assert alive(worker)
+    assert alive(zygote)
+    del pool
+    gc.collect()
+    assert gone(worker)
+    assert gone(zygote)
+
+
+def test_workers_end_when_the_caller_is_killed() -> None:
+    script = (
+        "import asyncio, os, time\n"
+        "from fttt.verifiers.pool import WorkerPool\n"
+        "pool = WorkerPool(lambda _: [os.getpid(), os.getppid()], time_limit=5.0)\n"
+        "print(*asyncio.run(pool.run(None)), flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    caller = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert caller.stdout is not None
+    pids = [int(pid) for pid in caller.stdout.readline().split()]
+    caller.kill()
+    caller.wait()
+    caller.stdout.close()
+    assert len(pids) == 2
+    assert all(gone(pid) for pid in pids)
+
+
+def test_a_job_that_cannot_be_imported_is_an_error_of_the_run(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    (answer,) = run("fttt.verifiers.regex:no_such_job", None)
+    assert isinstance(answer, RunError)
+    assert "could not be started" in str(answer)
+    assert "no_such_job" in capfd.readouterr().err
