@@ -181,6 +181,48 @@ def test_fused_norms_and_rotary_positions(dtype: torch.dtype) -> None:
         )
 
 
+def test_gradients_through_fused_operations() -> None:
+    from fttt.engine.fused import rms_norm, rotary
+
+    torch.manual_seed(0)
+    x = torch.randn(7, 96, device=DEVICE, requires_grad=True)
+    weight = torch.randn(96, device=DEVICE)
+    up = torch.randn(7, 96, device=DEVICE)
+    rms_norm(x, weight, 1e-5, 1.0).backward(up)
+    wide = x.detach().double().requires_grad_()
+    norm = wide / (wide.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt() * (1 + weight.double())
+    norm.backward(up.double())
+    assert x.grad is not None
+    assert wide.grad is not None
+    assert error(x.grad, wide.grad) < 1e-5
+    q, k = (torch.randn(1, h, 5, 64, device=DEVICE, requires_grad=True) for h in (3, 1))
+    cos, sin = (torch.randn(1, 5, 64, device=DEVICE) for _ in range(2))
+    ups = [torch.randn_like(q), torch.randn_like(k)]
+    for x, out, up in zip((q, k), rotary(q, k, cos, sin), ups, strict=True):
+        out.backward(up)
+        wide = x.detach().double().requires_grad_()
+        first, second = wide.chunk(2, -1)
+        plain = (
+            wide * cos[:, None].double() + torch.cat([-second, first], -1) * sin[:, None].double()
+        )
+        plain.backward(up.double())
+        assert x.grad is not None
+        assert wide.grad is not None
+        assert error(x.grad, wide.grad) < 1e-5
+
+
+def test_dropout_is_that_of_the_cpu() -> None:
+    from fttt.engine import noise
+    from fttt.engine.kernels import keep_mask
+
+    key = torch.tensor([5, -(2**60) - 3])
+    token = torch.arange(2 * 9).view(2, 9) * 7
+    plain = noise.keep_mask(key, token, 100, 0.3)
+    fused = keep_mask(key.to(DEVICE), token.to(DEVICE), 100, 0.3)
+    assert torch.allclose(fused.cpu(), plain, rtol=1e-6)
+    assert 0.6 < float((plain > 0).float().mean()) < 0.8
+
+
 def test_fused_operations_are_found_and_leave_the_model_as_it_was() -> None:
     from fttt.engine.fused import FusedOperations
     from fttt.testing import tiny_model
@@ -192,7 +234,8 @@ def test_fused_operations_are_found_and_leave_the_model_as_it_was() -> None:
         fused = FusedOperations(model)
         assert len(fused._norms) == norms
         assert fused._rotary
-        with fused.applied():
-            inside = model(ids).logits
+        fused.enable()
+        inside = model(ids).logits
+        fused.disable()
         assert error(inside, before) < 1e-5
         assert torch.equal(model(ids).logits, before)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from fttt.engine.batch import Batch
-from fttt.engine.noise import derive_key, uniform
+from fttt.engine.noise import derive_key, keep_mask
 from fttt.engine.request import LoRASpec
 from fttt.errors import UsageError
 
@@ -247,12 +247,10 @@ class LoRABank:
         return add
 
     def _dropped(self, x_BTI: Tensor, batch: Batch, layer: Layer) -> Tensor:
+        """Drop inputs at random: by question, update, layer, position and feature."""
         assert self._dropout_key_B is not None
         tokens, width = x_BTI.shape[1:]
         at_T = torch.arange(tokens, device=x_BTI.device)
-        position_BT = batch.past_B[:, None] + at_T
-        counter_BTI = (position_BT[..., None] * len(self._layers) + layer.index) * width
-        counter_BTI = counter_BTI + torch.arange(width, device=x_BTI.device)
-        noise = uniform(self._dropout_key_B[:, None, None], counter_BTI)
-        keep = noise >= self.spec.dropout
-        return x_BTI * keep / (1 - self.spec.dropout)
+        token_BT = (batch.past_B[:, None] + at_T) * len(self._layers) + layer.index
+        keep = keep_mask(self._dropout_key_B, token_BT, width, self.spec.dropout)
+        return x_BTI * keep

@@ -62,7 +62,7 @@ def attend(
     else:
         out_NHD = checkpoint(
             _train, q_NHD, k_NKD, v_NKD, batch, layer, scaling, sliding_window, softcap,
-            use_reentrant=False,
+            use_reentrant=False, preserve_rng_state=False, determinism_check="none",
         )  # fmt: skip
     return out_NHD.unsqueeze(0), None
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fttt.engine.adapters import LoRABank, Slot
 from fttt.engine.attention import NAME
@@ -102,6 +103,7 @@ class BatchedEngine:
         self._device = torch.device(loaded.device)
         self._attention_before = self._model.config._attn_implementation
         self._model.set_attn_implementation(NAME)
+        self._fused = _fused_operations(self._model, self._device)
         layers, kv_heads, dim = kv_shape(loaded.model)
         self._cache = KVCache(
             rows=self.plan.rows,
@@ -176,6 +178,8 @@ class BatchedEngine:
             self._loop_task = None
         self._fail(RunError("The engine was closed while a request was waiting."))
         self._model.set_attn_implementation(self._attention_before)
+        if self._fused is not None:
+            self._fused.disable()
         if self._bank is not None:
             self._bank.detach()
 
@@ -208,8 +212,12 @@ class BatchedEngine:
             await asyncio.sleep(0)
 
     @torch.no_grad()
+    @sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
     def _turn(self) -> None:
-        """One train or prefill pass where it is due, and one look at the running sequences."""
+        """One train or prefill pass where it is due, and one look at the running sequences.
+
+        cuDNN's attention is left out: it plans anew for every shape, and shapes keep changing.
+        """
         running = len(self._running)
         if self._patience["train"].ready(len(self._lessons), running):
             self._timed("train", self._train)
@@ -383,6 +391,17 @@ class BatchedEngine:
         self._waiting.clear()
         self._running.clear()
         self._lessons.clear()
+
+
+def _fused_operations(model: Any, device: torch.device) -> Any:
+    """Fused kernels that stand in for the model's own code on a GPU; ``None`` on a CPU."""
+    if device.type != "cuda":
+        return None
+    from fttt.engine.fused import FusedOperations
+
+    fused = FusedOperations(model)
+    fused.enable()
+    return fused
 
 
 def _lane(request: GenerateRequest, row: int, slot: int) -> Lane:

@@ -109,9 +109,6 @@ class CUDADecoder:
         self._graphs: dict[tuple[int, bool], Any] = {}
         self._pool: Any = None
         self._buckets = _buckets(lanes)
-        from fttt.engine.fused import FusedOperations
-
-        self._fused = FusedOperations(model)
 
     def decode(self, lanes: Sequence[Lane]) -> None:
         """Append ``steps`` tokens to each lane."""
@@ -158,13 +155,12 @@ class CUDADecoder:
             stream = torch.cuda.Stream()
             stream.wait_stream(torch.cuda.current_stream())
             graph = torch.cuda.CUDAGraph()
-            with self._fused.applied():
-                with torch.cuda.stream(stream):  # compiles what is compiled on first use
-                    self._tick.zero_()
-                    self._step(bucket, adapted)
-                torch.cuda.current_stream().wait_stream(stream)
-                with torch.cuda.graph(graph, pool=self._pool):
-                    self._step(bucket, adapted)
+            with torch.cuda.stream(stream):  # compiles what is compiled on first use
+                self._tick.zero_()
+                self._step(bucket, adapted)
+            torch.cuda.current_stream().wait_stream(stream)
+            with torch.cuda.graph(graph, pool=self._pool):
+                self._step(bucket, adapted)
             self._pool = self._pool or graph.pool()
             self._graphs[key] = graph
         return self._graphs[key]

@@ -1,15 +1,15 @@
 """One kernel where a model's own code launches many: root-mean-square norms and rotary positions.
 
-A decode step on a GPU is bound by the number of small kernels. While a step is captured, these two
-stand in for the model's own code, each only where a trial on random numbers shows that it computes
-the same; everything else of the model, whatever its architecture, runs as it is.
+Decode and train passes on a GPU are bound by the number of small kernels. These two stand in for
+the model's own code while the engine runs it, each only where a trial on random numbers shows that
+it computes the same; everything else of the model, whatever its architecture, runs as it is.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 from unittest.mock import patch
 
@@ -36,15 +36,22 @@ class FusedOperations:
         parameter = next(model.parameters())
         self._rotary = _same_rotary(getattr(self._rotary_home, ROTARY, None), parameter)
 
-    @contextmanager
-    def applied(self) -> Iterator[None]:
+        self._active: ExitStack | None = None
+
+    def enable(self) -> None:
         """Let the stand-ins run in place of the model's own code."""
         with ExitStack() as stack:
             for module, stand_in in self._norms:
                 stack.enter_context(patch.object(module, "forward", stand_in))
             if self._rotary:
                 stack.enter_context(patch.object(self._rotary_home, ROTARY, rotary))
-            yield
+            self._active = stack.pop_all()
+
+    def disable(self) -> None:
+        """Give the model its own code back. Calling it twice is harmless."""
+        if self._active is not None:
+            self._active.close()
+            self._active = None
 
 
 def _norm_for(module: nn.Module) -> Callable[[Tensor], Tensor] | None:
@@ -90,16 +97,44 @@ def _close(a: Tensor, b: Tensor) -> bool:
 
 
 def rms_norm(x: Tensor, weight_D: Tensor, eps: float, offset: float) -> Tensor:
-    """``x / rms(x) * (offset + weight)`` over the last axis, in float32 inside."""
-    dim = weight_D.shape[0]
-    flat_ND = x.reshape(-1, dim)
-    out_ND = torch.empty_like(flat_ND)
+    """``x / rms(x) * (offset + weight)`` over the last axis, in float32 inside.
+
+    Differentiable in ``x``; the weights of a base model are frozen.
+    """
+    apply: Any = _RMSNorm.apply
+    out: Tensor = apply(x, weight_D, eps, offset)
+    return out
+
+
+class _RMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight_D: Tensor, eps: float, offset: float) -> Tensor:
+        dim = weight_D.shape[0]
+        flat_ND = x.reshape(-1, dim)
+        out_ND = torch.empty_like(flat_ND)
+        _norm_kernel[(flat_ND.shape[0],)](
+            flat_ND, weight_D, out_ND, flat_ND.stride(0), dim, eps, offset, **_blocks(dim)
+        )
+        ctx.save_for_backward(flat_ND, weight_D)
+        ctx.constants = eps, offset
+        return out_ND.view(x.shape)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        flat_ND, weight_D = ctx.saved_tensors
+        dim = weight_D.shape[0]
+        gradient_ND = gradients[0].reshape(-1, dim)
+        out_ND = torch.empty_like(gradient_ND)
+        _norm_backward_kernel[(flat_ND.shape[0],)](
+            flat_ND, weight_D, gradient_ND, out_ND, flat_ND.stride(0), gradient_ND.stride(0),
+            dim, *ctx.constants, **_blocks(dim),
+        )  # fmt: skip
+        return out_ND.view(gradients[0].shape), None, None, None
+
+
+def _blocks(dim: int) -> dict[str, int]:
     block = triton.next_power_of_2(dim)
-    _norm_kernel[(flat_ND.shape[0],)](
-        flat_ND, weight_D, out_ND, flat_ND.stride(0), dim, eps, offset,
-        BLOCK=block, num_warps=8 if block >= 2048 else 2,
-    )  # fmt: skip
-    return out_ND.view(x.shape)
+    return {"BLOCK": block, "num_warps": 8 if block >= 2048 else 2}
 
 
 @triton.jit
@@ -115,20 +150,52 @@ def _norm_kernel(x_ptr, weight_ptr, out_ptr, stride, dim, eps, offset, BLOCK: tl
     tl.store(out_ptr + row * dim + d, out.to(x.dtype), mask=mask)
 
 
+@triton.jit
+def _norm_backward_kernel(
+    x_ptr, weight_ptr, gradient_ptr, out_ptr, stride, gradient_stride, dim, eps, offset,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    d = tl.arange(0, BLOCK)
+    mask = d < dim
+    x = tl.load(x_ptr + row * stride + d, mask=mask, other=0.0)
+    wide = x.to(tl.float32)
+    gradient = tl.load(gradient_ptr + row * gradient_stride + d, mask=mask, other=0.0)
+    scale = tl.rsqrt(tl.sum(wide * wide, 0) / dim + eps)
+    weight = tl.load(weight_ptr + d, mask=mask, other=0.0).to(tl.float32) + offset
+    inner = gradient.to(tl.float32) * weight
+    out = scale * (inner - wide * scale * scale * tl.sum(inner * wide, 0) / dim)
+    tl.store(out_ptr + row * dim + d, out.to(x.dtype), mask=mask)
+
+
 def rotary(
     query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1
 ) -> tuple[Tensor, Tensor]:
     """Rotate ``[1, heads, N, D]`` queries and keys by ``[1, N, D]`` angles."""
-    return _rotated(query, cos, sin), _rotated(key, cos, sin)
+    apply: Any = _Rotary.apply
+    return apply(query, cos, sin), apply(key, cos, sin)
 
 
-def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+class _Rotary(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _rotated(x, cos, sin, back=False)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        return _rotated(gradients[0], *ctx.saved_tensors, back=True), None, None
+
+
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor, *, back: bool) -> Tensor:
     _, heads, tokens, dim = x.shape
+    if x.stride(3) != 1:
+        x = x.contiguous()
     out = torch.empty(1, tokens, heads, dim, dtype=x.dtype, device=x.device).transpose(1, 2)
     half = dim // 2
     _rotary_kernel[(tokens,)](
         x, cos, sin, out, x.stride(1), x.stride(2), cos.stride(1), out.stride(1), out.stride(2),
-        heads, half,
+        heads, half, BACK=back,
         HEADS=triton.next_power_of_2(heads), HALF=triton.next_power_of_2(half), num_warps=4,
     )  # fmt: skip
     return out
@@ -137,7 +204,7 @@ def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 @triton.jit
 def _rotary_kernel(
     x_ptr, cos_ptr, sin_ptr, out_ptr, x_head, x_token, angle_token, out_head, out_token,
-    heads, half, HEADS: tl.constexpr, HALF: tl.constexpr,
+    heads, half, HEADS: tl.constexpr, HALF: tl.constexpr, BACK: tl.constexpr,
 ):  # fmt: skip
     token = tl.program_id(0).to(tl.int64)
     h = tl.arange(0, HEADS)[:, None]
@@ -151,8 +218,14 @@ def _rotary_kernel(
     cos_2 = tl.load(cos_ptr + angle + half, mask=d < half, other=0.0).to(tl.float32)
     sin_1 = tl.load(sin_ptr + angle, mask=d < half, other=0.0).to(tl.float32)
     sin_2 = tl.load(sin_ptr + angle + half, mask=d < half, other=0.0).to(tl.float32)
-    out_1 = first.to(tl.float32) * cos_1 - second.to(tl.float32) * sin_1
-    out_2 = second.to(tl.float32) * cos_2 + first.to(tl.float32) * sin_2
+    first_wide = first.to(tl.float32)
+    second_wide = second.to(tl.float32)
+    if BACK:
+        out_1 = first_wide * cos_1 + second_wide * sin_2
+        out_2 = second_wide * cos_2 - first_wide * sin_1
+    else:
+        out_1 = first_wide * cos_1 - second_wide * sin_1
+        out_2 = second_wide * cos_2 + first_wide * sin_2
     to = out_ptr + h * out_head + token * out_token + d
     tl.store(to, out_1.to(first.dtype), mask=mask)
     tl.store(to + half, out_2.to(first.dtype), mask=mask)

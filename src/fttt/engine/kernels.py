@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from fttt.engine.batch import Batch
     from fttt.engine.request import LoRASpec
 
-__all__ = ["add_lora", "decode_attention", "sample"]
+__all__ = ["add_lora", "decode_attention", "keep_mask", "sample"]
 
 _SPLIT = 256
 """Cached tokens that one program of the attention kernel reads."""
@@ -323,3 +323,28 @@ def _sample_kernel(
         picked = tl.load(base + token).to(tl.float32)
     tl.store(token_ptr + row, token.to(tl.int64))
     tl.store(logprob_ptr + row, picked - best - log_total)
+
+
+def keep_mask(key_B: Tensor, token_BT: Tensor, width: int, dropout: float) -> Tensor:
+    """:func:`fttt.engine.noise.keep_mask` in one kernel."""
+    segments, tokens = token_BT.shape
+    out = torch.empty(segments, tokens, width, dtype=torch.float32, device=token_BT.device)
+    _keep_kernel[(segments * tokens, triton.cdiv(width, 1024))](
+        key_B.contiguous(), token_BT.contiguous(), out, tokens, width, dropout, BLOCK=1024
+    )
+    return out
+
+
+@triton.jit
+def _keep_kernel(key_ptr, token_ptr, out_ptr, tokens, width, dropout, BLOCK: tl.constexpr):
+    at = tl.program_id(0).to(tl.int64)
+    i = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    key = tl.load(key_ptr + at // tokens).to(tl.uint64, bitcast=True)
+    counter = (tl.load(token_ptr + at) * width + i).to(tl.uint64, bitcast=True)
+    x = key + counter * 0x9E3779B97F4A7C15
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EB
+    x = x ^ (x >> 31)
+    noise = (x >> 40).to(tl.float32) * (1.0 / 16777216.0)
+    keep = tl.where(noise >= dropout, 1.0 / (1.0 - dropout), 0.0)
+    tl.store(out_ptr + at * width + i, keep, mask=i < width)

@@ -12,7 +12,7 @@ import hashlib
 import torch
 from torch import Tensor
 
-__all__ = ["derive_key", "uniform"]
+__all__ = ["derive_key", "keep_mask", "uniform"]
 
 _GOLDEN = 0x9E3779B97F4A7C15 - 2**64
 _MIX_1 = 0xBF58476D1CE4E5B9 - 2**64
@@ -33,6 +33,20 @@ def uniform(key: Tensor, counter: Tensor) -> Tensor:
     """
     x = _mix(key + counter * _GOLDEN)
     return _shift(x, 40).to(torch.float32) * 2.0**-24
+
+
+def keep_mask(key_B: Tensor, token_BT: Tensor, width: int, dropout: float) -> Tensor:
+    """Dropout's factors for ``[B, T, width]`` features: 0, or ``1 / (1 - dropout)``, float32.
+
+    Feature ``i`` of a token has the counter ``token * width + i`` in its segment's stream.
+    """
+    if token_BT.is_cuda:
+        from fttt.engine.kernels import keep_mask as keep_mask_cuda
+
+        return keep_mask_cuda(key_B, token_BT, width, dropout)
+    feature = torch.arange(width, device=token_BT.device)
+    noise = uniform(key_B[:, None, None], token_BT[..., None] * width + feature)
+    return (noise >= dropout) / (1 - dropout)
 
 
 def _mix(x: Tensor) -> Tensor:
