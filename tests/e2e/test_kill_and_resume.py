@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from fttt.cli import main
 from fttt.store import Run
 from fttt.testing import save_tiny_model
 from fttt.types import Trial
@@ -19,6 +20,13 @@ QUESTIONS, TRIALS = 4, 6
 
 def command(*words: str) -> list[str]:
     return [sys.executable, "-m", "fttt.cli", "run", *words]
+
+
+def run_here(*words: str) -> None:
+    """Run to the end within this process, which has loaded torch already."""
+    with pytest.raises(SystemExit) as ended:
+        main(["run", *words])
+    assert ended.value.code == 0
 
 
 @pytest.fixture
@@ -66,7 +74,7 @@ def stop(words: list[str], folder: Path, after: int, number: int) -> tuple[int, 
 @pytest.mark.slow
 def test_killed_interrupted_and_resumed_equals_uninterrupted(tmp_path: Path, model: Path) -> None:
     whole, torn = tmp_path / "whole", tmp_path / "torn"
-    subprocess.run(command(*flags(model, whole)), check=True, stdout=subprocess.DEVNULL)
+    run_here(*flags(model, whole))
     total = (whole / "events.jsonl").read_bytes().count(b"\n")
     assert total == QUESTIONS * (2 * TRIALS + 1)
 
@@ -83,7 +91,7 @@ def test_killed_interrupted_and_resumed_equals_uninterrupted(tmp_path: Path, mod
     before = len(Run.open(torn).trials)
     assert 0 < before < QUESTIONS * TRIALS
 
-    subprocess.run(command("--resume", str(torn)), check=True, stdout=subprocess.DEVNULL)
+    run_here("--resume", str(torn))
     assert facts(Run.open(torn)) == facts(Run.open(whole))
     # every generation was made once
     assert (torn / "events.jsonl").read_bytes().count(b"\n") == total
@@ -106,5 +114,5 @@ def test_a_full_disk_says_so_and_the_run_goes_on_later(tmp_path: Path, model: Pa
     assert f"fttt run --resume {out}" in done.stderr
     assert "Traceback" not in done.stderr
     assert (out / "events.jsonl").read_bytes().endswith(b"\n")
-    subprocess.run(command("--resume", str(out)), check=True, stdout=subprocess.DEVNULL)
+    run_here("--resume", str(out))
     assert len(Run.open(out).trials) == QUESTIONS * TRIALS
