@@ -20,7 +20,7 @@ class Limits:
     every 20 ms; the address space bounds each process by itself, at once.
     """
 
-    wall_seconds: float = 10.0
+    wall_seconds: float = 20.0
     """From the making of the box to its verdict."""
     cpu_seconds: int = 5
     memory_bytes: int = 512 * _MIB
