@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import warnings
 from collections.abc import Iterator
 from fractions import Fraction
 
@@ -90,7 +91,9 @@ def wrong_programs(program: str) -> list[str]:
 
 
 def _with_bodies(program: str, statement: str) -> str:
-    tree = ast.parse(program)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of escapes that are none, in a benchmark's own programs
+        tree = ast.parse(program)
     for node in tree.body:
         if isinstance(node, ast.FunctionDef):
             node.body = ast.parse(f"def f():\n    {statement}").body[0].body  # type: ignore[attr-defined]

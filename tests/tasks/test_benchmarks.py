@@ -1,0 +1,307 @@
+"""The four benchmarks: their folders, the hub, and what is wrong with a file."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from fttt.errors import UsageError
+from fttt.tasks import TaskOptions, get_task
+from fttt.tasks.mbpp import MBPPTask
+from fttt.types import Question
+
+GSM8K = {
+    "question": "How many?",
+    "answer": "He has 2+3=<<2+3=5>>5.\nSo <<5*1000=5000>>5,000.\n#### 5,000",
+}
+MATH = {"problem": "What is $1+1$?", "solution": "It is $\\boxed{2}$."}
+HUMANEVAL = {
+    "task_id": "HumanEval/0",
+    "prompt": 'def one():\n    """One."""\n',
+    "entry_point": "one",
+    "canonical_solution": "    return 1\n",
+    "test": "def check(candidate):\n    assert candidate() == 1\n",
+}
+MBPP = {
+    "task_id": 11,
+    "text": "Write a function to add.",
+    "code": "def helper(a):\r\n    return a\r\ndef add(a, b):\r\n    return helper(a) + b",
+    "test_list": ["assert add(1, 2) == 3", "assert add(0, 0) == 0"],
+    "test_setup_code": "",
+    "challenge_test_list": ["assert add(-1, 1) == 0"],
+}
+
+
+def load(task: str, **options: Any) -> list[Question]:
+    return get_task(task).load(TaskOptions(**options))
+
+
+def write(path: Path, *rows: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, str | None, str], list[dict[str, Any]]]:
+    """A hub that holds what a test puts into it, by name, configuration and split."""
+    held: dict[tuple[str, str | None, str], list[dict[str, Any]]] = {}
+
+    def load_dataset(name: str, config: str | None, *, split: str) -> list[dict[str, Any]]:
+        try:
+            return held[name, config, split]
+        except KeyError:
+            raise ConnectionError(f"Couldn't reach '{name}' on the Hub (offline)\nmore") from None
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+    return held
+
+
+Hub = dict[tuple[str, "str | None", str], list[dict[str, Any]]]
+
+
+@pytest.mark.parametrize(
+    ("task", "split", "count", "first"),
+    [
+        ("gsm8k", "test", 1319, "gsm8k/test/0"),
+        ("gsm8k", "train", 7473, "gsm8k/train/0"),
+        ("math500", "test", 500, "test/precalculus/807.json"),
+        ("math500", "train", 12000, "train/algebra/0.json"),
+        ("humaneval", "test", 164, "HumanEval/0"),
+        ("mbpp", "test", 500, "MBPP/11"),
+        ("mbpp", "train", 374, "MBPP/601"),
+        ("mbpp", "validation", 90, "MBPP/511"),
+        ("mbpp", "prompt", 10, "MBPP/1"),
+    ],
+)
+def test_the_benchmarks_own_folders(
+    datasets: Path, task: str, split: str, count: int, first: str
+) -> None:
+    questions = load(task, data_dir=datasets, split=split)
+    assert len(questions) == len({question.id for question in questions}) == count
+    assert questions[0].id == first
+    for question in questions:
+        assert question.prompt.strip()
+        assert question.gold is not None
+        assert question.solution
+        assert "{question}" not in question.prompt
+
+
+@pytest.mark.parametrize(
+    ("task", "folder"),
+    [
+        ("gsm8k", "grade-school-math"),
+        ("gsm8k", "grade-school-math/grade_school_math/data"),
+        ("math500", "MATH500"),
+        ("humaneval", "openai_humaneval"),
+        ("humaneval", "openai_humaneval/openai_humaneval"),
+        ("mbpp", "mbpp"),
+        ("mbpp", "mbpp/full"),
+    ],
+)
+def test_the_benchmarks_own_folder_will_do(datasets: Path, task: str, folder: str) -> None:
+    assert load(task, data_dir=datasets / folder) == load(task, data_dir=datasets)
+
+
+def test_gsm8k(tmp_path: Path) -> None:
+    write(tmp_path / "test.jsonl", GSM8K)
+    (question,) = load("gsm8k", data_dir=tmp_path)
+    assert question.gold == "5000"
+    assert question.solution == "He has 2+3=5.\nSo 5,000.\nThe final answer is 5000"
+    assert question.prompt.count("How many?") == 1
+    assert '"The final answer is N"' in question.prompt
+
+
+def test_gsm8k_solutions_lose_all_their_marks(datasets: Path) -> None:
+    for split in ("test", "train"):
+        for question in load("gsm8k", data_dir=datasets, split=split):
+            assert question.solution is not None
+            assert "<<" not in question.solution
+            assert "####" not in question.solution
+            assert re.fullmatch(r"-?[\d.]+", str(question.gold))
+
+
+def test_math(tmp_path: Path) -> None:
+    write(
+        tmp_path / "test.jsonl", MATH, MATH | {"answer": "two", "unique_id": "test/algebra/1.json"}
+    )
+    first, second = load("math500", data_dir=tmp_path)
+    assert (first.id, first.gold) == ("math/test/0", "2")
+    assert (second.id, second.gold) == ("test/algebra/1.json", "two")
+    assert "\\boxed{}" in first.prompt
+
+
+def test_humaneval(hub: Hub) -> None:
+    hub["openai/openai_humaneval", None, "test"] = [HUMANEVAL]
+    (question,) = load("humaneval")
+    assert question.gold == {key: HUMANEVAL[key] for key in ("prompt", "test", "entry_point")}
+    assert question.solution == '```python\ndef one():\n    """One."""\n    return 1\n```'
+    assert "```python" in question.prompt
+
+
+def test_mbpp_shows_public_tests_and_is_judged_on_all(hub: Hub) -> None:
+    hub["google-research-datasets/mbpp", "full", "test"] = [MBPP]
+    (question,) = load("mbpp")
+    assert "assert add(1, 2) == 3" in question.prompt
+    assert "assert add(-1, 1)" not in question.prompt
+    assert question.gold == {
+        "prompt": "",
+        "test": "def check(candidate):\n    add = candidate\n    assert add(1, 2) == 3\n"
+        "    assert add(0, 0) == 0\n    assert add(-1, 1) == 0",
+        "entry_point": "add",
+    }
+    assert question.solution is not None
+    assert "\r" not in question.solution
+
+
+def run_plainly(question: Question, program: str) -> None:
+    """The judge's program in one namespace, as its protocol has it."""
+    gold = question.gold
+    assert isinstance(gold, dict)
+    text = f"{gold['prompt']}{program}\n{gold['test']}\ncheck({gold['entry_point']})"
+    exec(compile(text, question.id, "exec"), {"__name__": "program"})
+
+
+def test_a_function_that_is_itself_called_check(hub: Hub) -> None:
+    row = MBPP | {
+        "code": "def check(a):\n    return a > 0",
+        "test_list": ["assert check(1) == True", "assert check(-1) == False"],
+        "challenge_test_list": [],
+    }
+    hub["google-research-datasets/mbpp", "full", "test"] = [row]
+    (question,) = MBPPTask().load(TaskOptions())
+    run_plainly(question, "def check(a):\n    return a > 0")
+    with pytest.raises(AssertionError):
+        run_plainly(question, "def check(a):\n    return True")
+
+
+def test_helpers_and_builtins_in_tests_resolve(hub: Hub) -> None:
+    row = MBPP | {
+        "code": "class Pair:\n    def __init__(self, a):\n        self.a = a\n"
+        "def sum(pairs):\n    return max(p.a for p in pairs)",
+        "test_list": ["assert sum([Pair(1), Pair(2)]) == len('ab')"],
+        "test_setup_code": "one = Pair(1)",
+        "challenge_test_list": ["assert sum([one]) == 1"],
+    }
+    hub["google-research-datasets/mbpp", "full", "test"] = [row]
+    (question,) = load("mbpp")
+    assert isinstance(question.gold, dict)
+    assert question.gold["entry_point"] == "sum"
+    run_plainly(question, row["code"])
+    with pytest.raises(AssertionError):
+        run_plainly(question, row["code"].replace("max", "min"))
+
+
+@pytest.mark.filterwarnings("ignore::SyntaxWarning", "ignore::DeprecationWarning")
+def test_reference_programs_pass_in_one_namespace(datasets: Path) -> None:
+    """All of HumanEval and MBPP, as a plain ``exec`` runs them."""
+    for task, splits in (("humaneval", ("test",)), ("mbpp", MBPPTask.splits)):
+        for split in splits:
+            for question in load(task, data_dir=datasets, split=split):
+                assert question.solution is not None
+                program = question.solution.removeprefix("```python\n").removesuffix("```")
+                run_plainly(question, program)
+
+
+def test_the_twelve_thousand_of_the_hub(hub: Hub) -> None:
+    hub["HuggingFaceH4/MATH-500", None, "test"] = [
+        MATH | {"answer": "2", "unique_id": "test/a/1.json"}
+    ]
+    from fttt.tasks.math500 import SUBJECTS
+
+    for subject in SUBJECTS:
+        for part in ("train", "test"):
+            row = MATH | {"problem": f"{subject} {part}"}
+            hub["EleutherAI/hendrycks_math", subject, part] = [row, MATH]
+    assert [question.gold for question in load("math500")] == ["2"]
+    train = load("math500", split="train")
+    assert len(train) == 14  # what the test split holds is left out
+    assert len({question.id for question in train}) == 14
+
+
+@pytest.mark.parametrize("task", ["gsm8k", "math500", "humaneval", "mbpp"])
+def test_a_hub_out_of_reach_is_one_sentence(hub: Hub, task: str) -> None:
+    with pytest.raises(UsageError, match=r"could not be loaded from the hub .*--data-dir") as error:
+        load(task)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("task", ["gsm8k", "math500", "humaneval", "mbpp"])
+def test_a_hub_without_its_package(monkeypatch: pytest.MonkeyPatch, task: str) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(UsageError, match="needs the datasets package"):
+        load(task)
+
+
+@pytest.mark.parametrize("task", ["gsm8k", "math500", "humaneval", "mbpp"])
+def test_a_folder_without_the_data(tmp_path: Path, task: str) -> None:
+    with pytest.raises(UsageError, match=f"data of '{task}' is not in .*--data-dir"):
+        load(task, data_dir=tmp_path)
+
+
+@pytest.mark.parametrize("task", ["gsm8k", "math500", "humaneval", "mbpp"])
+def test_an_unknown_split(task: str) -> None:
+    with pytest.raises(UsageError, match=f"task '{task}' has no split 'dev'; choose from test"):
+        load(task, split="dev")
+
+
+@pytest.mark.parametrize(
+    ("task", "lines", "said"),
+    [
+        ("gsm8k", ["{bad"], "Line 1 of .* is no JSON"),
+        ("gsm8k", [json.dumps(GSM8K), "", "[1]"], "Line 3 of .* is no JSON object"),
+        ("gsm8k", [json.dumps({"question": "x"})], "Line 1 of .* has no field 'answer'"),
+        ("gsm8k", [json.dumps(GSM8K | {"answer": "5"})], "Line 1 of .* without '#### N'"),
+        ("gsm8k", ["", "  "], "holds no question"),
+        ("gsm8k", ["[" * 100_000], "Line 1 of .* is no JSON"),
+        ("math500", [json.dumps(MATH | {"solution": "2"})], "Line 1 of .* has no answer"),
+        ("math500", [json.dumps({"problem": "x"})], "Line 1 of .* has no field 'solution'"),
+    ],
+)
+def test_a_malformed_line_is_named(tmp_path: Path, task: str, lines: list[str], said: str) -> None:
+    (tmp_path / "test.jsonl").write_text("\n".join(lines))
+    with pytest.raises(UsageError, match=said):
+        load(task, data_dir=tmp_path)
+
+
+def test_a_file_that_is_no_parquet(tmp_path: Path) -> None:
+    (tmp_path / "test-00000-of-00001.parquet").write_text("hello")
+    for task in ("humaneval", "mbpp"):
+        with pytest.raises(UsageError, match="is no parquet file"):
+            load(task, data_dir=tmp_path)
+
+
+def test_missing_fields_of_the_hub(hub: Hub) -> None:
+    hub["openai/openai_humaneval", None, "test"] = [{"task_id": "x"}]
+    with pytest.raises(UsageError, match="has no field 'prompt'"):
+        load("humaneval")
+    hub["openai/gsm8k", "main", "test"] = []
+    with pytest.raises(UsageError, match="holds no question"):
+        load("gsm8k")
+
+
+def test_tests_that_call_nothing(hub: Hub) -> None:
+    hub["google-research-datasets/mbpp", "full", "test"] = [MBPP | {"test_list": ["assert True"]}]
+    with pytest.raises(UsageError, match="MBPP task 11 call no function"):
+        load("mbpp")
+
+
+@pytest.mark.parametrize("task", ["gsm8k", "math500", "humaneval", "mbpp"])
+def test_a_prompt_of_the_users_own(datasets: Path, task: str) -> None:
+    questions = load(task, data_dir=datasets, prompt="<<{question}>>")
+    assert all(q.prompt.startswith("<<") and q.prompt.endswith(">>") for q in questions)
+    with pytest.raises(UsageError, match="no place for the question"):
+        load(task, data_dir=datasets, prompt="none")
+
+
+def test_strict_mathematics() -> None:
+    verifier = get_task("math500", rule="strict").verifier()
+    question = Question("q", "", r"\frac{1}{4}")
+    assert not asyncio.run(verifier.verify(question, r"\boxed{0.25}")).correct

@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fttt.errors import UsageError
+from fttt.tasks import TASKS, get_task
+from fttt.tasks.arithmetic import ArithmeticTask
+from fttt.tasks.math500 import Math500Task
+
+
+def test_every_task_has_its_name_and_splits() -> None:
+    assert list(TASKS) == ["arithmetic", "gsm8k", "math500", "humaneval", "mbpp", "jsonl"]
+    for name, task in TASKS.items():
+        assert task.name == name
+        assert task.splits[0] == "test"
+        assert task.__doc__
+
+
+def test_a_task_takes_what_its_class_takes() -> None:
+    assert isinstance(get_task("arithmetic"), ArithmeticTask)
+    strict = get_task("math500", rule="strict")
+    assert isinstance(strict, Math500Task)
+    assert strict.rule == "strict"
+    with pytest.raises(TypeError):
+        get_task("gsm8k", verifier="number")
+
+
+@pytest.mark.parametrize(
+    ("name", "near"), [("gsm8", "gsm8k"), ("MATH500", "math500"), ("mbp", "mbpp")]
+)
+def test_a_near_name_is_offered(name: str, near: str) -> None:
+    with pytest.raises(UsageError, match=f"did you mean '{near}'"):
+        get_task(name)
+
+
+def test_an_unknown_name_lists_the_known_ones() -> None:
+    with pytest.raises(UsageError, match="choose from arithmetic, gsm8k, math500"):
+        get_task("zzz")
+
+
+def test_naming_a_task_imports_no_heavy_package() -> None:
+    script = (
+        "import sys; from fttt.tasks import TASKS, get_task; list(TASKS.items()); "
+        "[get_task(name).verifier() for name in ('gsm8k', 'math500', 'humaneval')]; "
+        "print([m for m in ('torch', 'datasets', 'pyarrow', 'sympy') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=Path.cwd()
+    )
+    assert done.stdout.strip() == "[]"
