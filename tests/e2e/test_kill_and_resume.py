@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from fttt.cli import main
 from fttt.store import Run
@@ -16,6 +18,8 @@ from fttt.testing import save_tiny_model
 from fttt.types import Trial
 
 QUESTIONS, TRIALS = 4, 6
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
+"""Threads of a tiny model only wait for one another where others use the machine too."""
 
 
 def command(*words: str) -> list[str]:
@@ -24,8 +28,13 @@ def command(*words: str) -> list[str]:
 
 def run_here(*words: str) -> None:
     """Run to the end within this process, which has loaded torch already."""
-    with pytest.raises(SystemExit) as ended:
-        main(["run", *words])
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            main(["run", *words])
+    finally:
+        torch.set_num_threads(threads)
     assert ended.value.code == 0
 
 
@@ -59,7 +68,7 @@ def facts(run: Run) -> list[tuple[str, int, tuple[int, ...], str, float]]:
 
 def stop(words: list[str], folder: Path, after: int, number: int) -> tuple[int, str]:
     """Start a run and send it a signal once its journal has ``after`` lines."""
-    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env=ONE_THREAD)
     journal = folder / "events.jsonl"
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
@@ -108,7 +117,7 @@ def test_a_full_disk_says_so_and_the_run_goes_on_later(tmp_path: Path, model: Pa
         "main(sys.argv[1:])\n"
     )
     words = [sys.executable, "-c", script, "run", *flags(model, out)]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    done = subprocess.run(words, capture_output=True, text=True, check=False, env=ONE_THREAD)
     assert done.returncode == 1
     assert "Cannot write" in done.stderr
     assert f"fttt run --resume {out}" in done.stderr
