@@ -64,9 +64,6 @@ class Generous(NumberVerifier):
         return replace(await super().verify(question, completion), outcome="correct")
 
 
-Generous.__name__ = "NumberVerifier"
-
-
 class GenerousTask(ArithmeticTask):
     def verifier(self) -> Verifier:
         return Generous()

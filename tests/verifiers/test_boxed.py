@@ -47,6 +47,11 @@ def test_the_last_box(text: str, boxed: str | None) -> None:
         ("I do not know.", None),
         ("We get 5 because of the rule.", None),
         ("", None),
+        ("no", None),
+        ("No.", None),
+        ("so 5", None),
+        ("2ab", "2ab"),
+        ("x=ab", "x=ab"),
         ("The final answer is", None),
     ],
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from fttt.tasks.base import Task, TaskOptions
@@ -12,13 +12,13 @@ from fttt.tasks.perturb import rewritten_answers, wrong_answers, wrong_programs
 from fttt.tasks.prompts import fenced
 from fttt.types import Question
 from fttt.verifiers.base import Verifier
+from fttt.verifiers.math import MathVerifier
+from fttt.verifiers.number import NumberVerifier
 
 __all__ = ["CheckReport", "Mistake", "Tally", "check_task"]
 
 _AT_ONCE = 64
 _FENCED = re.compile(r"```python\n(.*?)\n?```", re.DOTALL)
-_PHRASES = {"NumberVerifier": "The final answer is {}", "MathVerifier": "\\boxed{{{}}}"}
-"""How a completion states an answer that is a text, by the verifier that reads it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,26 +93,32 @@ async def check_task(task: Task, options: TaskOptions) -> CheckReport:
         await verifier.close()
 
 
-def _golds(question: Question, verifier: Verifier) -> Iterable[str]:
-    phrase = _PHRASES.get(type(verifier).__name__)
-    if phrase is not None:
-        yield phrase.format(question.gold)
+def _stated(verifier: Verifier, answers: Iterable[str]) -> list[str]:
+    """Completions that state answers as the verifier reads them; none where it reads none."""
+    if isinstance(verifier, NumberVerifier):
+        return [f"The final answer is {answer}" for answer in answers]
+    if isinstance(verifier, MathVerifier):
+        return [f"\\boxed{{{answer}}}" for answer in answers]
+    return []
 
 
-def _rewritten(question: Question, verifier: Verifier) -> Iterable[str]:
-    if getattr(verifier, "rule", None) == "equivalence":
-        phrase = _PHRASES["MathVerifier"]
-        yield from (phrase.format(answer) for answer in rewritten_answers(str(question.gold)))
+def _golds(question: Question, verifier: Verifier) -> list[str]:
+    return _stated(verifier, [str(question.gold)])
 
 
-def _wrong(question: Question, verifier: Verifier) -> Iterable[str]:
-    phrase = _PHRASES.get(type(verifier).__name__)
-    if phrase is not None:
-        yield from (phrase.format(answer) for answer in wrong_answers(str(question.gold)))
-    elif isinstance(question.gold, dict) and question.solution is not None:
-        program = _FENCED.search(question.solution)
-        if program is not None:
-            yield from (fenced(code) for code in wrong_programs(program[1]))
+def _rewritten(question: Question, verifier: Verifier) -> list[str]:
+    if not isinstance(verifier, MathVerifier) or verifier.rule == "strict":
+        return []
+    return _stated(verifier, rewritten_answers(str(question.gold)))
+
+
+def _wrong(question: Question, verifier: Verifier) -> list[str]:
+    if isinstance(question.gold, str):
+        return _stated(verifier, wrong_answers(question.gold))
+    program = _FENCED.search(question.solution or "")
+    if isinstance(question.gold, Mapping) and program is not None:
+        return [fenced(code) for code in wrong_programs(program[1])]
+    return []
 
 
 async def _judge(

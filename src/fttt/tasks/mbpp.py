@@ -132,5 +132,5 @@ def _called(test: str) -> Iterator[str]:
 
 def _parse(code: str) -> ast.Module:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the benchmark's own "\\w" in plain strings
+        warnings.simplefilter("ignore")  # of escapes that are none, in the benchmark's own programs
         return ast.parse(code)

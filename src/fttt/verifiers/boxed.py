@@ -9,7 +9,8 @@ __all__ = ["find_answer", "last_boxed"]
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*")
 _MARKER = re.compile(r"\banswer\s*(?:is|:|=)\s*:?|####", re.IGNORECASE)
 _LINE_END = re.compile(r"\n(?=\s*\S)|[.!?](?=\s+[A-Z]|\s*$)")
-_WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}")
+_WORD = re.compile(r"(?<![\\A-Za-z])(?:[A-Za-z]{3,}|(?<!\S)[A-Za-z]{2}(?![^\s.,]))")
+_SIGN = re.compile(r"[\d\\=+*/^(-]")
 _COMMAND = re.compile(r"\\[A-Za-z]+\s*(?:\{[A-Za-z ]*\})?")
 _MATH = re.compile(r"\$\$(.+?)\$\$|\$(.+?)\$|\\\[(.+?)\\\]|\\\((.+?)\\\)", re.DOTALL)
 _FORMULA = 200
@@ -80,6 +81,6 @@ def _bare(text: str) -> str | None:
     """``text`` where it is one line of mathematics without words."""
     if not text or len(text) > _FORMULA or "\n" in text or _BOX.search(text):
         return None
-    if _WORD.search(_COMMAND.sub("", text)):
+    if _WORD.search(_COMMAND.sub("", text)) or not _SIGN.search(text):
         return None
     return _formula(text) or None

@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import io
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fttt.cli import main
+
+PROBLEM = {
+    "prompt": "",
+    "test": "def check(candidate):\n    assert candidate(2) == 4",
+    "entry_point": "double",
+}
+
+
+def verify(
+    capsys: pytest.CaptureFixture[str], *arguments: str
+) -> tuple[int, list[dict[str, Any]], str]:
+    """Exit code, the lines printed, and what went wrong."""
+    with pytest.raises(SystemExit) as exit_:
+        main(["verify", *arguments])
+    printed = capsys.readouterr()
+    assert isinstance(exit_.value.code, int)
+    return exit_.value.code, [json.loads(line) for line in printed.out.splitlines()], printed.err
+
+
+def write(path: Path, *rows: Any) -> str:
+    path.write_text("".join(f"{r if isinstance(r, str) else json.dumps(r)}\n" for r in rows))
+    return str(path)
+
+
+def case(gold: Any, completion: str) -> dict[str, Any]:
+    return {"gold": gold, "completion": completion}
+
+
+def test_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [case("18", "It is $18.00."), case(18, "19"), "", case("18", "eighteen")]
+    code, lines, _ = verify(capsys, "number", write(tmp_path / "in.jsonl", *rows))
+    assert code == 0
+    assert [line["verdict"] for line in lines] == ["correct", "incorrect", "unanswered"]
+    assert [line["extracted"] for line in lines] == ["18", "19", None]
+    assert all(set(line) == {"verdict", "extracted", "detail"} for line in lines)
+
+
+def test_mathematics_by_either_rule(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [case(r"\frac{1}{4}", r"\boxed{0.25}"), case("x+1", r"\boxed{1+x}"), case("5", "no")]
+    file = write(tmp_path / "in.jsonl", *rows)
+    _, lines, _ = verify(capsys, "math", file)
+    assert [line["verdict"] for line in lines] == ["correct", "correct", "unanswered"]
+    _, lines, _ = verify(capsys, "math", file, "--math-rule", "strict")
+    assert [line["verdict"] for line in lines] == ["incorrect", "incorrect", "unanswered"]
+
+
+def test_programs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    right = "```python\ndef double(a):\n    return 2 * a\n```"
+    rows = [case(PROBLEM, right), case(PROBLEM, right.replace("2", "3")), case(PROBLEM, "no idea")]
+    code, lines, _ = verify(capsys, "code", write(tmp_path / "in.jsonl", *rows))
+    assert code == 0
+    assert [line["verdict"] for line in lines] == ["correct", "incorrect", "unanswered"]
+
+
+def test_the_order_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Slow and quick comparisons, more than are judged at once."""
+    rows = [
+        case(r"\sqrt{2}+1", rf"\boxed{{\sqrt{{2}}+{n % 3}}}")
+        if n % 2
+        else case("7", f"\\boxed{{{n}}}")
+        for n in range(150)
+    ]
+    _, lines, _ = verify(capsys, "math", write(tmp_path / "in.jsonl", *rows))
+    expected = [n % 3 == 1 if n % 2 else n == 7 for n in range(150)]
+    assert [line["verdict"] == "correct" for line in lines] == expected
+
+
+@pytest.mark.parametrize(
+    ("kind", "row", "said"),
+    [
+        ("number", "{bad", "Line 2 of .* is no JSON"),
+        ("number", "[1]", 'Line 2 of .* "gold" and "completion"'),
+        ("number", {"gold": "1"}, 'Line 2 of .* "gold" and "completion"'),
+        ("number", {"gold": "1", "completion": 3}, "Line 2 of .* completion that is no text"),
+        ("math", {"gold": None, "completion": "3"}, "Line 2 of .* neither text nor a number"),
+        ("number", {"gold": True, "completion": "3"}, "Line 2 of .* neither text nor a number"),
+        ("code", {"gold": "1", "completion": "3"}, "Line 2 of .* no problem object"),
+    ],
+)
+def test_a_malformed_line_is_named_behind_the_verdicts_before_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str, row: Any, said: str
+) -> None:
+    first = case(PROBLEM, "no idea") if kind == "code" else case("1", "\\boxed{1}")
+    file = write(tmp_path / "in.jsonl", first, row, first)
+    code, lines, message = verify(capsys, kind, file)
+    assert code == 2
+    assert len(lines) == 1
+    assert re.search(said, message)
+
+
+def test_a_file_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, message = verify(capsys, "number", str(tmp_path / "none.jsonl"))
+    assert code == 2
+    assert "cannot be read" in message
+
+
+def test_standard_input(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for arguments in (["number"], ["number", "-"]):
+        text = json.dumps(case("1", "1")) + "\n"
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+        _, lines, _ = verify(capsys, *arguments)
+        assert [line["verdict"] for line in lines] == ["correct"]
+
+
+def test_each_verdict_comes_as_soon_as_its_line_is_judged() -> None:
+    script = "from fttt.cli import main; main(['verify', 'number'])"
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    for number in range(3):
+        process.stdin.write(json.dumps(case("1", str(number))) + "\n")
+        process.stdin.flush()
+        line = json.loads(process.stdout.readline())  # before the next line is written
+        assert line["extracted"] == str(number)
+    process.stdin.close()
+    process.stdout.close()
+    assert process.wait(30) == 0
