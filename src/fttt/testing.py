@@ -336,7 +336,7 @@ def play(
         sampling=build(SamplingSection, sampling, "play()"),
         budget=build(BudgetSection, budget, "play()"),
         lora=lora_spec(getattr(method, "settings", MethodSettings())),
-        together=method.together,
+        method=method,
     )
     asked = question or TinyTask().load(TaskOptions())[7]
 

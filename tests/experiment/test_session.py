@@ -47,6 +47,9 @@ class Attempts(Method):
     def __init__(self, settings: LoRASettings) -> None:
         self.settings = settings
 
+    def conversation(self, max_new_tokens: int) -> tuple[str | int, ...]:
+        return (max_new_tokens, "More.", max_new_tokens)
+
     async def solve(self, question: Question, session: Session) -> None:
         async with session.adapter() as adapter:
             async for trial in session.trials():
@@ -118,6 +121,23 @@ class NoWeights(Method):
 def test_an_adapter_needs_settings() -> None:
     with pytest.raises(TypeError, match="without LoRASettings"):
         play(NoWeights(MethodSettings()), [], trials=1)
+
+
+class Talks(Method):
+    """Continues a conversation without saying so."""
+
+    name = "talks"
+    summary = "for tests"
+
+    async def solve(self, question: Question, session: Session) -> None:
+        async for trial in session.trials():
+            first = await trial.generate()
+            await trial.verify(await trial.generate(first, "Again."))
+
+
+def test_a_method_says_how_long_its_conversation_grows() -> None:
+    with pytest.raises(TypeError, match="'talks' continues a conversation without saying how"):
+        play(Talks(MethodSettings()), ["1", "2"], trials=1)
 
 
 def test_answers_are_extracted_for_votes_and_budget_is_told() -> None:

@@ -127,7 +127,7 @@ def make_bench(
         sampling=config.sampling,
         budget=config.budget,
         lora=plan.lora,
-        together=plan.method.together,
+        method=plan.method,
     )
 
 

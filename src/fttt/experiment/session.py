@@ -22,7 +22,7 @@ from fttt.engine.request import (
 )
 from fttt.errors import FTTTError, RunError
 from fttt.experiment.ledger import Ledger
-from fttt.methods import Adapter, Attempt
+from fttt.methods import Adapter, Attempt, Method
 from fttt.models.chat import ChatFormat
 from fttt.store import GenerationEvent, Journal
 from fttt.types import Completion, Feedback, Question, Trial, Turn, Usage, Verdict
@@ -55,8 +55,8 @@ class Bench:
     sampling: SamplingSection
     budget: BudgetSection
     lora: LoRASpec | None
-    together: bool
-    """Whether trials are independent of one another: see :class:`fttt.methods.Method`."""
+    method: Method
+    """What it says of itself counts: see :class:`fttt.methods.Method`."""
 
 
 @dataclass
@@ -98,7 +98,7 @@ class QuestionSession:
 
     async def trials(self) -> AsyncIterator[Attempt]:
         """Trials until the budget is spent, or the question is solved."""
-        together = self.bench.together
+        together = self.bench.method.together
         while True:
             if not together:
                 self.end_trials()
@@ -162,6 +162,11 @@ class QuestionSession:
         number, self._generations = self._generations, self._generations + 1
         longest = bench.sampling.max_new_tokens
         new_tokens = min(longest, max_new_tokens) if max_new_tokens else longest
+        if turns and type(bench.method).conversation is Method.conversation:
+            raise TypeError(
+                f"the method {bench.method.name!r} continues a conversation without saying how "
+                "long it may grow; give it a conversation() of its own"
+            )
         prompt_ids = self._prompt_ids(turns, new_tokens)
         past = self.history.generations.get(number)
         if past is not None:

@@ -133,7 +133,8 @@ class Method(ABC):
     def conversation(self, max_new_tokens: int) -> tuple[str | int, ...]:
         """Its longest conversation after the question, from which the engine's rows are sized.
 
-        A text stands for a user's turn, a number for as many tokens of the model's.
+        A text stands for a user's turn, a number for as many tokens of the model's. A method that
+        passes turns to ``generate`` says here how many it needs; older ones are left out.
         """
         return (max_new_tokens,)
 

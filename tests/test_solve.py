@@ -1,0 +1,133 @@
+"""``fttt.solve`` on a tiny model with the real engine."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+import fttt
+from fttt.testing import TinyVerifier, save_tiny_model, tiny_model
+
+
+@pytest.fixture(scope="module")
+def model() -> Iterator[Any]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield tiny_model()
+    torch.set_num_threads(threads)
+
+
+def test_a_question_is_tried_until_it_verifies(model: Any) -> None:
+    def third(completion: str) -> bool:
+        return completion == wanted
+
+    wanted = ""
+    all_wrong = fttt.solve("Hi", verify=third, model=model, trials=3, max_new_tokens=8)
+    assert not all_wrong.solved
+    assert all_wrong.answer is None
+    assert [trial.verdict for trial in all_wrong.trials] == ["incorrect"] * 3
+    assert all(trial.loss is not None for trial in all_wrong.trials)
+    wanted = all_wrong.trials[2].completion
+    result = fttt.solve("Hi", verify=third, model=model, trials=9, max_new_tokens=8)
+    assert result.solved
+    assert result.answer == wanted
+    assert len(result.trials) == 3
+    assert result.usage.generations == 3
+    assert result.usage.generated_tokens == sum(len(t.token_ids) for t in result.trials)
+    assert result.usage.trained_tokens > 0
+
+
+def test_it_works_inside_a_running_event_loop(model: Any) -> None:
+    async def notebook() -> fttt.Result:
+        return fttt.solve("Hi", verify=bool, model=model, trials=2, max_new_tokens=8)
+
+    assert asyncio.run(notebook()).solved
+
+
+def test_a_verifier_object_and_a_gold(model: Any) -> None:
+    verifier = TinyVerifier()
+    result = fttt.solve(
+        fttt.Question("mine", "Hi", gold="none"),
+        verify=verifier,
+        model=model,
+        method="best-of-n",
+        trials=2,
+        max_new_tokens=8,
+    )
+    assert not result.solved
+    assert {trial.question_id for trial in result.trials} == {"mine"}
+    assert not verifier.closed  # it is the caller's
+
+
+def test_a_vote_is_won_by_the_most_frequent_answer(model: Any) -> None:
+    class Same(TinyVerifier):
+        def extract(self, completion: str) -> str | None:
+            return "7"
+
+    result = fttt.solve(
+        fttt.Question("mine", "Hi", gold="7"),
+        verify=Same(),
+        model=model,
+        method="self-consistency",
+        trials=3,
+        max_new_tokens=4,
+    )
+    assert result.solved
+    assert len(result.trials) == 3
+    assert result.answer == min(result.trials, key=lambda t: t.trial).completion
+
+
+def test_a_method_of_your_own(model: Any) -> None:
+    class Twice(fttt.Method):
+        name = "twice"
+        summary = "for tests"
+
+        async def solve(self, question: fttt.Question, session: fttt.Session) -> None:
+            async for trial in session.trials():
+                await trial.verify(await trial.generate(temperature=0.0))
+
+    result = fttt.solve(
+        "Hi",
+        verify=lambda _: False,
+        model=model,
+        method=Twice(fttt.MethodSettings()),
+        trials=2,
+        max_new_tokens=4,
+    )
+    assert len(result.trials) == 2
+    assert result.trials[0].token_ids == result.trials[1].token_ids
+
+
+def test_a_model_by_its_folder_and_another_budget(tmp_path: Any) -> None:
+    folder = save_tiny_model(tmp_path / "tiny")
+    result = fttt.solve(
+        "Hi",
+        verify=lambda _: False,
+        model=str(folder),
+        device="cpu",
+        trials=None,
+        token_budget=9,
+        max_new_tokens=4,
+    )
+    assert len(result.trials) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ({"trials": 0}, r"'budget.trials' in fttt.solve\(\) cannot be 0"),
+        ({"method": "ftt"}, "No method 'ftt'"),
+        ({"model": "nope"}, "No model 'nope'"),
+        ({"settings": {"lrr": 1}}, "did you mean 'lr'"),
+        ({"verify": 3}, "verify cannot be 3"),
+        ({"max_new_tokens": 4096}, "is longer than the context"),
+    ],
+)
+def test_faults_are_named(arguments: dict[str, Any], match: str, model: Any) -> None:
+    given = {"verify": bool, "model": model, **arguments}
+    with pytest.raises(fttt.UsageError, match=match):
+        fttt.solve("Hi", **given)
