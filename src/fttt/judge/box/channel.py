@@ -30,10 +30,14 @@ class Channel:
         self._connection = connection
 
     def send(self, message: dict[str, Any]) -> None:
-        """Send one message; raises :class:`BrokenBorder` where the other side is gone."""
+        """Send one message.
+
+        Raises :class:`ValueError`, with nothing sent, where it is too large, and
+        :class:`BrokenBorder` where the other side is gone.
+        """
         body = json.dumps(message, separators=(",", ":")).encode("ascii")
         if len(body) > MAX_MESSAGE:
-            raise BrokenBorder(f"a value of {len(body)} bytes; at most {MAX_MESSAGE} may cross")
+            raise ValueError(f"a value of {len(body)} bytes; at most {MAX_MESSAGE} may cross")
         try:
             self._connection.sendall(_LENGTH.pack(len(body)) + body)
         except OSError as error:

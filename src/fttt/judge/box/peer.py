@@ -198,7 +198,7 @@ class Peer:
         writer = Writer(self, objects)
         request = [operation, number, writer.items(args), writer.pairs(kwargs)]
         try:
-            self._channel.send({"ask": request, "table": writer.table})
+            self._send({"ask": request, "table": writer.table})
             while "ask" in (message := self._channel.receive()):
                 self.serve(message)
             reader = Reader(self, objects)
@@ -213,6 +213,12 @@ class Peer:
             self.broken = f"an answer that is no plain data ({type(malformed).__name__})"
             raise BrokenBorder(self.broken) from malformed
         raise error
+
+    def _send(self, request: dict[str, Any]) -> None:
+        try:
+            self._channel.send(request)
+        except ValueError as large:
+            raise BrokenBorder(str(large)) from large
 
     def serve(self, message: dict[str, Any]) -> None:
         """Answer one request of the other side."""
@@ -232,7 +238,10 @@ class Peer:
         except BaseException as error:
             answer = {"error": self._describe(error, writer)}
         writer.changes(message["table"])
-        self._channel.send({**answer, "table": writer.table})
+        try:
+            self._channel.send({**answer, "table": writer.table})
+        except ValueError as large:
+            self._channel.send({"error": ["ValueError", "ValueError", [str(large)]], "table": []})
 
     def _describe(self, error: BaseException, writer: Writer) -> list[Any]:
         base = next(c.__name__ for c in type(error).__mro__ if _EXCEPTIONS.get(c.__name__) is c)
