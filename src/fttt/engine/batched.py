@@ -125,6 +125,7 @@ class BatchedEngine:
         self._lessons: deque[TrainJob] = deque()
         self._patience = {"prefill": Patience(), "train": Patience()}
         self._loop_task: asyncio.Task[None] | None = None
+        self._launched = 0.0
         self._wake = asyncio.Event()
         self._failure: BaseException | None = None
 
@@ -214,22 +215,17 @@ class BatchedEngine:
     @torch.no_grad()
     @sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
     def _turn(self) -> None:
-        """One train or prefill pass where it is due, and one look at the running sequences.
+        """One look at the running sequences, and one train or prefill pass where it is due.
 
         cuDNN's attention is left out: it plans anew for every shape, and shapes keep changing.
         """
+        self._collect()
         running = len(self._running)
         if self._patience["train"].ready(len(self._lessons), running):
             self._timed("train", self._train)
         elif self._patience["prefill"].ready(self._admissible(), running):
             self._timed("prefill", self._prefill)
-        if self._running:
-            start = time.perf_counter()
-            self._decode()
-            seconds = time.perf_counter() - start
-            self.busy["decode"] += seconds
-            self._patience["train"].waited(len(self._lessons), seconds)
-            self._patience["prefill"].waited(self._admissible(), seconds)
+        self._launch()
 
     def _timed(self, kind: str, run: Callable[[], None]) -> None:
         start = time.perf_counter()
@@ -239,9 +235,15 @@ class BatchedEngine:
         self._patience[kind].ran(seconds)
 
     def _admissible(self) -> int:
-        """Waiting requests that a lane and a row are there for."""
+        """Waiting requests that a lane and a row are there for.
+
+        Kept rows are taken back only where nothing else can go on.
+        """
         lanes = self.plan.batch_size - len(self._running)
-        return min(len(self._waiting), lanes, self._cache.available)
+        rows = self._cache.free
+        if not self._running and not self._lessons:
+            rows += self._cache.kept
+        return min(len(self._waiting), lanes, rows)
 
     def _prefill(self) -> None:
         """Start as many waiting requests as one pass takes, and draw their first tokens."""
@@ -277,18 +279,27 @@ class BatchedEngine:
         with self._bank.applied(batch):
             return run_model(self._model, batch, last)
 
-    def _decode(self) -> None:
-        self._drop_cancelled()
-        if self._running:
-            self._decoder.decode([job.lane for job in self._running if job.lane])
-            self.decode_steps += self._decoder.steps
-            self._settle(self._decoder.steps)
-
-    def _drop_cancelled(self) -> None:
+    def _launch(self) -> None:
+        """Begin decode steps; on a GPU they run while the questions' coroutines do."""
         for job in [j for j in self._running if j.answer.cancelled()]:
             self._running.remove(job)
             assert job.lane is not None
             self._cache.give(job.lane.row)
+        if self._running:
+            self._launched = time.perf_counter()
+            self._decoder.launch([job.lane for job in self._running if job.lane])
+
+    def _collect(self) -> None:
+        """Take the tokens of the steps that were begun, and answer what ended."""
+        if not self._running:
+            return
+        self._decoder.collect()
+        seconds = time.perf_counter() - self._launched
+        self.busy["decode"] += seconds
+        self.decode_steps += self._decoder.steps
+        self._settle(self._decoder.steps)
+        self._patience["train"].waited(len(self._lessons), seconds)
+        self._patience["prefill"].waited(self._admissible(), seconds)
 
     def _settle(self, fresh: int) -> None:
         """Answer the sequences that ended among their last ``fresh`` tokens."""
@@ -375,7 +386,7 @@ class BatchedEngine:
                 return Lesson(slot, context.row, len(ids) - 1, ids, request.targets), None
         else:
             ids = tuple(context)  # type: ignore[arg-type]
-        if self._cache.available == 0:
+        if self._cache.free + self._cache.kept == 0:
             return None, None
         row = self._cache.take()
         lesson = Lesson(slot, row, len(ids) - 1, ids, request.targets)

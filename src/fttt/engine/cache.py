@@ -43,9 +43,14 @@ class KVCache:
         self._kept: OrderedDict[int, KeptRow] = OrderedDict()
 
     @property
-    def available(self) -> int:
-        """Rows that :meth:`take` could hand out now."""
-        return len(self._free) + len(self._kept)
+    def free(self) -> int:
+        """Rows that hold nothing."""
+        return len(self._free)
+
+    @property
+    def kept(self) -> int:
+        """Rows that :meth:`take` would take back when no other is free."""
+        return len(self._kept)
 
     def take(self) -> int:
         """Take a free row, or the one that was kept longest."""

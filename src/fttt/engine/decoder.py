@@ -49,8 +49,11 @@ class Decoder(Protocol):
     steps: int
     """K: steps of one call."""
 
-    def decode(self, lanes: Sequence[Lane]) -> None:
-        """Append ``steps`` tokens to each lane."""
+    def launch(self, lanes: Sequence[Lane]) -> None:
+        """Begin ``steps`` steps of these lanes."""
+
+    def collect(self) -> None:
+        """Wait for them, and append their tokens to the lanes."""
 
 
 def draw(logits_LV: Tensor, lanes: Sequence[Lane]) -> None:
@@ -75,9 +78,15 @@ class CPUDecoder:
 
     def __init__(self, model: nn.Module, cache: KVCache, bank: LoRABank | None) -> None:
         self._model, self._cache, self._bank = model, cache, bank
+        self._lanes: Sequence[Lane] = ()
 
-    def decode(self, lanes: Sequence[Lane]) -> None:
+    def launch(self, lanes: Sequence[Lane]) -> None:
+        """Note the lanes; a CPU has nothing to run beside."""
+        self._lanes = lanes
+
+    def collect(self) -> None:
         """Append one token to each lane."""
+        lanes = self._lanes
         batch = Batch.pack("decode", [lane.segment for lane in lanes], self._cache)
         if self._bank is None:
             logits = run_model(self._model, batch, slice(None))
@@ -109,9 +118,11 @@ class CUDADecoder:
         self._graphs: dict[tuple[int, bool], Any] = {}
         self._pool: Any = None
         self._buckets = _buckets(lanes)
+        self._lanes: Sequence[Lane] = ()
 
-    def decode(self, lanes: Sequence[Lane]) -> None:
-        """Append ``steps`` tokens to each lane."""
+    def launch(self, lanes: Sequence[Lane]) -> None:
+        """Begin ``steps`` replays."""
+        self._lanes = lanes
         bucket = next(b for b in self._buckets if b >= len(lanes))
         spare = bucket - len(lanes)
         whole = torch.tensor(
@@ -136,6 +147,10 @@ class CUDADecoder:
         self._tick.zero_()
         for _ in range(self.steps):
             graph.replay()
+
+    def collect(self) -> None:
+        """Wait for the replays and append their tokens."""
+        lanes = self._lanes
         tokens = self._tokens[:, : len(lanes)].T.tolist()
         scores = (
             self._scores[:, : len(lanes)].T.tolist() if any(x.logprobs for x in lanes) else None

@@ -19,9 +19,7 @@ from fttt.models.loader import LoadedModel
 
 __all__ = ["MemoryPlan", "kv_shape", "plan_memory"]
 
-DEFAULT_BATCH = {"cpu": 16, "cuda": 512}
-PASS_TOKENS = {"cpu": (2048, 1024), "cuda": (8192, 2048)}
-"""Tokens of a prefill and of a train pass."""
+DEFAULT_BATCH = {"cpu": 16, "cuda": 1024}
 STATE_BYTES = 12
 """Of each trained parameter: the weight and two moments, float32; 4 more in a train step."""
 
@@ -83,7 +81,8 @@ def plan_memory(
     """Size the engine for sequences of ``max_length`` tokens.
 
     A batch size that was asked for is kept or refused, never lowered; without one, as many
-    sequences run as the free memory takes, 512 on a GPU and 16 on a CPU at most.
+    sequences run as the free memory takes, 1,024 on a GPU and 16 on a CPU at most. Where methods
+    train, up to as many rows again hold finished sequences until their train step.
 
     Raises:
         UsageError: it does not fit; the sentence names the options to change.
@@ -94,30 +93,29 @@ def plan_memory(
     capacity = -(-(max_length + 8) // 16) * 16  # room for the steps between two looks
     row_bytes = 2 * layers * kv_heads * dim * dtype.itemsize * capacity
     slot_bytes = STATE_BYTES * count_parameters(loaded.model, lora) if lora else 0
-    prefill_tokens, train_tokens = PASS_TOKENS[device.type]
-    working = _working_bytes(loaded, prefill_tokens, train_tokens if lora else 0)
+    prefill_tokens, train_tokens, working = _passes(loaded, device, trains=lora is not None)
     free = free_bytes(device) - working
     wanted = max(1, min(batch_size or DEFAULT_BATCH[device.type], concurrency))
-    spare = -(-wanted // 4) if lora else 0  # rows kept for a train step while others run
-    rows = min(wanted + spare, max(concurrency, 1))
+    rows = min(2 * wanted, concurrency) if lora else wanted
     slots = concurrency if lora else 0
 
-    def needed(rows: int, slots: int) -> int:
+    def needed() -> int:
         return int((rows + 1) * row_bytes + slots * slot_bytes)
 
-    if needed(rows, slots) > free and lora:
-        slots = min(slots, 2 * rows)
-    while batch_size is None and needed(rows, slots) > free and wanted > 1:
-        wanted = max(1, wanted * 7 // 8)
-        rows = wanted + (-(-wanted // 4) if lora else 0)
-        slots = min(slots, 2 * rows)
-    if needed(rows, slots) > free:
-        gib = 2.0**30
-        raise UsageError(
-            f"{wanted} sequences of {max_length} tokens need {needed(rows, slots) / gib:.1f} GiB "
-            f"beside the model and {max(free, 0) / gib:.1f} GiB are free on {loaded.device}; lower "
-            "--batch-size or --max-new-tokens."
-        )
+    while needed() > free:
+        if slots > rows:
+            slots = max(rows, slots * 7 // 8)
+        elif rows > wanted + 1:
+            rows = max(wanted, rows * 7 // 8)
+        elif batch_size is None and wanted > 1:
+            wanted = rows = max(1, wanted * 7 // 8)
+        else:
+            gib = 2.0**30
+            raise UsageError(
+                f"{wanted} sequences of {max_length} tokens need {needed() / gib:.1f} GiB beside "
+                f"the model and {max(free, 0) / gib:.1f} GiB are free on {loaded.device}; lower "
+                "--batch-size or --max-new-tokens."
+            )
     weights = sum(p.numel() * p.element_size() for p in loaded.model.parameters())
     return MemoryPlan(
         batch_size=wanted,
@@ -142,11 +140,19 @@ def free_bytes(device: torch.device) -> int:
     return int(psutil.virtual_memory().available)
 
 
-def _working_bytes(loaded: LoadedModel, prefill_tokens: int, train_tokens: int) -> int:
-    """What a pass may hold: activations, and logits in float32 with their gradient."""
+def _passes(loaded: LoadedModel, device: torch.device, *, trains: bool) -> tuple[int, int, int]:
+    """Tokens of a prefill and of a train pass, and the bytes that the larger one holds.
+
+    A train pass holds activations of all layers, and logits in float32 with their gradient.
+    """
     config: Any = loaded.model.config.get_text_config()
     itemsize = next(loaded.model.parameters()).element_size()
-    token_bytes = (12 * config.hidden_size + 4 * config.intermediate_size) * itemsize
-    prefill = prefill_tokens * token_bytes
-    train = train_tokens * (token_bytes * config.num_hidden_layers + 12 * config.vocab_size)
-    return int(1.2 * max(prefill, train)) + 2**28
+    prefill_bytes = (12 * config.hidden_size + 4 * config.intermediate_size) * itemsize
+    train_bytes = prefill_bytes * config.num_hidden_layers + 12 * config.vocab_size
+    prefill, train = 2048, 1024
+    if device.type == "cuda":
+        total = torch.cuda.get_device_properties(device).total_memory
+        prefill = int(min(32768, max(2048, total * 0.05 // prefill_bytes)))
+        train = int(min(16384, max(1024, total * 0.25 // train_bytes)))
+    held = max(prefill * prefill_bytes, train * train_bytes if trains else 0)
+    return prefill, train, int(1.2 * held) + 2**28

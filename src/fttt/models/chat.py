@@ -37,6 +37,7 @@ class ChatFormat:
         self._after_attempt, self._after_feedback, self._closing = self._read_template()
         self.end_ids = self._end_ids()
 
+    @lru_cache(maxsize=4096)  # noqa: B019 - one format lives as long as its model
     def prompt_ids(self, prompt: str) -> tuple[int, ...]:
         """Ids of one user's turn and the header of the assistant's answer."""
         text = self.tokenizer.apply_chat_template(
