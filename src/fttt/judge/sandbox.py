@@ -162,7 +162,7 @@ class Sandbox:
             names.discard("seccomp")
         plan = {
             "uid": BOX_UID,
-            "limits": {**asdict(self.limits), "scratch": "/tmp"},
+            "limits": asdict(self.limits),
             "filter": base64.b64encode(program).decode(),
             "layers": sorted(names),
         }

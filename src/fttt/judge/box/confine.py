@@ -11,7 +11,7 @@ from landlockpy import AccessFS, Ruleset, Scope
 
 from . import system
 
-__all__ = ["INSIDE", "NAMESPACES", "confine", "leave_root"]
+__all__ = ["INSIDE", "NAMESPACES", "SCRATCH", "confine", "leave_root"]
 
 NAMESPACES = {
     "user": system.NEW_USER,
@@ -23,6 +23,9 @@ NAMESPACES = {
 }
 INSIDE = 1000
 """The user and group id inside a box."""
+
+SCRATCH = "/tmp"
+"""The one writable folder of a box."""
 
 _READ = AccessFS.READ_FILE | AccessFS.READ_DIR | AccessFS.EXECUTE
 _WRITE = (
@@ -60,9 +63,9 @@ def confine(
     if "user" in layers:
         _map_ids(*ids)
     if "mount" in layers:
-        system.mount_tmpfs("/tmp", f"size={limits['scratch_bytes']},nr_inodes=4096,mode=0700")
+        system.mount_tmpfs(SCRATCH, f"size={limits['scratch_bytes']},nr_inodes=4096,mode=0700")
         system.mount_tmpfs("/proc", "size=4k,mode=0555", read_only=True)
-        os.chdir("/tmp")
+        os.chdir(SCRATCH)
     os.umask(0o077)
     # The first process of a pid namespace is deaf to its children's signals, but for those that
     # it handles; Python handles this one.
@@ -70,7 +73,7 @@ def confine(
     if "limits" in layers:
         _limit(limits)
     if "landlock" in layers:
-        _close_files(writable=limits["scratch"])
+        _close_files()
     if "capabilities" in layers:
         system.drop_capabilities()
     system.forbid_new_privileges()
@@ -108,9 +111,9 @@ def _limit(limits: dict[str, Any]) -> None:
         resource.setrlimit(kind, (soft, bound))
 
 
-def _close_files(writable: str) -> None:
+def _close_files() -> None:
     with Ruleset(scoped=Scope.SIGNAL | Scope.ABSTRACT_UNIX_SOCKET) as rules:
         rules.allow_path("/", _READ)
-        rules.allow_path(writable, _READ | _WRITE)
+        rules.allow_path(SCRATCH, _READ | _WRITE)
         rules.allow_path("/dev/null", AccessFS.WRITE_FILE)
         rules.restrict()

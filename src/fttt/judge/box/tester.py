@@ -81,7 +81,7 @@ class Tester(Peer):
             return value
         if what == "exception":
             return self.exception_type(name, value)
-        if value not in sys.stdlib_module_names:
+        if value not in sys.stdlib_module_names or (what == "module" and value != name):
             raise NameError(f"the tests use {name}, which is no module of the standard library")
         module = importlib.import_module(value)
         return module if what == "module" else getattr(module, name)
