@@ -305,3 +305,5 @@ def test_strict_mathematics() -> None:
     verifier = get_task("math500", rule="strict").verifier()
     question = Question("q", "", r"\frac{1}{4}")
     assert not asyncio.run(verifier.verify(question, r"\boxed{0.25}")).correct
+    with pytest.raises(UsageError, match=r"no rule 'loose'.*equivalence, strict"):
+        get_task("math500", rule="loose")

@@ -12,7 +12,7 @@ from fttt.tasks.prompts import fill_prompt
 from fttt.types import Question
 from fttt.verifiers.base import Verifier
 from fttt.verifiers.boxed import last_boxed
-from fttt.verifiers.math import MathRule, MathVerifier
+from fttt.verifiers.math import MathRule, MathVerifier, check_rule
 
 __all__ = ["Math500Task"]
 
@@ -46,7 +46,12 @@ class Math500Task:
     """Questions whose gold answer is missing in the benchmark itself."""
 
     def __init__(self, rule: MathRule = "equivalence") -> None:
-        """Choose the rule of comparison (``strict`` is the string rule of the benchmark)."""
+        """Choose the rule of comparison (``strict`` is the string rule of the benchmark).
+
+        Raises:
+            UsageError: there is no such rule.
+        """
+        check_rule(rule)
         self.rule: MathRule = rule
 
     def load(self, options: TaskOptions) -> list[Question]:

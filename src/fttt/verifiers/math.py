@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import time
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, get_args
 
 from fttt.errors import UsageError
 from fttt.types import Question, Verdict
@@ -15,12 +15,19 @@ from fttt.verifiers.number import Number
 from fttt.verifiers.pool import JobError, WorkerPool
 from fttt.verifiers.strict import same_string, strict_form
 
-__all__ = ["MathRule", "MathVerifier"]
+__all__ = ["MathRule", "MathVerifier", "check_rule"]
 
 MathRule = Literal["equivalence", "strict"]
 
 _LONGEST = 2000
 """Characters of an answer that is read as mathematics; a longer one is right only word for word."""
+
+
+def check_rule(rule: str) -> None:
+    """Raise :class:`fttt.errors.UsageError` for a rule that does not exist."""
+    if rule not in get_args(MathRule):
+        known = ", ".join(get_args(MathRule))
+        raise UsageError(f"There is no rule {rule!r} for mathematics; choose from {known}.")
 
 
 class MathVerifier:
@@ -49,8 +56,9 @@ class MathVerifier:
             workers: how many comparisons run at once; by default one a processor, at most 16.
 
         Raises:
-            UsageError: ``math-verify`` is not installed.
+            UsageError: there is no such rule, or ``math-verify`` is not installed.
         """
+        check_rule(rule)
         if importlib.util.find_spec("math_verify") is None:
             raise UsageError(
                 "Comparing mathematics needs the math-verify package; install it with "
