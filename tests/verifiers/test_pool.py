@@ -192,6 +192,35 @@ def test_a_forgotten_pool_leaves_no_process() -> None:
     assert gone(zygote)
 
 
+@pytest.mark.parametrize("when", ["idle", "busy"])
+def test_a_killed_zygote_is_replaced(when: str) -> None:
+    def job(what: str) -> list[int]:
+        if what == "busy":
+            os.kill(os.getppid(), signal.SIGKILL)
+            time.sleep(300)
+        return [os.getpid(), os.getppid()]
+
+    async def ask() -> list[Any]:
+        pool = WorkerPool(job, time_limit=60.0, workers=1)
+        worker, zygote = await pool.run("first")
+        if when == "busy":
+            with pytest.raises(JobError, match="died"):
+                await pool.run("busy")
+        else:
+            os.kill(zygote, signal.SIGKILL)
+            assert await asyncio.to_thread(gone, worker)
+            with pytest.raises(JobError, match="died"):
+                await pool.run("second")  # its worker died with the zygote
+        answer = await pool.run("third")
+        await pool.close()
+        return [zygote, *answer]
+
+    old, worker, new = asyncio.run(ask())
+    assert old != new
+    assert gone(worker)
+    assert gone(new)
+
+
 def test_workers_end_when_the_caller_is_killed() -> None:
     script = (
         "import asyncio, os, time\n"

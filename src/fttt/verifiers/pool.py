@@ -118,20 +118,29 @@ class WorkerPool:
     def _take(self) -> _Worker:
         with contextlib.suppress(queue.Empty):
             return self._idle.get_nowait()
-        with self._lock:
-            if self._closed:
-                raise RunError("The verifier was closed while an answer was being checked.")
-            if self._zygote is None:
-                self._zygote = _start(self._job, self._memory_mb)
-            worker = self._zygote.spawn()
-        reply = worker.hear(_STARTUP_SECONDS)
-        if reply is None or "ready" not in reply:
+        for _ in range(2):
+            with self._lock:
+                if self._closed:
+                    raise RunError("The verifier was closed while an answer was being checked.")
+                if self._zygote is None:
+                    self._zygote = _start(self._job, self._memory_mb)
+                zygote = self._zygote
+                worker = zygote.spawn()
+            reply = worker.hear(_STARTUP_SECONDS)
+            if reply is not None and "ready" in reply:
+                return worker
             worker.end()
-            raise RunError(
-                "A process that checks answers could not be started; see the message above, and "
-                "that the machine has memory and processes to spare."
-            )
-        return worker
+            self._forget(zygote)  # somebody may have killed it: once more with a fresh one
+        raise RunError(
+            "A process that checks answers could not be started; see the message above, and "
+            "that the machine has memory and processes to spare."
+        )
+
+    def _forget(self, zygote: _ZygoteHandle) -> None:
+        with self._lock:
+            if self._zygote is zygote:
+                self._zygote = None
+        zygote.stop()
 
 
 class _Worker:
@@ -147,13 +156,13 @@ class _Worker:
         try:
             send(self._connection, {"job": request})
         except (BrokenPipeError, ConnectionResetError):
-            return self.hear(seconds) or {"died": 0}
+            return self.hear(seconds)
         return self.hear(seconds)
 
     def hear(self, seconds: float) -> dict[str, Any] | None:
         self._connection.settimeout(seconds)
         try:
-            return receive(self._connection) or {"died": 0}
+            return receive(self._connection) or {"died": None}
         except TimeoutError:
             return None
         finally:
@@ -229,6 +238,7 @@ def _start(job: Job | str, memory_mb: int | None) -> _ZygoteHandle:
             [sys.executable, "-P", "-c", _MAIN, str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
+            start_new_session=True,
         )
     send(ours, {"job": job, "memory_mb": memory_mb})
     return _ZygoteHandle(ours, process.wait)
@@ -255,5 +265,7 @@ def _fork(
     return wait
 
 
-def _describe(code: int) -> str:
+def _describe(code: int | None) -> str:
+    if code is None:
+        return "and so did the process that would know why"
     return f"signal {-code}" if code < 0 else f"exit status {code}"

@@ -98,7 +98,8 @@ class _Zygote:
             signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
         signal.signal(signal.SIGCHLD, lambda *_: None)
-        os.setsid()  # Ctrl-C at the terminal is for the caller, who then closes us
+        if os.getsid(0) != os.getpid():
+            os.setsid()  # Ctrl-C at the terminal is for the caller, who then closes us
         _prctl(_CHILD_SUBREAPER, 1)
         # Objects of the caller must never be finalised here, least of all those of a GPU.
         gc.disable()
