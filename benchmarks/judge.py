@@ -169,11 +169,11 @@ async def load(kind: str, port: int, root: psutil.Process, clients: int, seconds
     )
 
 
-def compare(clients: list[int], seconds: float) -> list[Figure]:
+def compare(judges: list[str], clients: list[int], seconds: float) -> list[Figure]:
     """Measure every judge under every number of clients; prints as it goes."""
     figures = []
     print("judge    clients verdicts/s   p50 ms   p99 ms     MB wrong")
-    for kind in ("manager", "pipe", "ours"):
+    for kind in judges:
         with served(kind) as (port, root):
             asyncio.run(load(kind, port, root, 2, 1.0))  # warm
             for count in clients:
@@ -186,7 +186,7 @@ def compare(clients: list[int], seconds: float) -> list[Figure]:
                 )
     rates = {(figure.judge, figure.clients): figure.per_second for figure in figures}
     for count in clients:
-        for kind in ("manager", "pipe"):
+        for kind in judges if "ours" in judges else []:
             ratio = rates["ours", count] / rates[kind, count]
             print(f"ours / {kind} at {count} clients: {ratio:.1f} times the verdicts/s")
     return figures
@@ -248,6 +248,7 @@ def main() -> int:
     """Run what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--clients", default="1,8,16,64", help="numbers of clients")
+    parser.add_argument("--judges", default="manager,pipe,ours", help="which, in this order")
     parser.add_argument("--seconds", type=float, default=10.0, help="measured for each")
     parser.add_argument("--soak", type=int, metavar="N", help="judge N mixed submissions instead")
     parser.add_argument("--json", type=Path, help="write the figures here as well")
@@ -255,7 +256,7 @@ def main() -> int:
     if options.soak:
         return 0 if asyncio.run(soak(options.soak)) else 1
     clients = [int(count) for count in options.clients.split(",")]
-    figures = compare(clients, options.seconds)
+    figures = compare(options.judges.split(","), clients, options.seconds)
     if options.json:
         options.json.write_text(json.dumps([asdict(figure) for figure in figures], indent=1) + "\n")
     return 0
