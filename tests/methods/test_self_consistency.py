@@ -61,3 +61,17 @@ def test_free_trials_are_drawn_anew_until_enough_answered() -> None:
 def test_free_trials_end_at_twice_the_budget_and_one() -> None:
     scene = play(METHOD, lambda *_: "none", trials=3, unanswered="retry")
     assert len(scene.trials) == 7
+
+
+class Wordy(TinyVerifier):
+    """Shows the answer as it was written; its normal form is the number."""
+
+    async def verify(self, question: Question, completion: str) -> Verdict:
+        verdict = await super().verify(question, completion)
+        return Verdict(verdict.outcome, completion, verdict.detail)
+
+
+def test_the_normal_form_is_voted_on() -> None:
+    scene = play(METHOD, ["is 3", "it's 7", "= 7"], trials=3, verifier=Wordy())
+    assert [trial.extracted for trial in scene.trials] == ["3", "7", "7"]
+    assert solved_within(scene.trials, decided_by="vote")

@@ -84,7 +84,8 @@ class Progress:
         if not live:
             while True:
                 await asyncio.sleep(_EVERY[live])
-                self._console.print(f"{self.title}: {self.line(rate.look())}", highlight=False)
+                line = f"{self.title}: {self.line(rate.look())}"
+                self._console.print(line, highlight=False, soft_wrap=True)
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[line]}"))
         with Bar(*columns, console=self._console, transient=True) as bar:
             task = bar.add_task(self.title, total=max(1, self._total or self._questions), line="")

@@ -69,7 +69,7 @@ async def _judge(run: Run, verifier: Verifier) -> list[Trial]:
 
     async def again(trial: Trial) -> Trial:
         async with room:
-            return await _again(trial, questions[trial.question_id], verifier)
+            return await _again(run, trial, questions[trial.question_id], verifier)
 
     try:
         return list(await asyncio.gather(*(again(trial) for trial in run.trials)))
@@ -77,11 +77,12 @@ async def _judge(run: Run, verifier: Verifier) -> list[Trial]:
         await verifier.close()
 
 
-async def _again(trial: Trial, question: Question, verifier: Verifier) -> Trial:
+async def _again(run: Run, trial: Trial, question: Question, verifier: Verifier) -> Trial:
     verdict = await verifier.verify(question, trial.completion)
-    return replace(
-        trial, verdict=verdict.outcome, extracted=verdict.extracted, detail=verdict.detail
-    )
+    extracted = verdict.extracted
+    if run.decided_by == "vote":
+        extracted = verifier.extract(trial.completion)  # the normal form, which is voted on
+    return replace(trial, verdict=verdict.outcome, extracted=extracted, detail=verdict.detail)
 
 
 def _copy_journal(source: Path, target: Path) -> None:

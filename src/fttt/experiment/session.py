@@ -355,6 +355,9 @@ class QuestionAttempt:
             raise RuntimeError(f"the method ended trial {self._index} without a verdict")
         self.ended = True
         completion, verdict = self._result
+        extracted = verdict.extracted
+        if self._session.bench.method.decided_by == "vote":
+            extracted = self._session.extract(completion)  # the normal form, which is voted on
         self._session.record(
             Trial(
                 question_id=self._session.question.id,
@@ -363,7 +366,7 @@ class QuestionAttempt:
                 completion=completion.text,
                 token_ids=completion.token_ids,
                 finish_reason=completion.finish_reason,
-                extracted=verdict.extracted,
+                extracted=extracted,
                 verdict=verdict.outcome,
                 detail=verdict.detail,
                 loss=self._loss,
