@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from fttt.cli.bench import bench_app
 from fttt.cli.check import check_command
 from fttt.cli.compare import compare_command
 from fttt.cli.demo import demo_command
@@ -39,6 +40,7 @@ app.command("compare")(compare_command)
 app.command("report")(report_command)
 app.command("list")(list_command)
 app.add_typer(judge_app, name="judge")
+app.add_typer(bench_app, name="bench")
 
 
 @app.callback(invoke_without_command=True)

@@ -1,0 +1,95 @@
+"""Plain generation beside `transformers.generate`, same prompts, greedy, same tokens.
+
+    python benchmarks/generate.py                # smollm2-135m, batch 1 and 16
+
+Answers end where the model ends them, so `transformers` runs each batch until its longest answer
+is done while the engine's lanes go on with what is left. Both sides take turns; the tokens are
+compared and the ratio is that of the medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import statistics
+import time
+
+import torch
+
+from fttt.engine import BatchedEngine, GenerateRequest
+from fttt.models import LoadedModel, load_model
+from fttt.tasks import get_task
+from fttt.tasks.base import TaskOptions
+
+Ids = tuple[int, ...]
+
+
+def theirs(loaded: LoadedModel, prompts: list[Ids], new_tokens: int) -> tuple[list[Ids], float]:
+    """Answers of `transformers.generate` on one left-padded batch, and its seconds."""
+    pad = loaded.stop_ids[0]
+    longest = max(map(len, prompts))
+    ids = torch.tensor([[pad] * (longest - len(p)) + list(p) for p in prompts])
+    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
+    start = time.perf_counter()
+    out = loaded.model.generate(
+        ids.to(loaded.device), attention_mask=mask.to(loaded.device), do_sample=False,
+        max_new_tokens=new_tokens, pad_token_id=pad, eos_token_id=list(loaded.stop_ids),
+    )  # fmt: skip
+    seconds = time.perf_counter() - start
+    answers = []
+    for row in out[:, longest:].tolist():
+        ends = [n for n, token in enumerate(row) if token in loaded.stop_ids]
+        answers.append(tuple(row[: ends[0] + 1] if ends else row))
+    return answers, seconds
+
+
+def ours(loaded: LoadedModel, prompts: list[Ids], new_tokens: int) -> tuple[list[Ids], float]:
+    """Answers of the engine, and its seconds."""
+
+    async def main() -> tuple[list[Ids], float]:
+        engine = BatchedEngine(
+            loaded, max_length=max(map(len, prompts)) + new_tokens, concurrency=len(prompts)
+        )
+        requests = [GenerateRequest(p, new_tokens, stop_ids=loaded.stop_ids) for p in prompts]
+        start = time.perf_counter()
+        answers = await asyncio.gather(*map(engine.generate, requests))
+        seconds = time.perf_counter() - start
+        await engine.close()
+        return [a.token_ids for a in answers], seconds
+
+    return asyncio.run(main())
+
+
+def main() -> None:
+    """Run both sides in turn and print the ratio for each batch size."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 16])
+    parser.add_argument("--new-tokens", type=int, default=128)
+    parser.add_argument("--runs", type=int, default=3)
+    options = parser.parse_args()
+    loaded = load_model(options.model)
+    questions = get_task("arithmetic").load(TaskOptions())
+    print(f"{loaded.name} {loaded.dtype} on {loaded.device}, {torch.get_num_threads()} threads")
+    for size in options.batch_sizes:
+        prompts = [loaded.chat.prompt_ids(q.prompt) for q in questions[:size]]
+        with torch.no_grad():
+            theirs(loaded, prompts[:1], 4)
+            ours(loaded, prompts[:1], 4)
+            seconds: dict[str, list[float]] = {"theirs": [], "ours": []}
+            for _ in range(options.runs):
+                expected, took = theirs(loaded, prompts, options.new_tokens)
+                seconds["theirs"].append(took)
+                answers, took = ours(loaded, prompts, options.new_tokens)
+                seconds["ours"].append(took)
+        tokens = sum(map(len, answers))
+        same = sum(a == b for a, b in zip(answers, expected, strict=True))
+        a, b = (statistics.median(seconds[side]) for side in ("ours", "theirs"))
+        print(
+            f"batch {size}: ours {tokens / a:.1f} tokens/s, transformers.generate "
+            f"{tokens / b:.1f} tokens/s, {b / a:.2f} times; {same} of {size} answers equal"
+        )
+
+
+if __name__ == "__main__":
+    main()

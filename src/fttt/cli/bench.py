@@ -1,0 +1,72 @@
+"""``fttt bench``: what the engine and the judge reach on this machine."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+__all__ = ["bench_app"]
+
+bench_app = typer.Typer(
+    help="Measure the engine or the judge on this machine.", no_args_is_help=True
+)
+
+QUESTION = "A farmer has {} boxes with {} apples each and gives {} apples away. How many are left?"
+FEEDBACK = "Your answer is incorrect."
+
+
+@bench_app.command("engine")
+def engine_command(
+    model: Annotated[str, typer.Option(help="hub name, folder, GGUF file or embedded name")] = (
+        "smollm2-135m"
+    ),
+    questions: Annotated[int, typer.Option(min=1, help="questions tried at once")] = 16,
+    trials: Annotated[int, typer.Option(min=1, help="trials of each question")] = 2,
+    new_tokens: Annotated[int, typer.Option(min=2, help="tokens of each trial")] = 64,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="sequences at once; default: what fits")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
+) -> None:
+    """Trials a second without and with an update after each, beside the least time possible."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from fttt.engine.measure import Workload, bandwidth, decode_floor, run_workload
+    from fttt.models import check_model, load_model
+
+    check_model(model)
+    loaded = load_model(model, dtype=dtype, device=device)
+    prompts = tuple(
+        loaded.chat.prompt_ids(QUESTION.format(n + 3, n + 8, n // 2)) for n in range(questions)
+    )
+    feedback = loaded.chat.turn_ids(FEEDBACK, answer=False)
+    copy = bandwidth(loaded.device)
+    filled = sum(map(len, prompts)) / questions + new_tokens / 2
+    floor = decode_floor(loaded, min(questions, batch_size or questions), filled, copy)
+    table = Table(box=None, pad_edge=False)
+    for heading in ("job", "trials/s", "tokens/s", "step ms", "floor ms", "times", "peak GiB"):
+        table.add_column(heading, justify="left" if heading == "job" else "right")
+    for name, train in (("generate", False), ("generate and train", True)):
+        workload = Workload(prompts, feedback, trials, new_tokens, train=train)
+        result = run_workload(loaded, workload, batch_size=batch_size)
+        table.add_row(
+            name,
+            f"{result.trials_per_second:.2f}",
+            f"{result.tokens_per_second:,.0f}",
+            f"{result.step_seconds * 1e3:.2f}",
+            f"{floor * 1e3:.2f}",
+            f"{result.step_seconds / floor:.2f}",
+            f"{result.peak_bytes / 2**30:.2f}" if result.peak_bytes else "-",
+        )
+    console = Console()
+    console.print(
+        f"{loaded.name}, {loaded.dtype}, {loaded.device}; copy {copy / 1e9:,.0f} GB/s", style="bold"
+    )
+    console.print(f"Plan: {result.plan}")
+    console.print(table)
+    console.print(
+        "Floor: the time that reading all weights and the filled cache takes at the copy's speed."
+    )

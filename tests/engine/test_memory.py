@@ -1,0 +1,97 @@
+"""Rows, the plan of the memory, and when passes run."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from fttt.engine import LoRASpec
+from fttt.engine.adapters import count_parameters, target_layers
+from fttt.engine.cache import KVCache
+from fttt.engine.plan import STATE_BYTES, plan_memory
+from fttt.engine.scheduler import Patience
+from fttt.errors import UsageError
+from fttt.testing import tiny_model
+
+
+def cache(rows: int) -> KVCache:
+    return KVCache(
+        rows=rows, capacity=4, layers=1, kv_heads=1, head_dim=2, dtype=torch.float32,
+        device=torch.device("cpu"),
+    )  # fmt: skip
+
+
+def test_rows_are_handed_out_low_ones_first_and_kept_ones_last() -> None:
+    held = cache(3)
+    assert [held.take(), held.take()] == [0, 1]
+    old = held.keep(0, (1, 2, 3))
+    new = held.keep(1, (4, 5))
+    assert held.take() == 2
+    assert (held.free, held.kept) == (0, 2)
+    assert held.take() == 0  # the one kept longest
+    assert old.row is None
+    assert old.token_ids == (1, 2, 3)
+    old.close()  # it is no longer its to give back
+    assert held.free == 0
+    new.close()
+    new.close()
+    assert (held.free, held.kept) == (1, 0)
+
+
+def plan(**changes: Any) -> Any:
+    settings: dict[str, Any] = {
+        "max_length": 200, "batch_size": None, "concurrency": 50, "lora": LoRASpec(),
+    }  # fmt: skip
+    return plan_memory(tiny_model(), **{**settings, **changes})
+
+
+def test_the_plan_follows_the_questions_in_progress() -> None:
+    assert plan(lora=None).rows == plan(lora=None).batch_size == 16
+    assert plan().rows == 32  # as many again wait for a train step
+    assert plan().slots == 50
+    assert plan(concurrency=3).rows == plan(concurrency=3).batch_size == 3
+    assert plan(batch_size=40).batch_size == 40
+    assert plan().capacity >= 200
+
+
+def test_the_plan_counts_what_is_allocated() -> None:
+    made = plan()
+    held = KVCache(
+        rows=made.rows, capacity=made.capacity, layers=2, kv_heads=2, head_dim=8,
+        dtype=torch.float32, device=torch.device("cpu"),
+    )  # fmt: skip
+    cached = sum(t.numel() * t.element_size() for t in [*held.keys, *held.values])
+    assert made.cache_bytes == cached
+    parameters = count_parameters(tiny_model().model, LoRASpec())
+    assert made.adapter_bytes == 50 * parameters * STATE_BYTES
+    assert STATE_BYTES + 4 <= 16  # with the gradient of a train step
+    assert "50 adapters" in made.describe()
+
+
+def test_what_cannot_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fttt.engine.plan.free_bytes", lambda device: 2**29)
+    small = plan(concurrency=10**6)
+    assert small.batch_size == 16
+    assert small.slots < 10**6  # questions wait for a slot rather than fail
+    assert small.total_bytes - small.weight_bytes <= 2**29
+    with pytest.raises(UsageError, match="lower --batch-size or --max-new-tokens"):
+        plan(batch_size=10**6, concurrency=10**6)
+
+
+def test_an_unknown_projection_is_refused_by_name() -> None:
+    with pytest.raises(UsageError, match=r"No linear layer 'query'.*q_proj"):
+        target_layers(tiny_model().model, LoRASpec(targets=("query",)))
+
+
+def test_a_pass_runs_once_waiting_has_cost_as_much() -> None:
+    patience = Patience()
+    assert not patience.ready(0, 8)
+    assert patience.ready(1, 8)  # the first one tells what a pass costs
+    patience.ran(1.0)
+    assert not patience.ready(2, 8)
+    for _ in range(40):
+        patience.waited(2, 0.1)
+        if patience.ready(2, 8):
+            break
+    assert patience._lost == pytest.approx(8.0)
+    assert patience.ready(1, 0)  # nothing runs: nothing to wait for

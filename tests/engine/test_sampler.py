@@ -1,0 +1,102 @@
+"""The sampler against its definition, and the random numbers that it draws with."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fttt.engine.noise import derive_key, keep_mask, uniform
+from fttt.engine.sampler import sample, token_logprobs
+
+
+def ones(n: int) -> torch.Tensor:
+    return torch.ones(n)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    vocab=st.integers(2, 400),
+    temperature=st.floats(0.05, 3.0),
+    top_p=st.floats(0.01, 1.0),
+    ties=st.booleans(),
+)
+def test_every_draw_is_from_the_smallest_set_that_reaches_top_p(
+    seed: int, vocab: int, temperature: float, top_p: float, ties: bool
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(1, vocab, generator=generator) * 3
+    if ties:
+        logits = logits.round()
+    n = 200
+    noise = (torch.arange(n) + 0.5) / n
+    drawn = sample(logits.expand(n, vocab), ones(n) * temperature, ones(n) * top_p, noise)
+    probs = (logits[0].double() / temperature).softmax(-1)
+    order = probs.sort(descending=True)
+    before = order.values.cumsum(-1) - order.values
+    size = int((before < top_p - 1e-6).sum())
+    last = order.values[size - 1]
+    nucleus = {i for i in range(vocab) if probs[i] >= last * (1 - 1e-5)}
+    assert set(drawn.tolist()) <= nucleus
+    assert drawn.tolist() == sorted(drawn.tolist())  # the inverse of a cumulative distribution
+    likely = {i for i in nucleus if probs[i] / probs[list(nucleus)].sum() > 1.5 / n}
+    assert likely <= set(drawn.tolist())
+
+
+def test_no_top_p_leaves_every_token_its_share() -> None:
+    probs = torch.tensor([0.05, 0.4, 0.1, 0.3, 0.15])
+    n = 10_000
+    noise = (torch.arange(n) + 0.5) / n
+    drawn = sample(probs.log().expand(n, 5), ones(n), ones(n), noise)
+    share = torch.bincount(drawn, minlength=5) / n
+    torch.testing.assert_close(share, probs, atol=2 / n, rtol=0)
+
+
+def test_cold_rows_take_the_most_probable_token_beside_warm_ones() -> None:
+    logits = torch.tensor([[0.0, 2.0, 1.0]]).expand(2, 3)
+    drawn = sample(logits, torch.tensor([0.0, 1.0]), ones(2), torch.tensor([0.99, 0.99]))
+    assert drawn.tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("noise", [0.0, 1.0 - 2.0**-24])
+def test_the_ends_of_the_unit_interval_draw_tokens_of_the_nucleus(noise: float) -> None:
+    logits = torch.randn(50, 300, generator=torch.Generator().manual_seed(1)) * 4
+    drawn = sample(logits, ones(50), ones(50) * 0.5, torch.full((50,), noise))
+    probs = logits.softmax(-1)
+    chosen = probs.gather(1, drawn[:, None])[:, 0]
+    heavier = torch.where(probs > chosen[:, None], probs, 0.0).sum(-1)
+    assert bool((heavier < 0.5).all())
+
+
+def test_log_probabilities() -> None:
+    logits = torch.randn(4, 9, dtype=torch.float64)
+    token = torch.tensor([0, 3, 8, 2])
+    expected = logits.log_softmax(-1)[torch.arange(4), token]
+    torch.testing.assert_close(token_logprobs(logits, token), expected.float())
+
+
+def test_noise_is_uniform_and_depends_on_key_and_counter() -> None:
+    keys = torch.tensor([derive_key(42, f"question {n}", 0) for n in range(200)])
+    noise = uniform(keys[:, None], torch.arange(500))
+    assert 0 <= float(noise.min()) < 1e-4
+    assert 1 - 1e-4 < float(noise.max()) < 1
+    counts = torch.histc(noise, 50, 0, 1)
+    assert float((counts - 2000).abs().max()) < 250  # five standard deviations
+    flat = noise - 0.5
+    neighbours = (flat[:, 1:] * flat[:, :-1]).mean() * 12
+    across = (flat[1:] * flat[:-1]).mean() * 12
+    assert abs(float(neighbours)) < 0.02
+    assert abs(float(across)) < 0.02
+
+
+def test_keys_tell_their_parts_apart() -> None:
+    keys = {derive_key(*parts) for parts in [(1, "2"), (12,), ("1", 2, ""), (1, "", 2), (-1, 2)]}
+    assert len(keys) == 5
+    assert all(-(2**63) <= key < 2**63 for key in keys)
+
+
+def test_dropout_keeps_the_mean() -> None:
+    mask = keep_mask(torch.tensor([3, 4]), torch.arange(40).view(2, 20), 500, 0.25)
+    assert mask.unique().tolist() == pytest.approx([0.0, 1 / 0.75])
+    assert float(mask.mean()) == pytest.approx(1.0, abs=0.02)
+    assert not torch.equal(mask[0], mask[1])

@@ -1,0 +1,99 @@
+"""Conversations in token ids, through templates of several shapes."""
+
+import copy
+from typing import Any
+
+import pytest
+
+from fttt.errors import UsageError
+from fttt.models import ChatFormat
+from fttt.testing import tiny_tokenizer
+from fttt.types import Completion
+
+BRACKETS = (
+    "{{ '<|endoftext|>' }}{% for m in messages %}"
+    "{% if m['role'] == 'user' %}[INST] {{ m['content'] }} [/INST]"
+    "{% else %} {{ m['content'] }}<|im_end|>{% endif %}{% endfor %}"
+)
+"""Bracketed instructions, no header before an answer, a token at the very start."""
+TRIMMED = (
+    "{% for m in messages %}<|im_start|>{{ 'model' if m['role'] == 'assistant' else 'user' }}\n"
+    "{{ m['content'] | trim }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>model\n{% endif %}"
+)
+"""Another name for the assistant, and contents that lose their outer spaces."""
+FORGETFUL = "{% for m in messages[-1:] %}<|im_start|>{{ m['content'] }}<|im_end|>{% endfor %}"
+"""Keeps only the last turn."""
+
+
+def tokenizer(template: str | None = None) -> Any:
+    made = copy.deepcopy(tiny_tokenizer())
+    if template is not None:
+        made.chat_template = template
+    return made
+
+
+def answer(made: Any, text: str, *, stopped: bool) -> Completion:
+    ids = tuple(made(text, add_special_tokens=False)["input_ids"])
+    if stopped:
+        ids += (made.convert_tokens_to_ids("<|im_end|>"),)
+    return Completion(text, ids, "stop" if stopped else "length", 0)
+
+
+@pytest.mark.parametrize("template", [None, BRACKETS, TRIMMED])
+@pytest.mark.parametrize("stopped", [True, False])
+def test_a_conversation_is_what_the_template_renders(template: str | None, stopped: bool) -> None:
+    made = tokenizer(template)
+    chat = ChatFormat(made)
+    attempt = answer(made, "It is 5.", stopped=stopped)
+    second = answer(made, "It is 4.", stopped=stopped)
+    ids = chat.conversation_ids("2 + 2?", (attempt, "Wrong.", second, "Again."))
+    messages = [
+        {"role": "user", "content": "2 + 2?"},
+        {"role": "assistant", "content": "It is 5."},
+        {"role": "user", "content": "Wrong."},
+        {"role": "assistant", "content": "It is 4."},
+        {"role": "user", "content": "Again."},
+    ]
+    rendered = made.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    if template is BRACKETS:  # the space before an answer is the model's own to write
+        rendered = rendered.replace("[/INST] It", "[/INST]It")
+    assert made.decode(ids) == rendered
+
+
+def test_generated_ids_are_kept_even_where_text_would_tokenise_differently() -> None:
+    made = tokenizer()
+    odd = Completion("\ufffd", (200, 201, 2), "stop", 0)
+    ids = ChatFormat(made).conversation_ids("Hi", (odd, "Wrong."))
+    assert ids[len(ChatFormat(made).prompt_ids("Hi")) :][:3] == (200, 201, 2)
+
+
+def test_only_the_start_of_a_conversation_has_the_token_of_the_start() -> None:
+    made = tokenizer(BRACKETS)
+    chat = ChatFormat(made)
+    start = made.convert_tokens_to_ids("<|endoftext|>")
+    ids = chat.conversation_ids("Hi", (answer(made, "Ho", stopped=True), "Wrong."))
+    assert ids[0] == start
+    assert start not in ids[1:]
+
+
+def test_the_end_of_a_turn_is_read_from_the_template_not_from_the_tokenizer() -> None:
+    made = tokenizer()
+    made.eos_token = "<|im_start|>"  # as some converted files claim
+    assert ChatFormat(made).end_ids == {made.convert_tokens_to_ids("<|im_end|>")}
+
+
+def test_a_feedback_turn_ends_with_the_answers_header_or_without() -> None:
+    made = tokenizer()
+    chat = ChatFormat(made)
+    attempt = answer(made, "5", stopped=True)
+    with_header = made.decode(chat.turn_ids("Wrong.", attempt))
+    without = made.decode(chat.turn_ids("Wrong.", attempt, answer=False))
+    assert with_header == "\n<|im_start|>user\nWrong.<|im_end|>\n<|im_start|>assistant\n"
+    assert without == "\n<|im_start|>user\nWrong.<|im_end|>\n"
+
+
+@pytest.mark.parametrize(("template", "says"), [("", "no chat template"), (FORGETFUL, "several")])
+def test_templates_that_cannot_serve_are_refused(template: str, says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        ChatFormat(tokenizer(template))

@@ -1,0 +1,108 @@
+"""Models by name, folder and GGUF file, and what is refused before anything is loaded."""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from fttt.errors import UsageError
+from fttt.models import check_model, list_models, load_model
+from fttt.testing import save_tiny_model, tiny_model
+
+
+def test_a_folder_loads_as_it_was_saved(tmp_path: Path) -> None:
+    save_tiny_model(tmp_path / "tiny", "qwen")
+    loaded = load_model(str(tmp_path / "tiny"), device="cpu")
+    assert (loaded.name, loaded.dtype, loaded.device) == ("tiny", "float32", "cpu")
+    ids = torch.tensor([[5, 6, 7]])
+    assert torch.equal(loaded.model(ids).logits, tiny_model("qwen").model(ids).logits)
+    assert loaded.stop_ids == (loaded.tokenizer.convert_tokens_to_ids("<|im_end|>"),)
+    assert not loaded.model.training
+    assert not any(p.requires_grad for p in loaded.model.parameters())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_the_dtype_is_what_was_asked_for(tmp_path: Path, dtype: str) -> None:
+    save_tiny_model(tmp_path / "tiny")
+    loaded = load_model(str(tmp_path / "tiny"), dtype=dtype, device="cpu")
+    assert {str(p.dtype) for p in loaded.model.parameters()} == {f"torch.{dtype}"}
+    assert loaded.dtype == dtype
+
+
+def test_the_embedded_model_ends_its_turns_with_the_right_token() -> None:
+    loaded = load_model("smollm2-135m", device="cpu")
+    end = loaded.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert loaded.stop_ids == (end,)
+    assert loaded.tokenizer.eos_token == "<|im_end|>"
+    start = time.perf_counter()
+    load_model("smollm2-135m", device="cpu")
+    assert time.perf_counter() - start < 15  # converted once; a conversion takes longer
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("smollm2-135", "did you mean 'smollm2-135m'"),
+        ("./nowhere", "neither a file"),
+        ("owner/na me", "not a valid hub name"),
+        ("owner/name/more", "neither a file"),
+        ("model.gguf", "neither a file"),
+    ],
+)
+def test_names_that_mean_nothing_are_refused(name: str, says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        check_model(name)
+
+
+def folder(path: Path, *files: str, architecture: str = "LlamaForCausalLM") -> str:
+    path.mkdir()
+    (path / "config.json").write_text(json.dumps({"architectures": [architecture]}))
+    for name in files:
+        (path / name).write_bytes(b"")
+    return str(path)
+
+
+def test_folders_that_hold_no_causal_language_model_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UsageError, match=r"no config\.json"):
+        check_model(str(tmp_path / "empty"))
+    with pytest.raises(UsageError, match="holds no weights"):
+        check_model(folder(tmp_path / "bare"))
+    with pytest.raises(UsageError, match="pickled weights"):
+        check_model(folder(tmp_path / "pickle", "pytorch_model.bin"))
+    masked = folder(tmp_path / "bert", "model.safetensors", architecture="BertForMaskedLM")
+    with pytest.raises(UsageError, match="BertForMaskedLM"):
+        check_model(masked)
+    broken = folder(tmp_path / "broken", "model.safetensors")
+    (Path(broken) / "config.json").write_text("{")
+    with pytest.raises(UsageError, match="not a model's JSON object"):
+        check_model(broken)
+    (tmp_path / "weights.bin").write_bytes(b"")
+    with pytest.raises(UsageError, match="no GGUF file"):
+        check_model(str(tmp_path / "weights.bin"))
+
+
+def test_a_broken_gguf_file_is_refused_and_leaves_no_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FTTT_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "bad.gguf").write_bytes(b"GGUF" + bytes(64))
+    with pytest.raises(UsageError, match=r"bad\.gguf"):
+        load_model(str(tmp_path / "bad.gguf"), device="cpu")
+    assert not [p for p in (tmp_path / "cache").rglob("*") if p.is_file()]
+
+
+def test_devices_and_dtypes_that_do_not_exist_are_refused(tmp_path: Path) -> None:
+    name = str(save_tiny_model(tmp_path / "tiny"))
+    with pytest.raises(UsageError, match="No dtype 'int8'"):
+        load_model(name, dtype="int8")
+    with pytest.raises(UsageError, match="No device 'gpu'"):
+        load_model(name, device="gpu")
+    with pytest.raises(UsageError, match="cuda:99"):
+        load_model(name, device="cuda:99")
+
+
+def test_embedded_models_are_listed() -> None:
+    assert "smollm2-135m" in dict(list_models())
