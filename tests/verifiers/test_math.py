@@ -14,6 +14,16 @@ from fttt.verifiers.base import Verifier
 from fttt.verifiers.math import MathVerifier
 
 EQUAL = [
+    ("x^2+2x+1", "x**2 + 2*x + 1"),
+    ("x^{12}", "x^12"),
+    (r"\frac{\pi}{4}", "pi/4"),
+    (r"2\sqrt{3}", "2*sqrt(3)"),
+    ("(2,3)", "(x, y) = (2, 3)"),
+    ("3,-2", r"x = 3 \text{ or } x = -2"),
+    ("x^2", "f(x) = x^2"),
+    (r"\text{(A)}", "A"),
+    ("2^{n+1}", r"2 \cdot 2^n"),
+    ("y=2x+1", "2x-y+1=0"),
     (r"\frac{1}{2}", "0.5"),
     (r"\frac{1}{2}", "1/2"),
     (r"\frac12", r"\dfrac{2}{4}"),
@@ -131,6 +141,14 @@ EQUAL = [
 ]
 
 DIFFERENT = [
+    ("x^{12}", "2x^1"),
+    ("1/3", r"33\%"),
+    ("e", "2.718"),
+    (r"\text{odd}", "it is odd"),
+    (r"\text{(A)}", r"\textbf{(B)}"),
+    (r"\frac{3}{x}", r"\frac{3}{x}, 2"),
+    (r"2(3)", "5"),
+    ("(2,3)", "(x, y) = (3, 2)"),
     (r"\frac{1}{2}", "0.51"),
     ("5", "6"),
     ("5", "-5"),

@@ -61,6 +61,9 @@ _RULES = [
         (r"\\gt(?![A-Za-z])", ">"),
         (r"\\(?:varnothing|emptyset|\{\s*\\\})", r"\\emptyset "),
         (r"\\colon(?![A-Za-z])", ":"),
+        (r"\*\*\s*", "^"),
+        (r"\^(\d{2,})", r"^{\1}"),
+        (r"(?<![A-Za-z\\])pi(?![A-Za-z])", r"\\pi "),
         (
             r"\^\s*(?:\{\s*\\(?:circ|degree)\s*\}|\\(?:circ|degree)(?![A-Za-z]))|\\degree",
             r"^\\circ ",

@@ -16,7 +16,10 @@ __all__ = ["Shape", "shape_of"]
 Kind = Literal["one", "list", "tuple", "union", "matrix"]
 
 _MATRIX = re.compile(r"\\begin\{([pbvBV]?matrix|array)\}(?:\{[lcr|]*\})?(.*)\\end\{\1\}", re.DOTALL)
-_MEMBER = re.compile(r"[A-Za-z]\s*\\in(?![A-Za-z])\s*")
+_MEMBER = re.compile(
+    r"[A-Za-z]\s*\\in(?![A-Za-z])\s*|\([A-Za-z](?:\s*,\s*[A-Za-z])+\)\s*=\s*(?=\()"
+)
+"""What may stand before an answer: ``x \\in`` or ``(x, y) =``."""
 _BELOW = r"(?:<|\\le(?![A-Za-z]))"
 _ABOVE = r"(?:>|\\ge(?![A-Za-z]))"
 _BETWEEN = re.compile(rf"(.+?)({_BELOW})\s*[A-Za-z]\s*({_BELOW})(.+)")
