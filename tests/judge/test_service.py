@@ -191,3 +191,15 @@ def test_a_taken_port_is_an_error_of_one_sentence() -> None:
                 limit_concurrency=1,
                 say=lambda _: None,
             )
+
+
+def test_an_answer_on_an_open_connection_does_not_wait_for_an_acknowledgement(
+    service: tuple[str, psutil.Process],
+) -> None:
+    with httpx.Client(timeout=30) as client:
+        times = []
+        for _ in range(10):
+            begin = time.perf_counter()
+            client.get(f"{service[0]}/healthz")
+            times.append(time.perf_counter() - begin)
+    assert min(times[1:]) < 0.03, "40 ms are the kernel's delayed acknowledgement"

@@ -182,6 +182,9 @@ async def _serve(
         raise RunError(
             f"the judge cannot listen on {host}:{port} ({error}); choose another --port"
         ) from error
+    # Accepted connections inherit this; asyncio sets it only on sockets that name their protocol,
+    # and without it each answer waits 40 ms for the client's acknowledgement.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     say(
         f"judging at http://{host}:{listener.getsockname()[1]} with {sandbox.workers} boxes at once"
     )
