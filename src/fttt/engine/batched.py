@@ -10,8 +10,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -19,8 +18,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from fttt.engine.adapters import LoRABank, Slot
 from fttt.engine.attention import NAME
 from fttt.engine.batch import Batch, Segment
-from fttt.engine.cache import KeptRow, KVCache
+from fttt.engine.cache import KVCache
 from fttt.engine.decoder import CPUDecoder, CUDADecoder, Decoder, Lane, draw
+from fttt.engine.jobs import GenerateJob, Job, LessonQueue, TrainJob
 from fttt.engine.plan import kv_shape, plan_memory
 from fttt.engine.request import (
     GenerateRequest,
@@ -30,32 +30,11 @@ from fttt.engine.request import (
     TrainRequest,
 )
 from fttt.engine.scheduler import Patience
-from fttt.engine.trainer import Lesson, run_model, train_step
+from fttt.engine.trainer import run_model, train_step
 from fttt.errors import RunError, UsageError
 from fttt.models.loader import LoadedModel
 
 __all__ = ["BatchedEngine"]
-
-Request = TypeVar("Request")
-Answer = TypeVar("Answer")
-
-
-@dataclass(eq=False)
-class Job(Generic[Request, Answer]):
-    """A request on its way."""
-
-    request: Request
-    answer: asyncio.Future[Answer]
-    since: float = field(default_factory=time.perf_counter)
-    lane: Lane | None = None
-
-    @property
-    def seconds(self) -> float:
-        return time.perf_counter() - self.since
-
-
-GenerateJob = Job[GenerateRequest, Generation]
-TrainJob = Job[TrainRequest, Trained]
 
 
 class BatchedEngine:
@@ -122,7 +101,7 @@ class BatchedEngine:
         )
         self._waiting: deque[GenerateJob] = deque()
         self._running: list[GenerateJob] = []
-        self._lessons: deque[TrainJob] = deque()
+        self._lessons = LessonQueue()
         self._patience = {"prefill": Patience(), "train": Patience()}
         self._loop_task: asyncio.Task[None] | None = None
         self._launched = 0.0
@@ -341,56 +320,16 @@ class BatchedEngine:
     def _train(self) -> None:
         """Update as many questions' adapters as one pass takes."""
         assert self._bank is not None
-        jobs: list[TrainJob] = []
-        lessons: list[Lesson] = []
-        borrowed: list[int] = []
-        missing: list[Segment] = []
-        tokens = 0
-        while self._lessons:
-            lesson, segment = self._lesson(self._lessons[0].request)
-            if lesson is None:
-                break
-            tokens += lesson.tokens
-            if jobs and tokens > self.plan.train_tokens:
-                if segment is not None:
-                    self._cache.give(lesson.row)
-                break
-            job = self._lessons.popleft()
-            borrowed.append(lesson.row)
-            if segment is not None:
-                missing.append(segment)
-            jobs.append(job)
-            lessons.append(lesson)
-            kept = job.request.context
-            if isinstance(kept, KeptRow):
-                self._cache.claim(kept)
-        for start in range(0, len(missing), 16):
-            self._run_prefill(missing[start : start + 16])
-        losses = train_step(self._model, self._bank, self._cache, lessons)
-        for row in borrowed:
-            self._cache.give(row)
-        for job, per_target in zip(jobs, losses, strict=True):
-            trained = sum(w != 0 for t in job.request.targets for w in t.weights)
+        due = self._lessons.next_pass(self._cache, self.plan.train_tokens)
+        for start in range(0, len(due.missing), 16):
+            self._run_prefill(due.missing[start : start + 16])
+        losses = train_step(self._model, self._bank, self._cache, due.lessons)
+        for job, lesson, per_target in zip(due.jobs, due.lessons, losses, strict=True):
+            self._cache.give(lesson.row)
+            trained = sum(w != 0 for t in lesson.targets for w in t.weights)
             self.trained_tokens += trained
             if not job.answer.cancelled():
                 job.answer.set_result(Trained(sum(per_target), per_target, trained, job.seconds))
-
-    def _lesson(self, request: TrainRequest) -> tuple[Lesson | None, Segment | None]:
-        """A lesson in a cache row, and what must be prefilled for it; no lesson: no free row."""
-        slot = request.adapter
-        assert isinstance(slot, Slot)
-        context = request.context
-        if isinstance(context, KeptRow):
-            ids = context.token_ids
-            if context.row is not None:
-                return Lesson(slot, context.row, len(ids) - 1, ids, request.targets), None
-        else:
-            ids = tuple(context)  # type: ignore[arg-type]
-        if self._cache.free + self._cache.kept == 0:
-            return None, None
-        row = self._cache.take()
-        lesson = Lesson(slot, row, len(ids) - 1, ids, request.targets)
-        return lesson, Segment(ids[:-1], row, 0, slot.index)
 
     def _fail(self, error: BaseException) -> None:
         """Answer everything with an error; later requests get it too."""

@@ -1,0 +1,91 @@
+"""Requests on their way, and the queue of those that wait for a train step."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from fttt.engine.adapters import Slot
+from fttt.engine.batch import Segment
+from fttt.engine.cache import KeptRow, KVCache
+from fttt.engine.decoder import Lane
+from fttt.engine.request import GenerateRequest, Generation, Trained, TrainRequest
+from fttt.engine.trainer import Lesson
+
+__all__ = ["GenerateJob", "Job", "LessonQueue", "TrainJob", "TrainPass"]
+
+Request = TypeVar("Request")
+Answer = TypeVar("Answer")
+
+
+@dataclass(eq=False)
+class Job(Generic[Request, Answer]):
+    """A request and the future that its answer is for."""
+
+    request: Request
+    answer: asyncio.Future[Answer]
+    since: float = field(default_factory=time.perf_counter)
+    lane: Lane | None = None
+
+    @property
+    def seconds(self) -> float:
+        """From the request until now."""
+        return time.perf_counter() - self.since
+
+
+GenerateJob = Job[GenerateRequest, Generation]
+TrainJob = Job[TrainRequest, Trained]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainPass:
+    """Lessons that one train pass takes, each in a cache row of its own."""
+
+    jobs: list[TrainJob]
+    lessons: list[Lesson]
+    missing: list[Segment]
+    """Contexts that are not in their rows yet."""
+
+
+class LessonQueue(deque[TrainJob]):
+    """Train requests in the order of their arrival."""
+
+    def next_pass(self, cache: KVCache, tokens: int) -> TrainPass:
+        """Take requests of different adapters until ``tokens`` are reached, one at least.
+
+        A context whose row was given up, or that came as token ids, takes a free row.
+        """
+        taken = TrainPass([], [], [])
+        slots: set[int] = set()
+        while self:
+            slot = self[0].request.adapter
+            assert isinstance(slot, Slot)
+            full = taken.jobs and sum(x.tokens for x in taken.lessons) >= tokens
+            if full or slot.index in slots or not self._has_row(cache):
+                break
+            job = self.popleft()
+            ids, row = _context(job.request, cache)
+            if row is None:
+                row = cache.take()
+                taken.missing.append(Segment(ids[:-1], row, 0, slot.index))
+            taken.jobs.append(job)
+            taken.lessons.append(Lesson(slot, row, len(ids) - 1, ids, job.request.targets))
+            slots.add(slot.index)
+        return taken
+
+    def _has_row(self, cache: KVCache) -> bool:
+        context = self[0].request.context
+        held = isinstance(context, KeptRow) and context.row is not None
+        return held or cache.free + cache.kept > 0
+
+
+def _context(request: TrainRequest, cache: KVCache) -> tuple[tuple[int, ...], int | None]:
+    """A request's context and, where it is still kept, its row, which is then the caller's."""
+    context = request.context
+    if isinstance(context, KeptRow):
+        return context.token_ids, cache.claim(context)
+    assert isinstance(context, tuple)
+    return context, None
