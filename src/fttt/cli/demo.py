@@ -21,12 +21,17 @@ def demo_command(
     All on the embedded model and word problems made on the spot: nothing is downloaded.
     """
     from fttt.cli.tables import show_runs
+    from fttt.errors import RunError
     from fttt.experiment.demo import DEMO
     from fttt.experiment.progress import Progress
     from fttt.experiment.sweep import run_sweep
 
     folder = out or Path("outputs") / f"demo-{datetime.now().strftime('%Y%m%d-%H%M%S')}"
-    runs = run_sweep(DEMO, folder, load, Progress("demo"))
+    try:
+        runs = run_sweep(DEMO, folder, load, Progress("demo"))
+    except RunError:
+        typer.echo(f"fttt: Go on with `fttt demo --out {folder}`.", err=True)
+        raise
     show_runs(runs)
     if len(runs) > 1:
         typer.echo(f"Compare them: fttt compare {' '.join(str(run.path) for run in runs[1:])}")

@@ -204,7 +204,7 @@ class _Group:
                 for question in cell.plan.questions
                 if not bench.journal.history(question.id).done
             ]
-            trials = sum(job.bench.budget.trials or 0 for job in jobs)
+            trials = sum(_owed(job) for job in jobs)
             stop = asyncio.Event()
             with _stop_signals(stop.set):
                 async with self.progress.watching(self.engine, len(jobs), trials):
@@ -282,6 +282,12 @@ def _first_leaf(group: BaseExceptionGroup[BaseException]) -> BaseException:
     for error in group.exceptions:
         leaves.append(_first_leaf(error) if isinstance(error, BaseExceptionGroup) else error)
     return next((error for error in leaves if isinstance(error, FTTTError)), leaves[0])
+
+
+def _owed(job: Job) -> int:
+    """Trials that a question may still need; 0 where tokens or seconds are its budget."""
+    written = len(job.bench.journal.written(job.question.id))
+    return max(0, (job.bench.budget.trials or 0) - written)
 
 
 def _by_adapter(cells: Sequence[Cell]) -> list[list[int]]:

@@ -1,0 +1,42 @@
+"""The recipes that are shipped: each is valid, and its first line is the command that runs it."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+from fttt.config import build, read_toml, resolve
+from fttt.experiment.plan import settle
+from fttt.experiment.sweep import Grid, SweepConfig
+from fttt.tasks import TASKS
+
+FOLDER = Path(__file__).parents[2] / "recipes"
+RECIPES = sorted(FOLDER.glob("*.toml"))
+
+
+def test_there_is_one_for_each_model_and_benchmark() -> None:
+    names = {path.stem for path in RECIPES}
+    for model in ("llama-3.1-8b", "mistral-7b"):
+        for task in ("gsm8k", "math500", "humaneval", "mbpp"):
+            assert f"{model}-{task}" in names
+    assert "toy" in names
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_runs_by_its_first_line(path: Path, tmp_path: Path) -> None:
+    first = path.read_text(encoding="utf-8").splitlines()[0]
+    words = shlex.split(first.removeprefix("# "))
+    assert words[0] == "fttt"
+    assert f"recipes/{path.name}" in words
+    content = read_toml(path)
+    if words[1] == "sweep":
+        places = Grid(build(SweepConfig, content, path.name), tmp_path).places
+        configs = [place.config for place in places]
+    else:
+        assert words[1:3] == ["run", "--recipe"]
+        configs = [resolve({}, recipe=content, source=path.name)]
+    for config in configs:
+        settled, _, _ = settle(config)  # the method and its settings exist
+        assert settled.task in TASKS
