@@ -23,7 +23,8 @@ def serve_judge(
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="The port to listen on; 0 takes a free one.")] = 9999,
     workers: Annotated[
-        int | None, typer.Option(help="Boxes that run at once; by default one per processor.")
+        int | None,
+        typer.Option(help="Boxes that run at once; by default one per processor, at most 16."),
     ] = None,
     limit_concurrency: Annotated[
         int, typer.Option(help="Requests that run or wait; more are answered 503.")

@@ -19,10 +19,11 @@ from fttt.judge.limits import Limits
 from fttt.judge.problem import Judgement, Status, Submission
 from fttt.judge.syscalls import compile_filter
 
-__all__ = ["Sandbox", "usable_cores"]
+__all__ = ["Sandbox", "default_workers"]
 
 _START_SECONDS = 20.0
 _GRACE_SECONDS = 5.0  # beyond a box's wall limit, before the zygote itself counts as hung
+_MOST_WORKERS = 16
 _VERDICT_BYTES = 1 << 16
 _LIMIT_DETAIL = {
     "timeout": "the submission ran out of time",
@@ -30,9 +31,9 @@ _LIMIT_DETAIL = {
 }
 
 
-def usable_cores() -> int:
-    """The processors that this process may run on."""
-    return len(os.sched_getaffinity(0))
+def default_workers() -> int:
+    """One box per processor that this process may use, but no more than one zygote can feed."""
+    return min(_MOST_WORKERS, len(os.sched_getaffinity(0)))
 
 
 class _ZygoteLost(Exception):  # noqa: N818
@@ -99,7 +100,7 @@ class Sandbox:
     ) -> None:
         if workers is not None and workers < 1:
             raise UsageError(f"workers is {workers}; at least 1 box has to run at a time")
-        self.workers = workers or usable_cores()
+        self.workers = workers or default_workers()
         self.limits = limits or Limits()
         self._allow_weaker = allow_weaker
         self._places = asyncio.Semaphore(self.workers)
