@@ -47,6 +47,12 @@ def play_cells(
     return run_cells(cells, fake_model(100_000), Quiet(), make_engine=make_engine)
 
 
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Greedy runs write beside the working directory."""
+    monkeypatch.chdir(tmp_path)
+
+
 @pytest.fixture
 def plan() -> Callable[..., Plan]:
     return make_plan

@@ -1,0 +1,63 @@
+"""The pages that repeat what the code says: help texts, defaults, exported names."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+import fttt
+from fttt.config import RunConfig, field_help
+from fttt.methods import METHODS
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+def page(name: str) -> str:
+    return (DOCS / name).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_methods_are_described_with_their_settings(method: str) -> None:
+    sections = re.split(r"^## ", page("methods.md"), flags=re.MULTILINE)
+    section = next(s for s in sections if s.startswith(f"{method}\n"))
+    rows = re.findall(r"^\| `(\w+)` \| (.*?) \| (.*) \|$", section, flags=re.MULTILINE)
+    expected = []
+    for name, field in METHODS[method].Settings.model_fields.items():
+        default = field.get_default(call_default_factory=True)
+        shown = ", ".join(default) if isinstance(default, tuple) else str(default)
+        expected.append((name, shown, field.description))
+    assert rows == expected
+
+
+def test_every_key_of_a_recipe_is_described() -> None:
+    rows = re.findall(r"^\| `([\w.]+)` \| (.*) \|$", page("run-folder.md"), flags=re.MULTILINE)
+    described = dict(rows)
+    for name, field in RunConfig.model_fields.items():
+        kind = field.annotation
+        nested = isinstance(kind, type) and issubclass(kind, BaseModel)
+        keys = [f"{name}.{key}" for key in kind.model_fields] if nested else [name]  # type: ignore[union-attr]
+        for key in keys:
+            assert described[key] == field_help(key)
+
+
+def test_names_in_examples_exist() -> None:
+    for path in DOCS.glob("*.md"):
+        for name in re.findall(r"\bfttt\.([A-Z]\w+)", path.read_text(encoding="utf-8")):
+            assert hasattr(fttt, name), f"{path.name} names fttt.{name}"
+
+
+def test_the_example_of_a_method_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = re.search(r"```python\n# mine\.py\n(.*?)```", page("methods.md"), flags=re.DOTALL)
+    assert code is not None
+    (tmp_path / "mine_from_docs.py").write_text(code.group(1))
+    monkeypatch.chdir(tmp_path)
+    from fttt.methods import find_method
+    from fttt.testing import play
+
+    method = find_method("mine_from_docs:Patient")(fttt.MethodSettings())
+    scene = play(method, ["1", "7"], trials=4)
+    assert [trial.verdict for trial in scene.trials] == ["incorrect", "correct"]
+    assert [r.temperature for r in scene.engine.generations] == [1.0, 0.5]
