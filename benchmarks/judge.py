@@ -187,6 +187,8 @@ def compare(judges: list[str], clients: list[int], seconds: float) -> list[Figur
     rates = {(figure.judge, figure.clients): figure.per_second for figure in figures}
     for count in clients:
         for kind in judges if "ours" in judges else []:
+            if kind == "ours":
+                continue
             ratio = rates["ours", count] / rates[kind, count]
             print(f"ours / {kind} at {count} clients: {ratio:.1f} times the verdicts/s")
     return figures
