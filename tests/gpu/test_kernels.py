@@ -10,7 +10,6 @@ import torch
 
 from fttt.engine.batch import Batch
 from fttt.engine.cache import KVCache
-from fttt.engine.request import LoRASpec
 from fttt.engine.sampler import _nucleus
 
 pytest.importorskip("triton", reason="Triton is not installed (it comes with CUDA builds of torch)")
@@ -95,23 +94,21 @@ def test_decode_attention(
 
 
 def test_stacked_adapters() -> None:
-    from fttt.engine.adapters import Layer
     from fttt.engine.kernels import add_lora
 
     torch.manual_seed(0)
-    spec = LoRASpec(rank=4)
-    layer = Layer(0, 10, 10 + 4 * 576, 576, 1536)
-    weights = torch.randn(5, 10 + 4 * (576 + 1536) + 3, device=DEVICE)
+    a_at, b_at = 10, 10 + 4 * 576
+    weights = torch.randn(5, b_at + 4 * 1536 + 3, device=DEVICE)
     x = torch.randn(7, 576, device=DEVICE)
     out = torch.randn(7, 1536, device=DEVICE)
     slot = torch.tensor([0, -1, 4, 2, 2, -1, 3], device=DEVICE)
     expected = out.double()
     for n, s in enumerate(slot.tolist()):
         if s >= 0:
-            a = weights[s, layer.a_at : layer.b_at].view(4, 576).double()
-            b = weights[s, layer.b_at : layer.b_at + 4 * 1536].view(1536, 4).double()
+            a = weights[s, a_at:b_at].view(4, 576).double()
+            b = weights[s, b_at : b_at + 4 * 1536].view(1536, 4).double()
             expected[n] += b @ (a @ x[n].double()) * 4.0
-    add_lora(x, out, weights, slot, layer, spec)
+    add_lora(x, out, weights, slot, a_at=a_at, b_at=b_at, rank=4, scale=4.0)
     assert error(out, expected) < 1e-6
 
 

@@ -235,7 +235,10 @@ class LoRABank:
             if self._parts is None:
                 from fttt.engine.kernels import add_lora
 
-                add_lora(x_ND, output[0], self.weights_SP, batch.slot_B, layer, self.spec)
+                add_lora(
+                    x_ND, output[0], self.weights_SP, batch.slot_B,
+                    a_at=layer.a_at, b_at=layer.b_at, rank=self.spec.rank, scale=self.scale,
+                )  # fmt: skip
                 return output
             x_BTI = batch.pad(x_ND).float()
             if self._dropout_key_B is not None and self.spec.dropout > 0:
@@ -252,5 +255,7 @@ class LoRABank:
         tokens, width = x_BTI.shape[1:]
         at_T = torch.arange(tokens, device=x_BTI.device)
         token_BT = (batch.past_B[:, None] + at_T) * len(self._layers) + layer.index
-        keep = keep_mask(self._dropout_key_B, token_BT, width, self.spec.dropout)
-        return x_BTI * keep
+        mask = keep_mask
+        if x_BTI.is_cuda:
+            from fttt.engine.kernels import keep_mask as mask
+        return x_BTI * mask(self._dropout_key_B, token_BT, width, self.spec.dropout)

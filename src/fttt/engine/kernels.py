@@ -15,9 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from fttt.engine.adapters import Layer
     from fttt.engine.batch import Batch
-    from fttt.engine.request import LoRASpec
 
 __all__ = ["add_lora", "decode_attention", "keep_mask", "sample"]
 
@@ -165,19 +163,27 @@ def _merge_kernel(
 
 
 def add_lora(
-    x_NI: Tensor, out_NO: Tensor, weights_SP: Tensor, slot_N: Tensor, layer: Layer, spec: LoRASpec
+    x_NI: Tensor,
+    out_NO: Tensor,
+    weights_SP: Tensor,
+    slot_N: Tensor,
+    *,
+    a_at: int,
+    b_at: int,
+    rank: int,
+    scale: float,
 ) -> None:
-    """Add ``(x Aᵀ) Bᵀ · alpha / rank`` to each row's output in place, by the row's slot."""
-    rows = x_NI.shape[0]
-    grid = (rows, triton.cdiv(layer.outputs, 1024))
-    rank_pad = triton.next_power_of_2(spec.rank)
-    width = triton.next_power_of_2(layer.inputs)
-    _lora_kernel[grid](
-        x_NI, out_NO, weights_SP, slot_N, spec.alpha / spec.rank,
-        x_NI.stride(0), out_NO.stride(0), weights_SP.stride(0), layer.a_at, layer.b_at,
-        layer.inputs, layer.outputs,
-        RANK=spec.rank, RANK_PAD=rank_pad, BLOCK=min(width, 8192 // rank_pad), CHUNK=1024,
-        num_warps=8,
+    """Add ``(x Aᵀ) Bᵀ · scale`` to each row's output in place, by the row's slot.
+
+    A ``[rank, I]`` begins at ``a_at`` of a slot's flat weights, B ``[O, rank]`` at ``b_at``.
+    """
+    (rows, inputs), outputs = x_NI.shape, out_NO.shape[1]
+    rank_pad = triton.next_power_of_2(rank)
+    block = min(triton.next_power_of_2(inputs), 8192 // rank_pad)
+    _lora_kernel[(rows, triton.cdiv(outputs, 1024))](
+        x_NI, out_NO, weights_SP, slot_N, scale,
+        x_NI.stride(0), out_NO.stride(0), weights_SP.stride(0), a_at, b_at, inputs, outputs,
+        RANK=rank, RANK_PAD=rank_pad, BLOCK=block, CHUNK=1024, num_warps=8,
     )  # fmt: skip
 
 
@@ -326,7 +332,7 @@ def _sample_kernel(
 
 
 def keep_mask(key_B: Tensor, token_BT: Tensor, width: int, dropout: float) -> Tensor:
-    """:func:`fttt.engine.noise.keep_mask` in one kernel."""
+    """:func:`fttt.engine.noise.keep_mask`, the same numbers, in one kernel."""
     segments, tokens = token_BT.shape
     out = torch.empty(segments, tokens, width, dtype=torch.float32, device=token_BT.device)
     _keep_kernel[(segments * tokens, triton.cdiv(width, 1024))](

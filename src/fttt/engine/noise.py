@@ -40,10 +40,6 @@ def keep_mask(key_B: Tensor, token_BT: Tensor, width: int, dropout: float) -> Te
 
     Feature ``i`` of a token has the counter ``token * width + i`` in its segment's stream.
     """
-    if token_BT.is_cuda:
-        from fttt.engine.kernels import keep_mask as keep_mask_cuda
-
-        return keep_mask_cuda(key_B, token_BT, width, dropout)
     feature = torch.arange(width, device=token_BT.device)
     noise = uniform(key_B[:, None, None], token_BT[..., None] * width + feature)
     return (noise >= dropout) / (1 - dropout)
