@@ -61,7 +61,7 @@ def test_a_layer_imports_what_lies_under_it(module: str) -> None:
 
 
 def test_every_layer_is_known() -> None:
-    upper = {"experiment", "cli", "solve", "testing", "optune", "finetune", "__init__"}
+    upper = {"experiment", "cli", "solve", "testing", "optune", "finetune", "__init__", "__main__"}
     assert {layer(module) for module in MODULES} <= set(ALLOWED) | upper
 
 

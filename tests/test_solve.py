@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import fttt
+from fttt.methods.greedy import Greedy
 from fttt.testing import TinyVerifier, save_tiny_model, tiny_model
 
 
@@ -100,6 +101,14 @@ def test_a_method_of_your_own(model: Any) -> None:
     )
     assert len(result.trials) == 2
     assert result.trials[0].token_ids == result.trials[1].token_ids
+
+
+def test_what_a_method_object_fixes_is_kept(model: Any) -> None:
+    greedy = Greedy(fttt.MethodSettings())
+    result = fttt.solve(
+        "Hi", verify=lambda _: False, model=model, method=greedy, trials=5, max_new_tokens=4
+    )
+    assert len(result.trials) == 1
 
 
 def test_a_model_by_its_folder_and_another_budget(tmp_path: Any) -> None:

@@ -13,7 +13,7 @@ from fttt.cli import main
 
 def fttt(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "fttt.cli", *words], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "fttt", *words], capture_output=True, text=True, check=False
     )
 
 

@@ -178,3 +178,33 @@ engine.device = "cpu"
     assert "s/mine-arithmetic-s42" in out
     assert call("sweep", "s.toml", "--out", "s") == 0
     assert capsys.readouterr().out == out
+
+
+def test_a_method_of_the_users_own_runs_by_its_class(model: str) -> None:
+    Path("own_for_cli.py").write_text(
+        """
+from pydantic import Field
+from fttt import Method, MethodSettings
+
+class Settings(MethodSettings):
+    heat: float = Field(1.0, description="temperature")
+
+class Own(Method):
+    name = "own"
+    summary = "for tests"
+    Settings = Settings
+
+    def __init__(self, settings):
+        self.settings = settings
+
+    async def solve(self, question, session):
+        async for trial in session.trials():
+            await trial.verify(await trial.generate(temperature=self.settings.heat))
+"""
+    )
+    flags = ["--model", model, "--trials", "2", "--set", "heat=0.0", "--out", "r"]
+    assert call("run", "own_for_cli:Own", *flags, *COMMON) == 0
+    run = Run.open("r")
+    assert run.method == "own_for_cli:Own"
+    for record in run.records:
+        assert len({trial.token_ids for trial in record.trials}) == 1

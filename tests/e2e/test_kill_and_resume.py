@@ -23,7 +23,7 @@ ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 def command(*words: str) -> list[str]:
-    return [sys.executable, "-m", "fttt.cli", "run", *words]
+    return [sys.executable, "-m", "fttt", "run", *words]
 
 
 def run_here(*words: str) -> None:

@@ -194,3 +194,30 @@ def test_the_clock_goes_on_where_it_stopped(tmp_path: Path) -> None:
     writer = RunWriter(tmp_path / "run")
     assert writer.seconds >= 100.5
     writer.close()
+
+
+def test_a_question_whose_trials_a_power_cut_took_is_owed_again(tmp_path: Path) -> None:
+    writer = create(tmp_path / "run")
+    for number in range(2):
+        completion = Completion("text", (5,), "stop", number)
+        writer.generation(GenerationEvent("q/0", number, completion))
+        writer.verdict("q/0", number, Verdict("incorrect"))
+    writer.trial(trial("q/0", 0))
+    writer.done("q/0")
+    writer.close()
+    again = RunWriter(tmp_path / "run")
+    assert not again.history("q/0").done
+    again.trial(trial("q/0", 1))
+    again.close()
+    once_more = RunWriter(tmp_path / "run")
+    assert once_more.history("q/0").done
+    once_more.close()
+
+
+def test_a_beginning_that_was_killed_leaves_the_place_free(tmp_path: Path) -> None:
+    create(tmp_path / "run").close()
+    for name in ("config.toml", "events.jsonl", "trials.jsonl"):
+        (tmp_path / "run" / name).unlink()
+    create(tmp_path / "run").close()
+    with pytest.raises(UsageError, match="is not empty"):
+        create(tmp_path / "run")

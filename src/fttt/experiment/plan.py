@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -30,6 +30,7 @@ __all__ = [
     "prepare",
     "settle",
     "task_of",
+    "with_fixed",
 ]
 
 
@@ -87,9 +88,8 @@ def settle(config: RunConfig) -> tuple[RunConfig, Method, MethodSettings]:
     """
     kind = find_method(config.method)
     settings = build(kind.Settings, config.settings, f"the settings of {config.method!r}")
+    config = with_fixed(config, kind.fixed)
     over = {
-        "budget": {k: v for k, v in kind.fixed.items() if k == "trials"},
-        "sampling": {k: v for k, v in kind.fixed.items() if k == "temperature"},
         "settings": settings.model_dump(mode="json", exclude_none=True),
         "save_correct_cases": config.method == "greedy"
         if config.save_correct_cases is None
@@ -97,6 +97,15 @@ def settle(config: RunConfig) -> tuple[RunConfig, Method, MethodSettings]:
     }
     resolved = build(RunConfig, merge(config.to_toml(), over), "the settings")
     return resolved, kind(settings), settings
+
+
+def with_fixed(config: RunConfig, fixed: Mapping[str, float]) -> RunConfig:
+    """The settings with what a method itself fixes (see :class:`fttt.Method`)."""
+    over = {
+        "budget": {k: v for k, v in fixed.items() if k == "trials"},
+        "sampling": {k: v for k, v in fixed.items() if k == "temperature"},
+    }
+    return build(RunConfig, merge(config.to_toml(), over), "the settings")
 
 
 def check_names(config: RunConfig) -> RunConfig:

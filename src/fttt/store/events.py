@@ -47,6 +47,15 @@ class History:
     done: bool = False
     """The method has returned, and every trial is on disk."""
 
+    @property
+    def judged(self) -> set[int]:
+        """Numbers of the trials that have a verdict."""
+        return {
+            event.trial
+            for number, event in self.generations.items()
+            if event.trial is not None and number in self.verdicts
+        }
+
 
 def generation_to_json(event: GenerationEvent) -> dict[str, Any]:
     """The journal's line for a generation."""

@@ -100,6 +100,9 @@ class RunWriter:
         self._written: dict[str, set[int]] = {}
         for trial in run.trials:
             self._written.setdefault(trial.question_id, set()).add(trial.trial)
+        for question_id, history in self._histories.items():
+            # a power cut may keep the journal's last lines and lose those of the trials
+            history.done = history.done and history.judged <= self.written(question_id)
         self._began = time.monotonic() - run.seconds
 
     @classmethod
