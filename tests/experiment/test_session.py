@@ -74,11 +74,11 @@ def test_targets_reach_into_the_attempt_or_follow_it() -> None:
     assert attempt.weights == (-0.25, -0.25)
     assert tiny_tokenizer().decode(turns.token_ids) == (
         "\n<|im_start|>user\nNo.<|im_end|>\n<|im_start|>assistant\n1<|im_end|>"
-        "\n<|im_start|>user\nYes.<|im_end|>\n<|im_start|>assistant\n"
+        "\n<|im_start|>user\nYes.<|im_end|>\n"
     )
     quiet = turns.weights.count(0.0)
     assert tiny_tokenizer().decode(turns.token_ids[quiet:]) == (
-        "\n<|im_start|>user\nYes.<|im_end|>\n<|im_start|>assistant\n"
+        "\n<|im_start|>user\nYes.<|im_end|>\n"
     )
     assert sum(turns.weights) == pytest.approx(2.0)
     assert scene.trials[0].loss == 2.0  # of two targets at 1.0 each

@@ -9,7 +9,7 @@ from fttt.methods.fttt import FTTT, FTTTSettings
 from fttt.testing import FakeKept, play, tiny_tokenizer
 
 METHOD = FTTT(FTTTSettings(feedback="Wrong."))
-TURN = "\n<|im_start|>user\nWrong.<|im_end|>\n<|im_start|>assistant\n"
+TURN = "\n<|im_start|>user\nWrong.<|im_end|>\n"
 
 
 def text(ids: tuple[int, ...]) -> str:

@@ -276,12 +276,13 @@ class QuestionSession:
             )
         ids, quiet, before = (), 0, sequence.completion
         after: Completion | None = before
-        for turn in feedback.turns:
+        for number, turn in enumerate(feedback.turns, 1):
             quiet = len(ids)
             if isinstance(turn, Completion):
                 ids, after = ids + turn.token_ids, turn
-            else:
-                ids, after = ids + self.bench.chat.turn_ids(turn, after), None
+            else:  # what is learned last ends with its own turn, not with the next one's header
+                answer = number < len(feedback.turns)
+                ids, after = ids + self.bench.chat.turn_ids(turn, after, answer=answer), None
         return Target(ids, _mean_weights(quiet, len(ids), feedback.weight))
 
     def _check_replay(
