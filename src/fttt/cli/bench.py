@@ -70,3 +70,47 @@ def engine_command(
     console.print(
         "Floor: the time that reading all weights and the filled cache takes at the copy's speed."
     )
+
+
+@bench_app.command("judge")
+def judge_command(
+    clients: Annotated[str, typer.Option(help="submissions under way at once")] = "1,8,16",
+    seconds: Annotated[float, typer.Option(min=0.1, help="of each measurement")] = 5.0,
+    workers: Annotated[int | None, typer.Option(min=1, help="boxes at once")] = None,
+) -> None:
+    """Verdicts a second of the embedded judge, for several numbers of clients."""
+    import asyncio
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from fttt.errors import UsageError
+    from fttt.judge.measure import measure
+    from fttt.judge.sandbox import Sandbox
+
+    counts = clients.split(",")
+    if not all(count.strip().isdecimal() and int(count) > 0 for count in counts):
+        raise UsageError(f"--clients cannot be {clients!r}; give numbers from 1, as in 1,8,16.")
+    table = Table(box=None, pad_edge=False)
+    for heading in ("clients", "verdicts/s", "p50 ms", "p99 ms", "wrong"):
+        table.add_column(heading, justify="right")
+
+    async def run() -> None:
+        sandbox = Sandbox(workers=workers)
+        try:
+            await sandbox.start()
+            await measure(sandbox, 2, 0.2)
+            for count in map(int, counts):
+                rate = await measure(sandbox, count, seconds)
+                table.add_row(
+                    str(rate.clients),
+                    f"{rate.per_second:.1f}",
+                    f"{rate.p50_ms:.1f}",
+                    f"{rate.p99_ms:.1f}",
+                    str(rate.wrong),
+                )
+        finally:
+            await sandbox.close()
+
+    asyncio.run(run())
+    Console().print(table)

@@ -88,9 +88,10 @@ def run_workload(
             lora=spec if workload.train else None,
         )
         try:
+            warm = min(8, workload.new_tokens)
             if warm_up:  # kernels are compiled and graphs captured on first use
                 await asyncio.gather(
-                    *(_question(engine, workload, n, 1, spec, 8) for n in _all(workload))
+                    *(_question(engine, workload, n, 1, spec, warm) for n in _all(workload))
                 )
             engine.reset_counters()
             start = time.perf_counter()
