@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 
 from fttt.engine.request import (
     AdapterSlot,
+    BeamRequest,
     GenerateRequest,
     Generation,
     LoRASpec,
@@ -202,8 +203,9 @@ class FakeEngine:
     ``script`` is a sequence of completions, handed out in the order of the requests, or a function
     of the conversation (decoded with its special tokens) and the request; it should depend on
     nothing else where a run is to be resumed. A completion ends with the end-of-turn token, or is
-    cut at ``max_new_tokens`` as a real one would be. The loss of a train step is
-    ``1 / (1 + updates so far)``.
+    cut at ``max_new_tokens`` as a real one would be. The beams of a search are so many completions,
+    the best one first; a function is asked for each with the beam's number as ``noise_key``. The
+    loss of a train step is ``1 / (1 + updates so far)``.
     """
 
     script: Script
@@ -211,6 +213,7 @@ class FakeEngine:
     seconds: float = 0.0
     """How long each request takes, in wall time."""
     generations: list[GenerateRequest] = field(default_factory=list)
+    searches: list[BeamRequest] = field(default_factory=list)
     trainings: list[TrainRequest] = field(default_factory=list)
     slots: list[FakeSlot] = field(default_factory=list)
     kept: list[FakeKept] = field(default_factory=list)
@@ -228,18 +231,10 @@ class FakeEngine:
 
     async def generate(self, request: GenerateRequest) -> Generation:
         """Answer with the script's next completion."""
-        order = len(self.generations)
+        order = self._written()
         self.generations.append(request)
         await asyncio.sleep(self.seconds)
-        if callable(self.script):
-            text = self.script(self.conversation(request), request)
-        else:
-            text = self.script[order]
-        ids = (*tiny_tokenizer()(text, add_special_tokens=False)["input_ids"], 2)
-        finish: FinishReason = "stop"
-        if len(ids) > request.max_new_tokens:
-            ids, finish = ids[: request.max_new_tokens], "length"
-        self.generated_tokens += len(ids)
+        ids, finish = self._write(request, order)
         kept: FakeKept | None = None
         if request.keep:
             kept = FakeKept(request.prompt_ids + ids)
@@ -251,6 +246,35 @@ class FakeEngine:
             kept=kept,
             logprobs=(-1.0,) * len(ids) if request.logprobs else None,
         )
+
+    async def beam(self, request: BeamRequest) -> tuple[Generation, ...]:
+        """Answer with the script's next completions, the best one first."""
+        order = self._written()
+        self.searches.append(request)
+        await asyncio.sleep(self.seconds)
+        beams = [
+            GenerateRequest(request.prompt_ids, request.max_new_tokens, noise_key=number)
+            for number in range(request.beams)
+        ]
+        written = (self._write(beam, order + n) for n, beam in enumerate(beams))
+        return tuple(Generation(ids, finish, self.seconds) for ids, finish in written)
+
+    def _written(self) -> int:
+        """Completions that were asked for so far."""
+        return len(self.generations) + sum(search.beams for search in self.searches)
+
+    def _write(self, request: GenerateRequest, order: int) -> tuple[tuple[int, ...], FinishReason]:
+        """The tokens of one completion and how it ended."""
+        if callable(self.script):
+            text = self.script(self.conversation(request), request)
+        else:
+            text = self.script[order]
+        ids = (*tiny_tokenizer()(text, add_special_tokens=False)["input_ids"], 2)
+        finish: FinishReason = "stop"
+        if len(ids) > request.max_new_tokens:
+            ids, finish = ids[: request.max_new_tokens], "length"
+        self.generated_tokens += len(ids)
+        return ids, finish
 
     async def train(self, request: TrainRequest) -> Trained:
         """Count one update."""

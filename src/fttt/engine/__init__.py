@@ -4,6 +4,7 @@ from fttt.engine.batched import BatchedEngine
 from fttt.engine.noise import derive_key
 from fttt.engine.plan import MemoryPlan
 from fttt.engine.request import (
+    BeamRequest,
     Engine,
     GenerateRequest,
     Generation,
@@ -15,6 +16,7 @@ from fttt.engine.request import (
 
 __all__ = [
     "BatchedEngine",
+    "BeamRequest",
     "Engine",
     "GenerateRequest",
     "Generation",

@@ -18,11 +18,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from fttt.engine.adapters import LoRABank, Slot
 from fttt.engine.attention import NAME
 from fttt.engine.batch import Batch, Segment
+from fttt.engine.beam import BeamJob, BeamSearcher
 from fttt.engine.cache import KVCache
-from fttt.engine.decoder import CPUDecoder, CUDADecoder, Decoder, Lane, draw
-from fttt.engine.jobs import GenerateJob, Job, LessonQueue, TrainJob
+from fttt.engine.decoder import CPUDecoder, CUDADecoder, Decoder, draw
+from fttt.engine.jobs import GenerateJob, Job, LessonQueue, TrainJob, check_fits, lane_for
 from fttt.engine.plan import kv_shape, plan_memory
 from fttt.engine.request import (
+    BeamRequest,
     GenerateRequest,
     Generation,
     LoRASpec,
@@ -51,6 +53,7 @@ class BatchedEngine:
         batch_size: int | None = None,
         concurrency: int = 1,
         lora: LoRASpec | None = None,
+        beams: int = 0,
     ) -> None:
         """Plan the memory and take it.
 
@@ -60,6 +63,7 @@ class BatchedEngine:
             batch_size: sequences that run at once; ``None`` takes what fits.
             concurrency: questions that are in progress at once.
             lora: per-question weights, where methods train.
+            beams: the widest beam search, where methods search.
 
         Raises:
             UsageError: the plan does not fit the memory or the model's context.
@@ -75,6 +79,7 @@ class BatchedEngine:
             batch_size=batch_size,
             concurrency=concurrency,
             lora=lora,
+            beams=beams,
         )
         self.max_length = max_length
         self.reset_counters()
@@ -102,7 +107,14 @@ class BatchedEngine:
         self._waiting: deque[GenerateJob] = deque()
         self._running: list[GenerateJob] = []
         self._lessons = LessonQueue()
-        self._patience = {"prefill": Patience(), "train": Patience()}
+        self._searcher = BeamSearcher(
+            self._model,
+            self._cache,
+            attention=self._attention_before,
+            fused=self._fused,
+            lanes=self.plan.search_lanes,
+        )
+        self._patience = {"prefill": Patience(), "train": Patience(), "beam": Patience()}
         self._loop_task: asyncio.Task[None] | None = None
         self._launched = 0.0
         self._wake = asyncio.Event()
@@ -113,7 +125,7 @@ class BatchedEngine:
         self.generated_tokens = 0
         self.trained_tokens = 0
         self.decode_steps = 0
-        self.busy: dict[str, float] = {"prefill": 0.0, "decode": 0.0, "train": 0.0}
+        self.busy: dict[str, float] = dict.fromkeys(("prefill", "decode", "train", "beam"), 0.0)
 
     async def generate(self, request: GenerateRequest) -> Generation:
         """Continue one sequence.
@@ -122,14 +134,27 @@ class BatchedEngine:
             UsageError: it cannot fit a row.
             RunError: the device ran out of memory, or the engine was closed.
         """
-        needed = len(request.prompt_ids) + request.max_new_tokens
-        if needed > self.max_length:
-            raise UsageError(
-                f"A prompt of {len(request.prompt_ids)} tokens and {request.max_new_tokens} new "
-                f"ones do not fit the {self.max_length} tokens of a row; lower --max-new-tokens."
-            )
+        check_fits(request, self.max_length)
         job: GenerateJob = Job(request, asyncio.get_running_loop().create_future())
         self._waiting.append(job)
+        self._start()
+        return await job.answer
+
+    async def beam(self, request: BeamRequest) -> tuple[Generation, ...]:
+        """Search for the best continuations of one prompt; they come best first.
+
+        Raises:
+            UsageError: a beam cannot fit a row, or there are more than the engine was planned for.
+            RunError: the device ran out of memory, or the engine was closed.
+        """
+        check_fits(request, self.max_length)
+        if not 1 <= request.beams <= self.plan.search_lanes:
+            raise UsageError(
+                f"This engine searches with 1 to {self.plan.search_lanes} beams, not "
+                f"{request.beams}; plan it with beams={request.beams}."
+            )
+        job: BeamJob = Job(request, asyncio.get_running_loop().create_future())
+        self._searcher.waiting.append(job)
         self._start()
         return await job.answer
 
@@ -172,12 +197,14 @@ class BatchedEngine:
 
     async def _loop(self) -> None:
         while True:
-            if not (self._waiting or self._running or self._lessons):
+            if not (self._waiting or self._running or self._lessons or self._searcher.waiting):
                 self._wake.clear()
                 await self._wake.wait()
                 await asyncio.sleep(0)  # let the other requests of this moment arrive
             try:
                 self._turn()
+                if self._search_is_due() and self._rows() >= self._searcher.beams:
+                    await self._search()
             except torch.OutOfMemoryError:
                 self._fail(
                     RunError(
@@ -202,6 +229,8 @@ class BatchedEngine:
         running = len(self._running)
         if self._patience["train"].ready(len(self._lessons), running):
             self._timed("train", self._train)
+        elif self._search_is_due():
+            pass  # no new sequences, so that rows come free for its beams
         elif self._patience["prefill"].ready(self._admissible(), running):
             self._timed("prefill", self._prefill)
         self._launch()
@@ -214,15 +243,28 @@ class BatchedEngine:
         self._patience[kind].ran(seconds)
 
     def _admissible(self) -> int:
-        """Waiting requests that a lane and a row are there for.
-
-        Kept rows are taken back only where nothing else can go on.
-        """
+        """Waiting requests that a lane and a row are there for."""
         lanes = self.plan.batch_size - len(self._running)
+        return min(len(self._waiting), lanes, self._rows())
+
+    def _rows(self) -> int:
+        """Rows to be had. Kept ones are taken back only where nothing else can go on."""
         rows = self._cache.free
         if not self._running and not self._lessons:
             rows += self._cache.kept
-        return min(len(self._waiting), lanes, rows)
+        return rows
+
+    def _search_is_due(self) -> bool:
+        return self._patience["beam"].ready(len(self._searcher.waiting), len(self._running))
+
+    async def _search(self) -> None:
+        """Run a beam search beside the event loop; running sequences stand still meanwhile."""
+        start = time.perf_counter()
+        self.generated_tokens += await self._searcher.run(self._rows(), self._run_prefill)
+        seconds = time.perf_counter() - start
+        self.busy["beam"] += seconds
+        self._patience["beam"].ran(seconds)
+        self._launched += seconds  # the steps in flight took none of it
 
     def _prefill(self) -> None:
         """Start as many waiting requests as one pass takes, and draw their first tokens."""
@@ -240,14 +282,15 @@ class BatchedEngine:
             slot = request.adapter.index if isinstance(request.adapter, Slot) else -1
             row = self._cache.take()
             segments.append(Segment(request.prompt_ids, row, 0, slot))
-            job.lane = _lane(request, row, slot)
+            job.lane = lane_for(request, row, slot)
             jobs.append(job)
         if not jobs:
             return
+        before = list(self._running)
+        self._running.extend(jobs)  # an error answers all that run
         logits = self._run_prefill(segments)
         draw(logits, [job.lane for job in jobs if job.lane])
-        self._running.extend(jobs)
-        self._settle(1)
+        self._running = before + self._settle(jobs, 1)
 
     def _run_prefill(self, segments: Sequence[Segment]) -> torch.Tensor:
         """Fill cache rows; return the logits after each segment's last token."""
@@ -276,14 +319,15 @@ class BatchedEngine:
         seconds = time.perf_counter() - self._launched
         self.busy["decode"] += seconds
         self.decode_steps += self._decoder.steps
-        self._settle(self._decoder.steps)
+        self._running = self._settle(self._running, self._decoder.steps)
         self._patience["train"].waited(len(self._lessons), seconds)
         self._patience["prefill"].waited(self._admissible(), seconds)
+        self._patience["beam"].waited(len(self._searcher.waiting), seconds)
 
-    def _settle(self, fresh: int) -> None:
-        """Answer the sequences that ended among their last ``fresh`` tokens."""
+    def _settle(self, jobs: Sequence[GenerateJob], fresh: int) -> list[GenerateJob]:
+        """Answer those that ended among their last ``fresh`` tokens; return the others."""
         still: list[GenerateJob] = []
-        for job in self._running:
+        for job in jobs:
             lane, request = job.lane, job.request
             assert lane is not None
             drawn = lane.tokens
@@ -299,7 +343,7 @@ class BatchedEngine:
             end = end if stopped and end is not None else request.max_new_tokens
             self.generated_tokens += end - first
             self._finish(job, end, stopped=stopped)
-        self._running = still
+        return still
 
     def _finish(self, job: GenerateJob, end: int, *, stopped: bool) -> None:
         lane, request = job.lane, job.request
@@ -335,12 +379,14 @@ class BatchedEngine:
         """Answer everything with an error; later requests get it too."""
         self._failure = error
         jobs: list[Job[Any, Any]] = [*self._waiting, *self._running, *self._lessons]
+        jobs += self._searcher.waiting
         for job in jobs:
             if not job.answer.done():
                 job.answer.set_exception(error)
         self._waiting.clear()
         self._running.clear()
         self._lessons.clear()
+        self._searcher.waiting.clear()
 
 
 def _fused_operations(model: Any, device: torch.device) -> Any:
@@ -352,16 +398,3 @@ def _fused_operations(model: Any, device: torch.device) -> Any:
     fused = FusedOperations(model)
     fused.enable()
     return fused
-
-
-def _lane(request: GenerateRequest, row: int, slot: int) -> Lane:
-    key = request.noise_key & (2**64 - 1)
-    return Lane(
-        row=row,
-        slot=slot,
-        temperature=request.temperature,
-        top_p=request.top_p,
-        key=key - 2**64 if key >= 2**63 else key,
-        length=len(request.prompt_ids),
-        logprobs=request.logprobs,
-    )

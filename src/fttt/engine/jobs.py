@@ -12,10 +12,11 @@ from fttt.engine.adapters import Slot
 from fttt.engine.batch import Segment
 from fttt.engine.cache import KeptRow, KVCache
 from fttt.engine.decoder import Lane
-from fttt.engine.request import GenerateRequest, Generation, Trained, TrainRequest
+from fttt.engine.request import BeamRequest, GenerateRequest, Generation, Trained, TrainRequest
 from fttt.engine.trainer import Lesson
+from fttt.errors import UsageError
 
-__all__ = ["GenerateJob", "Job", "LessonQueue", "TrainJob", "TrainPass"]
+__all__ = ["GenerateJob", "Job", "LessonQueue", "TrainJob", "TrainPass", "check_fits", "lane_for"]
 
 Request = TypeVar("Request")
 Answer = TypeVar("Answer")
@@ -38,6 +39,33 @@ class Job(Generic[Request, Answer]):
 
 GenerateJob = Job[GenerateRequest, Generation]
 TrainJob = Job[TrainRequest, Trained]
+
+
+def check_fits(request: GenerateRequest | BeamRequest, max_length: int) -> None:
+    """Refuse a request that is longer than a row.
+
+    Raises:
+        UsageError: it is.
+    """
+    if len(request.prompt_ids) + request.max_new_tokens > max_length:
+        raise UsageError(
+            f"A prompt of {len(request.prompt_ids)} tokens and {request.max_new_tokens} new ones "
+            f"do not fit the {max_length} tokens of a row; lower --max-new-tokens."
+        )
+
+
+def lane_for(request: GenerateRequest, row: int, slot: int) -> Lane:
+    """A request's place among the running sequences."""
+    key = request.noise_key & (2**64 - 1)
+    return Lane(
+        row=row,
+        slot=slot,
+        temperature=request.temperature,
+        top_p=request.top_p,
+        key=key - 2**64 if key >= 2**63 else key,
+        length=len(request.prompt_ids),
+        logprobs=request.logprobs,
+    )
 
 
 @dataclass(frozen=True, slots=True)

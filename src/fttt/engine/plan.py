@@ -40,6 +40,8 @@ class MemoryPlan:
     """Tokens of one prefill pass."""
     train_tokens: int
     """Tokens of one train pass, whose activations are held for the gradient."""
+    search_lanes: int
+    """Beams, of one question or more, that are searched at once; 0 where none are asked for."""
     weight_bytes: int
     cache_bytes: int
     adapter_bytes: int
@@ -77,12 +79,14 @@ def plan_memory(
     batch_size: int | None,
     concurrency: int,
     lora: LoRASpec | None,
+    beams: int = 0,
 ) -> MemoryPlan:
     """Size the engine for sequences of ``max_length`` tokens.
 
     A batch size that was asked for is kept or refused, never lowered; without one, as many
     sequences run as the free memory takes, 1,024 on a GPU and 16 on a CPU at most. Where methods
-    train, up to as many rows again hold finished sequences until their train step.
+    train, up to as many rows again hold finished sequences until their train step. Where methods
+    search, there is room for the ``beams`` of one question at least.
 
     Raises:
         UsageError: it does not fit; the sentence names the options to change.
@@ -94,9 +98,16 @@ def plan_memory(
     row_bytes = 2 * layers * kv_heads * dim * dtype.itemsize * capacity
     slot_bytes = STATE_BYTES * count_parameters(loaded.model, lora) if lora else 0
     prefill_tokens, train_tokens, working = _passes(loaded, device, trains=lora is not None)
+    lane_bytes = _search_bytes(loaded, row_bytes // layers, max_length)
+    working = max(working, beams * lane_bytes)
     free = free_bytes(device) - working
-    wanted = max(1, min(batch_size or DEFAULT_BATCH[device.type], concurrency))
-    rows = min(2 * wanted, concurrency) if lora else wanted
+    if batch_size is not None and beams > batch_size:
+        raise UsageError(
+            f"A search of {beams} beams does not fit --batch-size {batch_size}; raise that to "
+            f"{beams}, or lower --trials."
+        )
+    wanted = max(1, beams, min(batch_size or DEFAULT_BATCH[device.type], concurrency))
+    rows = max(wanted, min(2 * wanted, concurrency)) if lora else wanted
     slots = concurrency if lora else 0
 
     def needed() -> int:
@@ -107,14 +118,15 @@ def plan_memory(
             slots = max(rows, slots * 7 // 8)
         elif rows > wanted + 1:
             rows = max(wanted, rows * 7 // 8)
-        elif batch_size is None and wanted > 1:
-            wanted = rows = max(1, wanted * 7 // 8)
+        elif batch_size is None and wanted > max(1, beams):
+            wanted = rows = max(1, beams, wanted * 7 // 8)
         else:
             gib = 2.0**30
+            option = "--trials" if wanted == beams else "--batch-size"
             raise UsageError(
                 f"{wanted} sequences of {max_length} tokens need {needed() / gib:.1f} GiB beside "
                 f"the model and {max(free, 0) / gib:.1f} GiB are free on {loaded.device}; lower "
-                "--batch-size or --max-new-tokens."
+                f"{option} or --max-new-tokens."
             )
     weights = sum(p.numel() * p.element_size() for p in loaded.model.parameters())
     return MemoryPlan(
@@ -124,6 +136,7 @@ def plan_memory(
         slots=slots,
         prefill_tokens=prefill_tokens,
         train_tokens=train_tokens,
+        search_lanes=max(beams, min(wanted, working // lane_bytes)) if beams else 0,
         weight_bytes=weights,
         cache_bytes=(rows + 1) * row_bytes,
         adapter_bytes=slots * slot_bytes,
@@ -156,3 +169,15 @@ def _passes(loaded: LoadedModel, device: torch.device, *, trains: bool) -> tuple
         train = int(min(16384, max(1024, total * 0.25 // train_bytes)))
     held = max(prefill * prefill_bytes, train * train_bytes if trains else 0)
     return prefill, train, int(1.2 * held) + 2**28
+
+
+def _search_bytes(loaded: LoadedModel, layer_bytes: int, max_length: int) -> int:
+    """What a step of a beam search holds of each beam, beside its row of the cache.
+
+    Scores of the vocabulary in float32 and their copies; keys and values of one layer, as they are
+    gathered, repeated for grouped heads and reordered; the tokens so far, of the beams and of the
+    candidates to follow them.
+    """
+    config: Any = loaded.model.config.get_text_config()
+    groups = config.num_attention_heads // kv_shape(loaded.model)[1]
+    return int(24 * config.vocab_size + (2 + groups) * layer_bytes + 256 * max_length)

@@ -14,6 +14,7 @@ from fttt.types import FinishReason
 
 __all__ = [
     "AdapterSlot",
+    "BeamRequest",
     "Engine",
     "GenerateRequest",
     "Generation",
@@ -82,8 +83,19 @@ class GenerateRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class BeamRequest:
+    """One prompt to continue by a beam search of the base model."""
+
+    prompt_ids: tuple[int, ...]
+    beams: int
+    """How many sequences are held at each step, and how many come out."""
+    max_new_tokens: int
+    stop_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Generation:
-    """What came of a :class:`GenerateRequest`."""
+    """What came of a :class:`GenerateRequest`, or one beam of a :class:`BeamRequest`."""
 
     token_ids: tuple[int, ...]
     """The new tokens, the stop token included where one ended it."""
@@ -145,6 +157,9 @@ class Engine(Protocol):
 
     async def generate(self, request: GenerateRequest) -> Generation:
         """Continue one sequence."""
+
+    async def beam(self, request: BeamRequest) -> tuple[Generation, ...]:
+        """Search; the beams come best first, by log-probability a token."""
 
     async def train(self, request: TrainRequest) -> Trained:
         """Take one optimizer step of one adapter."""
