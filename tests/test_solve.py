@@ -10,6 +10,8 @@ import pytest
 import torch
 
 import fttt
+from fttt.methods.base import MethodSettings
+from fttt.methods.beam_search import BeamSearch
 from fttt.methods.greedy import Greedy
 from fttt.testing import TinyVerifier, save_tiny_model, tiny_model
 
@@ -62,6 +64,18 @@ def test_a_verifier_object_and_a_gold(model: Any) -> None:
     assert not result.solved
     assert {trial.question_id for trial in result.trials} == {"mine"}
     assert not verifier.closed  # it is the caller's
+
+
+def test_a_beam_search_is_as_wide_as_its_trials(model: Any) -> None:
+    wrong = fttt.solve(
+        "Hi", verify=TinyVerifier(), model=model, method="beam-search", trials=20, max_new_tokens=4
+    )
+    assert len({trial.token_ids for trial in wrong.trials}) == 20
+    assert wrong.usage.generated_tokens == sum(len(trial.token_ids) for trial in wrong.trials)
+    with pytest.raises(fttt.UsageError, match="--trials instead of --token-budget"):
+        fttt.solve(
+            "Hi", verify=bool, model=model, method=BeamSearch(MethodSettings()), token_budget=100
+        )
 
 
 def test_a_vote_is_won_by_the_most_frequent_answer(model: Any) -> None:

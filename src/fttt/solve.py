@@ -148,7 +148,7 @@ def _plan(values: Mapping[str, Any], method: str | Method, task: _Asked) -> Plan
         resolved, made, settings = settle(config)
         return Plan(resolved, made, settings, task, (task.question,))
     settings = getattr(method, "settings", None) or MethodSettings()
-    return Plan(with_fixed(config, method.fixed), method, settings, task, (task.question,))
+    return Plan(with_fixed(config, method), method, settings, task, (task.question,))
 
 
 @lru_cache(maxsize=1)

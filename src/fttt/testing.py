@@ -231,7 +231,7 @@ class FakeEngine:
 
     async def generate(self, request: GenerateRequest) -> Generation:
         """Answer with the script's next completion."""
-        order = self._written()
+        order = self.completions
         self.generations.append(request)
         await asyncio.sleep(self.seconds)
         ids, finish = self._write(request, order)
@@ -249,7 +249,7 @@ class FakeEngine:
 
     async def beam(self, request: BeamRequest) -> tuple[Generation, ...]:
         """Answer with the script's next completions, the best one first."""
-        order = self._written()
+        order = self.completions
         self.searches.append(request)
         await asyncio.sleep(self.seconds)
         beams = [
@@ -259,8 +259,9 @@ class FakeEngine:
         written = (self._write(beam, order + n) for n, beam in enumerate(beams))
         return tuple(Generation(ids, finish, self.seconds) for ids, finish in written)
 
-    def _written(self) -> int:
-        """Completions that were asked for so far."""
+    @property
+    def completions(self) -> int:
+        """How many were asked for so far, beams included."""
         return len(self.generations) + sum(search.beams for search in self.searches)
 
     def _write(self, request: GenerateRequest, order: int) -> tuple[tuple[int, ...], FinishReason]:

@@ -49,6 +49,14 @@ def test_a_resolved_config_resolves_to_itself() -> None:
             r"Unknown key 'rnk' in the settings of 'fttt'; did you mean 'rank'",
         ),
         ({"settings": {"lr": -1}}, "'lr' in the settings of 'fttt' cannot be -1"),
+        (
+            {"method": "beam-search", "budget": {"token_budget": 5}},
+            "'beam-search' makes one search.* --trials instead of --token-budget",
+        ),
+        (
+            {"method": "beam-search", "budget": {"trials": 4, "time_budget": 5}},
+            "'beam-search' makes one search.* --trials instead of --time-budget",
+        ),
         ({"data": {"split": "tset"}}, "no split 'tset'"),
         ({"data": {"options": {"levls": [1]}}}, "does not take the option 'levls'"),
         ({"data": {"questions": ["x"]}}, "No question has the id 'x'"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +23,9 @@ from fttt.types import Trial, Usage
 
 MakePlan = Callable[..., Plan]
 Play = Callable[..., Run]
-METHODS = ["greedy", "best-of-n", "self-consistency", "revision", "self-refine", "fttt"]
+METHODS = [
+    "greedy", "best-of-n", "self-consistency", "beam-search", "revision", "self-refine", "fttt",
+]  # fmt: skip
 SETTINGS = {"fttt": {"reflection": True}}
 
 
@@ -45,7 +48,7 @@ def test_every_method_runs_and_gives_everything_back(
     assert engine.closed
     assert all(thing.closed for thing in (*engine.kept, *engine.slots))
     usage = sum((trial.usage for trial in run.trials), Usage())
-    assert usage.generations == len(engine.generations)
+    assert usage.generations == engine.completions
     assert usage.generated_tokens == engine.generated_tokens
 
 
@@ -77,9 +80,32 @@ def test_a_run_killed_after_any_write_ends_as_if_it_had_not(
         resumed = play_plan(made, f"stop-{stop}", resume=True, engines=again)
         assert facts(resumed) == facts(whole)
         # nothing that had been generated is generated again
-        done = sum(e["event"] == "generation" for e in open_lines(resumed, "events"))
-        assert done == len(engines[0].generations)
-        assert len(again[0].generations) <= len(engines[0].generations)
+        lines = open_lines(resumed, "events")
+        done = {
+            (e["question_id"], e.get("generation")) for e in lines if e["event"] == "generation"
+        }
+        assert len(done) == engines[0].completions
+        assert again[0].completions <= engines[0].completions
+
+
+def test_a_search_is_made_again_only_where_beams_are_missing(
+    plan: MakePlan, play_plan: Play
+) -> None:
+    made = plan("beam-search", trials=3, count=1)
+    engines: list[FakeEngine] = []
+    whole = play_plan(made, "whole", engines=engines)
+    assert len(engines[0].searches) == 1
+    for kept in range(4):
+        folder = whole.path.with_name(f"kept-{kept}")
+        shutil.copytree(whole.path, folder)
+        (folder / "summary.json").unlink()
+        (folder / "trials.jsonl").unlink()
+        events = folder / "events.jsonl"
+        events.write_text("".join(events.read_text().splitlines(keepends=True)[:kept]))
+        again: list[FakeEngine] = []
+        resumed = play_plan(made, folder.name, resume=True, engines=again)
+        assert len(again[0].searches) == (kept < 3)
+        assert facts(resumed) == facts(whole)
 
 
 def open_lines(run: Run, name: str) -> list[dict[str, Any]]:

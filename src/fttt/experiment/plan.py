@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -88,7 +88,7 @@ def settle(config: RunConfig) -> tuple[RunConfig, Method, MethodSettings]:
     """
     kind = find_method(config.method)
     settings = build(kind.Settings, config.settings, f"the settings of {config.method!r}")
-    config = with_fixed(config, kind.fixed)
+    config = with_fixed(config, kind)
     over = {
         "settings": settings.model_dump(mode="json", exclude_none=True),
         "save_correct_cases": config.method == "greedy"
@@ -99,11 +99,22 @@ def settle(config: RunConfig) -> tuple[RunConfig, Method, MethodSettings]:
     return resolved, kind(settings), settings
 
 
-def with_fixed(config: RunConfig, fixed: Mapping[str, float]) -> RunConfig:
-    """The settings with what a method itself fixes (see :class:`fttt.Method`)."""
+def with_fixed(config: RunConfig, method: Method | type[Method]) -> RunConfig:
+    """The settings with what a method itself fixes (see :class:`fttt.Method`).
+
+    Raises:
+        UsageError: the budget is none that the method can spend.
+    """
+    for budget in ("token_budget", "time_budget"):
+        if method.searches and getattr(config.budget, budget) is not None:
+            raise UsageError(
+                f"The method {config.method!r} makes one search, as wide as --trials says, before "
+                f"its first verdict, so nothing can stop it half way; give --trials instead of "
+                f"--{budget.replace('_', '-')}."
+            )
     over = {
-        "budget": {k: v for k, v in fixed.items() if k == "trials"},
-        "sampling": {k: v for k, v in fixed.items() if k == "temperature"},
+        "budget": {k: v for k, v in method.fixed.items() if k == "trials"},
+        "sampling": {k: v for k, v in method.fixed.items() if k == "temperature"},
     }
     return build(RunConfig, merge(config.to_toml(), over), "the settings")
 

@@ -93,16 +93,18 @@ def make_engine(plans: Sequence[Plan], loaded: LoadedModel) -> CountingEngine:
     Raises:
         UsageError: a question does not fit the model's context, or the memory does not suffice.
     """
-    sequences = sum(
-        len(plan.questions) * ((plan.config.budget.trials or 1) if plan.method.together else 1)
+    widths = [
+        (plan.config.budget.trials or 1) if plan.method.together or plan.method.searches else 1
         for plan in plans
-    )
+    ]
+    sequences = sum(len(p.questions) * width for p, width in zip(plans, widths, strict=True))
     return BatchedEngine(
         loaded,
         max_length=max(check_fits(plan, loaded) for plan in plans),
         batch_size=plans[0].config.engine.batch_size,
         concurrency=min(sequences, _at_most(loaded, plans[0])),
         lora=next((plan.lora for plan in plans if plan.lora is not None), None),
+        beams=max(w if p.method.searches else 0 for p, w in zip(plans, widths, strict=True)),
     )
 
 

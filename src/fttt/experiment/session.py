@@ -13,14 +13,17 @@ from fttt.config import BudgetSection, SamplingSection
 from fttt.engine.noise import derive_key
 from fttt.engine.request import (
     AdapterSlot,
+    BeamRequest,
     Engine,
     GenerateRequest,
+    Generation,
     Kept,
     LoRASpec,
     Target,
     TrainRequest,
 )
 from fttt.errors import FTTTError, RunError
+from fttt.experiment.attempt import QuestionAttempt
 from fttt.experiment.ledger import Ledger
 from fttt.methods import Adapter, Attempt, Method
 from fttt.models.chat import ChatFormat
@@ -28,7 +31,7 @@ from fttt.store import GenerationEvent, Journal
 from fttt.types import Completion, Feedback, Question, Trial, Turn, Usage, Verdict
 from fttt.verifiers.base import Verifier
 
-__all__ = ["Bench", "Observer", "QuestionAttempt", "QuestionSession"]
+__all__ = ["Bench", "Observer", "QuestionSession"]
 
 
 class Observer(Protocol):
@@ -186,22 +189,47 @@ class QuestionSession:
                 )
             )
             kept = generation.kept
-            completion = Completion(
-                text=bench.chat.decode(generation.token_ids),
-                token_ids=generation.token_ids,
-                finish_reason=generation.finish_reason,
-                generation=number,
-                usage=Usage(
-                    prompt_tokens=len(prompt_ids),
-                    generated_tokens=len(generation.token_ids),
-                    generations=1,
-                    seconds=generation.seconds,
-                ),
-            )
+            completion = self._completion(number, len(prompt_ids), generation)
             bench.journal.generation(GenerationEvent(self.question.id, trial, completion))
         self._sequences[number] = Written(prompt_ids, completion, kept)
         self.ledger.spend(completion.usage)
         return completion
+
+    async def search(self, beams: int, trial: int) -> tuple[Completion, ...]:
+        """Search, or take from the journal what an earlier process found.
+
+        The journal must hold all beams: those of two searches may differ in rounding.
+        """
+        bench, first = self.bench, self._generations
+        self._generations += beams
+        if not bench.method.searches:
+            raise TypeError(f"the method {bench.method.name!r} searches without saying searches")
+        new_tokens = bench.sampling.max_new_tokens
+        prompt_ids = self._prompt_ids((), new_tokens)
+        past = [self.history.generations.get(first + n) for n in range(beams)]
+        events = [event for event in past if event is not None]
+        if len(events) == beams:
+            for n, event in enumerate(events):
+                self._check_replay(event, prompt_ids, trial + n)
+        else:
+            found = await bench.engine.beam(
+                BeamRequest(prompt_ids, beams, new_tokens, bench.stop_ids)
+            )
+            events = [
+                GenerationEvent(
+                    self.question.id,
+                    trial + n,
+                    self._completion(first + n, len(prompt_ids), beam, of=beams),
+                )
+                for n, beam in enumerate(found)
+            ]
+            for event in events:
+                bench.journal.generation(event)
+        for event in events:
+            completion = event.completion
+            self._sequences[completion.generation] = Written(prompt_ids, completion, None)
+            self.ledger.spend(completion.usage)
+        return tuple(event.completion for event in events)
 
     async def judge(self, completion: Completion) -> tuple[Verdict, Usage]:
         """Verify, or take the verdict from the journal."""
@@ -258,6 +286,23 @@ class QuestionSession:
         for sequence in self._sequences.values():
             sequence.release()
 
+    def _completion(
+        self, number: int, prompt_tokens: int, generation: Generation, of: int = 1
+    ) -> Completion:
+        """What the engine wrote; ``of`` so many that were written at once, each has a share."""
+        return Completion(
+            text=self.bench.chat.decode(generation.token_ids),
+            token_ids=generation.token_ids,
+            finish_reason=generation.finish_reason,
+            generation=number,
+            usage=Usage(
+                prompt_tokens=prompt_tokens,
+                generated_tokens=len(generation.token_ids),
+                generations=1,
+                seconds=generation.seconds / of,
+            ),
+        )
+
     def _prompt_ids(self, turns: tuple[Turn, ...], new_tokens: int) -> tuple[int, ...]:
         """The conversation in token ids; its oldest turns are left out until it fits."""
         chat, room = self.bench.chat, self.bench.engine.max_length - new_tokens
@@ -295,85 +340,6 @@ class QuestionSession:
                 "made by another version or from other data, so the run cannot go on from it; "
                 "start a new run."
             )
-
-
-class QuestionAttempt:
-    """One trial in progress. Implements :class:`fttt.methods.Attempt`."""
-
-    def __init__(self, session: QuestionSession, index: int, *, ends_with_verdict: bool) -> None:
-        self._session = session
-        self._index = index
-        self._ends_with_verdict = ends_with_verdict
-        self._result: tuple[Completion, Verdict] | None = None
-        self._loss: float | None = None
-        self.usage = Usage()
-        self.ended = False
-
-    @property
-    def index(self) -> int:
-        """The trial's number, from 0."""
-        return self._index
-
-    async def generate(
-        self,
-        *turns: Turn,
-        adapter: Adapter | None = None,
-        temperature: float | None = None,
-    ) -> Completion:
-        """Write an answer to the question followed by ``turns``."""
-        completion = await self._session.write(
-            turns, adapter=adapter, temperature=temperature, trial=self._index
-        )
-        self.usage += completion.usage
-        return completion
-
-    async def verify(self, completion: Completion) -> Verdict:
-        """Judge a completion; the trial's record is written with this verdict."""
-        verdict, usage = await self._session.judge(completion)
-        self.usage += usage
-        first = self._result is None
-        self._result = (completion, verdict)
-        if first:
-            self._session.attempt_judged(verdict)
-        if self._ends_with_verdict:
-            self.end()
-        return verdict
-
-    async def train(
-        self, adapter: Adapter, *, after: Completion, on: Feedback | Sequence[Feedback]
-    ) -> float:
-        """Take one optimizer step on what was said after an attempt; return the loss."""
-        said = (on,) if isinstance(on, Feedback) else tuple(on)
-        self._loss, usage = await self._session.learn(adapter, after, said)
-        self.usage += usage
-        return self._loss
-
-    def end(self) -> None:
-        """Write the trial down, once."""
-        if self.ended:
-            return
-        if self._result is None:
-            raise RuntimeError(f"the method ended trial {self._index} without a verdict")
-        self.ended = True
-        completion, verdict = self._result
-        extracted = verdict.extracted
-        if self._session.bench.method.decided_by == "vote":
-            extracted = self._session.extract(completion)  # the normal form, which is voted on
-        self._session.record(
-            Trial(
-                question_id=self._session.question.id,
-                trial=self._index,
-                generation=completion.generation,
-                completion=completion.text,
-                token_ids=completion.token_ids,
-                finish_reason=completion.finish_reason,
-                extracted=extracted,
-                verdict=verdict.outcome,
-                detail=verdict.detail,
-                loss=self._loss,
-                usage=self.usage,
-            )
-        )
 
 
 def _mean_weights(quiet: int, total: int, weight: float) -> tuple[float, ...]:

@@ -68,6 +68,13 @@ class Attempt(Protocol):
         oldest of them are left out. ``temperature`` overrides the run's.
         """
 
+    async def search(self, beams: int) -> tuple[Completion, ...]:
+        """Write ``beams`` answers to the question by one beam search, the best one first.
+
+        The first is this trial's, the second the next one's, and so on. All of them are written
+        before the first verdict, so this trial bears what they cost.
+        """
+
     async def verify(self, completion: Completion) -> Verdict:
         """Judge a completion. The trial's record is written with this verdict."""
 
@@ -126,6 +133,8 @@ class Method(ABC):
     """Settings of the run that the method itself fixes, of ``trials`` and ``temperature``."""
     together: ClassVar[bool] = False
     """Whether its trials are independent of one another, verdicts included."""
+    searches: ClassVar[bool] = False
+    """Whether its trials are the beams of one search, whose width only ``trials`` can say."""
 
     def __init__(self, settings: MethodSettings) -> None:  # noqa: B027 - most need nothing
         """Take the settings, an object of ``Settings``; a method that has any keeps them."""

@@ -8,6 +8,7 @@ from importlib import import_module
 
 from fttt.errors import UsageError
 from fttt.methods.base import Method
+from fttt.methods.beam_search import BeamSearch
 from fttt.methods.best_of_n import BestOfN
 from fttt.methods.fttt import FTTT
 from fttt.methods.greedy import Greedy
@@ -18,7 +19,8 @@ from fttt.methods.self_refine import SelfRefine
 __all__ = ["METHODS", "find_method"]
 
 METHODS: dict[str, type[Method]] = {
-    method.name: method for method in (Greedy, BestOfN, SelfConsistency, Revision, SelfRefine, FTTT)
+    method.name: method
+    for method in (Greedy, BestOfN, SelfConsistency, BeamSearch, Revision, SelfRefine, FTTT)
 }
 """The built-in methods."""
 
