@@ -6,7 +6,14 @@ from typing import Any
 import pytest
 import torch
 
-from fttt.engine import BatchedEngine, GenerateRequest, LoRASpec, Target, TrainRequest
+from fttt.engine import (
+    BatchedEngine,
+    BeamRequest,
+    GenerateRequest,
+    LoRASpec,
+    Target,
+    TrainRequest,
+)
 from fttt.models import LoadedModel
 from fttt.testing import tiny_model
 
@@ -75,3 +82,28 @@ def test_tokens_and_losses_equal_those_of_the_cpu(family: str, temperature: floa
             numbers = [a for a in expected if not isinstance(a, tuple)]
             others = [a for a in other if not isinstance(a, tuple)]
             assert others == pytest.approx(numbers, rel=1e-3, abs=1e-3)
+
+
+def searched(loaded: LoadedModel) -> list[Any]:
+    """Beams of some questions that were asked for while others are written."""
+
+    async def main() -> list[Any]:
+        engine = BatchedEngine(loaded, max_length=200, batch_size=12, concurrency=12, beams=4)
+        written = [
+            asyncio.create_task(engine.generate(GenerateRequest((5, 6, n), 40 + 20 * n)))
+            for n in range(4)
+        ]
+        await written[0]
+        beams = await asyncio.gather(
+            *(engine.beam(BeamRequest((5, 7, *range(9, 12 + n)), 4, 30, (2, 60))) for n in range(3))
+        )
+        answers = await asyncio.gather(*written)
+        await engine.close()
+        return [[b.token_ids for b in found] for found in beams] + [a.token_ids for a in answers]
+
+    return asyncio.run(main())
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_beams_equal_those_of_the_cpu(family: str) -> None:
+    assert searched(on_gpu(tiny_model(family))) == searched(tiny_model(family))
