@@ -203,7 +203,10 @@ class QuestionSession:
         bench, first = self.bench, self._generations
         self._generations += beams
         if not bench.method.searches:
-            raise TypeError(f"the method {bench.method.name!r} searches without saying searches")
+            raise TypeError(
+                f"the method {bench.method.name!r} searches without saying so; "
+                "give the class searches = True"
+            )
         new_tokens = bench.sampling.max_new_tokens
         prompt_ids = self._prompt_ids((), new_tokens)
         past = [self.history.generations.get(first + n) for n in range(beams)]
