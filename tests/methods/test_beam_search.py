@@ -88,5 +88,5 @@ class Undeclared(Method):
 
 
 def test_a_method_says_that_it_searches() -> None:
-    with pytest.raises(TypeError, match="'undeclared' searches without saying so; .*searches = True"):
+    with pytest.raises(TypeError, match="without saying so; give the class searches = True"):
         play(Undeclared(MethodSettings()), ["1", "2"], trials=2)
