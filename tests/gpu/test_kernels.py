@@ -221,16 +221,16 @@ def test_dropout_is_that_of_the_cpu() -> None:
 
 
 def test_fused_operations_are_found_and_leave_the_model_as_it_was() -> None:
-    from fttt.engine.fused import FusedOperations
+    from fttt.engine.fused import fused_operations
+    from fttt.engine.stand_ins import StandIns
     from fttt.testing import tiny_model
 
     for family, norms in (("llama", 5), ("gemma3", 13), ("qwen3", 9)):
         model = tiny_model(family).model.to(DEVICE)
         ids = torch.arange(5, 12, device=DEVICE)[None]
         before = model(ids).logits
-        fused = FusedOperations(model)
-        assert len(fused._norms) == norms
-        assert fused._rotary
+        fused = StandIns(fused_operations(model))
+        assert len(fused) == norms + 1  # and the rotary function
         fused.enable()
         inside = model(ids).logits
         fused.disable()

@@ -80,28 +80,25 @@ def _decode(
 ) -> Tensor:
     """One token a row, on the CPU: rows are read where they lie unless few of them are running."""
     keys, values = batch.cache.keys[layer], batch.cache.values[layer]
-    used = max(batch.rows) + 1
+    running, used = len(batch.rows), max(batch.rows) + 1
     length = max(batch.pasts) + 1
-    in_place = used <= 2 * len(batch.rows)
-    if in_place:
+    q_BKGD = q_NHD.unflatten(1, (keys.shape[1], -1))
+    past_B = batch.past_B
+    if batch.rows == tuple(range(running)) or used > 2 * running:
+        rows = slice(running) if used == running else batch.row_B
+        k, v = keys[rows, :, :length], values[rows, :, :length]
+    else:  # the rows between are attended to as well, and nobody reads what comes of it
         k, v = keys[:used, :, :length], values[:used, :, :length]
-    else:
-        k, v = keys[batch.row_B, :, :length], values[batch.row_B, :, :length]
+        past_B = past_B.new_zeros(used).index_copy(0, batch.row_B, past_B)
+        q_BKGD = q_BKGD.new_zeros(used, *q_BKGD.shape[1:]).index_copy(0, batch.row_B, q_BKGD)
     if window not in batch.masks:
-        past_B = batch.past_B
-        if in_place:
-            past_B = past_B.new_zeros(used).index_copy(0, batch.row_B, past_B)
         at_S = torch.arange(length, device=past_B.device)
         mask_BS = at_S <= past_B[:, None]
         if window is not None:
             mask_BS &= at_S > past_B[:, None] - window
         batch.masks[window] = mask_BS[:, None, None, :]
-    kv_heads = keys.shape[1]
-    q_BKGD = q_NHD.unflatten(1, (kv_heads, -1))
-    if in_place:
-        q_BKGD = q_BKGD.new_zeros(used, *q_BKGD.shape[1:]).index_copy(0, batch.row_B, q_BKGD)
     out = _softmax_attention(q_BKGD, k, v, batch.masks[window], scaling, softcap)
-    if in_place:
+    if out.shape[0] > running:
         out = out[batch.row_B]
     return out.flatten(1, 2)
 

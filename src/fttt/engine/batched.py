@@ -32,6 +32,7 @@ from fttt.engine.request import (
     TrainRequest,
 )
 from fttt.engine.scheduler import Patience
+from fttt.engine.stand_ins import stand_ins_for
 from fttt.engine.trainer import run_model, train_step
 from fttt.errors import RunError, UsageError
 from fttt.models.loader import LoadedModel
@@ -87,7 +88,8 @@ class BatchedEngine:
         self._device = torch.device(loaded.device)
         self._attention_before = self._model.config._attn_implementation
         self._model.set_attn_implementation(NAME)
-        self._fused = _fused_operations(self._model, self._device)
+        self._stand_ins = stand_ins_for(self._model, self._device)
+        self._stand_ins.enable()
         layers, kv_heads, dim = kv_shape(loaded.model)
         self._cache = KVCache(
             rows=self.plan.rows,
@@ -111,7 +113,7 @@ class BatchedEngine:
             self._model,
             self._cache,
             attention=self._attention_before,
-            fused=self._fused,
+            stand_ins=self._stand_ins,
             lanes=self.plan.search_lanes,
         )
         self._patience = {"prefill": Patience(), "train": Patience(), "beam": Patience()}
@@ -183,8 +185,7 @@ class BatchedEngine:
             self._loop_task = None
         self._fail(RunError("The engine was closed while a request was waiting."))
         self._model.set_attn_implementation(self._attention_before)
-        if self._fused is not None:
-            self._fused.disable()
+        self._stand_ins.disable()
         if self._bank is not None:
             self._bank.detach()
 
@@ -307,6 +308,7 @@ class BatchedEngine:
             self._running.remove(job)
             assert job.lane is not None
             self._cache.give(job.lane.row)
+        self._running.sort(key=lambda job: job.lane.row if job.lane else 0)  # as their rows lie
         if self._running:
             self._launched = time.perf_counter()
             self._decoder.launch([job.lane for job in self._running if job.lane])
@@ -387,14 +389,3 @@ class BatchedEngine:
         self._running.clear()
         self._lessons.clear()
         self._searcher.waiting.clear()
-
-
-def _fused_operations(model: Any, device: torch.device) -> Any:
-    """Fused kernels that stand in for the model's own code on a GPU; ``None`` on a CPU."""
-    if device.type != "cuda":
-        return None
-    from fttt.engine.fused import FusedOperations
-
-    fused = FusedOperations(model)
-    fused.enable()
-    return fused

@@ -1,6 +1,6 @@
 """Beam search: the scoring and pruning of ``transformers``, in rows of the engine's cache.
 
-A search runs ``generate`` of the model itself, under its own attention and without the fused
+A search runs ``generate`` of the model itself, under its own attention and without the
 stand-ins, in a thread of its own, so that verdicts and signals are attended to meanwhile. Each beam
 takes a row of the engine's cache, which is why its memory is part of the plan; the prompt goes
 through the model once, in an ordinary prefill pass, and its keys and values are copied to the
@@ -31,6 +31,7 @@ from fttt.engine.batch import Segment
 from fttt.engine.cache import KVCache
 from fttt.engine.jobs import Job
 from fttt.engine.request import BeamRequest, Generation
+from fttt.engine.stand_ins import StandIns
 from fttt.errors import RunError
 
 __all__ = ["BeamJob", "BeamSearcher"]
@@ -41,21 +42,23 @@ BeamJob = Job[BeamRequest, tuple[Generation, ...]]
 class BeamSearcher:
     """Runs the searches that wait, as many questions at a time as the plan has lanes for."""
 
-    def __init__(self, model: Any, cache: KVCache, *, attention: str, fused: Any, lanes: int):
+    def __init__(
+        self, model: Any, cache: KVCache, *, attention: str, stand_ins: StandIns, lanes: int
+    ):
         """Take note of the model.
 
         Args:
             model: of ``transformers``.
             cache: of the engine; a beam is a row.
             attention: the model's own.
-            fused: the stand-ins to put aside, or ``None``.
+            stand_ins: to be put aside.
             lanes: beams of all questions that one search may have.
         """
         self.waiting: deque[BeamJob] = deque()
         self._model = model
         self._cache = cache
         self._attention = attention
-        self._fused = fused
+        self._stand_ins = stand_ins
         self._lanes = lanes
 
     @property
@@ -173,10 +176,9 @@ class BeamSearcher:
     @contextmanager
     def _own_code(self) -> Iterator[None]:
         """Give the model its own attention and operations, and the engine its own back."""
-        model, fused = self._model, self._fused
+        model, stand_ins = self._model, self._stand_ins
         try:
-            if fused is not None:
-                fused.disable()
+            stand_ins.disable()
             model.set_attn_implementation(self._attention)
             # the defaults of a model's folder (a repetition penalty, say) hold for no other method
             plain = GenerationConfig()  # type: ignore[no-untyped-call]
@@ -184,8 +186,7 @@ class BeamSearcher:
                 yield
         finally:
             model.set_attn_implementation(NAME)
-            if fused is not None:
-                fused.enable()
+            stand_ins.enable()
 
     def _answer(self, jobs: Sequence[BeamJob], error: Exception) -> None:
         for job in jobs:

@@ -9,49 +9,29 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from contextlib import ExitStack
 from typing import Any
-from unittest.mock import patch
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor, nn
 
-__all__ = ["FusedOperations"]
+__all__ = ["fused_operations"]
 
 ROTARY = "apply_rotary_pos_emb"
 
 
-class FusedOperations:
-    """The stand-ins that hold for one model."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self._norms: list[tuple[nn.Module, Callable[[Tensor], Tensor]]] = []
-        for module in model.modules():
-            stand_in = _norm_for(module)
-            if stand_in is not None:
-                self._norms.append((module, stand_in))
-        self._rotary_home: Any = sys.modules[type(model).__module__]
-        parameter = next(model.parameters())
-        self._rotary = _same_rotary(getattr(self._rotary_home, ROTARY, None), parameter)
-
-        self._active: ExitStack | None = None
-
-    def enable(self) -> None:
-        """Let the stand-ins run in place of the model's own code."""
-        with ExitStack() as stack:
-            for module, stand_in in self._norms:
-                stack.enter_context(patch.object(module, "forward", stand_in))
-            if self._rotary:
-                stack.enter_context(patch.object(self._rotary_home, ROTARY, rotary))
-            self._active = stack.pop_all()
-
-    def disable(self) -> None:
-        """Give the model its own code back. Calling it twice is harmless."""
-        if self._active is not None:
-            self._active.close()
-            self._active = None
+def fused_operations(model: nn.Module) -> list[tuple[Any, str, Any]]:
+    """Stand-ins for the norms' ``forward`` and for the rotary function, where they serve."""
+    found: list[tuple[Any, str, Any]] = []
+    for module in model.modules():
+        stand_in = _norm_for(module)
+        if stand_in is not None:
+            found.append((module, "forward", stand_in))
+    home: Any = sys.modules[type(model).__module__]
+    if _same_rotary(getattr(home, ROTARY, None), next(model.parameters())):
+        found.append((home, ROTARY, rotary))
+    return found
 
 
 def _norm_for(module: nn.Module) -> Callable[[Tensor], Tensor] | None:

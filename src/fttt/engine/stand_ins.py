@@ -1,0 +1,52 @@
+"""Faster forms of a model's own operations, put in its place while an engine runs it.
+
+What stands in for what is said by :mod:`fttt.engine.fused` (on a GPU) and
+:mod:`fttt.engine.narrow` (on a CPU); the model's code and weights stay as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import nn
+
+from fttt.engine.narrow import narrow_linears
+
+__all__ = ["StandIns", "stand_ins_for"]
+
+
+class StandIns:
+    """Attributes of a model's parts, and what replaces them while this is enabled."""
+
+    def __init__(self, replacements: Sequence[tuple[Any, str, Any]]) -> None:
+        self._replacements = replacements
+        self._active: ExitStack | None = None
+
+    def __len__(self) -> int:
+        return len(self._replacements)
+
+    def enable(self) -> None:
+        """Let the stand-ins run in place of the model's own code."""
+        with ExitStack() as stack:
+            for owner, name, replacement in self._replacements:
+                stack.enter_context(patch.object(owner, name, replacement))
+            self._active = stack.pop_all()
+
+    def disable(self) -> None:
+        """Give the model its own code back. Calling it twice is harmless."""
+        if self._active is not None:
+            self._active.close()
+            self._active = None
+
+
+def stand_ins_for(model: nn.Module, device: torch.device) -> StandIns:
+    """What serves on a device, not enabled yet."""
+    if device.type != "cuda":
+        return StandIns(narrow_linears(model))
+    from fttt.engine.fused import fused_operations
+
+    return StandIns(fused_operations(model))
