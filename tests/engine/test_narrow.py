@@ -8,7 +8,7 @@ from fttt.engine.stand_ins import StandIns
 from fttt.testing import tiny_model
 
 
-@pytest.mark.parametrize("rows", [2, 3, 8, 9, 15, 16])
+@pytest.mark.parametrize("rows", [1, 2, 3, 8, 9, 15, 16])
 @pytest.mark.parametrize(("outputs", "bias"), [(7, True), (BLOCK + 5, False), (3 * BLOCK, True)])
 def test_it_is_a_linear_layer(rows: int, outputs: int, bias: bool) -> None:
     generator = torch.Generator().manual_seed(rows)

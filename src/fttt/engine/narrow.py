@@ -1,7 +1,7 @@
 """Linear layers for the few rows of a decode step on a CPU.
 
-With 2 to 16 rows the weights are read faster as the left factor of the product, and those of a
-large output layer faster in blocks that stay in the cache (measured by ``benchmarks/linear.py``).
+With up to 8 rows (16 for a large output layer) the weights are read faster as the left factor of
+the product, and those of a large output layer in blocks (measured by ``benchmarks/linear.py``).
 While an engine runs on a CPU, this form stands in for the model's own ``nn.Linear`` layers in
 passes of so few rows; all other passes run as they are.
 """
@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 __all__ = ["narrow_linear", "narrow_linears"]
 
-MOST_ROWS = 16
+FEW_ROWS, MOST_ROWS = 8, 16
+"""Up to which it is faster for any layer, and for a large output layer."""
 BLOCK = 2048
 """Output features of one product."""
 
@@ -31,7 +32,8 @@ def narrow_linears(model: nn.Module) -> list[tuple[Any, str, Any]]:
 def _forward_of(layer: nn.Linear) -> Callable[[Tensor], Tensor]:
     def forward(x: Tensor) -> Tensor:
         rows = x.numel() // layer.in_features
-        if rows == 1 or rows > MOST_ROWS or torch.is_grad_enabled():
+        few = rows <= FEW_ROWS or (rows <= MOST_ROWS and layer.out_features > 4 * BLOCK)
+        if not few or torch.is_grad_enabled():
             return F.linear(x, layer.weight, layer.bias)
         return narrow_linear(x, layer.weight, layer.bias)
 
@@ -39,13 +41,18 @@ def _forward_of(layer: nn.Linear) -> Callable[[Tensor], Tensor]:
 
 
 def narrow_linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
-    """``x @ weightᵀ + bias`` for 2 to 16 rows, as ``(weight @ xᵀ)ᵀ``; more than 8 count as 16."""
+    """``x @ weightᵀ + bias`` for 1 to 16 rows, as ``(weight @ xᵀ)ᵀ``.
+
+    A product with one column takes longer than one with two, and 9 to 15 longer than 16, so zeros
+    fill up to those.
+    """
     outputs, inputs = weight_OI.shape
     x_RI = x.reshape(-1, inputs)
     rows = x_RI.shape[0]
-    if 8 < rows < MOST_ROWS:  # products of 9 to 15 columns take longer than those of 16
-        x_RI = torch.cat([x_RI, x_RI.new_zeros(MOST_ROWS - rows, inputs)])
-    out_OR = x_RI.new_empty(outputs, x_RI.shape[0])
+    columns = 2 if rows == 1 else MOST_ROWS if rows > FEW_ROWS else rows
+    if columns > rows:
+        x_RI = torch.cat([x_RI, x_RI.new_zeros(columns - rows, inputs)])
+    out_OR = x_RI.new_empty(outputs, columns)
     for start in range(0, outputs, BLOCK):
         block = weight_OI[start : start + BLOCK]
         torch.mm(block, x_RI.t(), out=out_OR[start : start + BLOCK])
