@@ -10,6 +10,7 @@ import torch
 
 from fttt.engine import BatchedEngine, GenerateRequest, LoRASpec, Target, TrainRequest
 from fttt.engine.request import Kept
+from fttt.errors import RunError
 from fttt.models import LoadedModel
 from fttt.testing import tiny_model
 
@@ -238,6 +239,30 @@ def test_a_loss_that_is_not_finite_leaves_its_question_and_spares_the_others() -
         changed = (bank.weights_SP != before).any(-1).tolist()
         assert changed[slots[0].index] is False
         assert changed[slots[1].index] is True
+        await engine.close()
+
+    asyncio.run(main())
+
+
+def test_no_memory_for_a_train_step_ends_the_run_in_one_sentence(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loaded = tiny_model()
+
+    def no_memory(*_: Any) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr("fttt.engine.batched.train_step", no_memory)
+
+    async def main() -> None:
+        engine = BatchedEngine(loaded, max_length=200, concurrency=2, lora=SPEC)
+        slot = await engine.open_adapter(SPEC, seed=1)
+        prompt = loaded.chat.prompt_ids("Hello")
+        going_on = asyncio.create_task(engine.generate(GenerateRequest(prompt, 150)))
+        with pytest.raises(RunError, match="lower --batch-size"):
+            await engine.train(TrainRequest(slot, prompt, (target(loaded, "No."),)))
+        with pytest.raises(RunError, match="ran out of memory"):
+            await going_on
         await engine.close()
 
     asyncio.run(main())

@@ -367,9 +367,13 @@ class BatchedEngine:
         """Update as many questions' adapters as one pass takes."""
         assert self._bank is not None
         due = self._lessons.next_pass(self._cache, self.plan.train_tokens)
-        for start in range(0, len(due.missing), 16):
-            self._run_prefill(due.missing[start : start + 16])
-        losses = train_step(self._model, self._bank, self._cache, due.lessons)
+        try:
+            for start in range(0, len(due.missing), 16):
+                self._run_prefill(due.missing[start : start + 16])
+            losses = train_step(self._model, self._bank, self._cache, due.lessons)
+        except Exception:
+            self._lessons.extendleft(reversed(due.jobs))  # an error answers all that wait
+            raise
         for job, lesson, per_target in zip(due.jobs, due.lessons, losses, strict=True):
             self._cache.give(lesson.row)
             trained = sum(w != 0 for t in lesson.targets for w in t.weights)
