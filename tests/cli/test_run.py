@@ -208,3 +208,29 @@ class Own(Method):
     assert run.method == "own_for_cli:Own"
     for record in run.records:
         assert len({trial.token_ids for trial in record.trials}) == 1
+
+
+def test_a_prompt_from_a_file_and_the_rule_of_mathematics(
+    model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("prompt.txt").write_text("Solve: {question}\nBox it.\n")
+    words = ("--prompt", "prompt.txt", "--math-rule", "strict", "--dry-run")
+    assert call("run", "greedy", "--model", model, "--task", "math500", *words) == 0
+    recipe = tomllib.loads(capsys.readouterr().out)
+    assert recipe["data"]["prompt"] == "Solve: {question}\nBox it."
+    assert recipe["data"]["options"] == {"rule": "strict"}
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--prompt", "nowhere.txt"), "The prompt file 'nowhere.txt' cannot be read"),
+        (("--task", "math500", "--math-rule", "lax"), "choose from equivalence, strict"),
+        (("--math-rule", "strict"), "does not take the option 'rule'"),
+    ],
+)
+def test_prompts_and_rules_that_do_not_exist_are_refused(
+    model: str, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], says: str
+) -> None:
+    assert call("run", "greedy", "--model", model, *COMMON, *words) == 2
+    assert says in capsys.readouterr().err

@@ -47,7 +47,14 @@ def run_command(
         bool | None,
         _option("save_correct_cases", "--save-correct-cases/--no-save-correct-cases", panel=DATA),
     ] = None,
-    prompt: Annotated[str | None, _option("data.prompt", "--prompt", panel=DATA)] = None,
+    prompt: Annotated[
+        Path | None,
+        typer.Option(
+            help="file with the prompt instead of the task's own; {question} marks the place",
+            metavar="FILE",
+            rich_help_panel=DATA,
+        ),
+    ] = None,
     data_seed: Annotated[int | None, _option("data.seed", "--data-seed", panel=DATA)] = None,
     task_option: Annotated[
         list[str] | None, _option("data.options", "--task-option", panel=DATA, metavar="KEY=VALUE")
@@ -59,6 +66,14 @@ def run_command(
             "command:LINE or python:MODULE:FUNCTION",
             rich_help_panel=DATA,
             show_default=False,
+        ),
+    ] = None,
+    math_rule: Annotated[
+        str | None,
+        typer.Option(
+            help="math500: how answers are compared",
+            metavar="equivalence|strict",
+            rich_help_panel=DATA,
         ),
     ] = None,
     judge_url: Annotated[
@@ -112,8 +127,7 @@ def run_command(
 ) -> None:
     """Try each question of a task by a method, and keep every trial in a run folder."""
     options = key_values(task_option or [], "--task-option")
-    if verifier is not None:
-        options["verifier"] = verifier
+    options |= _given({"verifier": verifier, "rule": math_rule})
     settings = key_values(setting or [], "--set")
     if reflection:
         settings["reflection"] = True
@@ -130,7 +144,7 @@ def run_command(
                 "limit": limit,
                 "questions": None if questions is None else _ids(questions),
                 "skip_cases": skip_cases,
-                "prompt": prompt,
+                "prompt": None if prompt is None else _text(prompt),
                 "seed": data_seed,
                 "options": options,
             },
@@ -235,6 +249,14 @@ def _show(run: Any) -> None:
     from fttt.cli.tables import show_runs
 
     show_runs([run])
+
+
+def _text(file: Path) -> str:
+    """The prompt in a file, without the line break at its end."""
+    try:
+        return file.read_text(encoding="utf-8").removesuffix("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"The prompt file {str(file)!r} cannot be read: {error}.") from None
 
 
 def _ids(text: str) -> list[str]:
