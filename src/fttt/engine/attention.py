@@ -93,10 +93,7 @@ def _decode(
         q_BKGD = q_BKGD.new_zeros(used, *q_BKGD.shape[1:]).index_copy(0, batch.row_B, q_BKGD)
     if window not in batch.masks:
         at_S = torch.arange(length, device=past_B.device)
-        mask_BS = at_S <= past_B[:, None]
-        if window is not None:
-            mask_BS &= at_S > past_B[:, None] - window
-        batch.masks[window] = mask_BS[:, None, None, :]
+        batch.masks[window] = _visible(at_S, past_B[:, None, None, None], window)
     out = _softmax_attention(q_BKGD, k, v, batch.masks[window], scaling, softcap)
     if out.shape[0] > running:
         out = out[batch.row_B]
@@ -130,11 +127,8 @@ def _prefill(
         v = batch.cache.values[layer][batch.row_B, :, :length]
     if window not in batch.masks:
         at_S = torch.arange(k.shape[2], device=k.device)
-        at_BT1 = (batch.past_B[:, None] + torch.arange(batch.longest, device=k.device))[..., None]
-        mask_BTS = at_S <= at_BT1
-        if window is not None:
-            mask_BTS &= at_S > at_BT1 - window
-        batch.masks[window] = mask_BTS[:, None]
+        at_BT = batch.past_B[:, None] + torch.arange(batch.longest, device=k.device)
+        batch.masks[window] = _visible(at_S, at_BT[:, None, :, None], window)
     return _folded(q_NHD, k, v, batch, batch.masks[window], scaling, softcap)
 
 
@@ -156,16 +150,19 @@ def _train(
     v = torch.cat([batch.cache.values[layer][batch.row_B, :, :cached], v_own], dim=2)
     if window not in batch.masks:
         at_P = torch.arange(cached, device=k.device)
-        at_T = torch.arange(batch.longest, device=k.device)
-        past_B11 = batch.past_B[:, None, None]
-        at_BT1 = past_B11 + at_T[:, None]
-        before = (at_P < past_B11).expand(-1, batch.longest, -1)
-        own = (at_T <= at_T[:, None]).expand(len(batch.rows), -1, -1)
-        if window is not None:
-            before = before & (at_P > at_BT1 - window)
-            own = own & (at_T > at_T[:, None] - window)
-        batch.masks[window] = torch.cat([before, own], dim=-1)[:, None]
+        past_B111 = batch.past_B[:, None, None, None]
+        at_BT = batch.past_B[:, None] + torch.arange(batch.longest, device=k.device)
+        query_B1T1, own_B11T = at_BT[:, None, :, None], at_BT[:, None, None, :]
+        before = _visible(at_P, query_B1T1, window) & (at_P < past_B111)
+        own = _visible(own_B11T, query_B1T1, window)
+        batch.masks[window] = torch.cat([before, own], dim=-1)
     return _folded(q_NHD, k, v, batch, batch.masks[window], scaling, softcap)
+
+
+def _visible(key_at: Tensor, query_at: Tensor, window: int | None) -> Tensor:
+    """Which keys a query sees by their positions: its own and earlier ones, within the window."""
+    seen = key_at <= query_at
+    return seen if window is None else seen & (key_at > query_at - window)
 
 
 def _folded(

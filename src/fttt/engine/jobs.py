@@ -88,20 +88,22 @@ class LessonQueue(deque[TrainJob]):
         """
         taken = TrainPass([], [], [])
         slots: set[int] = set()
+        total = 0
         while self:
             slot = self[0].request.adapter
             assert isinstance(slot, Slot)
-            full = taken.jobs and sum(x.tokens for x in taken.lessons) >= tokens
-            if full or slot.index in slots or not self._has_row(cache):
+            if total >= tokens or slot.index in slots or not self._has_row(cache):
                 break
             job = self.popleft()
             ids, row = _context(job.request, cache)
             if row is None:
                 row = cache.take()
                 taken.missing.append(Segment(ids[:-1], row, 0, slot.index))
+            lesson = Lesson(slot, row, len(ids) - 1, ids, job.request.targets)
             taken.jobs.append(job)
-            taken.lessons.append(Lesson(slot, row, len(ids) - 1, ids, job.request.targets))
+            taken.lessons.append(lesson)
             slots.add(slot.index)
+            total += lesson.tokens
         return taken
 
     def _has_row(self, cache: KVCache) -> bool:
