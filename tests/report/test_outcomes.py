@@ -100,4 +100,6 @@ def _run_in_memory(verdicts: list[str], decided_by: str, unanswered: str) -> Run
     ]  # fmt: skip
     config = {"method": "m", "model": "m", "task": "t", "seed": 1}
     config["budget"] = {"trials": 6, "unanswered": unanswered}  # type: ignore[assignment]
-    return Run(Path("nowhere"), config, {"decided_by": decided_by}, questions).with_trials(trials)
+    run = Run(Path("nowhere"), config, {"decided_by": decided_by}, questions)
+    run.__dict__["trials"] = tuple(trials)  # fills the cached property: there is no file to read
+    return run

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -237,11 +236,9 @@ def _carry_out(cell: Any) -> None:
 
 
 def load(config: RunConfig) -> LoadedModel:
-    """Load a config's model; ``transformers`` keeps its notes to itself."""
+    """Load a config's model."""
     from fttt.models import load_model
 
-    logging: Any = import_module("transformers.utils.logging")
-    logging.disable_progress_bar()
     return load_model(config.model, dtype=config.engine.dtype, device=config.engine.device)
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -107,10 +110,11 @@ def _read(source: ModelSource, dtype: torch.dtype, device: torch.device) -> tupl
 
         path = str(convert(Path(path)))
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype, use_safetensors=True, trust_remote_code=False
-        )
+        with _quiet():
+            tokenizer = AutoTokenizer.from_pretrained(path)
+            model: Any = AutoModelForCausalLM.from_pretrained(
+                path, dtype=dtype, use_safetensors=True, trust_remote_code=False
+            )
     except torch.OutOfMemoryError:
         raise
     except (OSError, ValueError) as error:
@@ -125,6 +129,19 @@ def _read(source: ModelSource, dtype: torch.dtype, device: torch.device) -> tupl
         ) from None
     model.eval().requires_grad_(False)
     return tokenizer, model
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the progress bars of ``transformers``: a load is over in seconds."""
+    logging: Any = import_module("transformers.utils.logging")
+    before = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if before:
+            logging.enable_progress_bar()
 
 
 def _stop_ids(model: Any, chat: ChatFormat) -> tuple[int, ...]:

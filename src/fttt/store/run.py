@@ -6,7 +6,7 @@ import hashlib
 import json
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -192,12 +192,6 @@ class Run:
             unanswered=self.unanswered,
             seconds=self.seconds if seconds is None else seconds,
         )
-
-    def with_trials(self, trials: Sequence[Trial]) -> Run:
-        """The same run with other verdicts, say; nothing is written."""
-        other = replace(self)
-        other.__dict__["trials"] = tuple(trials)  # fills the cached property
-        return other
 
 
 def _lines(path: Path) -> Any:
