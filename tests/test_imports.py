@@ -22,6 +22,7 @@ ALLOWED = {
     "store": {"types", "errors"},
     "tasks": {"types", "errors", "verifiers"},
     "methods": {"types", "errors"},
+    "training": {"types", "errors", "models", "tasks"},
     "config": {"types", "errors"},
     "report": {"types", "errors", "store"},
 }

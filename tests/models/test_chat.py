@@ -68,6 +68,20 @@ def test_generated_ids_are_kept_even_where_text_would_tokenise_differently() -> 
     assert ids[len(ChatFormat(made).prompt_ids("Hi")) :][:3] == (200, 201, 2)
 
 
+@pytest.mark.parametrize("template", [None, BRACKETS, TRIMMED])
+def test_a_gold_answer_is_what_the_template_renders_up_to_its_end(template: str | None) -> None:
+    made = tokenizer(template)
+    chat = ChatFormat(made)
+    ids = chat.prompt_ids("2 + 2?") + chat.answer_ids("2 + 2?", "First 2.\nThen 4.")
+    messages = [
+        {"role": "user", "content": "2 + 2?"},
+        {"role": "assistant", "content": "First 2.\nThen 4."},
+    ]
+    rendered = made.apply_chat_template(messages, tokenize=False)
+    assert made.decode(ids) == rendered.removesuffix("\n")
+    assert ids[-1] == made.convert_tokens_to_ids("<|im_end|>")
+
+
 def test_only_the_start_of_a_conversation_has_the_token_of_the_start() -> None:
     made = tokenizer(BRACKETS)
     chat = ChatFormat(made)

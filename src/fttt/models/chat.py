@@ -73,6 +73,26 @@ class ChatFormat:
                 after = None
         return ids
 
+    def answer_ids(self, prompt: str, answer: str) -> tuple[int, ...]:
+        """Ids of an answer that somebody else wrote, as the model would have sampled them.
+
+        They follow ``prompt_ids(prompt)`` and end with the token that ends an answer, whatever the
+        template writes after it.
+        """
+        messages = [
+            {"role": "user", "content": prompt},
+            {"role": "assistant", "content": answer},
+        ]
+        whole = self._encode(self.tokenizer.apply_chat_template(messages, tokenize=False))
+        before = self.prompt_ids(prompt)
+        ids = whole[len(before) :]
+        if whole[: len(before)] != before:  # the answer's first token would merge with the header
+            ids = self._encode(answer)
+        end = next((n for n in range(len(ids), 0, -1) if ids[n - 1] in self.end_ids), None)
+        if end is not None:
+            return ids[:end]
+        return ids + tuple(sorted(self.end_ids))[:1]
+
     def decode(self, token_ids: tuple[int, ...]) -> str:
         """Text of generated ids, special tokens left out."""
         return str(

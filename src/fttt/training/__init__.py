@@ -1,0 +1,1 @@
+"""What learning from gold solutions has in common, whatever learns: its examples."""
