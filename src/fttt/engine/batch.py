@@ -35,7 +35,7 @@ class Segment:
     row: int
     """The cache row that holds what came before (and, but for training, receives this)."""
     past: int
-    """How many tokens of that row come before."""
+    """How many of the sequence's tokens that row holds already."""
     slot: int = -1
     """The adapter's slot; -1 runs the base model."""
 
@@ -50,6 +50,7 @@ class Batch:
     position_N: Tensor
     row_B: Tensor
     past_B: Tensor
+    """Filled positions of each row, those of the cache's prefix included."""
     slot_B: Tensor
     lengths: tuple[int, ...]
     """Tokens in each segment, on the host. Empty for a captured decode step."""
@@ -64,10 +65,10 @@ class Batch:
     def pack(cls, mode: Mode, segments: Sequence[Segment], cache: KVCache) -> Batch:
         """Lay segments end to end on the cache's device."""
         lengths = tuple(len(s.token_ids) for s in segments)
-        pasts = tuple(s.past for s in segments)
+        pasts = tuple(cache.prefix + s.past for s in segments)
         rows = tuple(s.row for s in segments)
         ids = [i for s in segments for i in s.token_ids]
-        positions = [s.past + t for s in segments for t in range(len(s.token_ids))]
+        positions = [p + t for p, n in zip(pasts, lengths, strict=True) for t in range(n)]
         per_segment = [rows, pasts, [s.slot for s in segments]]
         packed = torch.tensor([ids, positions])
         device = cache.device

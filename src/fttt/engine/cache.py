@@ -1,7 +1,9 @@
 """Keys and values of running and kept sequences, one row each.
 
 A row holds one sequence from its first token on, ``capacity`` tokens at most, and belongs to one
-owner at a time. Rows that only wait for a train step may be taken back when no other is free; the
+owner at a time. Where the model has a prefix, each row begins with its keys and values, written
+once; whoever names a place in a row counts the sequence's own tokens, and :class:`Batch` adds the
+prefix. Rows that only wait for a train step may be taken back when no other is free; the
 train step then prefills their tokens again.
 """
 
@@ -11,6 +13,8 @@ from collections import OrderedDict
 
 import torch
 from torch import Tensor
+
+from fttt.models.loader import Prefix
 
 __all__ = ["KVCache", "KeptRow"]
 
@@ -32,6 +36,7 @@ class KVCache:
         head_dim: int,
         dtype: torch.dtype,
         device: torch.device,
+        prefix: Prefix | None = None,
     ) -> None:
         shape = (rows + 1, kv_heads, capacity, head_dim)
         self.rows = rows
@@ -39,6 +44,12 @@ class KVCache:
         self.device = device
         self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(layers)]
         self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(layers)]
+        self.prefix = prefix.length if prefix else 0
+        """P: positions at the start of every row that belong to no sequence."""
+        if prefix:
+            for layer in range(layers):
+                self.keys[layer][:, :, : self.prefix] = prefix.keys[layer]
+                self.values[layer][:, :, : self.prefix] = prefix.values[layer]
         self._free = list(range(rows - 1, -1, -1))
         self._kept: OrderedDict[int, KeptRow] = OrderedDict()
 

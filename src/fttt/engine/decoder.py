@@ -32,7 +32,7 @@ class Lane:
     top_p: float
     key: int
     length: int
-    """Tokens in its cache row."""
+    """Tokens of it in its cache row."""
     logprobs: bool
     tokens: list[int] = field(default_factory=list)
     """Drawn so far; the last one is not in the cache yet."""
@@ -128,7 +128,7 @@ class CUDADecoder:
         whole = torch.tensor(
             [
                 [lane.tokens[-1] for lane in lanes] + [0] * spare,
-                [lane.length for lane in lanes] + [0] * spare,
+                [self._cache.prefix + lane.length for lane in lanes] + [0] * spare,
                 [lane.row for lane in lanes] + [self._cache.rows] * spare,
                 [lane.slot for lane in lanes] + [-1] * spare,
                 [lane.key for lane in lanes] + [0] * spare,

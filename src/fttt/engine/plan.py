@@ -94,7 +94,8 @@ def plan_memory(
     device = torch.device(loaded.device)
     dtype = next(loaded.model.parameters()).dtype
     layers, kv_heads, dim = kv_shape(loaded.model)
-    capacity = -(-(max_length + 8) // 16) * 16  # room for the steps between two looks
+    prefix = loaded.prefix.length if loaded.prefix else 0
+    capacity = -(-(prefix + max_length + 8) // 16) * 16  # room for the steps between two looks
     row_bytes = 2 * layers * kv_heads * dim * dtype.itemsize * capacity
     slot_bytes = STATE_BYTES * count_parameters(loaded.model, lora) if lora else 0
     prefill_tokens, train_tokens, working = _passes(loaded, device, trains=lora is not None)

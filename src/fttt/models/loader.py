@@ -15,13 +15,27 @@ from fttt.errors import RunError, UsageError
 from fttt.models.chat import ChatFormat
 from fttt.models.source import ModelSource, check_model, find_model
 
-__all__ = ["DTYPES", "LoadedModel", "load_model", "pick_device", "pick_dtype"]
+__all__ = ["DTYPES", "LoadedModel", "Prefix", "load_model", "pick_device", "pick_dtype"]
 
 DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """Keys and values that every sequence begins with, in place of tokens (prefix tuning)."""
+
+    keys: tuple[torch.Tensor, ...]
+    """Layer by layer, ``[kv_heads, P, head_dim]``."""
+    values: tuple[torch.Tensor, ...]
+
+    @property
+    def length(self) -> int:
+        """P: the positions that it takes."""
+        return int(self.keys[0].shape[1])
 
 
 @dataclass(frozen=True)
@@ -36,9 +50,10 @@ class LoadedModel:
     stop_ids: tuple[int, ...]
     """Tokens that end an answer."""
     max_context: int
-    """Positions that the model was made for."""
+    """Positions that the model was made for, less those of its prefix."""
     dtype: str
     device: str
+    prefix: Prefix | None = None
 
 
 def load_model(name: str, *, dtype: str = "auto", device: str = "auto") -> LoadedModel:

@@ -1,0 +1,143 @@
+"""A prefix of keys and values at the start of every row, against PEFT's own prefix tuning."""
+
+import asyncio
+import copy
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from fttt.engine import BatchedEngine, GenerateRequest, LoRASpec, Target, TrainRequest
+from fttt.engine.request import Kept
+from fttt.errors import UsageError
+from fttt.models import LoadedModel, Prefix
+from fttt.testing import tiny_model
+
+FAMILIES = ("llama", "mistral", "qwen", "qwen3", "gemma", "gemma2", "gemma3")
+PROMPTS = ("Hello", "What is 2 + 2?", "A rather longer question, with more words in it.")
+LENGTH = 5
+
+
+def prefixed(family: str) -> tuple[LoadedModel, Any]:
+    """A tiny model with a random prefix, and PEFT's own model with the same one."""
+    from peft import PrefixTuningConfig, get_peft_model
+
+    loaded = tiny_model(family)
+    if family == "mistral":  # a window that the prefix slides out of
+        loaded.model.config.sliding_window = 24
+    config = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=LENGTH)
+    peft = get_peft_model(copy.deepcopy(loaded.model), config).eval()
+    if family == "gemma2":
+        peft.base_model.set_attn_implementation("eager")  # only this form caps its scores
+    weight = peft.prompt_encoder["default"].embedding.weight
+    with torch.no_grad():
+        weight.copy_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(3)))
+        cache: Any = peft.get_prompt(1)
+    prefix = Prefix(
+        tuple(layer.keys[0].clone() for layer in cache.layers),
+        tuple(layer.values[0].clone() for layer in cache.layers),
+    )
+    return replace(loaded, prefix=prefix, max_context=loaded.max_context - LENGTH), peft
+
+
+def reference(peft: Any, prompt: tuple[int, ...], tokens: int) -> tuple[int, ...]:
+    ids = torch.tensor([prompt])
+    out = peft.generate(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        do_sample=False,
+        max_new_tokens=tokens,
+        pad_token_id=0,
+        eos_token_id=[2],
+    )
+    return tuple(out[0, len(prompt) :].tolist())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_greedy_tokens_and_scores_equal_those_of_peft(family: str) -> None:
+    loaded, peft = prefixed(family)
+    prompts = [loaded.chat.prompt_ids(p) for p in PROMPTS]
+
+    async def main(batch_size: int) -> list[Any]:
+        engine = BatchedEngine(loaded, max_length=128, batch_size=batch_size, concurrency=3)
+        requests = [GenerateRequest(p, 40, stop_ids=(2,), logprobs=True) for p in prompts]
+        try:
+            twice = await asyncio.gather(*map(engine.generate, requests * 2))
+            return list(twice)
+        finally:
+            await engine.close()
+
+    bare = [GenerateRequest(p, 40, stop_ids=(2,)) for p in prompts]
+    plain = asyncio.run(_generate(replace(loaded, prefix=None), bare))
+    for batch_size in (1, 3):  # rows are used again, and begin with the prefix again
+        answers = asyncio.run(main(batch_size))
+        for prompt, answer in zip(prompts * 2, answers, strict=True):
+            assert answer.token_ids == reference(peft, prompt, 40)
+            ids = torch.tensor([prompt + answer.token_ids])
+            with torch.no_grad():
+                logits = peft(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+            log_probs = logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+            expected = log_probs.gather(1, ids[0, len(prompt) :, None])[:, 0]
+            torch.testing.assert_close(
+                torch.tensor(answer.logprobs), expected, rtol=1e-4, atol=1e-4
+            )
+        if family in ("llama", "mistral", "qwen", "qwen3"):  # the others repeat themselves
+            assert [a.token_ids for a in answers[:3]] != [a.token_ids for a in plain]
+
+
+async def _generate(loaded: LoadedModel, requests: list[GenerateRequest]) -> list[Any]:
+    engine = BatchedEngine(loaded, max_length=128, concurrency=3)
+    try:
+        return list(await asyncio.gather(*map(engine.generate, requests)))
+    finally:
+        await engine.close()
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma3"])
+def test_a_train_step_sees_the_prefix_kept_or_replayed(family: str) -> None:
+    loaded, peft = prefixed(family)
+    spec = LoRASpec(dropout=0.05, lr=1e-2)
+    prompt = loaded.chat.prompt_ids("What is 2 + 2?")
+    turn = loaded.chat.turn_ids("Your answer is incorrect.", answer=False)
+    target = Target(turn, (1 / len(turn),) * len(turn))
+
+    async def main(*, kept: bool) -> tuple[list[tuple[int, ...]], list[float]]:
+        engine = BatchedEngine(loaded, max_length=128, batch_size=2, concurrency=2, lora=spec)
+        slot = await engine.open_adapter(spec, seed=1)
+        attempts, losses = [], []
+        for _ in range(3):
+            answer = await engine.generate(GenerateRequest(prompt, 9, adapter=slot, keep=True))
+            assert answer.kept is not None
+            context: Kept | tuple[int, ...] = answer.kept
+            if not kept:
+                answer.kept.close()
+                context = prompt + answer.token_ids
+            trained = await engine.train(TrainRequest(slot, context, (target,)))
+            attempts.append(answer.token_ids)
+            losses.append(trained.loss)
+        await engine.close()
+        return attempts, losses
+
+    attempts, losses = asyncio.run(main(kept=True))
+    assert asyncio.run(main(kept=False)) == (attempts, pytest.approx(losses, rel=1e-4))
+    assert losses[2] < losses[1] < losses[0]  # dropout draws anew, the step is large
+    context = prompt + attempts[0]
+    ids = torch.tensor([context + turn])
+    with torch.no_grad():  # without dropout: fresh adapters add nothing
+        logits = peft(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0]
+    start = len(context)
+    expected = torch.nn.functional.cross_entropy(logits[start - 1 : -1], ids[0, start:])
+    assert losses[0] == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_the_prefix_takes_its_positions_from_the_context() -> None:
+    loaded, _ = prefixed("llama")
+    with pytest.raises(UsageError, match=f"context of {2048 - LENGTH}"):
+        BatchedEngine(loaded, max_length=2048 - LENGTH + 1)
+
+
+def test_a_beam_search_from_a_prefix_is_refused() -> None:
+    loaded, _ = prefixed("llama")
+    with pytest.raises(UsageError, match="beam search"):
+        BatchedEngine(loaded, max_length=64, beams=2)
