@@ -26,6 +26,7 @@ ALLOWED = {
     "finetune": {"types", "errors", "models", "engine", "training", "store", "config"},
     "config": {"types", "errors"},
     "report": {"types", "errors", "store"},
+    "optune": {"types", "errors", "models", "engine", "training", "store", "config"},
 }
 """What the layers under ``experiment`` may import beside themselves. ``verifiers/code.py`` is the
 judge's embedded client, the one place that may start it."""
@@ -63,7 +64,7 @@ def test_a_layer_imports_what_lies_under_it(module: str) -> None:
 
 
 def test_every_layer_is_known() -> None:
-    upper = {"experiment", "cli", "solve", "testing", "optune", "__init__", "__main__"}
+    upper = {"experiment", "cli", "solve", "testing", "__init__", "__main__"}
     assert {layer(module) for module in MODULES} <= set(ALLOWED) | upper
 
 

@@ -1,0 +1,17 @@
+"""OpTune: a network that predicts, from one failed attempt, how to change the weights.
+
+``load_checkpoint`` loads a trained one from a folder or the hub, ``push`` and ``pull`` share it.
+Importing this loads no torch.
+"""
+
+from fttt.optune.checkpoint import OpTuneCheckpoint, OpTuneInfo, load_checkpoint, read_info
+from fttt.optune.hub import pull, push
+
+__all__ = [
+    "OpTuneCheckpoint",
+    "OpTuneInfo",
+    "load_checkpoint",
+    "pull",
+    "push",
+    "read_info",
+]

@@ -1,0 +1,267 @@
+"""A trained OpTune network on disk: written whole or not at all, checked before it is used.
+
+A training folder holds its newest checkpoints as ``step-00000100/`` and so on, each of them
+complete:
+
+- ``optune.json``: the model that it was made for, the edited layers, the settings; read without
+  torch, so that a wrong choice is refused before any weights are loaded.
+- ``network.safetensors``: parameters and running statistics, float32 and float64.
+- ``training.json`` and ``training.safetensors``: what training needs to go on. They stay behind
+  when a checkpoint is shared.
+
+Nothing is ever pickled.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import struct
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from fttt.errors import RunError, UsageError
+from fttt.optune.layers import EditedLayer
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fttt.optune.network import OpTuneNetwork
+
+__all__ = [
+    "INFO",
+    "NETWORK",
+    "Ablation",
+    "OpTuneCheckpoint",
+    "OpTuneInfo",
+    "TrainingState",
+    "find_checkpoint",
+    "load_checkpoint",
+    "load_training",
+    "read_info",
+    "write_checkpoint",
+]
+
+INFO = "optune.json"
+NETWORK = "network.safetensors"
+STATE = "training.json"
+TENSORS = "training.safetensors"
+FORMAT = 1
+KEPT = 2
+"""Checkpoints that a training folder holds."""
+
+Ablation = Literal["none", "shuffle-attempts", "constant-input"]
+
+
+@dataclass(frozen=True, slots=True)
+class OpTuneInfo:
+    """What ``optune.json`` says of a checkpoint."""
+
+    model: str
+    """The model whose factors it was trained on, as ``--model`` was given."""
+    task: str
+    layers: tuple[EditedLayer, ...]
+    rank: int
+    dropout: float
+    feedback: str
+    """The user's turn after an attempt, the same in training and at test time."""
+    step: int
+    parameters: int
+    ablation: Ablation = "none"
+    validation_loss: float | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Everything else that training was asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpTuneCheckpoint:
+    """A network and what is known of it."""
+
+    info: OpTuneInfo
+    network: OpTuneNetwork
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingState:
+    """What training needs to go on as if it had never stopped.
+
+    Random numbers need no state: each is drawn from a key that names its seed, epoch and example.
+    """
+
+    numbers: Mapping[str, Any]
+    """The optimizer's and schedule's counts, and the place in the data."""
+    tensors: Mapping[str, Tensor]
+    """The optimizer's moments."""
+
+
+def write_checkpoint(
+    folder: Path, info: OpTuneInfo, network: OpTuneNetwork, state: TrainingState
+) -> Path:
+    """Add ``step-N`` to a training folder, and let go of all but the newest two.
+
+    It is written beside its place, synced to disk and renamed, so a kill or a full disk leaves the
+    one before it whole.
+
+    Raises:
+        RunError: it could not be written.
+    """
+    from safetensors.torch import save
+
+    target = folder / f"step-{info.step:08d}"
+    scratch = folder / f".{target.name}.partial"
+    contents = {
+        NETWORK: save({k: v.contiguous() for k, v in network.state_dict().items()}),
+        TENSORS: save({k: v.contiguous() for k, v in state.tensors.items()}),
+        STATE: _json(state.numbers),
+        INFO: _json({"format": FORMAT, **asdict(info)}),
+    }
+    try:
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir(parents=True)
+        for name, content in contents.items():
+            _write(scratch / name, content)
+        shutil.rmtree(target, ignore_errors=True)
+        scratch.rename(target)
+        _sync_folder(folder)
+    except OSError as error:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise RunError(
+            f"Cannot write the checkpoint {str(target)!r}: {error.strerror or error}; make room "
+            "or fix the folder's permissions, then go on with --resume (the checkpoint before it "
+            "is whole)."
+        ) from error
+    for old in _steps(folder)[:-KEPT]:
+        shutil.rmtree(old, ignore_errors=True)
+    return target
+
+
+def find_checkpoint(source: str | Path) -> Path:
+    """The folder of a checkpoint: itself, or the newest of a training folder.
+
+    Raises:
+        UsageError: there is none.
+    """
+    folder = Path(source)
+    if not folder.is_dir():
+        raise UsageError(
+            f"There is no checkpoint folder {str(source)!r}; name one that `fttt optune train` "
+            "wrote."
+        )
+    found = folder if (folder / INFO).is_file() else next(iter(_steps(folder)[::-1]), None)
+    if found is None:
+        raise UsageError(
+            f"The folder {str(source)!r} holds no OpTune checkpoint: there is no {INFO} in it and "
+            "no step-N folder; name one that `fttt optune train` wrote."
+        )
+    return found
+
+
+def read_info(source: str | Path) -> OpTuneInfo:
+    """What a checkpoint was made for, without loading it; torch is not needed.
+
+    Raises:
+        UsageError: the folder holds no checkpoint, or one that is torn or of another kind.
+    """
+    folder = find_checkpoint(source)
+    try:
+        values = json.loads((folder / INFO).read_text(encoding="utf-8"))
+        if values.pop("format") != FORMAT:
+            raise UsageError(
+                f"The checkpoint {str(folder)!r} has another format than {FORMAT}, which this "
+                "version of fttt reads; use the version that wrote it."
+            )
+        values["layers"] = tuple(EditedLayer(**layer) for layer in values["layers"])
+        info = OpTuneInfo(**values)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UsageError(_broken(folder, f"{INFO} cannot be read ({error})")) from error
+    _check_whole(folder / NETWORK)
+    return info
+
+
+def load_checkpoint(source: str | Path, device: str = "cpu") -> OpTuneCheckpoint:
+    """Load a trained network from a folder, or from the hub as ``owner/name``.
+
+    Raises:
+        UsageError: there is no such checkpoint, or it is torn or of another kind.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    from fttt.optune.hub import is_hub_name, pull
+    from fttt.optune.network import OpTuneNetwork
+
+    folder = find_checkpoint(pull(str(source)) if is_hub_name(source) else source)
+    info = read_info(folder)
+    network = OpTuneNetwork(info.layers, rank=info.rank, dropout=info.dropout)
+    try:
+        network.load_state_dict(load_file(folder / NETWORK))
+    except (SafetensorError, OSError, RuntimeError) as error:
+        first = " ".join(str(error).split())
+        raise UsageError(_broken(folder, f"{NETWORK} does not fit {INFO} ({first})")) from error
+    return OpTuneCheckpoint(info, network.to(device))
+
+
+def load_training(source: str | Path, device: str = "cpu") -> TrainingState:
+    """What a training folder's newest checkpoint holds to go on from.
+
+    Raises:
+        UsageError: the files are missing or torn.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    folder = find_checkpoint(source)
+    try:
+        numbers = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        return TrainingState(numbers, load_file(folder / TENSORS, device=device))
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UsageError(_broken(folder, f"its training state cannot be read ({error})")) from error
+
+
+def _steps(folder: Path) -> list[Path]:
+    return sorted(path.parent for path in folder.glob(f"step-*/{INFO}"))
+
+
+def _check_whole(file: Path) -> None:
+    """Refuse a safetensors file that is shorter than its own header says."""
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as handle:
+            (length,) = struct.unpack("<Q", handle.read(8))
+            header = json.loads(handle.read(min(length, size)))
+        end = max(t["data_offsets"][1] for name, t in header.items() if name != "__metadata__")
+    except (OSError, struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UsageError(_broken(file.parent, f"{file.name} cannot be read ({error})")) from error
+    if size != 8 + length + end:
+        raise UsageError(
+            _broken(file.parent, f"{file.name} has {size} bytes instead of {8 + length + end}")
+        )
+
+
+def _json(values: Mapping[str, Any]) -> bytes:
+    return (json.dumps(values, indent=2) + "\n").encode()
+
+
+def _write(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _broken(folder: Path, what: str) -> str:
+    return (
+        f"The OpTune checkpoint {str(folder)!r} is broken: {what}; restore it from a copy or "
+        "train it again."
+    )

@@ -1,0 +1,81 @@
+"""Checkpoints on the Hugging Face hub."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from fttt.errors import RunError
+from fttt.optune.checkpoint import INFO, NETWORK, OpTuneInfo, find_checkpoint, read_info
+
+__all__ = ["is_hub_name", "pull", "push"]
+
+SHARED = (INFO, NETWORK)
+"""What is shared of a checkpoint; the optimizer's state is not."""
+CARD = "README.md"
+
+
+def is_hub_name(source: str | Path) -> bool:
+    """Whether ``source`` reads as ``owner/name`` and is no folder here."""
+    text = str(source)
+    return bool(re.fullmatch(r"[\w.-]*\w/[\w.-]+", text)) and not Path(text).exists()
+
+
+def pull(name: str, revision: str | None = None) -> Path:
+    """Download a checkpoint into the hub's cache and return its folder.
+
+    Raises:
+        RunError: the hub could not be reached, or has no such repository.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=[*SHARED]))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise RunError(_failed(f"be downloaded from {name!r}", error)) from error
+
+
+def push(source: str | Path, name: str, *, private: bool = False) -> str:
+    """Upload a checkpoint with a short model card as ``owner/name``; return its address.
+
+    Raises:
+        UsageError: ``source`` holds no whole checkpoint.
+        RunError: the hub refused it or could not be reached.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    folder, info = find_checkpoint(source), read_info(source)
+    api = HfApi()
+    try:
+        api.create_repo(name, private=private, exist_ok=True)
+        with TemporaryDirectory() as scratch:
+            for file in SHARED:
+                (Path(scratch) / file).write_bytes((folder / file).read_bytes())
+            (Path(scratch) / CARD).write_text(_card(info, name), encoding="utf-8")
+            commit = api.upload_folder(
+                repo_id=name, folder_path=scratch, commit_message=f"OpTune, step {info.step}"
+            )
+    except (HfHubHTTPError, OSError) as error:
+        raise RunError(_failed(f"be uploaded to {name!r}", error)) from error
+    return str(commit.commit_url)
+
+
+def _card(info: OpTuneInfo, name: str) -> str:
+    layers = "\n".join(f"- `{layer.name}` ({layer.shape})" for layer in info.layers)
+    return (
+        f"---\nlibrary_name: fttt\ntags: [optune, test-time-training]\n---\n\n"
+        f"An OpTune network ({info.parameters:,} parameters) for `{info.model}`, trained on "
+        f"`{info.task}` for {info.step:,} steps. It predicts a change of these weights from one "
+        f"failed attempt:\n\n{layers}\n\n"
+        f"```sh\nfttt run optune --model {info.model} --task {info.task} --checkpoint {name}\n```\n"
+    )
+
+
+def _failed(what: str, error: Exception) -> str:
+    return (
+        f"The OpTune checkpoint could not {what}: {' '.join(str(error).split())}; check the name, "
+        "the connection and the token of `hf auth login`."
+    )

@@ -1,0 +1,199 @@
+"""OpTune's network: from the gradient's factors of one attempt to a change of the weights.
+
+For an edited matrix W ``[out, in]`` the gradient of one example is ``sum_t delta_t x_t^T``. The
+network rewrites the factors token by token and leaves the sum as it is:
+
+    z_t  = (x_t, delta_t), each feature as a z-score
+    z'_t = z_t + U Dropout(D z_t) + b
+    dW   = alpha sum_t delta'_t x'_t^T
+
+Shared by all matrices of one shape: D, U, b and the running statistics of the z-scores. A matrix of
+its own has its step size alpha. There is no minus sign: U and b learn the direction. Source: arXiv
+2502.15771, section 4.
+
+Axes: N packed tokens, Q examples, T tokens of the longest, F = I + O features of a shape (I inputs,
+O outputs), R rank, L edited matrices.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from fttt.engine.noise import derive_key, keep_mask
+from fttt.optune.layers import EditedLayer
+from fttt.optune.statistics import RunningStatistics
+
+__all__ = ["FactoredDelta", "OpTuneNetwork", "ShapeNetwork"]
+
+
+class Factors(Protocol):
+    """What the network reads of examples packed end to end."""
+
+    @property
+    def x_NI(self) -> Mapping[str, Tensor]:
+        """Inputs of each edited layer."""
+
+    @property
+    def delta_NO(self) -> Mapping[str, Tensor]:
+        """Gradients of each example's loss by the layer's outputs."""
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Tokens of each example."""
+
+    @property
+    def segment_N(self) -> Tensor:
+        """The example that each token belongs to, ascending."""
+
+
+@dataclass(frozen=True, slots=True)
+class FactoredDelta:
+    """The change of one matrix for each of Q examples, as factors; padding is zero."""
+
+    left_BFO: Tensor
+    """delta', the step size included."""
+    right_BFI: Tensor
+
+    def dense(self) -> Tensor:
+        """``[Q, out, in]``."""
+        return self.left_BFO.transpose(1, 2) @ self.right_BFI
+
+
+class ShapeNetwork(nn.Module):
+    """What the matrices of one shape share."""
+
+    def __init__(self, inputs: int, outputs: int, rank: int) -> None:
+        super().__init__()
+        features = inputs + outputs
+        self.split = (inputs, outputs)
+        self.down_RF = nn.Parameter(torch.empty(rank, features))
+        self.up_FR = nn.Parameter(torch.zeros(features, rank))
+        self.bias_F = nn.Parameter(torch.zeros(features))
+        self.x_statistics = RunningStatistics(inputs)
+        self.delta_statistics = RunningStatistics(outputs)
+
+    def forward(self, x_NI: Tensor, delta_NO: Tensor, keep_NR: Tensor | None) -> tuple[Tensor, ...]:
+        """The rewritten factors ``x'`` and ``delta'``, float32; ``keep_NR`` is dropout's mask."""
+        x_NI = self.x_statistics.z_score(x_NI)
+        delta_NO = self.delta_statistics.z_score(delta_NO)
+        down_x, down_delta = self.down_RF.split(self.split, dim=1)
+        hidden_NR = x_NI @ down_x.T + delta_NO @ down_delta.T
+        if keep_NR is not None:
+            hidden_NR = hidden_NR * keep_NR
+        up_x, up_delta = self.up_FR.split(self.split)
+        bias_x, bias_delta = self.bias_F.split(self.split)
+        return (
+            torch.addmm(x_NI + bias_x, hidden_NR, up_x.T),
+            torch.addmm(delta_NO + bias_delta, hidden_NR, up_delta.T),
+        )
+
+
+class OpTuneNetwork(nn.Module):
+    """The learned optimizer of a model's edited layers; float32 whatever the model's precision.
+
+    It has no train mode: dropout is applied exactly where its keys are given.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[EditedLayer],
+        *,
+        rank: int = 16,
+        dropout: float = 0.1,
+        alpha: float = 1e-4,
+        seed: int = 0,
+    ) -> None:
+        """Start from ``dW = alpha sum_t delta_t x_t^T`` of z-scores: U and b are zero.
+
+        Args:
+            layers: the edited layers; those of one shape share a network.
+            rank: of D and U.
+            dropout: share of the hidden features that training drops.
+            alpha: every matrix's first step size.
+            seed: of D, which is drawn as ``nn.Linear`` draws its weight.
+        """
+        super().__init__()
+        self.layers = tuple(layers)
+        self.rank, self.dropout = rank, dropout
+        self.shapes = nn.ModuleDict()
+        for layer in self.layers:
+            if layer.shape not in self.shapes:
+                self.shapes[layer.shape] = ShapeNetwork(layer.inputs, layer.outputs, rank)
+        self.alpha_L = nn.Parameter(torch.full((len(self.layers),), alpha))
+        self._draw(seed)
+
+    def forward(self, factors: Factors) -> dict[str, Tensor]:
+        """The change ``[Q, out, in]`` of each edited layer's weight, by the layer's name."""
+        return {name: delta.dense() for name, delta in self.factored(factors).items()}
+
+    def factored(
+        self, factors: Factors, dropout_keys_Q: Tensor | None = None
+    ) -> dict[str, FactoredDelta]:
+        """The changes as factors, with a gradient to the network's own parameters.
+
+        Args:
+            factors: recorded under the unmodified model.
+            dropout_keys_Q: each example's random stream in training (int64); ``None`` drops
+                nothing.
+        """
+        lengths = list(factors.lengths)
+        result = {}
+        for index, layer in enumerate(self.layers):
+            keep_NR = self._keep(factors.segment_N, dropout_keys_Q, index)
+            x_NI, delta_NO = self.shape_of(layer)(
+                factors.x_NI[layer.name].detach(), factors.delta_NO[layer.name].detach(), keep_NR
+            )
+            result[layer.name] = FactoredDelta(
+                pad_sequence((delta_NO * self.alpha_L[index]).split(lengths), batch_first=True),
+                pad_sequence(x_NI.split(lengths), batch_first=True),
+            )
+        return result
+
+    @torch.no_grad()
+    def observe(self, factors: Factors) -> None:
+        """Take all tokens of recorded factors into the running statistics."""
+        for layer in self.layers:
+            shape = self.shape_of(layer)
+            shape.x_statistics.update(factors.x_NI[layer.name])
+            shape.delta_statistics.update(factors.delta_NO[layer.name])
+
+    def shape_of(self, layer: EditedLayer) -> ShapeNetwork:
+        """The network that a layer shares with others of its shape."""
+        return cast(ShapeNetwork, self.shapes[layer.shape])
+
+    def statistics(self) -> list[RunningStatistics]:
+        """All running statistics, in a fixed order."""
+        return [m for m in self.modules() if isinstance(m, RunningStatistics)]
+
+    def count_parameters(self) -> tuple[int, int]:
+        """The shared parameters, and the step sizes."""
+        return sum(p.numel() for p in self.shapes.parameters()), self.alpha_L.numel()
+
+    def _keep(self, segment_N: Tensor, keys_Q: Tensor | None, layer: int) -> Tensor | None:
+        """Dropout by example, matrix, token and hidden feature: the same in any batch."""
+        if keys_Q is None or self.dropout == 0:
+            return None
+        start_Q = torch.searchsorted(segment_N, torch.arange(len(keys_Q), device=segment_N.device))
+        at_N = torch.arange(len(segment_N), device=segment_N.device) - start_Q[segment_N]
+        token_N1 = (at_N * len(self.layers) + layer)[:, None]
+        return keep_mask(keys_Q[segment_N], token_N1, self.rank, self.dropout)[:, 0]
+
+    @torch.no_grad()
+    def _draw(self, seed: int) -> None:
+        for name, shape in self.shapes.items():
+            down_RF = cast(ShapeNetwork, shape).down_RF
+            if down_RF.is_meta:
+                continue
+            bound = 1 / math.sqrt(down_RF.shape[1])
+            key = derive_key("optune", seed, name) & (2**63 - 1)
+            drawn = torch.empty(down_RF.shape).uniform_(
+                -bound, bound, generator=torch.Generator().manual_seed(key)
+            )
+            down_RF.copy_(drawn)

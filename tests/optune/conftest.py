@@ -1,0 +1,46 @@
+"""Recorded factors of random examples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from fttt.optune.layers import EditedLayer
+
+MakeFactors = Callable[..., Any]
+
+
+@pytest.fixture
+def layers() -> tuple[EditedLayer, ...]:
+    """q and v of two layers, in two shapes."""
+    return tuple(
+        EditedLayer(f"layers.{n}.{name}", 6, outputs)
+        for n in (2, 3)
+        for name, outputs in (("q_proj", 6), ("v_proj", 3))
+    )
+
+
+@pytest.fixture
+def make_factors(layers: tuple[EditedLayer, ...]) -> MakeFactors:
+    """Factors of examples of the given lengths."""
+
+    def make(lengths: Sequence[int], seed: int = 0) -> Any:
+        generator = torch.Generator().manual_seed(seed)
+        tokens = sum(lengths)
+        segment_N = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
+
+        def draw(width: int, scale: float) -> torch.Tensor:
+            return torch.randn(tokens, width, generator=generator) * scale + scale
+
+        return SimpleNamespace(
+            x_NI={layer.name: draw(layer.inputs, 3.0) for layer in layers},
+            delta_NO={layer.name: draw(layer.outputs, 1e-6) for layer in layers},
+            segment_N=segment_N,
+            lengths=tuple(lengths),
+        )
+
+    return make

@@ -1,0 +1,145 @@
+"""Checkpoints: whole or not at all, and refused with one sentence where they are not."""
+
+from __future__ import annotations
+
+import errno
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fttt.errors import RunError, UsageError
+from fttt.optune import checkpoint as module
+from fttt.optune import hub, load_checkpoint, push, read_info
+from fttt.optune.checkpoint import OpTuneInfo, TrainingState, load_training, write_checkpoint
+from fttt.optune.network import OpTuneNetwork
+
+
+@pytest.fixture
+def network(layers: Any, make_factors: Any) -> OpTuneNetwork:
+    network = OpTuneNetwork(layers, rank=3, seed=5)
+    network.observe(make_factors([20, 4]))
+    return network
+
+
+@pytest.fixture
+def info(layers: Any) -> OpTuneInfo:
+    return OpTuneInfo(
+        model="tiny", task="arithmetic", layers=layers, rank=3, dropout=0.1, feedback="No.",
+        step=20, parameters=100, settings={"lr": 1e-5},
+    )  # fmt: skip
+
+
+def state(step: int) -> TrainingState:
+    return TrainingState({"step": step}, {"moment.0": torch.full((2,), float(step))})
+
+
+def test_what_is_written_is_read(
+    tmp_path: Path, info: OpTuneInfo, network: OpTuneNetwork, make_factors: Any
+) -> None:
+    folder = write_checkpoint(tmp_path, info, network, state(20))
+    assert read_info(folder) == read_info(tmp_path) == info
+    loaded = load_checkpoint(tmp_path)
+    assert loaded.info == info
+    factors = make_factors([6, 2], seed=3)
+    for name, delta in loaded.network(factors).items():
+        assert torch.equal(delta, network(factors)[name])
+    kept = load_training(tmp_path)
+    assert kept.numbers == {"step": 20}
+    assert kept.tensors["moment.0"].tolist() == [20, 20]
+
+
+def test_the_newest_two_are_kept(tmp_path: Path, info: OpTuneInfo, network: OpTuneNetwork) -> None:
+    for step in (9, 10, 100):
+        write_checkpoint(tmp_path, replace(info, step=step), network, state(step))
+    assert read_info(tmp_path).step == 100
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000010", "step-00000100"]
+
+
+def test_a_full_disk_leaves_the_one_before_whole(
+    tmp_path: Path, info: OpTuneInfo, network: OpTuneNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_checkpoint(tmp_path, info, network, state(20))
+    write = module._write
+
+    def full(path: Path, content: bytes) -> None:
+        if path.name == "training.json":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(path, content)
+
+    monkeypatch.setattr(module, "_write", full)
+    with pytest.raises(RunError, match=r"step-00000040.*No space left.*--resume"):
+        write_checkpoint(tmp_path, replace(info, step=40), network, state(40))
+    assert [p.name for p in tmp_path.iterdir()] == ["step-00000020"]
+    assert load_training(tmp_path).numbers == {"step": 20}
+
+
+def test_a_torn_or_foreign_checkpoint_is_refused_before_it_is_loaded(
+    tmp_path: Path, info: OpTuneInfo, network: OpTuneNetwork
+) -> None:
+    with pytest.raises(UsageError, match=r"There is no checkpoint folder '.*nowhere'"):
+        read_info(tmp_path / "nowhere")
+    with pytest.raises(UsageError, match=r"holds no OpTune checkpoint"):
+        read_info(tmp_path)
+    folder = write_checkpoint(tmp_path, info, network, state(20))
+    weights = folder / "network.safetensors"
+    whole = weights.read_bytes()
+    for content in (whole[:-9], whole[:100], b"", b"no safetensors at all"):
+        weights.write_bytes(content)
+        with pytest.raises(UsageError, match=r"is broken: network.safetensors .*train it again"):
+            read_info(folder)
+    weights.write_bytes(whole)
+    facts = json.loads((folder / "optune.json").read_text())
+    for change in ({"format": 9}, {"rank": None, "step": None, "colour": 1}, {"layers": [1]}):
+        (folder / "optune.json").write_text(json.dumps(facts | change))
+        with pytest.raises(UsageError, match=r"another format|is broken: optune.json"):
+            read_info(folder)
+    (folder / "optune.json").write_text(json.dumps(facts | {"rank": 4}))
+    with pytest.raises(UsageError, match=r"network.safetensors does not fit optune.json"):
+        load_checkpoint(folder)
+
+
+class FakeHub:
+    """The two calls of the hub that are made, on a folder."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def create_repo(self, name: str, *, private: bool, exist_ok: bool) -> None:
+        assert (private, exist_ok) == (True, True)
+        (self.root / name).mkdir(parents=True)
+
+    def upload_folder(self, *, repo_id: str, folder_path: str, commit_message: str) -> Any:
+        for file in Path(folder_path).iterdir():
+            (self.root / repo_id / file.name).write_bytes(file.read_bytes())
+        assert commit_message == "OpTune, step 20"
+        return type("Commit", (), {"commit_url": f"https://hub/{repo_id}"})
+
+
+def test_to_the_hub_and_back(
+    tmp_path: Path, info: OpTuneInfo, network: OpTuneNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    fake = FakeHub(tmp_path / "hub")
+
+    def snapshot_download(name: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+        if not (fake.root / name).is_dir():
+            raise huggingface_hub.errors.LocalEntryNotFoundError("no such repository")
+        return str(fake.root / name)
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: fake)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    write_checkpoint(tmp_path / "run", info, network, state(20))
+    assert push(tmp_path / "run", "me/optune-tiny", private=True) == "https://hub/me/optune-tiny"
+    shared = fake.root / "me/optune-tiny"
+    assert {p.name for p in shared.iterdir()} == {"optune.json", "network.safetensors", "README.md"}
+    assert "--checkpoint me/optune-tiny" in (shared / "README.md").read_text()
+    loaded = load_checkpoint("me/optune-tiny")
+    assert loaded.info == info
+    with pytest.raises(RunError, match=r"downloaded from 'me/other': no such repository"):
+        load_checkpoint("me/other")
+    assert not hub.is_hub_name(tmp_path / "run")

@@ -1,0 +1,117 @@
+"""The network against its definition written out token by token."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.testing import assert_allclose
+
+from fttt.optune.layers import EditedLayer
+from fttt.optune.network import OpTuneNetwork
+
+
+def shape_layers(hidden: int, kv: int) -> list[EditedLayer]:
+    return [
+        EditedLayer(f"model.layers.{n}.self_attn.{name}", hidden, outputs)
+        for n in (30, 31)
+        for name, outputs in (("q_proj", hidden), ("v_proj", kv))
+    ]
+
+
+def test_parameters_at_the_shape_of_llama_8b() -> None:
+    with torch.device("meta"):
+        network = OpTuneNetwork(shape_layers(4096, 1024))
+    assert network.count_parameters() == (439_296, 4)
+
+
+def learned(network: OpTuneNetwork) -> None:
+    """Parameters that are not at their start."""
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.add_(noise * 0.1 * (parameter.abs().mean() + 0.1))
+
+
+def by_definition(
+    network: OpTuneNetwork, layers: Any, factors: Any, keep: Any = None
+) -> dict[str, np.ndarray[Any, Any]]:
+    """DESIGN's formula for each example, one token at a time, in float64."""
+    result = {}
+    seen: dict[str, list[np.ndarray[Any, Any]]] = {}
+    for layer in layers:
+        z = torch.cat([factors.x_NI[layer.name], factors.delta_NO[layer.name]], 1).double().numpy()
+        seen.setdefault(layer.shape, []).append(z)
+    for index, layer in enumerate(layers):
+        everything = np.concatenate(seen[layer.shape])
+        mean, std = everything.mean(0), everything.std(0, ddof=1)
+        shape = network.shape_of(layer)
+        down, up, bias = (
+            p.detach().double().numpy() for p in (shape.down_RF, shape.up_FR, shape.bias_F)
+        )
+        delta_w = np.zeros((len(factors.lengths), layer.outputs, layer.inputs))
+        for t, example in enumerate(factors.segment_N.tolist()):
+            x, delta = factors.x_NI[layer.name][t], factors.delta_NO[layer.name][t]
+            z = (torch.cat([x, delta]).double().numpy() - mean) / std
+            hidden = down @ z
+            if keep is not None:
+                hidden = hidden * keep[index][t]
+            z = z + up @ hidden + bias
+            x_new, delta_new = z[: layer.inputs], z[layer.inputs :]
+            delta_w[example] += network.alpha_L[index].item() * np.outer(delta_new, x_new)
+        result[layer.name] = delta_w
+    return result
+
+
+def test_the_change_is_the_definition_s(layers: Any, make_factors: Any) -> None:
+    network, factors = OpTuneNetwork(layers, rank=2), make_factors([5, 1, 9])
+    learned(network)
+    network.observe(factors)
+    expected = by_definition(network, layers, factors)
+    for name, found in network(factors).items():
+        assert_allclose(found.detach().numpy(), expected[name], rtol=1e-4, atol=1e-8)
+
+
+def test_an_example_s_change_does_not_depend_on_its_neighbours(
+    layers: Any, make_factors: Any
+) -> None:
+    network, factors = OpTuneNetwork(layers, rank=2), make_factors([5, 1, 9])
+    learned(network)
+    network.observe(factors)
+    keys = torch.tensor([11, -5, 2**60])
+    together = network.factored(factors, keys)
+    for q in range(3):
+        mine = factors.segment_N == q
+        alone = type(factors)(
+            x_NI={k: v[mine] for k, v in factors.x_NI.items()},
+            delta_NO={k: v[mine] for k, v in factors.delta_NO.items()},
+            segment_N=torch.zeros(int(mine.sum()), dtype=torch.int64),
+            lengths=(int(mine.sum()),),
+        )
+        for name, delta in network.factored(alone, keys[q : q + 1]).items():
+            torch.testing.assert_close(delta.dense()[0], together[name].dense()[q])
+
+
+def test_dropout_drops_its_share_and_keeps_the_mean(layers: Any, make_factors: Any) -> None:
+    network, factors = OpTuneNetwork(layers, rank=8, dropout=0.25), make_factors([400, 100])
+    learned(network)
+    network.observe(factors)
+    masks = [network._keep(factors.segment_N, torch.tensor([3, 4]), n) for n in range(4)]
+    for mask in masks:
+        assert mask is not None
+        assert mask.unique().tolist() == pytest.approx([0.0, 1 / 0.75])
+        assert float((mask == 0).float().mean()) == pytest.approx(0.25, abs=0.03)
+    assert not torch.equal(masks[0], masks[1])  # each matrix has a mask of its own
+    expected = by_definition(network, layers, factors, [m.numpy() for m in masks])
+    for name, found in network.factored(factors, torch.tensor([3, 4])).items():
+        assert_allclose(found.dense().detach().numpy(), expected[name], rtol=2e-3, atol=1e-6)
+
+
+def test_matrices_of_one_shape_share_all_but_the_step_size(layers: Any) -> None:
+    network = OpTuneNetwork(layers)
+    assert network.shape_of(layers[0]) is network.shape_of(layers[2])
+    assert network.shape_of(layers[0]) is not network.shape_of(layers[1])
+    assert network.alpha_L.tolist() == pytest.approx([1e-4] * 4)
