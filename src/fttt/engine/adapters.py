@@ -12,6 +12,7 @@ I inputs and O outputs of a layer.
 from __future__ import annotations
 
 import asyncio
+import difflib
 import math
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -27,7 +28,7 @@ from fttt.engine.noise import derive_key, keep_mask
 from fttt.engine.request import LoRASpec
 from fttt.errors import UsageError
 
-__all__ = ["LoRABank", "Slot", "count_parameters", "target_layers"]
+__all__ = ["LoRABank", "Slot", "count_parameters", "layers_by_name", "target_layers"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,22 @@ def target_layers(model: nn.Module, spec: LoRASpec) -> dict[str, nn.Linear]:
                 f"No linear layer {target!r} in this model; it has {', '.join(sorted(known))}."
             )
     return {n: m for n, m in linear.items() if n.rsplit(".", 1)[-1] in spec.targets}
+
+
+def layers_by_name(model: nn.Module, names: Sequence[str]) -> dict[str, nn.Linear]:
+    """The linear layers of these full names.
+
+    Raises:
+        UsageError: a name that no linear layer of the model has.
+    """
+    linear = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear)}
+    for name in names:
+        if name not in linear:
+            near = difflib.get_close_matches(name, linear, n=3) or list(linear)[:3]
+            raise UsageError(
+                f"No linear layer {name!r} in this model; near it are {', '.join(near)}."
+            )
+    return {name: linear[name] for name in names}
 
 
 def count_parameters(model: nn.Module, spec: LoRASpec) -> int:

@@ -1,0 +1,131 @@
+"""Whole sequences in one pass, ragged and packed, with a loss on their tokens and no cached rows.
+
+What learns from question, attempt and feedback together, or from a gold solution, runs the model
+through this module: OpTune's factors and its training.
+
+Axes: N packed tokens, B sequences, M tokens that carry a loss, D hidden width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+from unittest.mock import patch
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from fttt.engine.attention import NAME
+from fttt.engine.batch import Batch, Segment
+from fttt.engine.cache import KVCache
+from fttt.engine.plan import kv_shape
+from fttt.engine.stand_ins import stand_ins_for
+from fttt.engine.trainer import run_model
+
+__all__ = ["pack_sequences", "prepared", "weighted_nll"]
+
+LOGIT_BYTES = 2**28
+"""Of the float32 logits that are held at once; their gradient and copies take about twice more."""
+
+
+@contextmanager
+def prepared(model: Any) -> Iterator[None]:
+    """Let a model run packed sequences outside an engine; it gets its own code back at the end."""
+    before = model.config._attn_implementation
+    stand_ins = stand_ins_for(model, model.device)
+    model.set_attn_implementation(NAME)
+    stand_ins.enable()
+    try:
+        yield
+    finally:
+        stand_ins.disable()
+        model.set_attn_implementation(before)
+
+
+def pack_sequences(
+    model: Any, sequences: Sequence[Sequence[int]], slots: Sequence[int] | None = None
+) -> Batch:
+    """Lay sequences of token ids end to end; each attends to itself from its first token on.
+
+    Args:
+        model: a ``transformers`` model that is :func:`prepared`, or an engine's.
+        sequences: token ids, of any lengths.
+        slots: the adapter's slot of each; without them the base model runs.
+    """
+    layers, kv_heads, dim = kv_shape(model)
+    nothing = KVCache(
+        rows=0, capacity=0, layers=layers, kv_heads=kv_heads, head_dim=dim,
+        dtype=model.dtype, device=model.device,
+    )  # fmt: skip
+    own = [-1] * len(sequences) if slots is None else slots
+    segments = [Segment(ids, 0, 0, slot) for ids, slot in zip(sequences, own, strict=True)]
+    return Batch.pack("train", segments, nothing)
+
+
+def weighted_nll(
+    model: Any, batch: Batch, where_M: Tensor, label_M: Tensor, weight_M: Tensor
+) -> tuple[Tensor, Tensor]:
+    """``sum_m weight_m · NLL_m`` of the labels at packed positions, without holding all logits.
+
+    The output layer runs chunk by chunk, and the gradient into the hidden states is taken at once,
+    so that memory does not grow with tokens times vocabulary. The output layer itself, and the
+    weights, receive no gradient.
+
+    Returns:
+        The sum, differentiable where the hidden states are, and ``NLL_M``, which is not.
+    """
+    output = model.base_model(
+        input_ids=batch.token_ids_N[None],
+        position_ids=batch.position_N[None],
+        use_cache=False,
+        fttt_batch=batch,
+    )
+    hidden_MD = output.last_hidden_state[0, where_M]
+    apply: Any = _ChunkedNLL.apply
+    loss, nll_M = apply(hidden_MD, label_M, weight_M, model, batch)
+    return loss, nll_M
+
+
+class _ChunkedNLL(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_MD: Tensor, label_M: Tensor, weight_M: Tensor, model: Any, batch: Batch
+    ) -> tuple[Tensor, Tensor]:
+        vocabulary = model.config.get_text_config().vocab_size
+        size = max(1, LOGIT_BYTES // (4 * vocabulary))
+        wanted = ctx.needs_input_grad[0]
+        gradient_MD = torch.empty_like(hidden_MD) if wanted else None
+        nll: list[Tensor] = []
+        for start in range(0, hidden_MD.shape[0], size):
+            part = slice(start, start + size)
+            with torch.set_grad_enabled(wanted):
+                hidden = hidden_MD[part].detach().requires_grad_(wanted)
+                logits = _head(model, batch, hidden).float()
+                nll_m = F.cross_entropy(logits, label_M[part], reduction="none")
+                if gradient_MD is not None:
+                    loss = (nll_m * weight_M[part]).sum()
+                    gradient_MD[part] = torch.autograd.grad(loss, hidden)[0]
+            nll.append(nll_m.detach())
+        nll_M = torch.cat(nll)
+        if gradient_MD is not None:
+            ctx.save_for_backward(gradient_MD)
+        ctx.mark_non_differentiable(nll_M)
+        return (nll_M * weight_M).sum(), nll_M
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
+        (gradient_MD,) = ctx.saved_tensors
+        return (gradients[0] * gradient_MD).to(gradient_MD.dtype), None, None, None, None
+
+
+def _head(model: Any, batch: Batch, hidden_MD: Tensor) -> Tensor:
+    """Logits of hidden states by the model's own code, whatever it does to them on the way."""
+
+    def given(*_: Any, **__: Any) -> BaseModelOutputWithPast:
+        return BaseModelOutputWithPast(last_hidden_state=hidden_MD[None])  # type: ignore[arg-type]
+
+    with patch.object(model.base_model, "forward", given):
+        return run_model(model, batch, slice(None))
