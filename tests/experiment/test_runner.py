@@ -24,7 +24,8 @@ from fttt.types import Trial, Usage
 MakePlan = Callable[..., Plan]
 Play = Callable[..., Run]
 METHODS = [
-    "greedy", "best-of-n", "self-consistency", "beam-search", "revision", "self-refine", "fttt",
+    "greedy", "best-of-n", "sample", "self-consistency", "beam-search", "revision", "self-refine",
+    "fttt",
 ]  # fmt: skip
 SETTINGS = {"fttt": {"reflection": True}}
 

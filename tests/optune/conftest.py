@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
 
+from fttt.engine.factors import Factors
 from fttt.optune.layers import EditedLayer
 
-MakeFactors = Callable[..., Any]
+MakeFactors = Callable[..., Factors]
 
 
 @pytest.fixture
@@ -28,7 +27,7 @@ def layers() -> tuple[EditedLayer, ...]:
 def make_factors(layers: tuple[EditedLayer, ...]) -> MakeFactors:
     """Factors of examples of the given lengths."""
 
-    def make(lengths: Sequence[int], seed: int = 0) -> Any:
+    def make(lengths: Sequence[int], seed: int = 0) -> Factors:
         generator = torch.Generator().manual_seed(seed)
         tokens = sum(lengths)
         segment_N = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
@@ -36,11 +35,12 @@ def make_factors(layers: tuple[EditedLayer, ...]) -> MakeFactors:
         def draw(width: int, scale: float) -> torch.Tensor:
             return torch.randn(tokens, width, generator=generator) * scale + scale
 
-        return SimpleNamespace(
+        return Factors(
             x_NI={layer.name: draw(layer.inputs, 3.0) for layer in layers},
             delta_NO={layer.name: draw(layer.outputs, 1e-6) for layer in layers},
-            segment_N=segment_N,
             lengths=tuple(lengths),
+            segment_N=segment_N,
+            loss_Q=torch.zeros(len(lengths)),
         )
 
     return make

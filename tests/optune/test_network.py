@@ -52,7 +52,7 @@ def by_definition(
         down, up, bias = (
             p.detach().double().numpy() for p in (shape.down_RF, shape.up_FR, shape.bias_F)
         )
-        delta_w = np.zeros((len(factors.lengths), layer.outputs, layer.inputs))
+        delta_w = np.zeros((factors.examples, layer.outputs, layer.inputs))
         for t, example in enumerate(factors.segment_N.tolist()):
             x, delta = factors.x_NI[layer.name][t], factors.delta_NO[layer.name][t]
             z = (torch.cat([x, delta]).double().numpy() - mean) / std
@@ -90,6 +90,7 @@ def test_an_example_s_change_does_not_depend_on_its_neighbours(
             delta_NO={k: v[mine] for k, v in factors.delta_NO.items()},
             segment_N=torch.zeros(int(mine.sum()), dtype=torch.int64),
             lengths=(int(mine.sum()),),
+            loss_Q=torch.zeros(1),
         )
         for name, delta in network.factored(alone, keys[q : q + 1]).items():
             torch.testing.assert_close(delta.dense()[0], together[name].dense()[q])

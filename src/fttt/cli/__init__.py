@@ -15,6 +15,7 @@ from fttt.cli.compare import compare_command
 from fttt.cli.demo import demo_command
 from fttt.cli.judge import judge_app
 from fttt.cli.list import list_command
+from fttt.cli.optune import optune_app
 from fttt.cli.regrade import regrade_command
 from fttt.cli.report import report_command
 from fttt.cli.run import run_command
@@ -41,6 +42,7 @@ app.command("report")(report_command)
 app.command("list")(list_command)
 app.add_typer(judge_app, name="judge")
 app.add_typer(bench_app, name="bench")
+app.add_typer(optune_app, name="optune")
 
 
 @app.callback(invoke_without_command=True)

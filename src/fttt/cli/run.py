@@ -14,7 +14,7 @@ from fttt.errors import FTTTError, RunError, UsageError
 if TYPE_CHECKING:
     from fttt.models import LoadedModel
 
-__all__ = ["load", "run_command"]
+__all__ = ["given", "load", "run_command", "run_flags"]
 
 DATA, BUDGET, SAMPLING, ENGINE = "Questions", "Budget", "Sampling", "Engine"
 
@@ -126,11 +126,11 @@ def run_command(
 ) -> None:
     """Try each question of a task by a method, and keep every trial in a run folder."""
     options = key_values(task_option or [], "--task-option")
-    options |= _given({"verifier": verifier, "rule": math_rule})
+    options |= given({"verifier": verifier, "rule": math_rule})
     settings = key_values(setting or [], "--set")
     if reflection:
         settings["reflection"] = True
-    flags = _given(
+    flags = given(
         {
             "method": method,
             "model": model,
@@ -169,17 +169,18 @@ def run_command(
     )
     if judge_url is not None:
         os.environ["OJ_API"] = judge_url  # where a client of the judge looks for it
-    _run(flags, out, resume, recipe, dry_run=dry_run)
+    run_flags(flags, out, resume, recipe, dry_run=dry_run)
 
 
-def _run(
+def run_flags(
     flags: dict[str, Any],
     out: Path | None,
     resume: Path | None,
-    recipe: Path | None,
+    recipe: Path | None = None,
     *,
-    dry_run: bool,
+    dry_run: bool = False,
 ) -> None:
+    """Carry out a run: flags over file over defaults, in a new folder or in ``resume``."""
     if resume is not None and out is not None:
         raise UsageError("--resume goes on in its own folder; leave --out away.")
     file = None if recipe is None else read_toml(recipe)
@@ -260,12 +261,12 @@ def _ids(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
-def _given(flags: dict[str, Any]) -> dict[str, Any]:
+def given(flags: dict[str, Any]) -> dict[str, Any]:
     """The flags that were given; empty tables are left out."""
     found = {}
     for key, value in flags.items():
         if isinstance(value, dict):
-            value = _given(value)
+            value = given(value)
         if value is not None and value != {}:
             found[key] = value
     return found

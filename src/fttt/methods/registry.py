@@ -13,6 +13,7 @@ from fttt.methods.best_of_n import BestOfN
 from fttt.methods.fttt import FTTT
 from fttt.methods.greedy import Greedy
 from fttt.methods.revision import Revision
+from fttt.methods.sample import Sample
 from fttt.methods.self_consistency import SelfConsistency
 from fttt.methods.self_refine import SelfRefine
 
@@ -20,7 +21,7 @@ __all__ = ["METHODS", "find_method"]
 
 METHODS: dict[str, type[Method]] = {
     method.name: method
-    for method in (Greedy, BestOfN, SelfConsistency, BeamSearch, Revision, SelfRefine, FTTT)
+    for method in (Greedy, BestOfN, Sample, SelfConsistency, BeamSearch, Revision, SelfRefine, FTTT)
 }
 """The built-in methods."""
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-
-from fttt.methods.base import Attempt, Method, Session
-from fttt.types import Question
+from fttt.methods.sample import Sample
 
 __all__ = ["SelfConsistency"]
 
 
-class SelfConsistency(Method):
+class SelfConsistency(Sample):
     """Draw the whole budget at once; the most frequent answer is the method's answer.
 
     The verdict on that answer decides, and nothing else does: no sample stops the others. Each
@@ -21,12 +18,3 @@ class SelfConsistency(Method):
     name = "self-consistency"
     summary = "N samples, the majority of the extracted answers decides"
     decided_by = "vote"
-    together = True
-
-    async def solve(self, question: Question, session: Session) -> None:
-        async def sample(trial: Attempt) -> None:
-            await trial.verify(await trial.generate())
-
-        async with asyncio.TaskGroup() as group:
-            async for trial in session.trials():
-                group.create_task(sample(trial))

@@ -18,52 +18,20 @@ O outputs), R rank, L edited matrices.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol, cast
+from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from fttt.engine.deltas import FactoredDelta
+from fttt.engine.factors import Factors
 from fttt.engine.noise import derive_key, keep_mask
 from fttt.optune.layers import EditedLayer
 from fttt.optune.statistics import RunningStatistics
 
-__all__ = ["FactoredDelta", "OpTuneNetwork", "ShapeNetwork"]
-
-
-class Factors(Protocol):
-    """What the network reads of examples packed end to end."""
-
-    @property
-    def x_NI(self) -> Mapping[str, Tensor]:
-        """Inputs of each edited layer."""
-
-    @property
-    def delta_NO(self) -> Mapping[str, Tensor]:
-        """Gradients of each example's loss by the layer's outputs."""
-
-    @property
-    def lengths(self) -> tuple[int, ...]:
-        """Tokens of each example."""
-
-    @property
-    def segment_N(self) -> Tensor:
-        """The example that each token belongs to, ascending."""
-
-
-@dataclass(frozen=True, slots=True)
-class FactoredDelta:
-    """The change of one matrix for each of Q examples, as factors; padding is zero."""
-
-    left_BFO: Tensor
-    """delta', the step size included."""
-    right_BFI: Tensor
-
-    def dense(self) -> Tensor:
-        """``[Q, out, in]``."""
-        return self.left_BFO.transpose(1, 2) @ self.right_BFI
+__all__ = ["OpTuneNetwork", "ShapeNetwork"]
 
 
 class ShapeNetwork(nn.Module):

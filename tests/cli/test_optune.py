@@ -1,0 +1,59 @@
+"""``fttt optune`` on a tiny model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from fttt.cli import main
+from fttt.store import Run
+from fttt.testing import save_tiny_model
+
+COMMON = ["--task", "arithmetic", "--limit", "2", "--max-new-tokens", "8", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(save_tiny_model(tmp_path_factory.mktemp("models") / "tiny"))
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.chdir(tmp_path)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # threads of a tiny model only wait for one another
+    yield
+    torch.set_num_threads(threads)
+
+
+def call(*words: str) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main(["optune", *words])
+    assert isinstance(ended.value.code, int)
+    return ended.value.code
+
+
+def test_attempts_are_a_run_on_the_training_split(
+    model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call("generate", "--model", model, "--attempts", "3", "--out", "r", *COMMON) == 0
+    run = Run.open("r")
+    assert run.method == "sample"
+    assert all("/train/" in question.id for question in run.questions)
+    assert [trial.trial for trial in run.trials] == [0, 1, 2] * 2
+    assert run.config["sampling"]["temperature"] == 0.6
+    shown = capsys.readouterr().out
+    assert call("generate", "--resume", "r") == 0
+    assert capsys.readouterr().out == shown
+
+
+def test_what_cannot_be_trained_on_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("generate", "--task", "humaneval") == 2
+    assert "has no training split, only 'test'" in capsys.readouterr().err
+    assert call("generate", "--split", "test") == 2
+    assert "choose from train." in capsys.readouterr().err
+    assert call("generate", "--attempts", "0") == 2
+    assert "--trials cannot be 0" in capsys.readouterr().err
