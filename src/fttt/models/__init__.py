@@ -1,7 +1,16 @@
 """Loading models by name, folder or GGUF file, and formatting chats with their own template."""
 
 from fttt.models.chat import ChatFormat
-from fttt.models.loader import LoadedModel, Prefix, load_model
-from fttt.models.source import check_model, list_models
+from fttt.models.loader import LoadedModel, Prefix, load_config, load_model
+from fttt.models.source import check_model, find_model, list_models
 
-__all__ = ["ChatFormat", "LoadedModel", "Prefix", "check_model", "list_models", "load_model"]
+__all__ = [
+    "ChatFormat",
+    "LoadedModel",
+    "Prefix",
+    "check_model",
+    "find_model",
+    "list_models",
+    "load_config",
+    "load_model",
+]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
@@ -15,7 +15,15 @@ from fttt.errors import RunError, UsageError
 from fttt.models.chat import ChatFormat
 from fttt.models.source import ModelSource, check_model, find_model
 
-__all__ = ["DTYPES", "LoadedModel", "Prefix", "load_model", "pick_device", "pick_dtype"]
+__all__ = [
+    "DTYPES",
+    "LoadedModel",
+    "Prefix",
+    "load_config",
+    "load_model",
+    "pick_device",
+    "pick_dtype",
+]
 
 DTYPES = {
     "float32": torch.float32,
@@ -54,6 +62,8 @@ class LoadedModel:
     dtype: str
     device: str
     prefix: Prefix | None = None
+    adapter: Mapping[str, Any] | None = None
+    """What is known of the fine-tuned checkpoint that the weights come from, if they do."""
 
 
 def load_model(name: str, *, dtype: str = "auto", device: str = "auto") -> LoadedModel:
@@ -89,6 +99,32 @@ def load_model(name: str, *, dtype: str = "auto", device: str = "auto") -> Loade
     )
 
 
+def load_config(name: str) -> Any:
+    """The ``transformers`` config of a model, without its weights.
+
+    Raises:
+        UsageError: there is no such model.
+    """
+    from transformers import AutoConfig
+
+    check_model(name)
+    path = _folder_or_hub_name(find_model(name))
+    try:
+        return AutoConfig.from_pretrained(path, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise UsageError(f"The config of {name!r} cannot be read: {first}") from error
+
+
+def _folder_or_hub_name(source: ModelSource) -> str:
+    """What ``transformers`` reads; a GGUF file is converted first."""
+    if source.kind != "gguf":
+        return source.path
+    from fttt.models.gguf import convert
+
+    return str(convert(Path(source.path)))
+
+
 def pick_device(device: str) -> torch.device:
     """Resolve ``auto`` and check that the device exists."""
     if device == "auto":
@@ -119,11 +155,7 @@ def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
 def _read(source: ModelSource, dtype: torch.dtype, device: torch.device) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    path = source.path
-    if source.kind == "gguf":
-        from fttt.models.gguf import convert
-
-        path = str(convert(Path(path)))
+    path = _folder_or_hub_name(source)
     try:
         with _quiet():
             tokenizer = AutoTokenizer.from_pretrained(path)

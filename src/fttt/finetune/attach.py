@@ -1,0 +1,255 @@
+"""A fine-tuned checkpoint as a model that the engine runs.
+
+What was trained becomes part of the model: low-rank weights, IA3's vectors and layer norms are
+merged into the weights, bottleneck adapters stay modules of their own, a prefix comes with the
+model, and after full fine-tuning the folder itself is the model. Which of them it is, the folder's
+``finetune.json`` says.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fttt.errors import UsageError
+from fttt.finetune.adapter import CONFIG_FILE, WEIGHTS_FILE, load_adapters
+from fttt.finetune.checkpoint import (
+    INFO_FILE,
+    FinetuneInfo,
+    Method,
+    architecture,
+    check_base,
+    read_info,
+)
+from fttt.models import LoadedModel, Prefix, find_model, load_config, load_model
+
+__all__ = ["attach", "check_checkpoint", "describe_checkpoint", "load_finetuned"]
+
+_PEFT_TYPES: dict[Method, str] = {
+    "lora": "LORA",
+    "ia3": "IA3",
+    "ln-tuning": "LN_TUNING",
+    "prefix": "PREFIX_TUNING",
+}
+_TRAINED = (".lora_", ".ia3_", ".ln_tuning_layers.")
+"""What PEFT's names of trained tensors say after the module's own name."""
+_ENDS = 2**20
+"""Bytes of each end of a weight file that its fingerprint covers."""
+
+
+def check_checkpoint(folder: str | Path, model: str) -> FinetuneInfo:
+    """Refuse, without loading weights, a checkpoint that the model ``model`` cannot take.
+
+    Raises:
+        UsageError: the folder is no whole checkpoint, or it belongs to another model.
+    """
+    folder = Path(folder)
+    info = read_info(folder)
+    _check_files(info, folder)
+    _check_name(info, find_model(model).name, folder)
+    check_base(info, load_config(model), model, folder)
+    return info
+
+
+def load_finetuned(
+    folder: str | Path, *, model: str | None = None, dtype: str = "auto", device: str = "auto"
+) -> LoadedModel:
+    """Load a fine-tuned model.
+
+    Args:
+        folder: the checkpoint.
+        model: its base model, by default the one that the checkpoint names; after full fine-tuning
+            it is only checked.
+        dtype: see :func:`fttt.models.load_model`.
+        device: likewise.
+
+    Raises:
+        UsageError: the folder is no checkpoint, or it belongs to another model.
+        RunError: the model does not fit.
+    """
+    name = read_info(folder).model if model is None else model
+    info = check_checkpoint(folder, name)
+    if info.method == "full":
+        return _whole_model(info, Path(folder), dtype, device)
+    return attach(load_model(name, dtype=dtype, device=device), folder)
+
+
+def attach(loaded: LoadedModel, folder: str | Path) -> LoadedModel:
+    """Make what a checkpoint holds part of a model.
+
+    The weights of ``loaded`` are changed in place, so it must not be used any more.
+
+    Raises:
+        UsageError: the folder is no checkpoint, or it belongs to another model.
+    """
+    folder = Path(folder)
+    info = read_info(folder)
+    _check_files(info, folder)
+    if loaded.adapter is not None:
+        raise UsageError(
+            f"The model {loaded.name!r} has the fine-tuned weights of "
+            f"{loaded.adapter['folder']!r} already; attach one checkpoint to a fresh model."
+        )
+    _check_name(info, loaded.name, folder)
+    check_base(info, loaded.model.config, loaded.name, folder)
+    if info.method == "full":
+        return _whole_model(info, folder, loaded.dtype, loaded.device)
+    described = describe_checkpoint(folder)
+    model, prefix, context = loaded.model, None, loaded.max_context
+    if info.method == "prefix":
+        prefix = _prefix(model, folder)
+        context -= prefix.length
+    elif info.method == "adapter":
+        load_adapters(model, folder)
+    else:
+        model, described["change_kept"] = _merged(model, folder)
+    model.eval().requires_grad_(False)
+    return replace(loaded, model=model, prefix=prefix, max_context=context, adapter=described)
+
+
+def describe_checkpoint(folder: str | Path) -> dict[str, Any]:
+    """What ``environment.json`` says of a checkpoint: its facts, and a fingerprint of its files."""
+    folder = Path(folder)
+    facts = read_info(folder).model_dump(mode="json", exclude={"format", "architecture"})
+    return {"folder": str(folder), **facts, "fingerprint": _fingerprint(folder)}
+
+
+def _whole_model(info: FinetuneInfo, folder: Path, dtype: str, device: str) -> LoadedModel:
+    """After full fine-tuning the folder is the model; it keeps the base model's name."""
+    own = load_model(str(folder), dtype=dtype, device=device)
+    if architecture(own.model.config) != info.architecture:
+        raise UsageError(
+            f"The weights in {str(folder)!r} are of another architecture than its {INFO_FILE} "
+            "says; restore the folder from a copy."
+        )
+    return replace(own, name=info.base_model, adapter=describe_checkpoint(folder))
+
+
+def _merged(model: Any, folder: Path) -> tuple[Any, float]:
+    """The model with what PEFT trained in its weights, and the share of the change that is in them.
+
+    The sum (or product) is taken in float32 and rounded once. Still, a weight in half precision
+    cannot hold a change of less than half its last digit. The share is the projection of the
+    change that was made on the one that was wanted: 1 in float32, 0 where nothing is left.
+    """
+    with _reading(folder):
+        from safetensors import safe_open
+
+        with safe_open(folder / WEIGHTS_FILE, framework="pt") as file:
+            names = _modules(file.keys())
+        before = {name: list(model.get_submodule(name).parameters()) for name in names}
+        before = {name: [p.data for p in parameters] for name, parameters in before.items()}
+        for name in names:
+            model.get_submodule(name).float()
+        merged = _peft_model(model, folder).merge_and_unload()
+    along = wanted = 0.0
+    for name, old in before.items():
+        for parameter, was in zip(merged.get_submodule(name).parameters(), old, strict=True):
+            change = parameter.data - was.float()
+            parameter.data = parameter.data.to(was.dtype)
+            made = parameter.data.float() - was.float()
+            along += float((change * made).sum(dtype=torch.double))
+            wanted += float((change * change).sum(dtype=torch.double))
+    return merged, along / wanted if wanted else 1.0
+
+
+def _modules(keys: Sequence[str]) -> list[str]:
+    """The modules of the base model that saved tensors belong to."""
+    names: dict[str, None] = {}
+    for key in keys:
+        name = key.removeprefix("base_model.model.")
+        for mark in _TRAINED:
+            name = name.partition(mark)[0]
+        names[name] = None
+    return list(names)
+
+
+def _prefix(model: Any, folder: Path) -> Prefix:
+    """Keys and values as PEFT hands them to the model."""
+    with _reading(folder), torch.no_grad():
+        cache: Any = _peft_model(model, folder).get_prompt(1)
+        return Prefix(
+            tuple(layer.keys[0].clone() for layer in cache.layers),
+            tuple(layer.values[0].clone() for layer in cache.layers),
+        )
+
+
+def _peft_model(model: nn.Module, folder: Path) -> Any:
+    from peft import PeftModel
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Found missing adapter keys")
+        warnings.filterwarnings("ignore", message="Unsupported layer type")  # a norm's own class
+        return PeftModel.from_pretrained(model, folder)
+
+
+@contextmanager
+def _reading(folder: Path) -> Iterator[None]:
+    """Name the folder where its files do not fit the model."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError, AttributeError, UserWarning, SafetensorError) as bad:
+        if isinstance(bad, torch.OutOfMemoryError):
+            raise
+        first = str(bad).strip().splitlines()[0]
+        raise UsageError(
+            f"The checkpoint {str(folder)!r} does not fit its model: {first}; restore the folder "
+            "from a copy, or train it again."
+        ) from bad
+
+
+def _check_files(info: FinetuneInfo, folder: Path) -> None:
+    """Only safetensors are read, and only of the kind that ``finetune.json`` names."""
+    if info.method == "full":
+        return
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
+        if not (folder / name).is_file():
+            raise UsageError(
+                f"The checkpoint {str(folder)!r} of kind {info.method!r} has no {name}; restore "
+                "the folder from a copy, or train it again."
+            )
+    if info.method == "adapter":
+        return
+    try:
+        found = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8")).get("peft_type")
+    except (OSError, ValueError, AttributeError) as error:
+        raise UsageError(
+            f"The file {str(folder / CONFIG_FILE)!r} cannot be read: {error}."
+        ) from None
+    if found != _PEFT_TYPES[info.method]:
+        raise UsageError(
+            f"The checkpoint {str(folder)!r} is of kind {info.method!r} by its {INFO_FILE}, but "
+            f"its {CONFIG_FILE} says {found!r}; restore the folder from a copy."
+        )
+
+
+def _check_name(info: FinetuneInfo, model: str, folder: Path) -> None:
+    if model != info.base_model:
+        raise UsageError(
+            f"The checkpoint {str(folder)!r} was trained on {info.base_model!r} and cannot be "
+            f"used with {model!r}; give --model {info.model}, or leave it away."
+        )
+
+
+def _fingerprint(folder: Path) -> str:
+    """A name for the content: ``finetune.json``, and each weight file's size and two ends."""
+    digest = hashlib.sha256((folder / INFO_FILE).read_bytes())
+    for file in sorted(folder.glob("*.safetensors")):
+        size = file.stat().st_size
+        digest.update(f"{file.name} {size}".encode())
+        with file.open("rb") as handle:
+            digest.update(handle.read(_ENDS))
+            handle.seek(max(0, size - _ENDS))
+            digest.update(handle.read())
+    return digest.hexdigest()[:16]

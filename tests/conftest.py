@@ -1,0 +1,117 @@
+"""What tests of several layers share: fine-tuned checkpoints that need no training."""
+
+import copy
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fttt.finetune.adapter import add_adapters, save_adapters
+from fttt.finetune.checkpoint import FinetuneInfo, Method, architecture, write_info
+from fttt.models import LoadedModel
+from fttt.testing import save_tiny_model, tiny_model
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A checkpoint and the model that it was saved from, as its trainer held it."""
+
+    folder: Path
+    base: Path
+    model: Any
+    """With PEFT's modules (or our adapters) in it, unmerged, in float32."""
+    loaded: LoadedModel
+    """The base model."""
+
+
+MakeCheckpoint = Callable[..., Tuned]
+
+
+@pytest.fixture
+def make_checkpoint(tmp_path: Path) -> MakeCheckpoint:
+    """A function that writes a checkpoint of a tiny model, with random numbers as trained ones."""
+
+    def make(method: Method, family: str = "llama", **facts: Any) -> Tuned:
+        base = tmp_path / f"tiny-{family}"
+        if not base.is_dir():
+            save_tiny_model(base, family)
+        loaded = tiny_model(family)
+        model = copy.deepcopy(loaded.model)
+        folder = tmp_path / f"tuned-{method}"
+        folder.mkdir()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(1)
+            model = _tune(model, method, loaded, folder)
+        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        info = FinetuneInfo(
+            method=method,
+            model=str(base),
+            base_model=loaded.name,
+            architecture=architecture(loaded.model.config),
+            task="arithmetic",
+            seed=42,
+            settings={},
+            step=7,
+            epoch=1.0,
+            trained_parameters=trained,
+            trained_tokens=1234,
+            tokens=4321,
+            seconds=5.5,
+            **facts,
+        )
+        write_info(folder, info)
+        return Tuned(folder, base, model.eval(), loaded)
+
+    return make
+
+
+def _tune(model: Any, method: Method, loaded: LoadedModel, folder: Path) -> Any:
+    """Change what the method trains, and save it."""
+    import peft
+
+    if method == "full":
+        for parameter in model.parameters():
+            parameter.requires_grad_(True)
+        _shake(model, 0.02)
+        model.save_pretrained(folder)
+        loaded.tokenizer.save_pretrained(folder)
+        return model
+    if method == "adapter":
+        added = add_adapters(model, 4)
+        for adapter in added.values():
+            adapter.requires_grad_(True)
+        _shake(model, 0.1)
+        save_adapters(model, folder, loaded.name, 4)
+        return model
+    config: Any = {
+        "lora": lambda: peft.LoraConfig(
+            task_type="CAUSAL_LM", r=4, lora_alpha=4, target_modules=["q_proj", "v_proj"]
+        ),
+        "ia3": lambda: peft.IA3Config(
+            task_type="CAUSAL_LM",
+            target_modules=["k_proj", "v_proj", "down_proj"],
+            feedforward_modules=["down_proj"],
+        ),
+        "ln-tuning": lambda: peft.LNTuningConfig(
+            task_type="CAUSAL_LM",
+            target_modules=["input_layernorm", "post_attention_layernorm", "norm"],
+        ),
+        "prefix": lambda: peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=5),
+    }[method]()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Unsupported layer type")  # norms of all models
+        model = peft.get_peft_model(model, config)
+    _shake(model, 0.2)
+    model.save_pretrained(folder)
+    return model
+
+
+def _shake(model: Any, scale: float) -> None:
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter += scale * torch.randn_like(parameter)
