@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from fttt.engine import BatchedEngine, GenerateRequest, LoRASpec, Target, TrainRequest
+from fttt.engine import BatchedEngine, GenerateRequest, LoRASpec, Target, TrainRequest, trainer
 from fttt.engine.request import Kept
 from fttt.errors import RunError
 from fttt.models import LoadedModel
@@ -75,7 +77,11 @@ def target(loaded: LoadedModel, text: str) -> Target:
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen", "gemma", "gemma3"])
 @pytest.mark.parametrize("kept", [True, False], ids=["kept", "replayed"])
-def test_eight_updates_equal_peft_and_adamw_one_question_at_a_time(family: str, kept: bool) -> None:
+def test_eight_updates_equal_peft_and_adamw_one_question_at_a_time(
+    family: str, kept: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if kept:  # long and short feedback apart, in passes of their own
+        monkeypatch.setattr(trainer, "_WORTH_A_PASS", 0)
     loaded = tiny_model(family)
     prompts = [loaded.chat.prompt_ids(p) for p in PROMPTS]
     updates = 8
@@ -147,6 +153,16 @@ def steps(
         return losses, weights
 
     return asyncio.run(main())
+
+
+@given(st.lists(st.integers(1, 400), min_size=1, max_size=60))
+def test_a_pass_pads_little_and_leaves_no_target_out(lengths: list[int]) -> None:
+    parts = trainer._alike(lengths)
+    assert sorted(n for part in parts for n in part) == list(range(len(lengths)))
+    for part in parts:
+        assert part == sorted(part)
+        own = [lengths[n] for n in part]
+        assert len(own) == 1 or len(own) * max(own) <= 1.25 * sum(own) + trainer._WORTH_A_PASS
 
 
 def test_repeated_steps_do_not_grow_their_context() -> None:

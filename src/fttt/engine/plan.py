@@ -157,19 +157,21 @@ def free_bytes(device: torch.device) -> int:
 def _passes(loaded: LoadedModel, device: torch.device, *, trains: bool) -> tuple[int, int, int]:
     """Tokens of a prefill and of a train pass, and the bytes that the larger one holds.
 
-    A train pass holds activations of all layers, and logits in float32 with their gradient.
+    A train pass holds activations of all layers, what adapters on two linear layers of each read
+    (in float32, before and after dropout), and logits in float32 with their gradient.
     """
     config: Any = loaded.model.config.get_text_config()
     itemsize = next(loaded.model.parameters()).element_size()
     prefill_bytes = (12 * config.hidden_size + 4 * config.intermediate_size) * itemsize
-    train_bytes = prefill_bytes * config.num_hidden_layers + 12 * config.vocab_size
+    layer_bytes = prefill_bytes + 16 * config.hidden_size
+    train_bytes = layer_bytes * config.num_hidden_layers + 12 * config.vocab_size
     prefill, train = 2048, 1024
     if device.type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory
         prefill = int(min(32768, max(2048, total * 0.05 // prefill_bytes)))
         train = int(min(16384, max(1024, total * 0.25 // train_bytes)))
     held = max(prefill * prefill_bytes, train * train_bytes if trains else 0)
-    return prefill, train, int(1.2 * held) + 2**28
+    return prefill, train, int(1.25 * held) + 2**28  # a quarter of it may be padding
 
 
 def _search_bytes(loaded: LoadedModel, layer_bytes: int, max_length: int) -> int:

@@ -22,6 +22,9 @@ from fttt.engine.request import Target
 
 __all__ = ["Lesson", "train_step"]
 
+_WORTH_A_PASS = 1024
+"""Tokens of padding that cost about as much as the launches of one more pass."""
+
 
 @dataclass(frozen=True, slots=True)
 class Lesson:
@@ -56,33 +59,53 @@ def train_step(
 ) -> list[tuple[float, ...]]:
     """Update each lesson's adapter once; return its targets' losses before the step.
 
+    Targets of very different lengths are differentiated one length after the other, since
+    attention and adapters pad the segments of a pass; the gradients add up before the step.
     A loss that is not finite leaves that question's weights as they were.
     """
     slots = [lesson.slot.index for lesson in lessons]
-    owner, targets, segments = [], [], []
-    for q, lesson in enumerate(lessons):
-        for target in lesson.targets:
-            owner.append(q)
-            targets.append(target)
-            segments.append(lesson.segment(target))
-    batch = Batch.pack("train", segments, cache)
-    device = cache.device
-    index_Q = torch.tensor(slots, device=device)
+    owned = [(q, target) for q, lesson in enumerate(lessons) for target in lesson.targets]
+    segments = [lessons[q].segment(target) for q, target in owned]
+    index_Q = torch.tensor(slots, device=cache.device)
     weights_QP = bank.weights_SP[index_Q].requires_grad_()
-    with torch.enable_grad():
-        weights_BP = weights_QP
-        if len(segments) > len(lessons):
-            weights_BP = weights_QP.index_select(0, torch.tensor(owner, device=device))
-    with torch.enable_grad(), bank.applied(batch, weights_BP):
-        bank.drop_out([slots[q] for q in owner], batch)
-        loss_B = _losses(model, batch, segments, targets)
-        loss_B.sum().backward()
+    found: dict[int, Tensor] = {}
+    for part in _alike([len(segment.token_ids) for segment in segments]):
+        batch = Batch.pack("train", [segments[n] for n in part], cache)
+        owners = [owned[n][0] for n in part]
+        with torch.enable_grad():
+            weights_BP = weights_QP
+            if owners != list(range(len(lessons))):
+                weights_BP = weights_QP.index_select(0, torch.tensor(owners, device=cache.device))
+        with torch.enable_grad(), bank.applied(batch, weights_BP):
+            bank.drop_out([slots[q] for q in owners], batch)
+            loss_B = _losses(model, batch, [segments[n] for n in part], [owned[n][1] for n in part])
+            loss_B.sum().backward()
+        found.update(zip(part, loss_B.detach(), strict=True))
     assert weights_QP.grad is not None
     bank.step(slots, weights_QP.grad)
+    ordered = torch.stack([found[n] for n in range(len(owned))]).tolist()
     losses: list[list[float]] = [[] for _ in lessons]
-    for q, loss in zip(owner, loss_B.tolist(), strict=True):
+    for (q, _), loss in zip(owned, ordered, strict=True):
         losses[q].append(loss)
     return [tuple(per_target) for per_target in losses]
+
+
+def _alike(lengths: Sequence[int]) -> list[list[int]]:
+    """Segments that are worth padding to one length, each part in the order they came.
+
+    A part may hold a quarter more than its own tokens, and what a pass costs in any case.
+    """
+    parts: list[list[int]] = []
+    real = 0
+    for n in sorted(range(len(lengths)), key=lambda n: -lengths[n]):
+        real += lengths[n]
+        longest = lengths[parts[-1][0]] if parts else 0
+        if parts and (len(parts[-1]) + 1) * longest <= 1.25 * real + _WORTH_A_PASS:
+            parts[-1].append(n)
+        else:
+            parts.append([n])
+            real = lengths[n]
+    return [sorted(part) for part in parts]
 
 
 def _losses(
