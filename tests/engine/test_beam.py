@@ -1,7 +1,6 @@
 """Beam search against ``transformers.generate``, and beside other work of the engine."""
 
 import asyncio
-import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -165,23 +164,22 @@ def test_a_search_that_fails_gives_everything_back(
     (asked, *_) = searches(loaded, 3)
 
     def fail(*_: Any, **__: Any) -> Any:
-        assert loaded.model.config._attn_implementation == before
         raise error("no more")
 
     async def main() -> None:
-        engine = BatchedEngine(loaded, max_length=256, concurrency=4, beams=3)
+        engine = BatchedEngine(loaded, max_length=256, concurrency=6, beams=3)
         with monkeypatch.context() as patched:
-            patched.setattr(loaded.model, "generate", fail)
+            patched.setattr("fttt.engine.beam.run_model", fail)
             if error is ValueError:
                 with pytest.raises(ValueError, match="no more"):
                     await engine.beam(asked)
             else:
                 with pytest.raises(RunError, match=r"3 beams .*--trials or --max-new-tokens"):
                     await engine.beam(asked)
-        assert loaded.model.config._attn_implementation == "fttt"
         if error is torch.OutOfMemoryError:  # it is one search's error, and not the engine's
             assert (await engine.generate(GREEDY[0])).token_ids
-            assert [b.token_ids for b in await engine.beam(asked)] == expected
+            found = await asyncio.gather(engine.beam(asked), engine.beam(asked))
+            assert [[b.token_ids for b in f] for f in found] == [expected, expected]
         await engine.close()
 
     expected = reference(loaded, asked)
@@ -189,10 +187,19 @@ def test_a_search_that_fails_gives_everything_back(
     assert loaded.model.config._attn_implementation == before
 
 
-def test_closing_ends_a_search_before_the_model_is_given_back() -> None:
+def test_questions_take_the_places_of_those_that_are_done() -> None:
+    loaded = untied("gemma3")
+    asked = [
+        BeamRequest((5, 7, *range(9, 10 + n)), 3, 3 + 5 * n % 11, (2, *range(60, 90)))
+        for n in range(9)
+    ]
+    found, _ = run(loaded, asked, batch_size=7)  # two at once, and a lane to spare
+    assert [[b.token_ids for b in f] for f in found] == [reference(loaded, r) for r in asked]
+
+
+def test_closing_ends_a_search() -> None:
     loaded = tiny_model(max_context=4096)
     before = loaded.model.config._attn_implementation
-    threads = threading.active_count()
 
     async def main() -> None:
         engine = BatchedEngine(loaded, max_length=4000, beams=2)
@@ -206,7 +213,6 @@ def test_closing_ends_a_search_before_the_model_is_given_back() -> None:
 
     asyncio.run(main())
     assert loaded.model.config._attn_implementation == before
-    assert threading.active_count() == threads
 
 
 def test_a_search_that_nobody_waits_for_ends() -> None:
@@ -217,8 +223,8 @@ def test_a_search_that_nobody_waits_for_ends() -> None:
         task = asyncio.create_task(engine.beam(BeamRequest((5, 6, 7), 2, 3990)))
         await asyncio.sleep(0.2)
         task.cancel()
-        answer = await asyncio.wait_for(engine.generate(GenerateRequest((5, 6), 5)), 5)
-        assert len(answer.token_ids) == 5
+        answer = await asyncio.wait_for(engine.beam(BeamRequest((5, 6), 2, 5)), 5)
+        assert len(answer[0].token_ids) == 5
         await engine.close()
 
     asyncio.run(main())

@@ -95,7 +95,10 @@ def searched(loaded: LoadedModel) -> list[Any]:
         ]
         await written[0]
         beams = await asyncio.gather(
-            *(engine.beam(BeamRequest((5, 7, *range(9, 12 + n)), 4, 30, (2, 60))) for n in range(3))
+            *(
+                engine.beam(BeamRequest((5, 7, *range(9, 12 + n)), 4, 12 + 9 * n % 25, (2, 60)))
+                for n in range(8)
+            )
         )
         answers = await asyncio.gather(*written)
         await engine.close()

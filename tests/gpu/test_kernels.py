@@ -93,6 +93,47 @@ def test_decode_attention(
         assert error(out[n], expected) < (1e-5 if dtype is torch.float32 else 1e-2)
 
 
+@pytest.mark.parametrize(("heads", "kv_heads", "window"), [(9, 3, None), (4, 1, 100)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_decode_attention_over_scattered_rows(
+    heads: int, kv_heads: int, window: int | None, dtype: torch.dtype
+) -> None:
+    if INTERPRETED and dtype is torch.bfloat16:
+        pytest.skip("the interpreter's bfloat16 is not that of a GPU")
+    from fttt.engine.kernels import decode_attention
+
+    torch.manual_seed(heads)
+    pasts, capacity = [0, 1, 64, 300], 320
+    cache = KVCache(
+        rows=9, capacity=capacity, layers=1, kv_heads=kv_heads, head_dim=64, dtype=dtype,
+        device=DEVICE,
+    )  # fmt: skip
+    cache.keys[0].normal_()
+    cache.values[0].normal_()
+    own = torch.tensor([8, 2, 5, 0], device=DEVICE)
+    past = torch.tensor(pasts, device=DEVICE)
+    row_of = torch.randint(0, 9, (4, capacity), dtype=torch.int32, device=DEVICE)
+    q, k, v = (
+        torch.randn(n, 4, 64, device=DEVICE, dtype=dtype) for n in (heads, kv_heads, kv_heads)
+    )
+    batch = Batch(
+        "decode", cache, past, past, own, past, past, lengths=(), pasts=(), rows=(), adapted=False,
+        row_of_BS=row_of,
+    )  # fmt: skip
+    out = decode_attention(q, k, v, batch, 0, 0.125, window, None)
+    for n, length in enumerate(pasts):
+        holder = torch.cat([row_of[n, :length].long(), own[n : n + 1]])
+        at = torch.arange(length + 1, device=DEVICE)[-(window or capacity) :]
+        keys, values = (
+            part[0][holder[at], :, at].double().repeat_interleave(heads // kv_heads, 1)
+            for part in (cache.keys, cache.values)
+        )
+        assert torch.equal(cache.keys[0][own[n], :, length], k[:, n])
+        score = torch.einsum("hd,shd->hs", q[:, n].double(), keys) * 0.125
+        expected = torch.einsum("hs,shd->hd", score.softmax(-1), values)
+        assert error(out[n], expected) < (1e-5 if dtype is torch.float32 else 1e-2)
+
+
 def test_stacked_adapters() -> None:
     from fttt.engine.kernels import add_lora
 

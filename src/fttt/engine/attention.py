@@ -80,6 +80,8 @@ def _decode(
 ) -> Tensor:
     """One token a row, on the CPU: rows are read where they lie unless few of them are running."""
     keys, values = batch.cache.keys[layer], batch.cache.values[layer]
+    if batch.row_of_BS is not None:
+        return _decode_scattered(q_NHD, batch, layer, scaling, window, softcap)
     running, used = len(batch.rows), max(batch.rows) + 1
     length = max(batch.pasts) + 1
     q_BKGD = q_NHD.unflatten(1, (keys.shape[1], -1))
@@ -98,6 +100,30 @@ def _decode(
     if out.shape[0] > running:
         out = out[batch.row_B]
     return out.flatten(1, 2)
+
+
+def _decode_scattered(
+    q_NHD: Tensor,
+    batch: Batch,
+    layer: int,
+    scaling: float,
+    window: int | None,
+    softcap: float | None,
+) -> Tensor:
+    """One token a sequence whose earlier tokens lie in several rows."""
+    assert batch.row_of_BS is not None
+    past_B = batch.past_B
+    length = int(past_B.max()) + 1
+    at_S = torch.arange(length, device=past_B.device)
+    row_BS = torch.where(at_S == past_B[:, None], batch.row_B[:, None], batch.row_of_BS[:, :length])
+    k, v = (
+        cached[layer][row_BS, :, at_S].transpose(1, 2)
+        for cached in (batch.cache.keys, batch.cache.values)
+    )
+    if window not in batch.masks:
+        batch.masks[window] = _visible(at_S, past_B[:, None, None, None], window)
+    q_BKGD = q_NHD.unflatten(1, (k.shape[1], -1))
+    return _softmax_attention(q_BKGD, k, v, batch.masks[window], scaling, softcap).flatten(1, 2)
 
 
 def _prefill(

@@ -58,6 +58,8 @@ class Batch:
     rows: tuple[int, ...]
     adapted: bool
     """Whether any segment has an adapter."""
+    row_of_BS: Tensor | None = None
+    """The row that holds each earlier token of a decode step; ``None``: the segment's own."""
     masks: dict[int | None, Tensor] = field(default_factory=dict)
     """Attention masks by sliding window, built once a pass and shared by the layers."""
 

@@ -115,13 +115,7 @@ class BatchedEngine:
         self._waiting: deque[GenerateJob] = deque()
         self._running: list[GenerateJob] = []
         self._lessons = LessonQueue()
-        self._searcher = BeamSearcher(
-            self._model,
-            self._cache,
-            attention=self._attention_before,
-            stand_ins=self._stand_ins,
-            lanes=self.plan.search_lanes,
-        )
+        self._searcher = BeamSearcher(self._model, self._cache, self.plan.search_lanes)
         self._patience = {"prefill": Patience(), "train": Patience(), "beam": Patience()}
         self._loop_task: asyncio.Task[None] | None = None
         self._launched = 0.0
@@ -204,14 +198,12 @@ class BatchedEngine:
 
     async def _loop(self) -> None:
         while True:
-            if not (self._waiting or self._running or self._lessons or self._searcher.waiting):
+            if not (self._waiting or self._running or self._lessons or self._searcher.jobs):
                 self._wake.clear()
                 await self._wake.wait()
                 await asyncio.sleep(0)  # let the other requests of this moment arrive
             try:
                 self._turn()
-                if self._search_is_due() and self._rows() >= self._searcher.beams:
-                    await self._search()
             except torch.OutOfMemoryError:
                 self._fail(
                     RunError(
@@ -228,15 +220,18 @@ class BatchedEngine:
     @torch.no_grad()
     @sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
     def _turn(self) -> None:
-        """One look at the running sequences, and one train or prefill pass where it is due.
+        """One look at what runs, and one train or prefill pass where it is due.
 
         cuDNN's attention is left out: it plans anew for every shape, and shapes keep changing.
         """
         self._collect()
-        running = len(self._running)
+        running = len(self._running) + self._searcher.running
+        searches = self._searcher.admissible(self._rows())
         if self._patience["train"].ready(len(self._lessons), running):
             self._timed("train", self._train)
-        elif self._search_is_due():
+        elif self._patience["beam"].ready(searches, running):
+            self._timed("beam", lambda: self._searcher.admit(searches, self._run_prefill))
+        elif self._searcher.waiting and not self._searcher.going_on:
             pass  # no new sequences, so that rows come free for its beams
         elif self._patience["prefill"].ready(self._admissible(), running):
             self._timed("prefill", self._prefill)
@@ -257,21 +252,9 @@ class BatchedEngine:
     def _rows(self) -> int:
         """Rows to be had. Kept ones are taken back only where nothing else can go on."""
         rows = self._cache.free
-        if not self._running and not self._lessons:
+        if not (self._running or self._lessons or self._searcher.going_on):
             rows += self._cache.kept
         return rows
-
-    def _search_is_due(self) -> bool:
-        return self._patience["beam"].ready(len(self._searcher.waiting), len(self._running))
-
-    async def _search(self) -> None:
-        """Run a beam search beside the event loop; running sequences stand still meanwhile."""
-        start = time.perf_counter()
-        self.generated_tokens += await self._searcher.run(self._rows(), self._run_prefill)
-        seconds = time.perf_counter() - start
-        self.busy["beam"] += seconds
-        self._patience["beam"].ran(seconds)
-        self._launched += seconds  # the steps in flight took none of it
 
     def _prefill(self) -> None:
         """Start as many waiting requests as one pass takes, and draw their first tokens."""
@@ -315,22 +298,30 @@ class BatchedEngine:
             assert job.lane is not None
             self._cache.give(job.lane.row)
         self._running.sort(key=lambda job: job.lane.row if job.lane else 0)  # as their rows lie
+        self._launched = time.perf_counter()
         if self._running:
-            self._launched = time.perf_counter()
             self._decoder.launch([job.lane for job in self._running if job.lane])
+        since = time.perf_counter()
+        self._searcher.launch()
+        self.busy["beam"] += time.perf_counter() - since
 
     def _collect(self) -> None:
         """Take the tokens of the steps that were begun, and answer what ended."""
-        if not self._running:
+        if not (self._running or self._searcher.going_on):
             return
-        self._decoder.collect()
+        if self._running:
+            self._decoder.collect()
+            self.busy["decode"] += time.perf_counter() - self._launched
+            self.decode_steps += self._decoder.steps
+            self._running = self._settle(self._running, self._decoder.steps)
+        if self._searcher.going_on:
+            since = time.perf_counter()
+            self.generated_tokens += self._searcher.collect()
+            self.busy["beam"] += time.perf_counter() - since
         seconds = time.perf_counter() - self._launched
-        self.busy["decode"] += seconds
-        self.decode_steps += self._decoder.steps
-        self._running = self._settle(self._running, self._decoder.steps)
         self._patience["train"].waited(len(self._lessons), seconds)
         self._patience["prefill"].waited(self._admissible(), seconds)
-        self._patience["beam"].waited(len(self._searcher.waiting), seconds)
+        self._patience["beam"].waited(self._searcher.admissible(self._rows()), seconds)
 
     def _settle(self, jobs: Sequence[GenerateJob], fresh: int) -> list[GenerateJob]:
         """Answer those that ended among their last ``fresh`` tokens; return the others."""
@@ -391,11 +382,11 @@ class BatchedEngine:
         """Answer everything with an error; later requests get it too."""
         self._failure = error
         jobs: list[Job[Any, Any]] = [*self._waiting, *self._running, *self._lessons]
-        jobs += self._searcher.waiting
+        jobs += self._searcher.jobs
         for job in jobs:
             if not job.answer.done():
                 job.answer.set_exception(error)
         self._waiting.clear()
         self._running.clear()
         self._lessons.clear()
-        self._searcher.waiting.clear()
+        self._searcher.clear()

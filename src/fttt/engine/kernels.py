@@ -36,7 +36,8 @@ def decode_attention(
     """Store one token's keys and values a row, and attend to the row; returns ``[N, H, D]``.
 
     Rows are cut into splits that run side by side and are merged by their log-sum-exp
-    (flash-decoding); a split that lies past a row's end stops at once.
+    (flash-decoding); a split that lies past a row's end stops at once. Where the batch says so,
+    each earlier token is read from the row that holds it.
     """
     heads, rows, dim = query_HND.shape
     kv_heads = key_KND.shape[0]
@@ -48,12 +49,14 @@ def decode_attention(
     out = torch.empty(rows, heads, dim, dtype=query_HND.dtype, device=query_HND.device)
     partial = torch.empty(rows, heads, splits, dim, dtype=torch.float32, device=out.device)
     scale_sum = torch.empty(rows, heads, splits, 2, dtype=torch.float32, device=out.device)
+    row_of = batch.row_B if batch.row_of_BS is None else batch.row_of_BS
     _attention_kernel[(rows, kv_heads, splits)](
-        query_HND, key_KND, value_KND, k_cache, v_cache, batch.row_B, batch.past_B,
+        query_HND, key_KND, value_KND, k_cache, v_cache, batch.row_B, batch.past_B, row_of,
         partial, scale_sum, scaling, softcap or 0.0, window or 0,
         query_HND.stride(0), query_HND.stride(1), key_KND.stride(0), key_KND.stride(1),
         value_KND.stride(0), value_KND.stride(1), k_cache.stride(0), k_cache.stride(1),
-        heads, splits, dim,
+        row_of.stride(0), heads, splits, dim,
+        SCATTERED=batch.row_of_BS is not None,
         GROUPS=groups, GROUPS_PAD=max(16, triton.next_power_of_2(groups)),
         DIM_PAD=dim_pad, SPLIT=_SPLIT, BLOCK=32 if large else 64,
         num_warps=4, num_stages=2 if large else 3,
@@ -68,10 +71,10 @@ def decode_attention(
 
 @triton.jit
 def _attention_kernel(
-    q_ptr, k_ptr, v_ptr, k_cache, v_cache, row_ptr, past_ptr, partial_ptr, sum_ptr,
+    q_ptr, k_ptr, v_ptr, k_cache, v_cache, row_ptr, past_ptr, row_of_ptr, partial_ptr, sum_ptr,
     scaling, softcap, window, q_head, q_row, k_head, k_row, v_head, v_row,
-    cache_row, cache_head, heads, splits, dim,
-    GROUPS: tl.constexpr, GROUPS_PAD: tl.constexpr, DIM_PAD: tl.constexpr,
+    cache_row, cache_head, row_of_lane, heads, splits, dim,
+    SCATTERED: tl.constexpr, GROUPS: tl.constexpr, GROUPS_PAD: tl.constexpr, DIM_PAD: tl.constexpr,
     SPLIT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     lane = tl.program_id(0)
@@ -101,6 +104,9 @@ def _attention_kernel(
         if window > 0:
             seen = seen & (s > past - window)
         at = base + s[:, None] * dim + d[None, :]
+        if SCATTERED:
+            holder = tl.load(row_of_ptr + lane * row_of_lane + s, mask=seen, other=0).to(tl.int64)
+            at = holder[:, None] * cache_row + kv_head * cache_head + s[:, None] * dim + d[None, :]
         read = seen[:, None] & in_d[None, :]
         k = tl.load(k_cache + at, mask=read, other=0.0)
         v = tl.load(v_cache + at, mask=read, other=0.0)

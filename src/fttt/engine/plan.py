@@ -99,9 +99,8 @@ def plan_memory(
     row_bytes = 2 * layers * kv_heads * dim * dtype.itemsize * capacity
     slot_bytes = STATE_BYTES * count_parameters(loaded.model, lora) if lora else 0
     prefill_tokens, train_tokens, working = _passes(loaded, device, trains=lora is not None)
-    lane_bytes = _search_bytes(loaded, row_bytes // layers, max_length)
-    working = max(working, beams * lane_bytes)
-    free = free_bytes(device) - working
+    lane_bytes = _search_bytes(loaded, row_bytes // layers, max_length) if beams else 0
+    free = free_bytes(device)
     if batch_size is not None and beams > batch_size:
         raise UsageError(
             f"A search of {beams} beams does not fit --batch-size {batch_size}; raise that to "
@@ -112,7 +111,8 @@ def plan_memory(
     slots = concurrency if lora else 0
 
     def needed() -> int:
-        return int((rows + 1) * row_bytes + slots * slot_bytes)
+        passes = max(working, wanted * lane_bytes)
+        return int((rows + 1) * row_bytes + slots * slot_bytes + passes)
 
     while needed() > free:
         if slots > rows:
@@ -137,11 +137,11 @@ def plan_memory(
         slots=slots,
         prefill_tokens=prefill_tokens,
         train_tokens=train_tokens,
-        search_lanes=max(beams, min(wanted, working // lane_bytes)) if beams else 0,
+        search_lanes=wanted if beams else 0,
         weight_bytes=weights,
         cache_bytes=(rows + 1) * row_bytes,
         adapter_bytes=slots * slot_bytes,
-        working_bytes=working,
+        working_bytes=max(working, wanted * lane_bytes),
     )
 
 
@@ -177,10 +177,9 @@ def _passes(loaded: LoadedModel, device: torch.device, *, trains: bool) -> tuple
 def _search_bytes(loaded: LoadedModel, layer_bytes: int, max_length: int) -> int:
     """What a step of a beam search holds of each beam, beside its row of the cache.
 
-    Scores of the vocabulary in float32 and their copies; keys and values of one layer, as they are
-    gathered, repeated for grouped heads and reordered; the tokens so far, of the beams and of the
-    candidates to follow them.
+    Scores of the vocabulary in float32 and their copies; on a CPU, keys and values of one layer, as
+    they are gathered; the tokens so far, of the beams and of the candidates to follow them.
     """
     config: Any = loaded.model.config.get_text_config()
-    groups = config.num_attention_heads // kv_shape(loaded.model)[1]
-    return int(24 * config.vocab_size + (2 + groups) * layer_bytes + 256 * max_length)
+    gathered = 0 if torch.device(loaded.device).type == "cuda" else 2 * layer_bytes
+    return int(24 * config.vocab_size + gathered + 64 * max_length)
