@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from fttt.engine import BatchedEngine, GenerateRequest, LoRASpec, Target, TrainRequest
+from fttt.engine import BatchedEngine, BeamRequest, GenerateRequest, LoRASpec, Target, TrainRequest
 from fttt.engine.request import Kept
 from fttt.errors import UsageError
 from fttt.models import LoadedModel, Prefix
@@ -41,7 +41,9 @@ def prefixed(family: str) -> tuple[LoadedModel, Any]:
     return replace(loaded, prefix=prefix, max_context=loaded.max_context - LENGTH), peft
 
 
-def reference(peft: Any, prompt: tuple[int, ...], tokens: int) -> tuple[int, ...]:
+def reference(
+    peft: Any, prompt: tuple[int, ...], tokens: int, **more: Any
+) -> list[tuple[int, ...]]:
     ids = torch.tensor([prompt])
     out = peft.generate(
         input_ids=ids,
@@ -50,8 +52,9 @@ def reference(peft: Any, prompt: tuple[int, ...], tokens: int) -> tuple[int, ...
         max_new_tokens=tokens,
         pad_token_id=0,
         eos_token_id=[2],
+        **more,
     )
-    return tuple(out[0, len(prompt) :].tolist())
+    return [tuple(row[len(prompt) :]) for row in out.tolist()]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -73,7 +76,7 @@ def test_greedy_tokens_and_scores_equal_those_of_peft(family: str) -> None:
     for batch_size in (1, 3):  # rows are used again, and begin with the prefix again
         answers = asyncio.run(main(batch_size))
         for prompt, answer in zip(prompts * 2, answers, strict=True):
-            assert answer.token_ids == reference(peft, prompt, 40)
+            assert [answer.token_ids] == reference(peft, prompt, 40)
             ids = torch.tensor([prompt + answer.token_ids])
             with torch.no_grad():
                 logits = peft(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
@@ -137,7 +140,18 @@ def test_the_prefix_takes_its_positions_from_the_context() -> None:
         BatchedEngine(loaded, max_length=2048 - LENGTH + 1)
 
 
-def test_a_beam_search_from_a_prefix_is_refused() -> None:
-    loaded, _ = prefixed("llama")
-    with pytest.raises(UsageError, match="beam search"):
-        BatchedEngine(loaded, max_length=64, beams=2)
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_beams_begin_with_the_prefix(family: str) -> None:
+    loaded, peft = prefixed(family)
+    requests = [BeamRequest(loaded.chat.prompt_ids(p), 3, 12, (2,)) for p in PROMPTS]
+
+    async def main() -> list[Any]:
+        engine = BatchedEngine(loaded, max_length=128, concurrency=6, beams=3)
+        try:
+            return list(await asyncio.gather(*map(engine.beam, requests)))
+        finally:
+            await engine.close()
+
+    for request, found in zip(requests, asyncio.run(main()), strict=True):
+        expected = reference(peft, request.prompt_ids, 12, num_beams=3, num_return_sequences=3)
+        assert [beam.token_ids for beam in found] == expected

@@ -74,11 +74,6 @@ class BatchedEngine:
                 f"Sequences of {max_length} tokens do not fit the model's context of "
                 f"{loaded.max_context}; lower --max-new-tokens or leave out longer questions."
             )
-        if beams and loaded.prefix is not None:
-            raise UsageError(
-                "A beam search cannot start from a model with a prefix yet; choose another method, "
-                "or a checkpoint of another kind."
-            )
         self.plan = plan_memory(
             loaded,
             max_length=max_length,

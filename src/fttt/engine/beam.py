@@ -108,8 +108,7 @@ class BeamSearcher:
             for start in range(0, len(segments), 16):
                 prefill(segments[start : start + 16])
             for place, search in enumerate(fresh, first):
-                request = search.job.request
-                self._beams.put(place, request.prompt_ids, search.rows, request.max_new_tokens)
+                self._beams.put(place, search.job.request, search.rows, self._cache)
         except torch.OutOfMemoryError:
             self._give_up()
 

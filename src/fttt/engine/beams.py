@@ -24,6 +24,7 @@ from torch import Tensor
 
 from fttt.engine.batch import Batch
 from fttt.engine.cache import KVCache
+from fttt.engine.request import BeamRequest
 
 __all__ = ["Beams"]
 
@@ -38,7 +39,7 @@ class Beams:
     token_QN: Tensor
     """The token to run next."""
     past_QN: Tensor
-    """How many tokens come before it."""
+    """Filled positions before it, those of the cache's prefix included."""
     row_QN: Tensor
     """The row that a beam writes to."""
     row_of_QNS: Tensor
@@ -67,7 +68,7 @@ class Beams:
         whole, small = torch.int64, torch.int32
         return cls(
             token_QN=filled(0, whole, beams),
-            past_QN=filled(0, whole, beams),
+            past_QN=filled(cache.prefix, whole, beams),
             row_QN=filled(cache.rows, whole, beams),
             row_of_QNS=filled(cache.rows, small, beams, cache.capacity),
             score_QN=filled(0, torch.float32, beams),
@@ -84,16 +85,16 @@ class Beams:
         """The same tensors, as far as these questions go."""
         return Beams(*(getattr(self, part.name)[:questions] for part in fields(self)))
 
-    def put(self, place: int, prompt_ids: Sequence[int], rows: Sequence[int], limit: int) -> None:
+    def put(self, place: int, request: BeamRequest, rows: Sequence[int], cache: KVCache) -> None:
         """Begin a question whose prompt, but for its last token, lies in the first of its rows."""
-        self.token_QN[place] = prompt_ids[-1]
-        self.past_QN[place] = len(prompt_ids) - 1
+        self.token_QN[place] = request.prompt_ids[-1]
+        self.past_QN[place] = cache.prefix + len(request.prompt_ids) - 1
         self.row_QN[place] = torch.tensor(rows)
         self.row_of_QNS[place] = rows[0]
         self.score_QN[place] = FAR_BELOW
         self.score_QN[place, 0] = 0
         self.count_Q[place] = 0
-        self.limit_Q[place] = limit
+        self.limit_Q[place] = request.max_new_tokens
         self.done_Q[place] = False
         self.ended_score_QN[place] = float("-inf")
 
@@ -104,7 +105,7 @@ class Beams:
                 tensor = getattr(self, part.name)
                 tensor[target] = tensor[source]
         self.row_QN[source] = cache.rows
-        self.past_QN[source] = 0
+        self.past_QN[source] = cache.prefix
         self.done_Q[source] = True
 
     def found(self, place: int) -> list[tuple[int, ...]]:
