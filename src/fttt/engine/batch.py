@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -133,9 +133,52 @@ class Batch:
         if self.uniform:
             padded: Tensor = x_ND.unflatten(0, (self.row_B.shape[0], -1))
             return padded
-        return x_ND[self.pad_BT]
+        return _pad(x_ND, self.pad_BT, self.unpad_N)
 
     def unpad(self, x_BTD: Tensor) -> Tensor:
         """``[B, T, ...] -> [N, ...]``."""
         flat = x_BTD.flatten(0, 1)
-        return flat if self.uniform else flat[self.unpad_N]
+        return flat if self.uniform else _unpad(flat, self.unpad_N)
+
+
+class _Pad(torch.autograd.Function):
+    """Indexing whose gradient is indexing too.
+
+    Each packed token stands in one place, and nobody looks at padding, so nothing has to be added
+    up; autograd's own way is to add every padded place to token 0, one after the other.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x_ND: Tensor, pad_BT: Tensor, unpad_N: Tensor) -> Tensor:
+        ctx.save_for_backward(unpad_N)
+        return x_ND[pad_BT]
+
+    @staticmethod
+    def backward(ctx: Any, grad_BTD: Tensor) -> tuple[Tensor, None, None]:
+        (unpad_N,) = ctx.saved_tensors
+        return grad_BTD.flatten(0, 1).index_select(0, unpad_N), None, None
+
+
+class _Unpad(torch.autograd.Function):
+    """The other way round; padding takes no gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, flat: Tensor, unpad_N: Tensor) -> Tensor:
+        ctx.save_for_backward(unpad_N)
+        ctx.shape = flat.shape
+        return flat.index_select(0, unpad_N)
+
+    @staticmethod
+    def backward(ctx: Any, grad_ND: Tensor) -> tuple[Tensor, None]:
+        (unpad_N,) = ctx.saved_tensors
+        return grad_ND.new_zeros(ctx.shape).index_copy(0, unpad_N, grad_ND), None
+
+
+def _pad(x_ND: Tensor, pad_BT: Tensor, unpad_N: Tensor) -> Tensor:
+    padded: Tensor = _Pad.apply(x_ND, pad_BT, unpad_N)  # type: ignore[no-untyped-call]
+    return padded
+
+
+def _unpad(flat: Tensor, unpad_N: Tensor) -> Tensor:
+    packed: Tensor = _Unpad.apply(flat, unpad_N)  # type: ignore[no-untyped-call]
+    return packed
