@@ -24,6 +24,19 @@ def test_there_is_one_for_each_model_and_benchmark() -> None:
     assert "toy" in names
 
 
+@pytest.mark.parametrize("name", ["llama-3.1-8b-gsm8k", "mistral-7b-mbpp", "toy"])
+def test_a_grid_compares_the_methods_of_one_model(name: str, tmp_path: Path) -> None:
+    grid = Grid(build(SweepConfig, read_toml(FOLDER / f"{name}.toml"), name), tmp_path)
+    runs = [place.config for place in grid.places]
+    assert {run.method for run in runs} >= {
+        "greedy", "beam-search", "best-of-n", "self-consistency", "revision", "self-refine", "fttt",
+    }  # fmt: skip
+    seeds = grid.config.seeds
+    for run in runs:  # what draws nothing runs once
+        asked = {other.seed for other in runs if other.method == run.method}
+        assert asked == set(seeds[:1] if run.method in ("greedy", "beam-search") else seeds)
+
+
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_runs_by_its_first_line(path: Path, tmp_path: Path) -> None:
     first = path.read_text(encoding="utf-8").splitlines()[0]

@@ -17,6 +17,7 @@ from fttt.experiment.plan import prepare
 from fttt.experiment.progress import Progress
 from fttt.experiment.resume import resume_plan
 from fttt.experiment.runner import Cell, MakeEngine, run_cells
+from fttt.methods import find_method
 from fttt.models import LoadedModel
 from fttt.store import Run, solved_within
 
@@ -84,9 +85,9 @@ class Grid:
         for vary in self.config.vary:
             for task in self.config.tasks:
                 for method in self._methods():
-                    seeds = self.config.seeds[:1] if _name(method, "method") == "greedy" else None
-                    for seed in seeds or self.config.seeds:
-                        place = self._place(method, task, seed, vary, one_seed=seeds is not None)
+                    once = _draws_nothing(_name(method, "method"))
+                    for seed in self.config.seeds[:1] if once else self.config.seeds:
+                        place = self._place(method, task, seed, vary, one_seed=once)
                         if place.name in places:
                             raise UsageError(
                                 f"Two runs of the sweep are called {place.name!r}; give their "
@@ -221,6 +222,11 @@ def _nothing_hard(place: Place, hard: Mapping[str, Sequence[str]]) -> bool:
 
 def _finished(cell: Cell) -> bool:
     return cell.resume and Run.open(cell.folder).finished
+
+
+def _draws_nothing(method: str) -> bool:
+    """Whether every seed would repeat the same run."""
+    return find_method(method).fixed.get("temperature") == 0
 
 
 def _name(entry: str | Mapping[str, Any], key: str) -> str:
