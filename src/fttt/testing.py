@@ -17,10 +17,10 @@ from typing import Any, ClassVar
 
 from fttt.engine.request import (
     AdapterSlot,
+    AdapterSpec,
     BeamRequest,
     GenerateRequest,
     Generation,
-    LoRASpec,
     Trained,
     TrainRequest,
 )
@@ -173,7 +173,7 @@ def fake_model(max_context: int = 4096) -> LoadedModel:
 class FakeSlot:
     """An adapter that only counts."""
 
-    spec: LoRASpec
+    spec: AdapterSpec
     seed: int
     updates: int = 0
     closed: bool = False
@@ -290,7 +290,7 @@ class FakeEngine:
         trained = sum(weight != 0 for target in request.targets for weight in target.weights)
         return Trained(sum(losses), losses, trained, self.seconds)
 
-    async def open_adapter(self, spec: LoRASpec, seed: int) -> AdapterSlot:
+    async def open_adapter(self, spec: AdapterSpec, seed: int) -> AdapterSlot:
         """Hand out a new slot."""
         await asyncio.sleep(0)
         self.slots.append(FakeSlot(spec, seed))
@@ -342,7 +342,7 @@ def play(
             ``time_budget``.
     """
     from fttt.config import BudgetSection, SamplingSection, build
-    from fttt.experiment.plan import lora_spec
+    from fttt.experiment.plan import adapter_spec
     from fttt.experiment.progress import Quiet
     from fttt.experiment.session import Bench, QuestionSession
     from fttt.methods import MethodSettings
@@ -360,7 +360,7 @@ def play(
         seed=seed,
         sampling=build(SamplingSection, sampling, "play()"),
         budget=build(BudgetSection, budget, "play()"),
-        lora=lora_spec(getattr(method, "settings", MethodSettings())),
+        adapter=adapter_spec(getattr(method, "settings", MethodSettings())),
         method=method,
     )
     asked = question or TinyTask().load(TaskOptions())[7]

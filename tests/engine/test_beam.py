@@ -114,7 +114,7 @@ def test_a_search_in_the_middle_waits_for_rows_and_leaves_running_ones_alone() -
 
     async def main() -> tuple[tuple[Generation, ...], list[Generation]]:
         engine = BatchedEngine(
-            loaded, max_length=256, batch_size=5, concurrency=8, beams=3, lora=LoRASpec()
+            loaded, max_length=256, batch_size=5, concurrency=8, beams=3, adapter=LoRASpec()
         )
         try:
             slot = await engine.open_adapter(LoRASpec(), 0)
@@ -233,7 +233,7 @@ def test_a_search_that_nobody_waits_for_ends() -> None:
 def test_the_plan_has_room_for_one_search_or_says_what_to_lower(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    settings: dict[str, Any] = {"max_length": 200, "batch_size": None, "lora": None}
+    settings: dict[str, Any] = {"max_length": 200, "batch_size": None, "adapter": None}
     loaded = tiny_model()
     assert plan_memory(loaded, **settings, concurrency=9).search_lanes == 0
     made = plan_memory(loaded, **settings, concurrency=9, beams=40)

@@ -40,13 +40,13 @@ def test_rows_are_handed_out_low_ones_first_and_kept_ones_last() -> None:
 
 def plan(**changes: Any) -> Any:
     settings: dict[str, Any] = {
-        "max_length": 200, "batch_size": None, "concurrency": 50, "lora": LoRASpec(),
+        "max_length": 200, "batch_size": None, "concurrency": 50, "adapter": LoRASpec(),
     }  # fmt: skip
     return plan_memory(tiny_model(), **{**settings, **changes})
 
 
 def test_the_plan_follows_the_questions_in_progress() -> None:
-    assert plan(lora=None).rows == plan(lora=None).batch_size == 16
+    assert plan(adapter=None).rows == plan(adapter=None).batch_size == 16
     assert plan().rows == 32  # as many again wait for a train step
     assert plan().slots == 50
     assert plan(concurrency=3).rows == plan(concurrency=3).batch_size == 3

@@ -106,7 +106,7 @@ def test_a_train_step_sees_the_prefix_kept_or_replayed(family: str) -> None:
     target = Target(turn, (1 / len(turn),) * len(turn))
 
     async def main(*, kept: bool) -> tuple[list[tuple[int, ...]], list[float]]:
-        engine = BatchedEngine(loaded, max_length=128, batch_size=2, concurrency=2, lora=spec)
+        engine = BatchedEngine(loaded, max_length=128, batch_size=2, concurrency=2, adapter=spec)
         slot = await engine.open_adapter(spec, seed=1)
         attempts, losses = [], []
         for _ in range(3):

@@ -88,7 +88,7 @@ def test_eight_updates_equal_peft_and_adamw_one_question_at_a_time(
 
     async def main() -> tuple[list[Any], list[Any], list[Any], list[Any]]:
         # Three slots for five questions: two are reused with fresh weights and moments.
-        engine = BatchedEngine(loaded, max_length=200, batch_size=3, concurrency=3, lora=SPEC)
+        engine = BatchedEngine(loaded, max_length=200, batch_size=3, concurrency=3, adapter=SPEC)
 
         async def question(n: int) -> tuple[Any, Any, Any, Any]:
             slot = await engine.open_adapter(SPEC, seed=n)
@@ -139,7 +139,7 @@ def steps(
     prompt = loaded.chat.prompt_ids("Hello, how are you?")
 
     async def main() -> tuple[list[float], torch.Tensor]:
-        engine = BatchedEngine(loaded, max_length=200, concurrency=neighbours + 1, lora=spec)
+        engine = BatchedEngine(loaded, max_length=200, concurrency=neighbours + 1, adapter=spec)
         slots = [await engine.open_adapter(spec, seed=s) for s in range(7, 8 + neighbours)]
         losses = []
         for one in targets:
@@ -226,7 +226,7 @@ def test_dropout_is_off_while_generating() -> None:
 
     async def main(dropout: float) -> tuple[int, ...]:
         spec = replace(SPEC, dropout=dropout)
-        engine = BatchedEngine(loaded, max_length=200, lora=spec)
+        engine = BatchedEngine(loaded, max_length=200, adapter=spec)
         slot = await engine.open_adapter(spec, seed=1)
         for _, b in slot.bank.factors(slot.index):
             b.fill_(0.05)
@@ -243,7 +243,7 @@ def test_a_loss_that_is_not_finite_leaves_its_question_and_spares_the_others() -
     bad = replace(one, weights=(float("nan"),) * len(one.weights))
 
     async def main() -> None:
-        engine = BatchedEngine(loaded, max_length=200, concurrency=2, lora=SPEC)
+        engine = BatchedEngine(loaded, max_length=200, concurrency=2, adapter=SPEC)
         slots = [await engine.open_adapter(SPEC, seed=s) for s in (1, 2)]
         bank = slots[0].bank
         before = bank.weights_SP.clone()
@@ -268,10 +268,10 @@ def test_no_memory_for_a_train_step_ends_the_run_in_one_sentence(
     def no_memory(*_: Any) -> None:
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr("fttt.engine.batched.train_step", no_memory)
+    monkeypatch.setattr("fttt.engine.learner.train_step", no_memory)
 
     async def main() -> None:
-        engine = BatchedEngine(loaded, max_length=200, concurrency=2, lora=SPEC)
+        engine = BatchedEngine(loaded, max_length=200, concurrency=2, adapter=SPEC)
         slot = await engine.open_adapter(SPEC, seed=1)
         prompt = loaded.chat.prompt_ids("Hello")
         going_on = asyncio.create_task(engine.generate(GenerateRequest(prompt, 150)))
@@ -289,7 +289,7 @@ def test_kept_rows_are_given_up_rather_than_block_others() -> None:
     prompt = loaded.chat.prompt_ids("Hello")
 
     async def main() -> None:
-        engine = BatchedEngine(loaded, max_length=200, batch_size=2, concurrency=2, lora=SPEC)
+        engine = BatchedEngine(loaded, max_length=200, batch_size=2, concurrency=2, adapter=SPEC)
         slot = await engine.open_adapter(SPEC, seed=3)
         keep = GenerateRequest(prompt, 5, adapter=slot, keep=True)
         first = await engine.generate(keep)

@@ -58,7 +58,7 @@ def trials(loaded: LoadedModel, batch_size: int, temperature: float) -> list[Any
 
     async def main() -> list[Any]:
         engine = BatchedEngine(
-            loaded, max_length=200, batch_size=batch_size, concurrency=12, lora=SPEC
+            loaded, max_length=200, batch_size=batch_size, concurrency=12, adapter=SPEC
         )
         answers = await asyncio.gather(*(question(engine, n) for n in range(20)))
         await engine.close()

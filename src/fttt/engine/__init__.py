@@ -4,6 +4,7 @@ from fttt.engine.batched import BatchedEngine
 from fttt.engine.noise import derive_key
 from fttt.engine.plan import MemoryPlan
 from fttt.engine.request import (
+    AdapterSpec,
     BeamRequest,
     Engine,
     GenerateRequest,
@@ -12,9 +13,11 @@ from fttt.engine.request import (
     Target,
     Trained,
     TrainRequest,
+    WeightDeltaSpec,
 )
 
 __all__ = [
+    "AdapterSpec",
     "BatchedEngine",
     "BeamRequest",
     "Engine",
@@ -25,5 +28,6 @@ __all__ = [
     "Target",
     "TrainRequest",
     "Trained",
+    "WeightDeltaSpec",
     "derive_key",
 ]

@@ -11,24 +11,22 @@ I inputs and O outputs of a layer.
 
 from __future__ import annotations
 
-import asyncio
 import difflib
 import math
-from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from fttt.engine.batch import Batch
 from fttt.engine.noise import derive_key, keep_mask
 from fttt.engine.request import LoRASpec
+from fttt.engine.slots import Bank
 from fttt.errors import UsageError
 
-__all__ = ["LoRABank", "Slot", "count_parameters", "layers_by_name", "target_layers"]
+__all__ = ["LoRABank", "count_parameters", "layers_by_name", "target_layers"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,37 +78,23 @@ def count_parameters(model: nn.Module, spec: LoRASpec) -> int:
     return sum(spec.rank * (m.in_features + m.out_features) for m in layers)
 
 
-class Slot:
-    """The engine's :class:`fttt.engine.request.AdapterSlot`."""
-
-    def __init__(self, bank: LoRABank, index: int) -> None:
-        self.bank = bank
-        self.index = index
-        self._open = True
-
-    def close(self) -> None:
-        """Give the place back. Calling it twice is harmless."""
-        if self._open:
-            self._open = False
-            self.bank.give(self.index)
-
-
-class LoRABank:
+class LoRABank(Bank):
     """All slots of one :class:`LoRASpec`, hooked into one model."""
 
+    spec: LoRASpec
+
     def __init__(self, model: nn.Module, spec: LoRASpec, slots: int, device: torch.device) -> None:
+        super().__init__(slots)
         self.spec = spec
-        self.slots = slots
         self.scale = spec.alpha / spec.rank
         self._layers: list[Layer] = []
-        self._hooks: list[RemovableHandle] = []
         at = 0
         for index, module in enumerate(target_layers(model, spec).values()):
             inputs, outputs = module.in_features, module.out_features
             layer = Layer(index, at, at + spec.rank * inputs, inputs, outputs)
             self._layers.append(layer)
             at = layer.b_at + spec.rank * outputs
-            self._hooks.append(module.register_forward_hook(self._hook(layer)))
+            self.hooks.append(module.register_forward_hook(self._hook(layer)))
         self.parameters = at
         self.weights_SP = torch.zeros(slots, at, device=device)
         self.moment_SP = torch.zeros_like(self.weights_SP)
@@ -118,37 +102,10 @@ class LoRABank:
         self.steps_S = torch.zeros(slots, device=device)
         self._seeds = [0] * slots
         self._updates = [0] * slots
-        self._free = deque(range(slots))
-        self._waiting: deque[asyncio.Future[int]] = deque()
         self._batch: Batch | None = None
         self._parts: tuple[Tensor, ...] | None = None
         self._dropout_key_B: Tensor | None = None
         self._cached: tuple[tuple[int, ...], tuple[Tensor, ...]] | None = None
-
-    async def open(self, seed: int) -> Slot:
-        """Wait for a free slot; fill it with fresh weights and an empty optimizer."""
-        if self._free:
-            index = self._free.popleft()
-        else:
-            future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-            self._waiting.append(future)
-            index = await future
-        self._fill(index, seed)
-        return Slot(self, index)
-
-    def give(self, index: int) -> None:
-        """Hand a slot to whoever waits for one, or keep it free."""
-        while self._waiting:
-            future = self._waiting.popleft()
-            if not future.done():
-                future.set_result(index)
-                return
-        self._free.append(index)
-
-    def detach(self) -> None:
-        """Take the adapters off the model's layers."""
-        for hook in self._hooks:
-            hook.remove()
 
     def factors(self, slot: int) -> list[tuple[Tensor, Tensor]]:
         """Views of a slot's A ``[rank, in]`` and B ``[out, rank]``, layer by layer."""
@@ -206,24 +163,24 @@ class LoRABank:
             self._updates[slot] += done
         return updated
 
-    def _fill(self, slot: int, seed: int) -> None:
-        """A as PEFT draws it (Kaiming uniform: within ``1 / sqrt(in)``), B zero."""
+    def fill(self, index: int, seed: int) -> None:
+        """A as PEFT draws it (Kaiming uniform: within ``1 / sqrt(in)``), B zero, no moments."""
         generator = torch.Generator().manual_seed(seed & (2**63 - 1))
         row = torch.zeros(1, self.parameters)
         parts = self._split(row)
         for layer in self._layers:
             bound = 1 / math.sqrt(layer.inputs)
             self._factors(parts, layer)[0].uniform_(-bound, bound, generator=generator)
-        self.weights_SP[slot] = row[0].to(self.weights_SP.device)
-        self.moment_SP[slot] = 0
-        self.square_SP[slot] = 0
-        self.steps_S[slot] = 0
-        self._seeds[slot], self._updates[slot] = seed, 0
+        self.weights_SP[index] = row[0].to(self.weights_SP.device)
+        self.moment_SP[index] = 0
+        self.square_SP[index] = 0
+        self.steps_S[index] = 0
+        self._seeds[index], self._updates[index] = seed, 0
         self._cached = None
 
     def _gather(self, batch: Batch) -> tuple[Tensor, ...]:
         """Weights of each segment; zeros where a segment has no adapter."""
-        slots = tuple(batch.slot_B.tolist())
+        slots = batch.slots
         if self._cached is None or self._cached[0] != slots:
             weights_BP = self.weights_SP[batch.slot_B.clamp(min=0)]
             weights_BP = torch.where((batch.slot_B >= 0)[:, None], weights_BP, 0.0)

@@ -60,6 +60,7 @@ class Batch:
     """Whether any segment has an adapter."""
     row_of_BS: Tensor | None = None
     """The row that holds each earlier token of a decode step; ``None``: the segment's own."""
+    slots: tuple[int, ...] = ()
     masks: dict[int | None, Tensor] = field(default_factory=dict)
     """Attention masks by sliding window, built once a pass and shared by the layers."""
 
@@ -71,7 +72,8 @@ class Batch:
         rows = tuple(s.row for s in segments)
         ids = [i for s in segments for i in s.token_ids]
         positions = [p + t for p, n in zip(pasts, lengths, strict=True) for t in range(n)]
-        per_segment = [rows, pasts, [s.slot for s in segments]]
+        slots = tuple(s.slot for s in segments)
+        per_segment = [rows, pasts, slots]
         packed = torch.tensor([ids, positions])
         device = cache.device
         ids_N, position_N = packed.to(device, non_blocking=True)
@@ -87,7 +89,8 @@ class Batch:
             lengths,
             pasts,
             rows,
-            adapted=any(s.slot >= 0 for s in segments),
+            adapted=max(slots) >= 0,
+            slots=slots,
         )
 
     @cached_property

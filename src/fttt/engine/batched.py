@@ -15,25 +15,26 @@ from typing import Any
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from fttt.engine.adapters import LoRABank, Slot
 from fttt.engine.attention import NAME
 from fttt.engine.batch import Batch, Segment
 from fttt.engine.beam import BeamJob, BeamSearcher
 from fttt.engine.cache import KVCache
 from fttt.engine.decoder import CPUDecoder, CUDADecoder, Decoder, draw
 from fttt.engine.jobs import GenerateJob, Job, LessonQueue, TrainJob, check_fits, lane_for
+from fttt.engine.learner import learner_for, make_bank
 from fttt.engine.plan import kv_shape, plan_memory
 from fttt.engine.request import (
+    AdapterSpec,
     BeamRequest,
     GenerateRequest,
     Generation,
-    LoRASpec,
     Trained,
     TrainRequest,
 )
 from fttt.engine.scheduler import Patience
+from fttt.engine.slots import Slot
 from fttt.engine.stand_ins import stand_ins_for
-from fttt.engine.trainer import run_model, train_step
+from fttt.engine.trainer import run_model
 from fttt.errors import RunError, UsageError
 from fttt.models.loader import LoadedModel
 
@@ -53,7 +54,7 @@ class BatchedEngine:
         max_length: int,
         batch_size: int | None = None,
         concurrency: int = 1,
-        lora: LoRASpec | None = None,
+        adapter: AdapterSpec | None = None,
         beams: int = 0,
     ) -> None:
         """Plan the memory and take it.
@@ -63,7 +64,7 @@ class BatchedEngine:
             max_length: tokens of the longest sequence, prompt and completion.
             batch_size: sequences that run at once; ``None`` takes what fits.
             concurrency: questions that are in progress at once.
-            lora: per-question weights, where methods train.
+            adapter: per-question weights, where methods train.
             beams: the widest beam search, where methods search.
 
         Raises:
@@ -79,7 +80,7 @@ class BatchedEngine:
             max_length=max_length,
             batch_size=batch_size,
             concurrency=concurrency,
-            lora=lora,
+            adapter=adapter,
             beams=beams,
         )
         self.max_length = max_length
@@ -101,7 +102,9 @@ class BatchedEngine:
             device=self._device,
             prefix=loaded.prefix,
         )
-        self._bank = LoRABank(loaded.model, lora, self.plan.slots, self._device) if lora else None
+        self._bank = (
+            make_bank(self._model, adapter, self.plan.slots, self._device) if adapter else None
+        )
         self._decoder: Decoder = (
             CUDADecoder(self._model, self._cache, self._bank, self.plan.batch_size)
             if self._device.type == "cuda"
@@ -111,6 +114,9 @@ class BatchedEngine:
         self._running: list[GenerateJob] = []
         self._lessons = LessonQueue()
         self._searcher = BeamSearcher(self._model, self._cache, self.plan.search_lanes)
+        self._learner = learner_for(
+            self._model, self._bank, self._cache, self.plan, self._run_prefill
+        )
         self._patience = {"prefill": Patience(), "train": Patience(), "beam": Patience()}
         self._loop_task: asyncio.Task[None] | None = None
         self._launched = 0.0
@@ -156,18 +162,22 @@ class BatchedEngine:
         return await job.answer
 
     async def train(self, request: TrainRequest) -> Trained:
-        """Take one optimizer step of one adapter.
+        """Take one step of one adapter.
 
         Raises:
+            UsageError: adapters of this kind cannot learn from such a request.
             RunError: the device ran out of memory, or the engine was closed.
         """
+        if self._learner is None:
+            raise RunError("This engine was built without adapters, so it cannot train.")
+        self._learner.check(request)
         job: TrainJob = Job(request, asyncio.get_running_loop().create_future())
         self._lessons.append(job)
         self._start()
         return await job.answer
 
-    async def open_adapter(self, spec: LoRASpec, seed: int) -> Slot:
-        """Wait for a free slot and fill it with fresh weights drawn from ``seed``."""
+    async def open_adapter(self, spec: AdapterSpec, seed: int) -> Slot:
+        """Wait for a free slot and make it fresh; what is drawn is drawn from ``seed``."""
         if self._bank is None or spec != self._bank.spec:
             raise RunError(f"This engine was not built for adapters of {spec}.")
         return await self._bank.open(seed)
@@ -357,18 +367,9 @@ class BatchedEngine:
 
     def _train(self) -> None:
         """Update as many questions' adapters as one pass takes."""
-        assert self._bank is not None
-        due = self._lessons.next_pass(self._cache, self.plan.train_tokens)
-        try:
-            for start in range(0, len(due.missing), 16):
-                self._run_prefill(due.missing[start : start + 16])
-            losses = train_step(self._model, self._bank, self._cache, due.lessons)
-        except Exception:
-            self._lessons.extendleft(reversed(due.jobs))  # an error answers all that wait
-            raise
-        for job, lesson, per_target in zip(due.jobs, due.lessons, losses, strict=True):
-            self._cache.give(lesson.row)
-            trained = sum(w != 0 for t in lesson.targets for w in t.weights)
+        assert self._learner is not None
+        for job, per_target in self._learner.run(self._lessons):
+            trained = sum(w != 0 for t in job.request.targets for w in t.weights)
             self.trained_tokens += trained
             if not job.answer.cancelled():
                 job.answer.set_result(Trained(sum(per_target), per_target, trained, job.seconds))

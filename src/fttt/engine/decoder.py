@@ -12,11 +12,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from fttt.engine.adapters import LoRABank
 from fttt.engine.batch import Batch, Segment
 from fttt.engine.cache import KVCache
 from fttt.engine.noise import uniform
 from fttt.engine.sampler import sample, token_logprobs
+from fttt.engine.slots import Bank
 from fttt.engine.trainer import run_model
 
 __all__ = ["CPUDecoder", "CUDADecoder", "Decoder", "Lane", "draw"]
@@ -76,7 +76,7 @@ class CPUDecoder:
 
     steps = 1
 
-    def __init__(self, model: nn.Module, cache: KVCache, bank: LoRABank | None) -> None:
+    def __init__(self, model: nn.Module, cache: KVCache, bank: Bank | None) -> None:
         self._model, self._cache, self._bank = model, cache, bank
         self._lanes: Sequence[Lane] = ()
 
@@ -107,7 +107,7 @@ class CUDADecoder:
 
     steps = 4
 
-    def __init__(self, model: nn.Module, cache: KVCache, bank: LoRABank | None, lanes: int) -> None:
+    def __init__(self, model: nn.Module, cache: KVCache, bank: Bank | None, lanes: int) -> None:
         self._model, self._cache, self._bank = model, cache, bank
         device = cache.device
         self._whole = torch.zeros(6, lanes, dtype=torch.int64, device=device)

@@ -4,22 +4,25 @@
 never touched. ``ΔW`` is dense, or a sum over tokens of ``left rightᵀ`` that is never multiplied
 out.
 
-Axes: B segments, T tokens of the longest, F factor tokens of the longest, I inputs and O outputs of
-a layer, S slots.
+Axes: N packed tokens, B segments, T tokens of the longest, F factor tokens of the longest, I inputs
+and O outputs of a layer, S slots, Q questions of one train step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from fttt.engine.adapters import layers_by_name
 from fttt.engine.batch import Batch
+from fttt.engine.request import WeightDeltaSpec
+from fttt.engine.slots import Bank
 
-__all__ = ["Delta", "FactoredDelta", "changed"]
+__all__ = ["Delta", "DeltaBank", "FactoredDelta", "changed", "delta_bytes"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,3 +76,100 @@ def _product(x_BTI: Tensor, delta: Delta) -> Tensor:
         x_BTI = x_BTI.to(delta.right_BFI.dtype)
         return (x_BTI @ delta.right_BFI.transpose(1, 2)) @ delta.left_BFO
     return x_BTI.to(delta.dtype) @ delta.transpose(1, 2)
+
+
+def delta_dtype(model: nn.Module) -> torch.dtype:
+    """Of stored changes: the model's own on a GPU, where each step reads them; else float32."""
+    weight = next(model.parameters())
+    return weight.dtype if weight.is_cuda else torch.float32
+
+
+def delta_bytes(model: nn.Module, spec: WeightDeltaSpec) -> int:
+    """What one question's changes take.
+
+    Raises:
+        UsageError: a layer that the model does not have.
+    """
+    layers = layers_by_name(model, spec.layers).values()
+    return delta_dtype(model).itemsize * sum(layer.weight.numel() for layer in layers)
+
+
+class DeltaBank(Bank):
+    """All slots of one :class:`fttt.engine.request.WeightDeltaSpec`, hooked into one model.
+
+    A slot holds a dense change of each edited weight, zero until the first train step.
+    """
+
+    spec: WeightDeltaSpec
+
+    def __init__(
+        self, model: nn.Module, spec: WeightDeltaSpec, slots: int, device: torch.device
+    ) -> None:
+        """Take the memory.
+
+        Raises:
+            UsageError: a layer that the model does not have.
+        """
+        super().__init__(slots)
+        self.spec = spec
+        self.delta_SOI: dict[str, Tensor] = {}
+        for name, layer in layers_by_name(model, spec.layers).items():
+            self.delta_SOI[name] = torch.zeros(
+                slots, *layer.weight.shape, dtype=delta_dtype(model), device=device
+            )
+            self.hooks.append(layer.register_forward_hook(self._hook(self.delta_SOI[name])))
+        self._batch: Batch | None = None
+
+    def fill(self, index: int, seed: int) -> None:
+        """No change."""
+        for delta_SOI in self.delta_SOI.values():
+            delta_SOI[index] = 0
+
+    @contextmanager
+    def applied(self, batch: Batch) -> Iterator[None]:
+        """Add each segment's change to the model's layers for one forward pass."""
+        self._batch = batch if batch.adapted else None
+        try:
+            yield
+        finally:
+            self._batch = None
+
+    def step(self, slots: Sequence[int], deltas: Mapping[str, Tensor]) -> list[bool]:
+        """Set the slots' changes, ``[Q, O, I]`` by layer, or add to them where the spec says so.
+
+        A change that is not finite is not applied: nothing is added, or the slot is zero. The
+        answer says which were.
+        """
+        index_Q = torch.tensor(slots, device=next(iter(self.delta_SOI.values())).device)
+        fresh: dict[str, Tensor] = {}
+        finite_Q = torch.ones(len(slots), dtype=torch.bool, device=index_Q.device)
+        for name, delta_SOI in self.delta_SOI.items():
+            fresh[name] = deltas[name].to(delta_SOI.dtype)
+            if self.spec.accumulate:
+                fresh[name] = fresh[name] + delta_SOI[index_Q]
+            finite_Q &= fresh[name].isfinite().flatten(1).all(-1)
+        for name, delta_SOI in self.delta_SOI.items():
+            old = delta_SOI[index_Q] if self.spec.accumulate else torch.zeros_like(fresh[name])
+            delta_SOI[index_Q] = torch.where(finite_Q[:, None, None], fresh[name], old)
+        return [bool(f) for f in finite_Q.tolist()]
+
+    def _hook(self, delta_SOI: Tensor):  # type: ignore[no-untyped-def]
+        def add(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+            batch = self._batch
+            if batch is None:
+                return None
+            x_NI = inputs[0][0]
+            if batch.mode == "decode" and x_NI.is_cuda:
+                from fttt.engine.kernels_delta import add_delta
+
+                add_delta(x_NI, output[0], delta_SOI, batch.slot_B)
+                return output
+            parts: list[Tensor] = []
+            for x_TI, slot in zip(x_NI.split(batch.lengths), batch.slots, strict=True):
+                if slot < 0:
+                    parts.append(output.new_zeros(x_TI.shape[0], output.shape[-1]))
+                else:
+                    parts.append((x_TI.to(delta_SOI.dtype) @ delta_SOI[slot].T).to(output.dtype))
+            return output + torch.cat(parts)
+
+        return add

@@ -8,11 +8,11 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from fttt.engine.adapters import Slot
 from fttt.engine.batch import Segment
 from fttt.engine.cache import KeptRow, KVCache
 from fttt.engine.decoder import Lane
 from fttt.engine.request import BeamRequest, GenerateRequest, Generation, Trained, TrainRequest
+from fttt.engine.slots import Slot
 from fttt.engine.trainer import Lesson
 from fttt.errors import UsageError
 

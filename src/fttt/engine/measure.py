@@ -85,7 +85,7 @@ def run_workload(
             max_length=longest + workload.new_tokens,
             batch_size=batch_size,
             concurrency=len(workload.prompts),
-            lora=spec if workload.train else None,
+            adapter=spec if workload.train else None,
         )
         try:
             warm = min(8, workload.new_tokens)

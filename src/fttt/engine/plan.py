@@ -6,20 +6,26 @@ says at once which option to change.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
 import psutil
 import torch
 
-from fttt.engine.adapters import count_parameters
-from fttt.engine.request import LoRASpec
+from fttt.engine.adapters import count_parameters, layers_by_name
+from fttt.engine.deltas import delta_bytes
+from fttt.engine.request import AdapterSpec, LoRASpec, WeightDeltaSpec
 from fttt.errors import UsageError
 from fttt.models.loader import LoadedModel
 
 __all__ = ["MemoryPlan", "kv_shape", "plan_memory"]
 
 DEFAULT_BATCH = {"cpu": 16, "cuda": 1024}
+DELTA_BYTES = 2**32
+"""Most that the predicted changes of weights of one train pass take, beyond one question's."""
+LOGIT_BYTES = 2**28
+"""Of float32 logits that are held at once where a loss is taken in chunks."""
 STATE_BYTES = 12
 """Of each trained parameter: the weight and two moments, float32; 4 more in a train step."""
 
@@ -40,6 +46,8 @@ class MemoryPlan:
     """Tokens of one prefill pass."""
     train_tokens: int
     """Tokens of one train pass, whose activations are held for the gradient."""
+    train_questions: int
+    """Questions of one train pass that predicts changes of weights."""
     search_lanes: int
     """Beams, of one question or more, that are searched at once; 0 where none are asked for."""
     weight_bytes: int
@@ -78,15 +86,15 @@ def plan_memory(
     max_length: int,
     batch_size: int | None,
     concurrency: int,
-    lora: LoRASpec | None,
+    adapter: AdapterSpec | None,
     beams: int = 0,
 ) -> MemoryPlan:
     """Size the engine for sequences of ``max_length`` tokens.
 
     A batch size that was asked for is kept or refused, never lowered; without one, as many
     sequences run as the free memory takes, 1,024 on a GPU and 16 on a CPU at most. Where methods
-    train, up to as many rows again hold finished sequences until their train step. Where methods
-    search, there is room for the ``beams`` of one question at least.
+    train low-rank weights, up to as many rows again hold finished sequences until their train step.
+    Where methods search, there is room for the ``beams`` of one question at least.
 
     Raises:
         UsageError: it does not fit; the sentence names the options to change.
@@ -97,8 +105,8 @@ def plan_memory(
     prefix = loaded.prefix.length if loaded.prefix else 0
     capacity = -(-(prefix + max_length + 8) // 16) * 16  # room for the steps between two looks
     row_bytes = 2 * layers * kv_heads * dim * dtype.itemsize * capacity
-    slot_bytes = STATE_BYTES * count_parameters(loaded.model, lora) if lora else 0
-    prefill_tokens, train_tokens, working = _passes(loaded, device, trains=lora is not None)
+    slot_bytes = _slot_bytes(loaded, adapter)
+    passes = _passes(loaded, device, adapter)
     lane_bytes = _search_bytes(loaded, row_bytes // layers, max_length) if beams else 0
     free = free_bytes(device)
     if batch_size is not None and beams > batch_size:
@@ -107,12 +115,13 @@ def plan_memory(
             f"{beams}, or lower --trials."
         )
     wanted = max(1, beams, min(batch_size or DEFAULT_BATCH[device.type], concurrency))
-    rows = max(wanted, min(2 * wanted, concurrency)) if lora else wanted
-    slots = concurrency if lora else 0
+    keeps = isinstance(adapter, LoRASpec)
+    rows = max(wanted, min(2 * wanted, concurrency)) if keeps else wanted
+    slots = concurrency if adapter else 0
 
     def needed() -> int:
-        passes = max(working, wanted * lane_bytes)
-        return int((rows + 1) * row_bytes + slots * slot_bytes + passes)
+        working = max(passes.working, wanted * lane_bytes)
+        return int((rows + 1) * row_bytes + slots * slot_bytes + working)
 
     while needed() > free:
         if slots > rows:
@@ -124,10 +133,11 @@ def plan_memory(
         else:
             gib = 2.0**30
             option = "--trials" if wanted == beams else "--batch-size"
+            own = f" and {slots} adapters of {slot_bytes / 2**20:.0f} MiB" if adapter else ""
             raise UsageError(
-                f"{wanted} sequences of {max_length} tokens need {needed() / gib:.1f} GiB beside "
-                f"the model and {max(free, 0) / gib:.1f} GiB are free on {loaded.device}; lower "
-                f"{option} or --max-new-tokens."
+                f"{wanted} sequences of {max_length} tokens{own} need {needed() / gib:.1f} GiB "
+                f"beside the model and {max(free, 0) / gib:.1f} GiB are free on {loaded.device}; "
+                f"lower {option} or --max-new-tokens."
             )
     weights = sum(p.numel() * p.element_size() for p in loaded.model.parameters())
     return MemoryPlan(
@@ -135,13 +145,14 @@ def plan_memory(
         rows=rows,
         capacity=capacity,
         slots=slots,
-        prefill_tokens=prefill_tokens,
-        train_tokens=train_tokens,
+        prefill_tokens=passes.prefill_tokens,
+        train_tokens=passes.train_tokens,
+        train_questions=passes.train_questions,
         search_lanes=wanted if beams else 0,
         weight_bytes=weights,
         cache_bytes=(rows + 1) * row_bytes,
         adapter_bytes=slots * slot_bytes,
-        working_bytes=max(working, wanted * lane_bytes),
+        working_bytes=max(passes.working, wanted * lane_bytes),
     )
 
 
@@ -154,24 +165,66 @@ def free_bytes(device: torch.device) -> int:
     return int(psutil.virtual_memory().available)
 
 
-def _passes(loaded: LoadedModel, device: torch.device, *, trains: bool) -> tuple[int, int, int]:
-    """Tokens of a prefill and of a train pass, and the bytes that the larger one holds.
+@dataclass(frozen=True, slots=True)
+class _Passes:
+    """Sizes of a prefill and of a train pass, and the bytes that the larger one holds."""
 
-    A train pass holds activations of all layers, what adapters on two linear layers of each read
-    (in float32, before and after dropout), and logits in float32 with their gradient.
-    """
+    prefill_tokens: int
+    train_tokens: int
+    train_questions: int
+    working: int
+
+
+def _passes(loaded: LoadedModel, device: torch.device, adapter: AdapterSpec | None) -> _Passes:
+    """Size the passes by what each of their tokens and questions holds."""
     config: Any = loaded.model.config.get_text_config()
     itemsize = next(loaded.model.parameters()).element_size()
-    prefill_bytes = (12 * config.hidden_size + 4 * config.intermediate_size) * itemsize
-    layer_bytes = prefill_bytes + 16 * config.hidden_size
-    train_bytes = layer_bytes * config.num_hidden_layers + 12 * config.vocab_size
-    prefill, train = 2048, 1024
+    layer_bytes = (12 * config.hidden_size + 4 * config.intermediate_size) * itemsize
+    if isinstance(adapter, WeightDeltaSpec):
+        token_bytes, question_bytes = _delta_train_bytes(loaded, adapter, layer_bytes)
+    else:  # activations of all layers, what adapters on two linear layers of each read (in float32,
+        # before and after dropout), and logits in float32 with their gradient
+        held = layer_bytes + 16 * config.hidden_size
+        token_bytes = held * config.num_hidden_layers + 12 * config.vocab_size
+        question_bytes = 0
+    prefill, train, questions = 2048, 1024, 16
     if device.type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory
-        prefill = int(min(32768, max(2048, total * 0.05 // prefill_bytes)))
-        train = int(min(16384, max(1024, total * 0.25 // train_bytes)))
-    held = max(prefill * prefill_bytes, train * train_bytes if trains else 0)
-    return prefill, train, int(1.25 * held) + 2**28  # a quarter of it may be padding
+        prefill = int(min(32768, max(2048, total * 0.05 // layer_bytes)))
+        train = int(min(16384, max(1024, total * 0.25 // token_bytes)))
+        questions = 256
+    trains = train * token_bytes if adapter else 0
+    if question_bytes:
+        questions = max(1, min(questions, DELTA_BYTES // question_bytes))
+        trains += questions * question_bytes + min(3 * LOGIT_BYTES, 12 * config.vocab_size * train)
+    working = int(1.25 * max(prefill * layer_bytes, trains)) + 2**28  # a quarter may be padding
+    return _Passes(prefill, train, questions, working)
+
+
+def _slot_bytes(loaded: LoadedModel, adapter: AdapterSpec | None) -> int:
+    """What one question's own weights take."""
+    if adapter is None:
+        return 0
+    if isinstance(adapter, WeightDeltaSpec):
+        return delta_bytes(loaded.model, adapter)
+    return STATE_BYTES * count_parameters(loaded.model, adapter)
+
+
+def _delta_train_bytes(
+    loaded: LoadedModel, spec: WeightDeltaSpec, layer_bytes: int
+) -> tuple[int, int]:
+    """What a token and a question of a pass hold that takes factors and predicts changes.
+
+    Activations from the first edited layer on; inputs and output gradients of the edited weights,
+    and their copies in float32 while a change is predicted; the changes in float32, twice.
+    """
+    config: Any = loaded.model.config.get_text_config()
+    layers = layers_by_name(loaded.model, spec.layers)
+    numbers = [int(n) for name in layers for n in re.findall(r"\.(\d+)\.", name)[:1]]
+    above = config.num_hidden_layers - min(numbers, default=0)
+    widths = [layer.in_features + layer.out_features for layer in layers.values()]
+    token_bytes = layer_bytes * above + 4 * sum(widths) + 24 * max(widths)
+    return token_bytes, 8 * sum(layer.weight.numel() for layer in layers.values())
 
 
 def _search_bytes(loaded: LoadedModel, layer_bytes: int, max_length: int) -> int:

@@ -6,14 +6,20 @@ plain data, so that a fake engine (:mod:`fttt.testing`) can answer them without 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
 
 from fttt.types import FinishReason
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fttt.engine.factors import Factors
+
 __all__ = [
     "AdapterSlot",
+    "AdapterSpec",
     "BeamRequest",
     "Engine",
     "GenerateRequest",
@@ -23,6 +29,7 @@ __all__ = [
     "Target",
     "TrainRequest",
     "Trained",
+    "WeightDeltaSpec",
 ]
 
 
@@ -44,6 +51,27 @@ class LoRASpec:
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     weight_decay: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class WeightDeltaSpec:
+    """A change of a few weights that is predicted from an attempt, not learned step by step.
+
+    A train step takes the factors of its request's loss and asks ``predict`` for the change.
+    """
+
+    layers: tuple[str, ...]
+    """Full names of the linear layers whose weights are changed."""
+    predict: Callable[[Factors], Mapping[str, Tensor]] = field(compare=False, repr=False)
+    """From the factors of Q attempts to a change ``[Q, out, in]`` of each layer's weight."""
+    accumulate: bool
+    """Whether a change is added to the one before, under which the factors are then taken; else it
+    takes its place, and the factors are those of the model as it is."""
+    key: str
+    """Names what ``predict`` does: specs of the same key and layers are the same."""
+
+
+AdapterSpec = LoRASpec | WeightDeltaSpec
 
 
 class AdapterSlot(Protocol):
@@ -127,7 +155,7 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class TrainRequest:
-    """One optimizer step of one question's own weights on the sum of its targets' losses."""
+    """One step of one question's own weights on the sum of its targets' losses."""
 
     adapter: AdapterSlot
     context: Kept | tuple[int, ...]
@@ -162,10 +190,10 @@ class Engine(Protocol):
         """Search; the beams come best first, by log-probability a token."""
 
     async def train(self, request: TrainRequest) -> Trained:
-        """Take one optimizer step of one adapter."""
+        """Take one step of one adapter."""
 
-    async def open_adapter(self, spec: LoRASpec, seed: int) -> AdapterSlot:
-        """Wait for a free slot and fill it with fresh weights drawn from ``seed``."""
+    async def open_adapter(self, spec: AdapterSpec, seed: int) -> AdapterSlot:
+        """Wait for a free slot and make it fresh; what is drawn is drawn from ``seed``."""
 
     async def close(self) -> None:
         """Stop, and fail whatever is still waiting."""

@@ -21,14 +21,11 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from fttt.engine.attention import NAME
 from fttt.engine.batch import Batch, Segment
 from fttt.engine.cache import KVCache
-from fttt.engine.plan import kv_shape
+from fttt.engine.plan import LOGIT_BYTES, kv_shape
 from fttt.engine.stand_ins import stand_ins_for
 from fttt.engine.trainer import run_model
 
 __all__ = ["pack_sequences", "prepared", "weighted_nll"]
-
-LOGIT_BYTES = 2**28
-"""Of the float32 logits that are held at once; their gradient and copies take about twice more."""
 
 
 @contextmanager
@@ -46,7 +43,10 @@ def prepared(model: Any) -> Iterator[None]:
 
 
 def pack_sequences(
-    model: Any, sequences: Sequence[Sequence[int]], slots: Sequence[int] | None = None
+    model: Any,
+    sequences: Sequence[Sequence[int]],
+    slots: Sequence[int] | None = None,
+    cache: KVCache | None = None,
 ) -> Batch:
     """Lay sequences of token ids end to end; each attends to itself from its first token on.
 
@@ -54,15 +54,17 @@ def pack_sequences(
         model: a ``transformers`` model that is :func:`prepared`, or an engine's.
         sequences: token ids, of any lengths.
         slots: the adapter's slot of each; without them the base model runs.
+        cache: an engine's, for the prefix that its rows begin with; nothing else of it is read.
     """
-    layers, kv_heads, dim = kv_shape(model)
-    nothing = KVCache(
-        rows=0, capacity=0, layers=layers, kv_heads=kv_heads, head_dim=dim,
-        dtype=model.dtype, device=model.device,
-    )  # fmt: skip
+    if cache is None:
+        layers, kv_heads, dim = kv_shape(model)
+        cache = KVCache(
+            rows=0, capacity=0, layers=layers, kv_heads=kv_heads, head_dim=dim,
+            dtype=model.dtype, device=model.device,
+        )  # fmt: skip
     own = [-1] * len(sequences) if slots is None else slots
     segments = [Segment(ids, 0, 0, slot) for ids, slot in zip(sequences, own, strict=True)]
-    return Batch.pack("train", segments, nothing)
+    return Batch.pack("train", segments, cache)
 
 
 def weighted_nll(

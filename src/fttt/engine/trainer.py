@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fttt.engine.adapters import LoRABank, Slot
+from fttt.engine.adapters import LoRABank
 from fttt.engine.batch import Batch, Segment
 from fttt.engine.cache import KVCache
 from fttt.engine.request import Target
+from fttt.engine.slots import Slot
 
 __all__ = ["Lesson", "train_step"]
 

@@ -17,15 +17,15 @@ from fttt.tasks import Task, TaskOptions, get_task
 from fttt.types import Question
 
 if TYPE_CHECKING:
-    from fttt.engine.request import LoRASpec
+    from fttt.engine.request import AdapterSpec
     from fttt.models import LoadedModel
 
 __all__ = [
     "Plan",
+    "adapter_spec",
     "check_fits",
     "check_names",
     "default_folder",
-    "lora_spec",
     "model_label",
     "prepare",
     "settle",
@@ -59,12 +59,12 @@ class Plan:
         return cases_file(model_label(self.config.model), self.config.task)
 
     @property
-    def lora(self) -> LoRASpec | None:
+    def adapter(self) -> AdapterSpec | None:
         """The adapter that each question trains, if any."""
-        return lora_spec(self.settings)
+        return adapter_spec(self.settings)
 
 
-def lora_spec(settings: MethodSettings) -> LoRASpec | None:
+def adapter_spec(settings: MethodSettings) -> AdapterSpec | None:
     """The adapter that a method's settings ask for; ``None`` for a method that does not train."""
     from fttt.engine.request import LoRASpec
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from fttt.engine import BatchedEngine
-from fttt.engine.request import Engine, LoRASpec
+from fttt.engine.request import AdapterSpec, Engine
 from fttt.errors import FTTTError, RunError
 from fttt.experiment.cases import save_cases
 from fttt.experiment.environment import describe_environment
@@ -103,7 +103,7 @@ def make_engine(plans: Sequence[Plan], loaded: LoadedModel) -> CountingEngine:
         max_length=max(check_fits(plan, loaded) for plan in plans),
         batch_size=plans[0].config.engine.batch_size,
         concurrency=min(sequences, _at_most(loaded, plans[0])),
-        lora=next((plan.lora for plan in plans if plan.lora is not None), None),
+        adapter=next((plan.adapter for plan in plans if plan.adapter is not None), None),
         beams=max(w if p.method.searches else 0 for p, w in zip(plans, widths, strict=True)),
     )
 
@@ -128,7 +128,7 @@ def make_bench(
         seed=config.seed,
         sampling=config.sampling,
         budget=config.budget,
-        lora=plan.lora,
+        adapter=plan.adapter,
         method=plan.method,
     )
 
@@ -294,13 +294,13 @@ def _owed(job: Job) -> int:
 
 def _by_adapter(cells: Sequence[Cell]) -> list[list[int]]:
     """Cells that can share an engine; those without an adapter go with the first others."""
-    groups: dict[LoRASpec, list[int]] = {}
+    groups: dict[AdapterSpec, list[int]] = {}
     plain: list[int] = []
     for number, cell in enumerate(cells):
-        if cell.plan.lora is None:
+        if cell.plan.adapter is None:
             plain.append(number)
         else:
-            groups.setdefault(cell.plan.lora, []).append(number)
+            groups.setdefault(cell.plan.adapter, []).append(number)
     if not groups:
         return [plain]
     first = next(iter(groups))

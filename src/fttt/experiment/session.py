@@ -13,12 +13,12 @@ from fttt.config import BudgetSection, SamplingSection
 from fttt.engine.noise import derive_key
 from fttt.engine.request import (
     AdapterSlot,
+    AdapterSpec,
     BeamRequest,
     Engine,
     GenerateRequest,
     Generation,
     Kept,
-    LoRASpec,
     Target,
     TrainRequest,
 )
@@ -57,7 +57,7 @@ class Bench:
     seed: int
     sampling: SamplingSection
     budget: BudgetSection
-    lora: LoRASpec | None
+    adapter: AdapterSpec | None
     method: Method
     """What it says of itself counts: see :class:`fttt.methods.Method`."""
 
@@ -123,10 +123,10 @@ class QuestionSession:
     async def adapter(self) -> AsyncIterator[Adapter]:
         """This question's own weights, fresh and seeded, given back at the end."""
         bench = self.bench
-        if bench.lora is None:
+        if bench.adapter is None:
             raise TypeError("a method without LoRASettings asked for an adapter")
         seed = derive_key("adapter", bench.seed, self.question.id)
-        slot = await bench.engine.open_adapter(bench.lora, seed)
+        slot = await bench.engine.open_adapter(bench.adapter, seed)
         try:
             yield slot
         finally:

@@ -1,0 +1,172 @@
+"""Train passes: which requests one takes, and what each kind of adapter does with them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from fttt.engine.adapters import LoRABank
+from fttt.engine.batch import Segment
+from fttt.engine.cache import KVCache
+from fttt.engine.deltas import DeltaBank
+from fttt.engine.factors import record_factors
+from fttt.engine.jobs import LessonQueue, TrainJob
+from fttt.engine.plan import MemoryPlan
+from fttt.engine.request import AdapterSpec, LoRASpec, TrainRequest
+from fttt.engine.sequences import pack_sequences
+from fttt.engine.slots import Bank, Slot
+from fttt.engine.trainer import train_step
+from fttt.errors import UsageError
+
+__all__ = ["DeltaLearner", "Learner", "LoRALearner", "learner_for", "make_bank"]
+
+Learned = tuple[TrainJob, tuple[float, ...]]
+"""A request that was carried out, and its targets' losses before the step."""
+
+
+class Learner(Protocol):
+    """Carries out train requests."""
+
+    def check(self, request: TrainRequest) -> None:
+        """Refuse what this kind of adapter cannot learn from.
+
+        Raises:
+            UsageError: the request is such.
+        """
+
+    def run(self, queue: LessonQueue) -> list[Learned]:
+        """Take as many requests as one pass holds and carry them out; an error leaves them."""
+
+
+class LoRALearner:
+    """One AdamW step each, on contexts whose keys and values lie in cache rows."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        bank: LoRABank,
+        cache: KVCache,
+        plan: MemoryPlan,
+        prefill: Callable[[Sequence[Segment]], object],
+    ) -> None:
+        self._model, self._bank, self._cache = model, bank, cache
+        self._plan, self._prefill = plan, prefill
+
+    def check(self, request: TrainRequest) -> None:
+        """Anything can be learned from."""
+
+    def run(self, queue: LessonQueue) -> list[Learned]:
+        """Take as many requests as one pass holds and carry them out; an error leaves them."""
+        due = queue.next_pass(self._cache, self._plan.train_tokens)
+        try:
+            for start in range(0, len(due.missing), 16):
+                self._prefill(due.missing[start : start + 16])
+            losses = train_step(self._model, self._bank, self._cache, due.lessons)
+        except Exception:
+            queue.extendleft(reversed(due.jobs))
+            raise
+        for lesson in due.lessons:
+            self._cache.give(lesson.row)
+        return list(zip(due.jobs, losses, strict=True))
+
+
+class DeltaLearner:
+    """One predicted change of the weights each, from the factors of the whole sequence's loss."""
+
+    def __init__(self, model: Any, bank: DeltaBank, cache: KVCache, plan: MemoryPlan) -> None:
+        self._model, self._bank, self._cache, self._plan = model, bank, cache, plan
+
+    def check(self, request: TrainRequest) -> None:
+        """Refuse several targets, and teachers.
+
+        Raises:
+            UsageError: the request is such.
+        """
+        if len(request.targets) != 1 or request.targets[0].teacher_ids is not None:
+            raise UsageError(
+                "A predicted change of the weights comes from the labels of one target; give it "
+                f"one without a teacher, not {len(request.targets)}, or train another kind of "
+                "adapter."
+            )
+
+    def run(self, queue: LessonQueue) -> list[Learned]:
+        """Take as many requests as one pass holds and carry them out; an error leaves them.
+
+        A loss or a change that is not finite is answered by a loss that is not finite.
+        """
+        jobs, sequences = self._take(queue)
+        try:
+            losses = self._learn([job.request for job in jobs], sequences)
+        except Exception:
+            queue.extendleft(reversed(jobs))
+            raise
+        return [(job, (loss,)) for job, loss in zip(jobs, losses, strict=True)]
+
+    def _take(self, queue: LessonQueue) -> tuple[list[TrainJob], list[tuple[int, ...]]]:
+        """Requests of different adapters, one at least, and the tokens of each."""
+        jobs: list[TrainJob] = []
+        sequences: list[tuple[int, ...]] = []
+        slots: set[object] = set()
+        total = 0
+        while queue and len(jobs) < self._plan.train_questions:
+            request = queue[0].request
+            ids = _sequence(request)
+            total += len(ids)
+            if jobs and (total > self._plan.train_tokens or request.adapter in slots):
+                break
+            slots.add(request.adapter)
+            jobs.append(queue.popleft())
+            sequences.append(ids)
+        return jobs, sequences
+
+    def _learn(
+        self, requests: Sequence[TrainRequest], sequences: Sequence[tuple[int, ...]]
+    ) -> list[float]:
+        spec, slots = self._bank.spec, [_index(request) for request in requests]
+        weights = [
+            (0.0,) * (len(ids) - 1 - len(target.weights)) + target.weights
+            for ids, target in zip(sequences, (r.targets[0] for r in requests), strict=True)
+        ]
+        under = slots if spec.accumulate else None
+        batch = pack_sequences(self._model, sequences, under, self._cache)
+        with torch.no_grad():
+            with self._bank.applied(batch):
+                factors = record_factors(self._model, batch, spec.layers, weights)
+            changed = self._bank.step(slots, spec.predict(factors))
+        losses = factors.loss_Q.tolist()
+        return [loss if done else float("nan") for loss, done in zip(losses, changed, strict=True)]
+
+
+def make_bank(model: nn.Module, spec: AdapterSpec, slots: int, device: torch.device) -> Bank:
+    """The slots of a kind of adapter, hooked into a model's layers."""
+    if isinstance(spec, LoRASpec):
+        return LoRABank(model, spec, slots, device)
+    return DeltaBank(model, spec, slots, device)
+
+
+def learner_for(
+    model: nn.Module,
+    bank: Bank | None,
+    cache: KVCache,
+    plan: MemoryPlan,
+    prefill: Callable[[Sequence[Segment]], object],
+) -> Learner | None:
+    """What carries out the train requests of a bank's adapters."""
+    if isinstance(bank, LoRABank):
+        return LoRALearner(model, bank, cache, plan, prefill)
+    return DeltaLearner(model, bank, cache, plan) if isinstance(bank, DeltaBank) else None
+
+
+def _sequence(request: TrainRequest) -> tuple[int, ...]:
+    """All tokens that the target's loss depends on."""
+    context, target = request.context, request.targets[0]
+    ids = context if isinstance(context, tuple) else context.token_ids
+    return ids[: target.after] + target.token_ids
+
+
+def _index(request: TrainRequest) -> int:
+    assert isinstance(request.adapter, Slot)
+    return request.adapter.index
