@@ -360,7 +360,7 @@ def play(
         seed=seed,
         sampling=build(SamplingSection, sampling, "play()"),
         budget=build(BudgetSection, budget, "play()"),
-        adapter=adapter_spec(getattr(method, "settings", MethodSettings())),
+        adapter_spec=adapter_spec(getattr(method, "settings", MethodSettings())),
         method=method,
     )
     asked = question or TinyTask().load(TaskOptions())[7]

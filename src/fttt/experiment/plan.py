@@ -59,7 +59,7 @@ class Plan:
         return cases_file(model_label(self.config.model), self.config.task)
 
     @property
-    def adapter(self) -> AdapterSpec | None:
+    def adapter_spec(self) -> AdapterSpec | None:
         """The adapter that each question trains, if any."""
         return adapter_spec(self.settings)
 

@@ -103,7 +103,7 @@ def make_engine(plans: Sequence[Plan], loaded: LoadedModel) -> CountingEngine:
         max_length=max(check_fits(plan, loaded) for plan in plans),
         batch_size=plans[0].config.engine.batch_size,
         concurrency=min(sequences, _at_most(loaded, plans[0])),
-        adapter=next((plan.adapter for plan in plans if plan.adapter is not None), None),
+        adapter=next((plan.adapter_spec for plan in plans if plan.adapter_spec is not None), None),
         beams=max(w if p.method.searches else 0 for p, w in zip(plans, widths, strict=True)),
     )
 
@@ -128,7 +128,7 @@ def make_bench(
         seed=config.seed,
         sampling=config.sampling,
         budget=config.budget,
-        adapter=plan.adapter,
+        adapter_spec=plan.adapter_spec,
         method=plan.method,
     )
 
@@ -297,10 +297,10 @@ def _by_adapter(cells: Sequence[Cell]) -> list[list[int]]:
     groups: dict[AdapterSpec, list[int]] = {}
     plain: list[int] = []
     for number, cell in enumerate(cells):
-        if cell.plan.adapter is None:
+        if cell.plan.adapter_spec is None:
             plain.append(number)
         else:
-            groups.setdefault(cell.plan.adapter, []).append(number)
+            groups.setdefault(cell.plan.adapter_spec, []).append(number)
     if not groups:
         return [plain]
     first = next(iter(groups))

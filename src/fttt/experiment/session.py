@@ -57,7 +57,7 @@ class Bench:
     seed: int
     sampling: SamplingSection
     budget: BudgetSection
-    adapter: AdapterSpec | None
+    adapter_spec: AdapterSpec | None
     method: Method
     """What it says of itself counts: see :class:`fttt.methods.Method`."""
 
@@ -123,10 +123,10 @@ class QuestionSession:
     async def adapter(self) -> AsyncIterator[Adapter]:
         """This question's own weights, fresh and seeded, given back at the end."""
         bench = self.bench
-        if bench.adapter is None:
+        if bench.adapter_spec is None:
             raise TypeError("a method without LoRASettings asked for an adapter")
         seed = derive_key("adapter", bench.seed, self.question.id)
-        slot = await bench.engine.open_adapter(bench.adapter, seed)
+        slot = await bench.engine.open_adapter(bench.adapter_spec, seed)
         try:
             yield slot
         finally:
