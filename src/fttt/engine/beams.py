@@ -152,7 +152,7 @@ class Beams:
     def _end(self, score_QN: Tensor, parent_QN: Tensor, token_QN: Tensor, ends_QN: Tensor) -> None:
         """Keep the best that have ended, those that end now among them."""
         count_Q1 = self.count_Q[:, None] + 1
-        now_QN = torch.where(ends_QN, score_QN / count_Q1, float("-inf"))
+        now_QN = (score_QN / count_Q1).masked_fill(~ends_QN, float("-inf"))
         score_QC = torch.cat([self.ended_score_QN, now_QN], 1)
         ended_QCS = torch.cat([self.ended_QNS, self._continued(parent_QN, token_QN)], 1)
         length_QC = torch.cat([self.ended_length_QN, count_Q1.expand_as(token_QN)], 1)
