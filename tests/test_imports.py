@@ -23,7 +23,7 @@ ALLOWED = {
     "tasks": {"types", "errors", "verifiers"},
     "methods": {"types", "errors"},
     "training": {"types", "errors", "models", "tasks"},
-    "finetune": {"types", "errors", "models", "engine", "training", "store", "config"},
+    "finetune": {"types", "errors", "models", "training", "tasks", "config"},
     "config": {"types", "errors"},
     "report": {"types", "errors", "store"},
     "optune": {"types", "errors", "models", "engine", "training", "store", "config"},

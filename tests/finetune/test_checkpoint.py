@@ -16,8 +16,8 @@ from fttt.finetune.checkpoint import (
     FinetuneInfo,
     architecture,
     check_base,
+    publish,
     read_info,
-    whole,
     write_info,
 )
 from fttt.testing import tiny_model
@@ -57,23 +57,22 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
         check_base(info(), tiny_model(layers=3).model.config, "deep", tmp_path)
 
 
-def save_on_a_full_disk(folder: Path) -> None:
-    with whole(folder) as beside:
-        (beside / "weights").write_text("sec")
-        raise OSError(errno.ENOSPC, "No space left on device")
+def save(folder: Path, text: str, *, full: bool = False) -> None:
+    with publish(folder) as beside:
+        write_info(beside, info())
+        (beside / "weights").write_text(text)
+        if full:
+            raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def test_a_full_disk_leaves_the_earlier_folder_whole(tmp_path: Path) -> None:
-    folder = tmp_path / "checkpoint"
-    with whole(folder) as beside:
-        (beside / "weights").write_text("first")
+def test_a_full_disk_leaves_what_was_there_whole(tmp_path: Path) -> None:
+    save(tmp_path, "first")
     with pytest.raises(RunError, match="No space left on device"):
-        save_on_a_full_disk(folder)
-    assert (folder / "weights").read_text() == "first"
-    assert list(tmp_path.iterdir()) == [folder]
-    with whole(folder) as beside:
-        (beside / "weights").write_text("second")
-    assert (folder / "weights").read_text() == "second"
+        save(tmp_path, "sec", full=True)
+    assert (tmp_path / "weights").read_text() == "first"
+    assert {p.name for p in tmp_path.iterdir()} == {"weights", INFO_FILE}
+    save(tmp_path, "second")
+    assert (tmp_path / "weights").read_text() == "second"
 
 
 def test_a_checkpoint_is_read_without_torch() -> None:

@@ -13,6 +13,7 @@ from fttt.cli.bench import bench_app
 from fttt.cli.check import check_command
 from fttt.cli.compare import compare_command
 from fttt.cli.demo import demo_command
+from fttt.cli.finetune import finetune_app
 from fttt.cli.judge import judge_app
 from fttt.cli.list import list_command
 from fttt.cli.optune import optune_app
@@ -40,6 +41,7 @@ app.command("regrade")(regrade_command)
 app.command("compare")(compare_command)
 app.command("report")(report_command)
 app.command("list")(list_command)
+app.add_typer(finetune_app, name="finetune")
 app.add_typer(judge_app, name="judge")
 app.add_typer(bench_app, name="bench")
 app.add_typer(optune_app, name="optune")

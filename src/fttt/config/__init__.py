@@ -1,5 +1,6 @@
 """Typed settings, TOML recipes, and flags over file over defaults."""
 
+from fttt.config.finetune import SETTINGS, FinetuneConfig
 from fttt.config.recipe import build, key_values, merge, read_toml, resolve, to_toml
 from fttt.config.run import (
     BudgetSection,
@@ -11,9 +12,11 @@ from fttt.config.run import (
 )
 
 __all__ = [
+    "SETTINGS",
     "BudgetSection",
     "DataSection",
     "EngineSection",
+    "FinetuneConfig",
     "RunConfig",
     "SamplingSection",
     "build",

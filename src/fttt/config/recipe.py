@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import tomli_w
 from pydantic import BaseModel, ValidationError
 
+from fttt.config.finetune import FinetuneConfig
 from fttt.config.run import RunConfig
 from fttt.errors import UsageError
 
@@ -99,7 +100,7 @@ def key_values(pairs: list[str], flag: str) -> dict[str, Any]:
     return found
 
 
-def to_toml(config: RunConfig) -> str:
+def to_toml(config: RunConfig | FinetuneConfig) -> str:
     """The resolved settings as a recipe."""
     return tomli_w.dumps(config.to_toml())
 

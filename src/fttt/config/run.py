@@ -13,19 +13,23 @@ __all__ = [
     "EngineSection",
     "RunConfig",
     "SamplingSection",
+    "Section",
     "field_help",
+    "section",
 ]
 
 DEFAULT_TRIALS = 32
 
 
 class Section(BaseModel):
+    """A table of a recipe: nothing but its own keys, and nothing changes once it is made."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-def _section(section: type[Section]) -> Any:
+def section(kind: type[Section]) -> Any:
     """A field that holds a section's defaults where nothing is given."""
-    return Field(default_factory=lambda: section.model_validate({}))
+    return Field(default_factory=lambda: kind.model_validate({}))
 
 
 def _distinct(ids: tuple[str, ...]) -> tuple[str, ...]:
@@ -122,10 +126,10 @@ class RunConfig(Section):
     save_correct_cases: bool | None = Field(
         None, description="write the ids of solved questions to metadata/ (greedy: on)"
     )
-    data: DataSection = _section(DataSection)
-    budget: BudgetSection = _section(BudgetSection)
-    sampling: SamplingSection = _section(SamplingSection)
-    engine: EngineSection = _section(EngineSection)
+    data: DataSection = section(DataSection)
+    budget: BudgetSection = section(BudgetSection)
+    sampling: SamplingSection = section(SamplingSection)
+    engine: EngineSection = section(EngineSection)
     settings: dict[str, Any] = Field(
         default_factory=dict, description="settings of the method, as key=value"
     )
@@ -135,9 +139,8 @@ class RunConfig(Section):
         return self.model_dump(mode="json", exclude_none=True)
 
 
-def field_help(path: str) -> str:
+def field_help(path: str, model: type[BaseModel] = RunConfig) -> str:
     """The help text of a field, named as ``section.field`` or ``field``."""
-    model: type[BaseModel] = RunConfig
     *sections, name = path.split(".")
     for section in sections:
         found = model.model_fields[section].annotation

@@ -27,9 +27,10 @@ __all__ = [
     "FinetuneInfo",
     "Method",
     "architecture",
+    "cannot_save",
     "check_base",
+    "publish",
     "read_info",
-    "whole",
     "write_info",
 ]
 
@@ -163,29 +164,32 @@ def check_base(info: FinetuneInfo, config: Any, model: str, folder: str | Path) 
 
 
 @contextmanager
-def whole(folder: Path) -> Iterator[Path]:
-    """A fresh folder beside ``folder`` that takes its place only once the block has ended.
+def publish(folder: Path) -> Iterator[Path]:
+    """A fresh folder whose files move into ``folder`` once the block has ended.
 
-    What fails on the way (a full disk, say) leaves ``folder`` as it was and nothing beside it.
+    ``finetune.json``, which marks a whole checkpoint, moves last. What fails on the way (a full
+    disk, say) leaves ``folder`` as it was and nothing beside.
 
     Raises:
         RunError: something could not be written.
     """
-    beside = folder.with_name(f".{folder.name}.partial")
-    before = folder.with_name(f".{folder.name}.before")
+    beside = folder / ".partial"
     shutil.rmtree(beside, ignore_errors=True)
     try:
         beside.mkdir(parents=True)
         yield beside
-        if folder.exists():
-            folder.replace(before)
-        beside.replace(folder)
-    except (OSError, SafetensorError, RuntimeError) as error:  # the last is what torch.save raises
-        first = str(error).strip().splitlines()[0]
-        raise RunError(
-            f"{str(folder)!r} could not be saved ({first}); what was saved earlier is whole: free "
-            "some space and go on from it."
-        ) from error
+        for file in sorted(beside.iterdir(), key=lambda p: p.name == INFO_FILE):
+            file.replace(folder / file.name)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise cannot_save(folder, error) from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)
-        shutil.rmtree(before, ignore_errors=True)
+
+
+def cannot_save(folder: Path, error: Exception) -> RunError:
+    """The error of weights that could not be written."""
+    first = str(error).strip().splitlines()[0]
+    return RunError(
+        f"{str(folder)!r} could not be saved ({first}); what was saved earlier is whole: free some "
+        "space and go on from it."
+    )

@@ -1,7 +1,15 @@
 """Loading models by name, folder or GGUF file, and formatting chats with their own template."""
 
 from fttt.models.chat import ChatFormat
-from fttt.models.loader import LoadedModel, Prefix, load_config, load_model
+from fttt.models.loader import (
+    LoadedModel,
+    Prefix,
+    load_config,
+    load_model,
+    pick_device,
+    pick_dtype,
+    without_bars,
+)
 from fttt.models.source import check_model, find_model, list_models
 
 __all__ = [
@@ -13,4 +21,7 @@ __all__ = [
     "list_models",
     "load_config",
     "load_model",
+    "pick_device",
+    "pick_dtype",
+    "without_bars",
 ]

@@ -23,6 +23,7 @@ __all__ = [
     "load_model",
     "pick_device",
     "pick_dtype",
+    "without_bars",
 ]
 
 DTYPES = {
@@ -157,7 +158,7 @@ def _read(source: ModelSource, dtype: torch.dtype, device: torch.device) -> tupl
 
     path = _folder_or_hub_name(source)
     try:
-        with _quiet():
+        with without_bars():
             tokenizer = AutoTokenizer.from_pretrained(path)
             model: Any = AutoModelForCausalLM.from_pretrained(
                 path, dtype=dtype, use_safetensors=True, trust_remote_code=False
@@ -179,8 +180,8 @@ def _read(source: ModelSource, dtype: torch.dtype, device: torch.device) -> tupl
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the progress bars of ``transformers``: a load is over in seconds."""
+def without_bars() -> Iterator[None]:
+    """Without the progress bars of ``transformers``: loading and saving take seconds."""
     logging: Any = import_module("transformers.utils.logging")
     before = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()

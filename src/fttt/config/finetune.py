@@ -1,0 +1,181 @@
+"""What a fine-tuning is made of; each field's description is its help text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from fttt.config.run import Section, section
+
+__all__ = [
+    "SETTINGS",
+    "AdapterSettings",
+    "FinetuneConfig",
+    "FullSettings",
+    "IA3Settings",
+    "LNSettings",
+    "LoRASettings",
+    "PrefixSettings",
+]
+
+
+class GoldSection(Section):
+    """Which gold solutions are learned."""
+
+    data_dir: Path | None = Field(
+        None, description="folder with the benchmark in its own layout (jsonl: the file)"
+    )
+    split: str = Field("train", description="split of the task; never the one that is tested on")
+    limit: int | None = Field(None, ge=1, description="use only the first N questions")
+    prompt: str | None = Field(
+        None, description="prompt template instead of the task's own, with {question} in it"
+    )
+    seed: int = Field(42, description="seed of tasks that make their own questions")
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="options of the task itself, as key=value"
+    )
+    held_out: float = Field(
+        0.05, ge=0, lt=1, description="share of the questions kept for the validation loss"
+    )
+    max_length: int = Field(
+        4096, ge=2, description="leave out what is longer than this with its solution, in tokens"
+    )
+
+
+class TrainingSection(Section):
+    """How the weights are learned."""
+
+    samples: int = Field(20, ge=1, description="samples of one optimizer step, over all processes")
+    epochs: float | None = Field(
+        None, gt=0, description="passes over the questions (mbpp 100, gsm8k 10, math500 3, else 10)"
+    )
+    max_steps: int | None = Field(
+        None, ge=1, description="optimizer steps in all, instead of epochs"
+    )
+    lr: float | None = Field(
+        None, gt=0, description="learning rate at its highest (the method's published one)"
+    )
+    warmup: float = Field(0.03, ge=0, lt=1, description="share of the steps in which it rises")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay")
+    clip: float = Field(1.0, ge=0, description="largest norm of the gradient; 0: not clipped")
+    every: int | None = Field(
+        None,
+        ge=1,
+        description="validate and write a checkpoint every N steps (an epoch, at least 50)",
+    )
+    early_stop: int | None = Field(
+        None,
+        ge=1,
+        description="stop after N validations without a lower loss, and keep the best weights",
+    )
+    batch_tokens: int = Field(
+        8192, ge=1, description="tokens that run at once, padding included; changes no result"
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="compute activations twice instead of keeping them"
+    )
+
+
+class PrecisionSection(Section):
+    """Where and how the model runs."""
+
+    dtype: str = Field(
+        "auto",
+        description="auto, float32 or bfloat16: what is computed in (auto: bfloat16 on a GPU); "
+        "weights that are trained stay in float32",
+    )
+    device: str = Field("auto", description="auto, cpu or cuda")
+
+
+class FinetuneConfig(Section):
+    """One fine-tuning: a method on a task's gold solutions with a model."""
+
+    method: str = Field(description="full, lora, adapter, ia3, ln-tuning or prefix")
+    model: str = Field(
+        "smollm2-135m", min_length=1, description="hub name, folder, GGUF file, or smollm2-135m"
+    )
+    task: str = Field("arithmetic", description="a task of `fttt list tasks`")
+    seed: int = Field(42, description="seed of fresh weights, dropout and the order of questions")
+    data: GoldSection = section(GoldSection)
+    training: TrainingSection = section(TrainingSection)
+    engine: PrecisionSection = section(PrecisionSection)
+    settings: dict[str, Any] = Field(
+        default_factory=dict, description="settings of the method, as key=value"
+    )
+
+    def to_toml(self) -> dict[str, Any]:
+        """The settings as a recipe holds them; what is not set is left out."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+
+class FullSettings(Section):
+    """All weights."""
+
+    weights: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="what the weights are kept in (bfloat16: rounded stochastically, which needs "
+        "optimizer adamw-8bit)",
+    )
+    optimizer: Literal["adamw", "adamw-8bit"] = Field(
+        "adamw", description="adamw, or with its two moments in 8 bits (needs torchao)"
+    )
+
+
+class LoRASettings(Section):
+    """Low-rank updates of some projections."""
+
+    rank: int = Field(16, ge=1, description="rank of the update")
+    alpha: float = Field(16.0, gt=0, description="the update is scaled by alpha / rank")
+    dropout: float = Field(0.05, ge=0, lt=1, description="dropout of the update's input")
+    targets: tuple[str, ...] = Field(
+        ("q_proj", "v_proj"), min_length=1, description="projections that are updated"
+    )
+    share: float = Field(
+        0.25, gt=0, le=1, description="share of the layers that are updated, the last ones"
+    )
+
+
+class AdapterSettings(Section):
+    """Bottleneck adapters after attention and after the MLP."""
+
+    reduction: int = Field(16, ge=1, description="the model's width over the adapter's")
+
+
+class IA3Settings(Section):
+    """Learned scales of keys, values and the MLP's inner activations."""
+
+    targets: tuple[str, ...] = Field(
+        ("k_proj", "v_proj"), min_length=1, description="projections whose outputs are scaled"
+    )
+    feedforward: tuple[str, ...] = Field(
+        ("down_proj",), min_length=1, description="projections whose inputs are scaled"
+    )
+
+
+class LNSettings(Section):
+    """The weights of all normalisation layers."""
+
+
+class PrefixSettings(Section):
+    """Learned keys and values before every sequence, in all layers."""
+
+    length: int = Field(10, ge=1, description="positions of the prefix")
+    encoder: int | None = Field(
+        None,
+        ge=1,
+        description="inner width of the network that the prefix is made by while it is trained (as "
+        "many parameters as a width of 512 has where every query head has its own key head)",
+    )
+
+
+SETTINGS: dict[str, type[Section]] = {
+    "full": FullSettings,
+    "lora": LoRASettings,
+    "adapter": AdapterSettings,
+    "ia3": IA3Settings,
+    "ln-tuning": LNSettings,
+    "prefix": PrefixSettings,
+}
+"""The settings of each method."""

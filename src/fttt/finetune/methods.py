@@ -1,0 +1,225 @@
+"""What each method of fine-tuning trains, and how its weights are written and read.
+
+LoRA, IA3, layer-norm tuning and prefix tuning are PEFT's; bottleneck adapters are
+:mod:`fttt.finetune.adapter`, since PEFT has none; full fine-tuning is the model itself.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from fttt.config.finetune import (
+    AdapterSettings,
+    FullSettings,
+    IA3Settings,
+    LNSettings,
+    LoRASettings,
+    PrefixSettings,
+)
+from fttt.config.run import Section
+from fttt.errors import UsageError
+from fttt.finetune.adapter import add_adapters, save_adapters
+from fttt.finetune.checkpoint import architecture
+from fttt.models import without_bars
+
+__all__ = [
+    "count_trained",
+    "export",
+    "on_meta",
+    "prefix_encoder",
+    "prepare",
+    "read_trained",
+    "write_trained",
+]
+
+TRAINED_FILE = "trained.safetensors"
+PUBLISHED_ENCODER = 512
+"""Inner width of the published prefix encoder, which made a key for every query head."""
+
+
+def prepare(model: Any, settings: Section) -> Any:
+    """Freeze a model but for what a method trains, adding that where it is new.
+
+    Args:
+        model: a ``transformers`` causal language model; it is changed in place.
+        settings: of the method.
+
+    Returns:
+        The model to train. Trained weights are float32, but for full fine-tuning, where they stay
+        as they are.
+
+    Raises:
+        UsageError: the architecture cannot take the method.
+    """
+    model.requires_grad_(False)
+    if isinstance(settings, FullSettings):
+        return model.requires_grad_(True)
+    if isinstance(settings, AdapterSettings):
+        for adapter in add_adapters(model, settings.reduction, dtype=torch.float32).values():
+            adapter.requires_grad_(True)
+        return model
+    prepared = _with_peft(model, _peft_config(model, settings))
+    for parameter in prepared.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return prepared
+
+
+def on_meta(config: Any, settings: Section) -> Any:
+    """A prepared model without any weights, to count and to check with.
+
+    Raises:
+        UsageError: the architecture cannot take the method.
+    """
+    auto: Any = import_module("transformers").AutoModelForCausalLM
+    with torch.device("meta"):
+        return prepare(auto.from_config(config), settings)
+
+
+def count_trained(model: nn.Module) -> int:
+    """Numbers that are trained; what is shared counts once."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def prefix_encoder(config: Any, length: int) -> int:
+    """The inner width at which a prefix's network has the published number of parameters.
+
+    The published network (width 512) made keys and values for every query head. A model whose
+    query heads share key heads needs fewer, so the same number of parameters goes into a wider
+    network: 2,051 for the shape of Llama-3.1-8B, 136,592,387 parameters beside 136,618,496.
+    """
+    shape = architecture(config)
+    whole, own = (n * shape.head_dim for n in (shape.heads, shape.kv_heads))
+    published = _encoder_size(whole, shape.layers, length, PUBLISHED_ENCODER)
+    fixed = _encoder_size(own, shape.layers, length, 0)
+    each = _encoder_size(own, shape.layers, length, 1) - fixed
+    return max(1, round((published - fixed) / each))
+
+
+def _encoder_size(width: int, layers: int, length: int, inner: int) -> int:
+    """Parameters of an embedding and two linear layers, with their biases."""
+    out = 2 * layers * width
+    return length * width + (width + 1) * inner + (inner + 1) * out
+
+
+def _peft_config(model: Any, settings: Section) -> Any:
+    from peft import IA3Config, LNTuningConfig, LoraConfig, PrefixTuningConfig
+
+    if isinstance(settings, LoRASettings):
+        _check_targets(model, "lora", settings.targets)
+        layers = architecture(model.config).layers
+        first = layers - max(1, round(layers * settings.share))
+        return LoraConfig(
+            task_type="CAUSAL_LM",
+            r=settings.rank,
+            lora_alpha=settings.alpha,  # type: ignore[arg-type] # any number serves
+            lora_dropout=settings.dropout,
+            target_modules=list(settings.targets),
+            layers_to_transform=list(range(first, layers)),
+        )
+    if isinstance(settings, IA3Settings):
+        targets = settings.targets + settings.feedforward
+        _check_targets(model, "ia3", targets)
+        return IA3Config(
+            task_type="CAUSAL_LM",
+            target_modules=list(targets),
+            feedforward_modules=list(settings.feedforward),
+        )
+    if isinstance(settings, LNSettings):
+        return LNTuningConfig(task_type="CAUSAL_LM", target_modules=_norms(model))
+    assert isinstance(settings, PrefixSettings)
+    shape = architecture(model.config)
+    return PrefixTuningConfig(
+        task_type="CAUSAL_LM",
+        num_virtual_tokens=settings.length,
+        prefix_projection=True,
+        encoder_hidden_size=settings.encoder or prefix_encoder(model.config, settings.length),
+        num_layers=shape.layers,
+        token_dim=shape.kv_heads * shape.head_dim,
+        num_attention_heads=shape.kv_heads,
+    )
+
+
+def _with_peft(model: Any, config: Any) -> Any:
+    from peft import get_peft_model
+
+    try:
+        with warnings.catch_warnings():
+            # PEFT knows only torch's own LayerNorm, but copies any module as it is
+            warnings.filterwarnings("ignore", "Unsupported layer type", UserWarning)
+            return get_peft_model(model, config)
+    except ValueError as error:
+        raise UsageError(
+            f"The architecture {model.config.model_type!r} cannot take this method: {error}"
+        ) from None
+
+
+def _check_targets(model: Any, method: str, targets: tuple[str, ...]) -> None:
+    linear = [name for name, m in model.named_modules() if isinstance(m, nn.Linear)]
+    known = sorted({n.rpartition(".")[2] for n in linear if re.search(r"\.\d+\.", n)})
+    for target in targets:
+        if target not in known:
+            raise UsageError(
+                f"The architecture {model.config.model_type!r} cannot take the method {method!r} "
+                f"on {target!r}: the projections of its layers are {', '.join(known) or 'none'}; "
+                "name others with --set targets=."
+            )
+
+
+def _norms(model: Any) -> list[str]:
+    """Names of normalisation modules that have weights, without what comes before the last dot."""
+    found = {
+        name.rpartition(".")[2]
+        for name, module in model.named_modules()
+        if "Norm" in type(module).__name__ and any(True for _ in module.parameters(recurse=False))
+    }
+    if not found:
+        raise UsageError(
+            f"The architecture {model.config.model_type!r} cannot take the method 'ln-tuning': "
+            "it has no normalisation layers with weights; choose another method."
+        )
+    return sorted(found)
+
+
+def export(model: Any, settings: Section, folder: Path, base_model: str, state: Any = None) -> None:
+    """Write what a user of the trained model needs: an adapter, or the whole model.
+
+    Args:
+        model: as :func:`prepare` returned it.
+        settings: of the method.
+        folder: exists.
+        base_model: the name that the adapter's own file gives.
+        state: of a whole model whose weights lie on several devices.
+    """
+    if isinstance(settings, AdapterSettings):
+        save_adapters(model, folder, base_model, settings.reduction)
+        return
+    if not isinstance(settings, FullSettings):
+        model.peft_config["default"].base_model_name_or_path = base_model
+    with without_bars():
+        model.save_pretrained(folder, state_dict=state)
+    (folder / "README.md").unlink(missing_ok=True)  # PEFT's model card, a form to fill in
+
+
+def write_trained(model: nn.Module, folder: Path) -> None:
+    """Write the trained weights as they are in training, to go on from."""
+    state = {n: p.detach().contiguous() for n, p in model.named_parameters() if p.requires_grad}
+    save_file(state, folder / TRAINED_FILE)
+
+
+def read_trained(model: nn.Module, folder: Path) -> None:
+    """Read what :func:`write_trained` wrote into a prepared model."""
+    state = load_file(folder / TRAINED_FILE)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                parameter.copy_(state.pop(name))
+    assert not state, f"unknown weights {list(state)[:3]}"

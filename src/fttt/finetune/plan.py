@@ -1,0 +1,179 @@
+"""Everything about a fine-tuning that can be wrong before a model is loaded."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from fttt.config import SETTINGS, FinetuneConfig, build, merge
+from fttt.config.run import Section
+from fttt.errors import UsageError
+from fttt.finetune.checkpoint import METHODS, Architecture, architecture
+from fttt.tasks import Task, TaskOptions, get_task
+from fttt.training.gold import check_trainable
+from fttt.types import Question
+
+__all__ = ["FinetunePlan", "check_names", "label", "plan_finetune", "processes", "published"]
+
+PACKAGES = ("accelerate", "peft", "tensorboard")
+LEARNING_RATES = {
+    "full": 1e-5,
+    "lora": 2e-5,
+    "adapter": 1e-4,
+    "ia3": 5e-5,
+    "ln-tuning": 4e-4,
+    "prefix": 2e-4,
+}
+"""Published for Llama-3.1-8B and Mistral-7B (arXiv 2502.15771), which differ in one."""
+MISTRAL_PREFIX_RATE = 5e-5
+EPOCHS = {"mbpp": 100.0, "gsm8k": 10.0, "math500": 3.0}
+OTHER_EPOCHS = 10.0
+
+
+@dataclass(frozen=True)
+class FinetunePlan:
+    """A fine-tuning that is ready to begin."""
+
+    config: FinetuneConfig
+    """Resolved: learning rate, epochs and the method's settings are filled in."""
+    settings: Section
+    questions: tuple[Question, ...]
+    architecture: Architecture
+    trained_parameters: int
+
+
+def processes() -> tuple[int, int]:
+    """This process's place and how many there are, as ``accelerate launch`` says it."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def label(config: FinetuneConfig) -> str:
+    """What a fine-tuning is called in the names of folders."""
+    model = Path(config.model)
+    name = model.stem if model.suffix == ".gguf" else model.name or config.model
+    parts = (config.method, config.task, name, f"s{config.seed}")
+    return re.sub(r"[^\w.+-]+", "_", "-".join(parts))
+
+
+def published(method: str, model_type: str, task: str) -> tuple[float, float]:
+    """The published learning rate and number of epochs, and their like for other tasks."""
+    rate = LEARNING_RATES[method]
+    if method == "prefix" and model_type == "mistral":
+        rate = MISTRAL_PREFIX_RATE
+    return rate, EPOCHS.get(task, OTHER_EPOCHS)
+
+
+def check_names(config: FinetuneConfig) -> tuple[FinetuneConfig, Section, Task]:
+    """Resolve the method's settings and refuse what is wrong in itself, without data or model.
+
+    Raises:
+        UsageError: an unknown method, task or setting, a task that has nothing to learn from,
+            options that exclude each other, or a package that is missing.
+    """
+    if config.method not in METHODS:
+        near = difflib.get_close_matches(config.method, METHODS, n=1)
+        hint = f"did you mean {near[0]!r}? The methods are" if near else "choose from"
+        raise UsageError(
+            f"There is no fine-tuning method {config.method!r}; {hint} {', '.join(METHODS)}."
+        )
+    kind = SETTINGS[config.method]
+    settings = build(kind, config.settings, f"the settings of {config.method!r}")
+    task = _task(config)
+    check_trainable(task, config.data.split)
+    _check_options(config, settings)
+    missing = [name for name in PACKAGES if find_spec(name) is None]
+    if missing:
+        raise UsageError(
+            f"Fine-tuning needs the package {missing[0]!r}, which is not installed; "
+            "run: pip install 'fttt[train]'"
+        )
+    over = {"settings": settings.model_dump(mode="json", exclude_none=True)}
+    return build(FinetuneConfig, merge(config.to_toml(), over), "the settings"), settings, task
+
+
+def plan_finetune(config: FinetuneConfig) -> FinetunePlan:
+    """Find method, task, questions and model, without loading weights.
+
+    Raises:
+        UsageError: any of them does not exist or does not go with the others.
+    """
+    config, settings, task = check_names(config)
+    from fttt.models import load_config, pick_device, pick_dtype
+
+    pick_dtype(config.engine.dtype, pick_device(config.engine.device))
+    shape_of: Any = load_config(config.model)
+    data = config.data
+    options = TaskOptions(data.data_dir, data.split, data.prompt, data.seed)
+    questions = task.load(options)[: data.limit]
+    if not questions:
+        raise UsageError(f"The task {config.task!r} has no questions in split {data.split!r}.")
+
+    from fttt.finetune.methods import count_trained, on_meta
+
+    trained = count_trained(on_meta(shape_of, settings))
+    shape = architecture(shape_of)
+    rate, epochs = published(config.method, shape.model_type, config.task)
+    given = config.training
+    over: dict[str, Any] = {"training": {"lr": given.lr or rate}}
+    if given.max_steps is None:
+        over["training"]["epochs"] = given.epochs or epochs
+    config = build(FinetuneConfig, merge(config.to_toml(), over), "the settings")
+    return FinetunePlan(config, settings, tuple(questions), shape, trained)
+
+
+def _task(config: FinetuneConfig) -> Task:
+    options = config.data.options
+    try:
+        return get_task(config.task, **options)
+    except TypeError:
+        raise UsageError(
+            f"The task {config.task!r} does not take the option "
+            f"{', '.join(map(repr, options))}; `fttt list tasks` names what each one takes."
+        ) from None
+
+
+def _check_options(config: FinetuneConfig, settings: Section) -> None:
+    training = config.training
+    if config.engine.dtype == "float16":
+        raise UsageError(
+            "Training in float16 needs its losses scaled, which is not supported; "
+            "use --dtype bfloat16 or float32."
+        )
+    if config.engine.device not in {"auto", "cpu", "cuda"}:
+        raise UsageError(
+            f"--device cannot be {config.engine.device!r} here; use auto, cpu or cuda, and choose "
+            "a GPU by CUDA_VISIBLE_DEVICES."
+        )
+    _, world = processes()
+    if training.samples % world:
+        raise UsageError(
+            f"The {training.samples} samples of a step cannot be shared evenly by {world} "
+            "processes; choose --samples or --num_processes so that they divide."
+        )
+    if training.epochs is not None and training.max_steps is not None:
+        raise UsageError("--epochs and --max-steps both say how long to train; give one of them.")
+    if training.early_stop is not None and config.data.held_out == 0:
+        raise UsageError("--early-stop needs a validation loss; leave --held-out away or above 0.")
+    if training.gradient_checkpointing and config.method == "prefix":
+        raise UsageError(
+            "The method 'prefix' cannot take --gradient-checkpointing: its keys and values are "
+            "handed over in a cache; lower --batch-tokens instead."
+        )
+    if getattr(settings, "optimizer", "adamw") == "adamw-8bit" and find_spec("torchao") is None:
+        raise UsageError(
+            "The optimizer 'adamw-8bit' needs the package 'torchao', which is not installed; "
+            "run: pip install torchao, or leave the setting away."
+        )
+    if (
+        getattr(settings, "weights", "float32") == "bfloat16"
+        and getattr(settings, "optimizer", "") == "adamw"
+    ):
+        raise UsageError(
+            "weights=bfloat16 needs optimizer=adamw-8bit, which rounds stochastically: a plain "
+            "step of a usual learning rate is lost in bfloat16's rounding."
+        )

@@ -1,0 +1,283 @@
+"""Carries out a fine-tuning and leaves its result in a folder.
+
+The folder holds ``config.toml`` (runs again as a recipe), ``tensorboard/``, ``checkpoints/`` while
+it trains, and at its end the trained weights with ``finetune.json``.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+from collections.abc import Sequence
+from fnmatch import fnmatch
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PrinterCallback, TrainerState, TrainingArguments, set_seed
+
+from fttt.config import FinetuneConfig, to_toml
+from fttt.config.finetune import FullSettings
+from fttt.errors import RunError, UsageError
+from fttt.finetune.checkpoint import INFO_FILE, FinetuneInfo, publish, read_info, write_info
+from fttt.finetune.methods import prepare
+from fttt.finetune.plan import FinetunePlan, processes
+from fttt.finetune.progress import EarlyStop, Progress
+from fttt.finetune.trainer import Counts, SolutionTrainer, checkpoints
+from fttt.models import LoadedModel, load_model, pick_device, pick_dtype
+from fttt.training.gold import GoldExample, gold_examples, held_out
+
+__all__ = ["train", "training_arguments"]
+
+CHECKPOINTS = "checkpoints"
+STATE_FILES = (
+    "optimizer*", "scheduler.pt", "scaler.pt", "rng_state*", "trainer_state.json",
+    "trained.safetensors", "pytorch_model_fsdp*",
+)  # fmt: skip
+"""What a checkpoint holds only for training to go on."""
+LEAST_EVERY = 50
+
+
+def train(plan: FinetunePlan, folder: Path, *, resume: bool = False) -> FinetuneInfo:
+    """Train, and write the result into ``folder``.
+
+    Args:
+        plan: what to train, checked.
+        folder: new or empty, or with ``resume`` that of an earlier training.
+        resume: go on from the last checkpoint in ``folder``, if there is one.
+
+    Raises:
+        RunError: training diverged, memory or disk ran out; checkpoints stay.
+    """
+    rank, _ = processes()
+    begin = checkpoints(folder / CHECKPOINTS)[-1:] if resume else []
+    if rank == 0 and not resume:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.toml").write_text(to_toml(plan.config), encoding="utf-8")
+    try:
+        trainer, progress = _trainer(plan, folder, begin[0] if begin else None)
+        try:
+            trainer.train(resume_from_checkpoint=str(begin[0]) if begin else None)
+        finally:
+            progress.close()
+    except torch.OutOfMemoryError as error:
+        raise RunError(
+            "The device is out of memory; lower --batch-tokens or use --gradient-checkpointing, "
+            "and train again."
+        ) from error
+    info = trainer.info()
+    if rank == 0:
+        info = _finish(folder, trainer.state, trainer.counts)
+    trainer.accelerator.wait_for_everyone()
+    return info
+
+
+def _trainer(
+    plan: FinetunePlan, folder: Path, begin: Path | None
+) -> tuple[SolutionTrainer, Progress]:
+    config, settings = plan.config, plan.settings
+    loaded, half = _load(plan)
+    train_set, validation = _examples(plan, loaded)
+    set_seed(config.seed)
+    model = prepare(loaded.model, settings)
+    arguments = training_arguments(
+        config,
+        folder / CHECKPOINTS,
+        samples=len(train_set),
+        validates=bool(validation),
+        half=half,
+        cpu=loaded.device == "cpu",
+    )
+
+    def describe(step: int, epoch: float, spent: Counts, loss: float | None) -> FinetuneInfo:
+        return FinetuneInfo(
+            method=config.method,  # type: ignore[arg-type] # checked by the plan
+            model=config.model,
+            base_model=loaded.name,
+            architecture=plan.architecture,
+            task=config.task,
+            seed=config.seed,
+            settings=dict(config.settings),
+            step=step,
+            epoch=epoch,
+            trained_parameters=plan.trained_parameters,
+            trained_tokens=spent.trained_tokens,
+            tokens=spent.tokens,
+            seconds=spent.elapsed,
+            validation_loss=loss,
+        )
+
+    progress = Progress(f"finetune {config.method}")
+    trainer = SolutionTrainer(
+        settings=settings,
+        describe=describe,
+        counts=_counts(begin),
+        batch_tokens=config.training.batch_tokens,
+        tokenizer=loaded.tokenizer,
+        model=model,
+        args=arguments,
+        train_dataset=train_set,
+        eval_dataset=validation,
+        optimizer_cls_and_kwargs=_optimizer(config, settings),
+        callbacks=_callbacks(config, folder, progress),
+    )
+    trainer.remove_callback(PrinterCallback)
+    progress.trainer = trainer
+    return trainer, progress
+
+
+def _load(plan: FinetunePlan) -> tuple[LoadedModel, bool]:
+    """The model where and as it is trained, and whether it is computed in bfloat16 by autocast."""
+    config = plan.config
+    device = pick_device(config.engine.device)
+    compute = pick_dtype(config.engine.dtype, device)
+    weights = compute
+    if isinstance(plan.settings, FullSettings):
+        weights = getattr(torch, plan.settings.weights)
+    where = device.type
+    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() in {"1", "true"}:
+        if not isinstance(plan.settings, FullSettings):
+            raise UsageError(
+                f"FSDP is for the method 'full'; launch {config.method!r} with --multi_gpu."
+            )
+        if os.environ.get("FSDP_STATE_DICT_TYPE") != "FULL_STATE_DICT":
+            raise UsageError(
+                "With FSDP the weights must be saved as one; "
+                "add --fsdp_state_dict_type FULL_STATE_DICT to `accelerate launch`."
+            )
+        where = "cpu"  # each process keeps its own part of it on its device
+    elif where == "cuda":
+        where = f"cuda:{os.environ.get('LOCAL_RANK', torch.cuda.current_device())}"
+    loaded = load_model(config.model, dtype=str(weights).removeprefix("torch."), device=where)
+    return loaded, compute == torch.bfloat16 and weights != torch.bfloat16
+
+
+def _examples(
+    plan: FinetunePlan, loaded: LoadedModel
+) -> tuple[list[GoldExample], list[GoldExample]]:
+    """What is trained on and what is validated on."""
+    data = plan.config.data
+    most = min(data.max_length, loaded.max_context)
+    all_of_them = gold_examples(plan.questions, loaded.chat)
+    fitting = [e for e in all_of_them if len(e.prompt_ids) + len(e.solution_ids) <= most]
+    kept = held_out([e.question_id for e in fitting], data.held_out, plan.config.seed)
+    learned = [e for e in fitting if e.question_id not in kept]
+    if not learned:
+        raise UsageError(
+            f"None of the {len(all_of_them)} solutions fits into {most} tokens with its question; "
+            "raise --max-length."
+        )
+    return learned, [e for e in fitting if e.question_id in kept]
+
+
+def training_arguments(
+    config: FinetuneConfig, folder: Path, *, samples: int, validates: bool, half: bool, cpu: bool
+) -> TrainingArguments:
+    """The settings as ``transformers`` names them.
+
+    Args:
+        config: resolved.
+        folder: for checkpoints.
+        samples: that are trained on.
+        validates: whether there are validation samples.
+        half: compute in bfloat16 by autocast.
+        cpu: train there even if there is a GPU.
+    """
+    training = config.training
+    _, world = processes()
+    every = training.every or max(LEAST_EVERY, math.ceil(samples / training.samples))
+    own = training.samples // world
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=own,
+        per_device_eval_batch_size=own,
+        num_train_epochs=training.epochs or 1.0,
+        max_steps=training.max_steps or -1,
+        learning_rate=training.lr or 0.0,
+        lr_scheduler_type="cosine",
+        warmup_steps=training.warmup,
+        weight_decay=training.weight_decay,
+        max_grad_norm=training.clip,
+        seed=config.seed,
+        bf16=half,
+        use_cpu=cpu,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        eval_strategy="steps" if validates else "no",
+        eval_steps=every,
+        save_strategy="steps",
+        save_steps=every,
+        metric_for_best_model="loss" if training.early_stop else None,
+        greater_is_better=False if training.early_stop else None,
+        gradient_checkpointing=training.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False},
+        ddp_find_unused_parameters=False,
+        remove_unused_columns=False,
+        label_names=["labels"],
+        dataloader_pin_memory=not cpu,
+        report_to="none",
+        disable_tqdm=True,
+    )
+    if world == 1 and not cpu:
+        # several GPUs without a launcher: one is used, and not torch's DataParallel
+        _ = arguments.device
+        arguments._n_gpu = 1
+    return arguments
+
+
+def _counts(begin: Path | None) -> Counts:
+    """What was spent before."""
+    if begin is None:
+        return Counts()
+    before = read_info(begin)
+    return Counts(before.tokens, before.trained_tokens, before.seconds)
+
+
+def _optimizer(config: FinetuneConfig, settings: Any) -> tuple[type, dict[str, Any]] | None:
+    """The 8-bit optimizer, or ``None`` for the trainer's own AdamW."""
+    if not isinstance(settings, FullSettings) or settings.optimizer == "adamw":
+        return None
+    from torchao.optim import AdamW8bit
+
+    return AdamW8bit, {
+        "lr": config.training.lr,
+        "bf16_stochastic_round": settings.weights == "bfloat16",
+    }
+
+
+def _callbacks(config: FinetuneConfig, folder: Path, progress: Progress) -> Sequence[Any]:
+    callbacks: list[Any] = [progress]
+    if processes()[0] == 0:
+        from torch.utils.tensorboard import SummaryWriter
+
+        board: Any = import_module("transformers.integrations").TensorBoardCallback
+        callbacks.append(board(SummaryWriter(str(folder / "tensorboard"))))
+    if config.training.early_stop is not None:
+        callbacks.append(EarlyStop(config.training.early_stop))
+    return callbacks
+
+
+def _finish(folder: Path, state: TrainerState, spent: Counts) -> FinetuneInfo:
+    """Move the result out of its checkpoint and drop what was only there to go on from.
+
+    The result are the last weights, or the best ones where training stops early by validation.
+    """
+    last = folder / CHECKPOINTS / f"checkpoint-{state.global_step}"
+    chosen = Path(state.best_model_checkpoint) if state.best_model_checkpoint else last
+    info = read_info(chosen).model_copy(
+        update={
+            "tokens": spent.tokens,
+            "trained_tokens": spent.trained_tokens,
+            "seconds": spent.elapsed,
+        }
+    )
+    with publish(folder) as beside:
+        for file in chosen.iterdir():
+            if not any(fnmatch(file.name, pattern) for pattern in STATE_FILES):
+                os.link(file, beside / file.name)
+        (beside / INFO_FILE).unlink()
+        write_info(beside, info)
+    shutil.rmtree(folder / CHECKPOINTS)
+    return info

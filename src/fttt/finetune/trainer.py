@@ -1,0 +1,229 @@
+"""The trainer of ``transformers``, fed with whole optimizer steps.
+
+``transformers.Trainer`` keeps the schedule, the optimizer, checkpoints, resuming, validation and
+distribution over devices. One batch of its loader is one whole step, so that its accumulation has
+nothing to do: :meth:`SolutionTrainer.training_step` runs the groups of the batch
+(:mod:`fttt.finetune.batches`) and the loss is exact whatever the groups are. The loss of a step is
+the mean over its samples of each solution's mean cross-entropy over its tokens, the last token that
+ends the answer included.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import Trainer
+
+from fttt.config.finetune import FullSettings
+from fttt.config.run import Section
+from fttt.errors import RunError
+from fttt.finetune.batches import Group, PickedLogits, collate, fixed_tokens, groups
+from fttt.finetune.checkpoint import INFO_FILE, FinetuneInfo, cannot_save, write_info
+from fttt.finetune.methods import export, read_trained, write_trained
+from fttt.training.gold import GoldExample
+
+__all__ = ["Counts", "SolutionTrainer", "checkpoints"]
+
+SAVING_ERRORS = (OSError, RuntimeError, SafetensorError)
+"""What a full disk shows as; torch raises a RuntimeError."""
+
+
+@dataclass
+class Counts:
+    """What a training has cost so far, over all processes."""
+
+    tokens: int = 0
+    trained_tokens: int = 0
+    seconds: float = 0.0
+    """Of earlier processes; those of this one begin at ``since``."""
+    since: float = field(default_factory=time.perf_counter)
+
+    @property
+    def elapsed(self) -> float:
+        return self.seconds + time.perf_counter() - self.since
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in a folder that were written to their end, by step."""
+    found = [p.parent for p in folder.glob(f"checkpoint-*/{INFO_FILE}")]
+    return sorted(found, key=lambda p: int(p.name.rpartition("-")[2]))
+
+
+class SolutionTrainer(Trainer):
+    """Trains on gold solutions."""
+
+    def __init__(
+        self,
+        *,
+        settings: Section,
+        describe: Callable[[int, float, Counts, float | None], FinetuneInfo],
+        counts: Counts,
+        batch_tokens: int,
+        tokenizer: Any,
+        train_dataset: list[GoldExample],
+        eval_dataset: list[GoldExample],
+        **trainer: Any,
+    ) -> None:
+        """Take what :class:`transformers.Trainer` takes, and beside:
+
+        Args:
+            settings: of the method.
+            describe: makes a checkpoint's description of step, epoch, counts and validation loss.
+            counts: at zero, or of the checkpoint that is gone on from.
+            batch_tokens: tokens that run at once, padding included.
+            tokenizer: goes into the folder of a whole model.
+            train_dataset: what is learned.
+            eval_dataset: what the validation loss is of; may be empty.
+        """
+        super().__init__(
+            data_collator=collate,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            **trainer,
+        )
+        self.settings = settings
+        self.counts = counts
+        self.validation_loss: float | None = None
+        self.last_loss = math.nan
+        self._describe = describe
+        self._batch_tokens = batch_tokens
+        self._tokenizer = tokenizer
+        whole: Any = self.model
+        self._picked = PickedLogits(whole)
+        self._fixed = fixed_tokens(whole, self.args.device)
+        self._bound = 2 * math.log(whole.config.get_text_config().vocab_size)
+
+    def training_step(
+        self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None
+    ) -> Tensor:
+        """Add up the gradient of one whole step.
+
+        Raises:
+            RunError: the loss says that training has diverged; the weights are those before.
+        """
+        model.train()
+        batch = self._prepare_inputs(inputs)
+        samples = len(batch["length"])
+        cuts = self._groups(batch)
+        total = torch.zeros((), device=self.args.device)
+        for i, group in enumerate(cuts):
+            waits = i + 1 < len(cuts) and not self.is_fsdp_enabled
+            with self.accelerator.no_sync(model) if waits else nullcontext():
+                with self.compute_loss_context_manager():
+                    logits_MV = self._picked(model, group.ids_BT, group.where_BT)
+                    loss = group.loss(logits_MV) / samples
+                del logits_MV
+                self.accelerator.backward(loss)
+            total += loss.detach()
+        self._count(batch)
+        self.last_loss = self.accelerator.reduce(total, "mean").item()
+        if self.state.global_step == 0 and math.isfinite(self.last_loss):
+            self._bound = max(self._bound, 2 * self.last_loss)
+        self._check(self.last_loss, f"the loss of step {self.state.global_step + 1}")
+        return total
+
+    def _groups(self, batch: dict[str, Tensor]) -> list[Group]:
+        cuts = groups(batch, self._batch_tokens, self._fixed)
+        if self.is_fsdp_enabled:  # whose processes must run equally many passes
+            count = torch.tensor([len(cuts)], device=self.args.device)
+            most = int(self.accelerator.gather(count).max())
+            cuts = groups(batch, self._batch_tokens, self._fixed, at_least=most)
+        return cuts
+
+    def _count(self, batch: dict[str, Tensor]) -> None:
+        solutions = batch["length"] - batch["prompt_length"]
+        own = torch.stack([batch["length"].sum(), solutions.sum()])
+        tokens, trained = self.accelerator.reduce(own, "sum").tolist()
+        self.counts.tokens += tokens
+        self.counts.trained_tokens += trained
+
+    def _check(self, loss: float, what: str) -> None:
+        """A guess among all tokens costs ln V; twice that is no learning any more."""
+        if math.isfinite(loss) and loss <= self._bound:
+            return
+        kept = checkpoints(Path(str(self.args.output_dir)))
+        last = f"the last good checkpoint is {str(kept[-1])!r}" if kept else "none was written yet"
+        raise RunError(
+            f"Training diverged: {what} is {loss:.4g} at a learning rate of "
+            f"{self._get_learning_rate():.3g}; {last}: train again with a lower --lr."
+        )
+
+    def prediction_step(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Tensor, None, None]:
+        """The mean over a validation batch of each solution's mean cross-entropy."""
+        batch = self._prepare_inputs(inputs)
+        total = torch.zeros((), device=self.args.device)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            for group in self._groups(batch):
+                total += group.loss(self._picked(model, group.ids_BT, group.where_BT))
+        return total / len(batch["length"]), None, None
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """As ever, and keep the loss for the checkpoint that follows.
+
+        Raises:
+            RunError: the loss says that training has diverged; nothing is saved of it.
+        """
+        metrics: dict[str, float] = super().evaluate(*args, **kwargs)
+        self.validation_loss = metrics["eval_loss"]
+        step = self.state.global_step
+        self._check(self.validation_loss, f"the validation loss after step {step}")
+        return metrics
+
+    def info(self) -> FinetuneInfo:
+        """What a checkpoint of now says of itself."""
+        epoch = float(self.state.epoch or 0.0)
+        return self._describe(self.state.global_step, epoch, self.counts, self.validation_loss)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Write a checkpoint beside the earlier ones, which go only once it is whole.
+
+        Its ``finetune.json`` is written last and marks it as whole.
+        """
+        root = Path(str(self.args.output_dir))
+        folder = root / f"checkpoint-{self.state.global_step}"
+        try:
+            super()._save_checkpoint(model, trial)
+            if self.args.should_save:
+                write_info(folder, self.info())
+        except SAVING_ERRORS as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise cannot_save(folder, error) from error
+        if self.args.should_save:
+            best = self.state.best_model_checkpoint
+            for other in checkpoints(root):
+                if other != folder and (best is None or other != Path(best)):
+                    shutil.rmtree(other)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """Write the weights, and no arguments object that would have to be unpickled."""
+        folder = Path(str(output_dir))
+        folder.mkdir(parents=True, exist_ok=True)
+        model: Any = self.accelerator.unwrap_model(self.model)
+        export(model, self.settings, folder, self.info().model, state_dict)
+        if isinstance(self.settings, FullSettings):
+            self._tokenizer.save_pretrained(folder)
+        else:
+            write_trained(model, folder)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if isinstance(self.settings, FullSettings):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            whole: Any = self.model
+            read_trained(whole, Path(resume_from_checkpoint))

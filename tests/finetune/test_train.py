@@ -1,0 +1,201 @@
+"""Training: it learns, exactly what it should, and goes on where it was stopped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import TrainerCallback
+
+from fttt.errors import RunError
+from fttt.finetune import train as train_module
+from fttt.finetune.checkpoint import METHODS, read_info
+from fttt.finetune.methods import prepare
+from fttt.finetune.plan import plan_finetune
+from fttt.finetune.train import train
+from fttt.finetune.trainer import SolutionTrainer, checkpoints
+from fttt.models import load_model
+from fttt.training.gold import gold_examples
+
+ALL_AT_ONCE = {"samples": 24, "max_steps": 3, "every": 3, "clip": 0.0, "warmup": 0.4}
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    (file,) = folder.glob("*.safetensors")
+    return load_file(file)
+
+
+class Kill(TrainerCallback):
+    """Stops a process in the middle, after a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_validation_loss_falls_and_a_stopped_training_ends_as_an_unstopped_one(
+    method: str, tmp_path: Path, run_train: Any, make_plan: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[float] = []
+    evaluate = SolutionTrainer.evaluate
+
+    def watched(self: SolutionTrainer, *args: Any, **kwargs: Any) -> dict[str, float]:
+        metrics = evaluate(self, *args, **kwargs)
+        seen.append(metrics["eval_loss"])
+        return metrics
+
+    monkeypatch.setattr(SolutionTrainer, "evaluate", watched)
+    info = run_train(method, tmp_path / "whole")
+    assert info == read_info(tmp_path / "whole")
+    assert len(seen) == 2
+    assert info.validation_loss == seen[1] < seen[0]
+    assert (info.step, info.method) == (6, method)
+    assert not (tmp_path / "whole/checkpoints").exists()
+    assert list((tmp_path / "whole/tensorboard").iterdir())
+
+    plan = make_plan(method)
+    callbacks = train_module._callbacks
+    with monkeypatch.context() as patch:
+        patch.setattr(train_module, "_callbacks", lambda *a: [*callbacks(*a), Kill(4)])
+        with pytest.raises(KeyboardInterrupt):
+            train(plan, tmp_path / "stopped")
+    assert [read_info(c).step for c in checkpoints(tmp_path / "stopped/checkpoints")] == [3]
+    again = train(plan, tmp_path / "stopped", resume=True)
+    whole, resumed = weights(tmp_path / "whole"), weights(tmp_path / "stopped")
+    assert whole.keys() == resumed.keys()
+    for name, value in whole.items():
+        assert torch.equal(value, resumed[name]), name
+    assert (again.tokens, again.trained_tokens) == (info.tokens, info.trained_tokens)
+    assert again.validation_loss == info.validation_loss
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_steps_are_those_of_a_plain_loop_over_single_samples(
+    method: str, tmp_path: Path, run_train: Any, make_plan: Any
+) -> None:
+    settings = {"dropout": 0.0} if method == "lora" else {}
+    over = {"training": ALL_AT_ONCE, "data": {"held_out": 0.0}, "settings": settings}
+    run_train(method, tmp_path / "ours", **over)
+
+    plan = make_plan(method, **over)
+    loaded = load_model(plan.config.model)
+    torch.manual_seed(plan.config.seed)
+    model = prepare(loaded.model, plan.settings)
+    model.train()
+    learned = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(learned, lr=1e-2, weight_decay=0.0)
+    samples = gold_examples(plan.questions, loaded.chat)
+    for factor in (0.0, 0.5, 1.0):  # two steps of warm-up, then the first of the cosine
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-2 * factor
+        for sample in samples:
+            ids = torch.tensor([sample.prompt_ids + sample.solution_ids])
+            logits = model(input_ids=ids).logits[0, len(sample.prompt_ids) - 1 : -1]
+            target = torch.tensor(sample.solution_ids)
+            loss = torch.nn.functional.cross_entropy(logits, target)
+            (loss / len(samples)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    ours = weights(tmp_path / "ours")
+    state = model.state_dict()
+    for name, value in ours.items():
+        mine = state[name.replace(".weight", ".default.weight") if method == "lora" else name]
+        torch.testing.assert_close(value, mine, rtol=1e-3, atol=1e-4)
+
+
+def test_what_fits_into_memory_at_once_does_not_change_the_result(
+    tmp_path: Path, run_train: Any
+) -> None:
+    for tokens in (1, 500, 100_000):
+        run_train("ia3", tmp_path / str(tokens), training={"batch_tokens": tokens})
+    first = weights(tmp_path / "1")
+    for other in ("500", "100000"):
+        for name, value in weights(tmp_path / other).items():
+            torch.testing.assert_close(value, first[name], rtol=1e-4, atol=1e-5)
+
+
+def test_gradient_checkpointing_changes_no_result(tmp_path: Path, run_train: Any) -> None:
+    for on in (False, True):
+        run_train("full", tmp_path / str(on), training={"gradient_checkpointing": on})
+    for name, value in weights(tmp_path / "True").items():
+        torch.testing.assert_close(value, weights(tmp_path / "False")[name])
+
+
+def test_a_learning_rate_that_diverges_stops_at_its_step(tmp_path: Path, run_train: Any) -> None:
+    wild = {"lr": 1e3, "every": 1, "clip": 0.0, "warmup": 0.3}
+    with pytest.raises(RunError, match=r"loss after step 2 is .*checkpoint-1'.*lower --lr"):
+        run_train("full", tmp_path / "seen", training=wild)
+    (kept,) = checkpoints(tmp_path / "seen/checkpoints")
+    assert read_info(kept).step == 1
+    assert weights(kept)
+    unseen = {"training": wild, "data": {"held_out": 0.0}}
+    with pytest.raises(RunError, match=r"the loss of step 3 is .*lower --lr"):
+        run_train("full", tmp_path / "unseen", **unseen)
+
+
+def test_a_full_disk_keeps_the_checkpoint_before(
+    tmp_path: Path, run_train: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = torch.save
+
+    def full(value: Any, file: Any, *args: Any, **kwargs: Any) -> None:
+        if "checkpoint-6" in str(file):
+            Path(file).write_bytes(b"half")
+            raise RuntimeError("PytorchStreamWriter failed writing file data/0")
+        save(value, file, *args, **kwargs)
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(RunError, match=r"checkpoint-6.* could not be saved .*earlier is whole"):
+        run_train("lora", tmp_path)
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["checkpoint-3"]
+    assert read_info(tmp_path / "checkpoints/checkpoint-3").step == 3
+
+
+def test_an_early_stop_keeps_the_best_weights(
+    tmp_path: Path, run_train: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = {1: 5.0, 2: 3.0, 3: 4.0, 4: 3.5, 5: 1.0}
+
+    def scripted(self: SolutionTrainer, *_: Any, **__: Any) -> Any:
+        return torch.tensor(losses[self.state.global_step]), None, None
+
+    monkeypatch.setattr(SolutionTrainer, "prediction_step", scripted)
+    info = run_train("lora", tmp_path / "out", training={"every": 1, "early_stop": 2})
+    assert (info.step, info.validation_loss) == (2, 3.0)
+    with monkeypatch.context():
+        shorter = {"every": 1, "max_steps": 6}
+        kept = weights(tmp_path / "out")
+        monkeypatch.setattr(train_module, "_finish", lambda folder, state, spent: None)
+        callbacks = train_module._callbacks
+        monkeypatch.setattr(train_module, "_callbacks", lambda *a: [*callbacks(*a), Kill(2)])
+        with pytest.raises(KeyboardInterrupt):
+            run_train("lora", tmp_path / "two", training=shorter)
+    (second,) = checkpoints(tmp_path / "two/checkpoints")
+    saved = load_file(second / "adapter_model.safetensors")
+    assert all(torch.equal(kept[name], saved[name]) for name in kept)
+
+
+def test_what_is_saved_is_what_was_trained(tmp_path: Path, run_train: Any, make_plan: Any) -> None:
+    """A saved checkpoint, read by PEFT in its usual way, has the validation loss it names."""
+    from peft import PeftModel
+
+    for method in ("lora", "ia3", "prefix"):
+        info = run_train(method, tmp_path / method)
+        plan = plan_finetune(make_plan(method).config)
+        loaded = load_model(plan.config.model)
+        model: Any = PeftModel.from_pretrained(loaded.model, str(tmp_path / method)).eval()
+        _, kept = train_module._examples(plan, loaded)
+        total = 0.0
+        for sample in kept:
+            ids = torch.tensor([sample.prompt_ids + sample.solution_ids])
+            logits = model(input_ids=ids).logits[0, len(sample.prompt_ids) - 1 : -1]
+            target = torch.tensor(sample.solution_ids)
+            total += torch.nn.functional.cross_entropy(logits, target).item()
+        assert abs(total / len(kept) - info.validation_loss) < 1e-4
