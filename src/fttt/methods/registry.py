@@ -10,6 +10,7 @@ from fttt.errors import UsageError
 from fttt.methods.base import Method
 from fttt.methods.beam_search import BeamSearch
 from fttt.methods.best_of_n import BestOfN
+from fttt.methods.finetuned import Finetuned
 from fttt.methods.fttt import FTTT
 from fttt.methods.greedy import Greedy
 from fttt.methods.revision import Revision
@@ -21,7 +22,17 @@ __all__ = ["METHODS", "find_method"]
 
 METHODS: dict[str, type[Method]] = {
     method.name: method
-    for method in (Greedy, BestOfN, Sample, SelfConsistency, BeamSearch, Revision, SelfRefine, FTTT)
+    for method in (
+        Greedy,
+        BestOfN,
+        Sample,
+        SelfConsistency,
+        BeamSearch,
+        Revision,
+        SelfRefine,
+        FTTT,
+        Finetuned,
+    )
 }
 """The built-in methods."""
 
