@@ -26,7 +26,7 @@ ALLOWED = {
     "finetune": {"types", "errors", "models", "training", "tasks", "config"},
     "config": {"types", "errors"},
     "report": {"types", "errors", "store"},
-    "optune": {"types", "errors", "models", "engine", "training", "store", "config"},
+    "optune": {"types", "errors", "models", "engine", "training", "store", "config", "tasks"},
 }
 """What the layers under ``experiment`` may import beside themselves. ``verifiers/code.py`` is the
 judge's embedded client, the one place that may start it."""

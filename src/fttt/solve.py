@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from fttt.errors import UsageError
@@ -38,7 +39,8 @@ def solve(
     question: str | Question,
     *,
     verify: Verifier | Callable[..., Any],
-    model: str | LoadedModel = "smollm2-135m",
+    model: str | LoadedModel | None = None,
+    adapter: str | Path | None = None,
     method: str | Method = "fttt",
     trials: int | None = 16,
     seed: int = 42,
@@ -62,8 +64,10 @@ def solve(
         verify: a function ``check(completion)`` or ``check(completion, question)`` that returns
             whether the answer is right, or a verifier object. A function runs in a child process
             under a time limit of 30 seconds; :class:`fttt.FunctionVerifier` offers more.
-        model: a hub name, a folder, a GGUF file, ``smollm2-135m``, or a loaded model. The model
-            that was used last stays loaded.
+        model: a hub name, a folder, a GGUF file, ``smollm2-135m`` (the default), or a loaded
+            model. The model that was used last stays loaded.
+        adapter: a folder that ``fttt finetune train`` wrote, to start from; without ``model`` its
+            own base model is taken.
         method: the name of a method, or a method object.
         trials: how often to try; ``None`` where a token or time budget is given instead.
         seed: of sampling and of fresh adapter weights.
@@ -85,7 +89,8 @@ def solve(
     asked = Question("question", question) if isinstance(question, str) else question
     values = {
         "method": method if isinstance(method, str) else method.name,
-        "model": model if isinstance(model, str) else model.name,
+        **({} if model is None else {"model": model if isinstance(model, str) else model.name}),
+        "adapter": adapter,
         "task": _Asked.name,
         "seed": seed,
         "save_correct_cases": False,
@@ -103,17 +108,18 @@ def solve(
         "engine": {"dtype": dtype, "device": device, "batch_size": batch_size},
         "settings": dict(settings or {}),
     }
-    from fttt.experiment.adapters import check_edits
-
     plan = _plan(values, method, _Asked(asked, verify))
-    if isinstance(model, str):
-        from fttt.models import check_model
+    config = plan.config
+    if model is None or isinstance(model, str):
+        from fttt.experiment.plan import check_weights
 
-        check_model(model)
-        check_edits(plan.settings, model)
-        model = _load(model, dtype, device)
-    else:
-        check_edits(plan.settings, model.model)
+        check_weights(config)
+        model = _load(config.model, config.adapter, dtype, device)
+    elif config.adapter is not None:
+        raise UsageError(
+            f"The model {model.name!r} is loaded already and cannot start from "
+            f"{str(config.adapter)!r}; give its name, or load it with that checkpoint."
+        )
     loaded, borrowed = model, isinstance(verify, Verifier)
     return _anywhere(lambda: asyncio.run(_solve(plan, loaded, borrowed=borrowed)))
 
@@ -145,26 +151,23 @@ class _Asked:
 
 def _plan(values: Mapping[str, Any], method: str | Method, task: _Asked) -> Plan:
     from fttt.config import RunConfig, build
-    from fttt.experiment.adapters import with_network
-    from fttt.experiment.plan import Plan, settle, with_fixed
+    from fttt.experiment.plan import Plan, settle, with_fixed, with_weights
     from fttt.methods import MethodSettings
 
     config = build(RunConfig, values, "fttt.solve()")
     if isinstance(method, str):
         resolved, made, settings = settle(config)
         return Plan(resolved, made, settings, task, (task.question,))
-    given = getattr(method, "settings", None) or MethodSettings()
-    settings = with_network(given)
-    if settings != given:
-        method = type(method)(settings)
+    settings = getattr(method, "settings", None) or MethodSettings()
+    config = with_weights(config, settings)
     return Plan(with_fixed(config, method), method, settings, task, (task.question,))
 
 
 @lru_cache(maxsize=1)
-def _load(model: str, dtype: str, device: str) -> LoadedModel:
-    from fttt.models import load_model
+def _load(model: str, adapter: Path | None, dtype: str, device: str) -> LoadedModel:
+    from fttt.experiment.plan import load_weights
 
-    return load_model(model, dtype=dtype, device=device)
+    return load_weights(model, adapter, dtype=dtype, device=device)
 
 
 async def _solve(plan: Plan, loaded: LoadedModel, *, borrowed: bool) -> Result:

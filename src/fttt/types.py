@@ -103,13 +103,12 @@ class Feedback:
 
     ``turns`` follow the attempt in its conversation; the last of them carries the loss (mean
     cross-entropy over its tokens, times ``weight``). With ``on="attempt"`` the attempt's own
-    tokens carry it instead and ``turns`` stays empty; a negative weight pushes them down. With
-    ``on="conversation"`` all tokens carry it together: question, attempt and turns.
+    tokens carry it instead and ``turns`` stays empty; a negative weight pushes them down.
     """
 
     turns: tuple[Turn, ...]
     weight: float = 1.0
-    on: Literal["turn", "attempt", "conversation"] = "turn"
+    on: Literal["turn", "attempt"] = "turn"
 
 
 @dataclass(frozen=True, slots=True)

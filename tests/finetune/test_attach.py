@@ -104,7 +104,7 @@ def test_fttt_trains_on_top_kept_and_replayed(make_checkpoint: Make, method: Met
     target = Target(turn, (1 / len(turn),) * len(turn))
 
     async def main(*, kept: bool) -> list[tuple[tuple[int, ...], float]]:
-        engine = BatchedEngine(loaded, max_length=128, batch_size=1, concurrency=1, lora=spec)
+        engine = BatchedEngine(loaded, max_length=128, batch_size=1, concurrency=1, adapter=spec)
         slot = await engine.open_adapter(spec, seed=1)
         seen = []
         for _ in range(3):

@@ -21,5 +21,5 @@ def test_the_layers_are_those_of_the_model_and_hold_nothing(tmp_path: Path) -> N
 def test_a_folder_that_holds_no_model(tmp_path: Path) -> None:
     save_tiny_model(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "no-such-type"}')
-    with pytest.raises(UsageError, match=r"cannot be loaded: .*no-such-type"):
+    with pytest.raises(UsageError, match=r"cannot be read: .*no-such-type"):
         model_outline(str(tmp_path))

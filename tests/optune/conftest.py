@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from fttt.engine.factors import Factors
+from fttt.optune.data import AttemptExample
 from fttt.optune.layers import EditedLayer
+from fttt.training.gold import GoldExample
 
 MakeFactors = Callable[..., Factors]
 
@@ -42,5 +44,26 @@ def make_factors(layers: tuple[EditedLayer, ...]) -> MakeFactors:
             segment_N=segment_N,
             loss_Q=torch.zeros(len(lengths)),
         )
+
+    return make
+
+
+@pytest.fixture
+def make_examples() -> Callable[..., list[AttemptExample]]:
+    """Attempts of different lengths at questions with solutions of different lengths."""
+
+    def make(count: int, seed: int = 0) -> list[AttemptExample]:
+        generator = torch.Generator().manual_seed(seed)
+
+        def ids(least: int) -> tuple[int, ...]:
+            length = least + int(torch.randint(0, 20, (), generator=generator))
+            return tuple(torch.randint(3, 259, (length,), generator=generator).tolist())
+
+        examples = []
+        for n in range(count):
+            prompt = ids(3)
+            gold = GoldExample(f"q{n // 2}", prompt, ids(1))
+            examples.append(AttemptExample(f"q{n // 2}#{n % 2}", prompt + ids(2), gold))
+        return examples
 
     return make

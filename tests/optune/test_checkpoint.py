@@ -21,7 +21,7 @@ from fttt.optune.network import OpTuneNetwork
 @pytest.fixture
 def network(layers: Any, make_factors: Any) -> OpTuneNetwork:
     network = OpTuneNetwork(layers, rank=3, seed=5)
-    network.observe(make_factors([20, 4]))
+    network.observe(network.summarize([make_factors([20, 4])]))
     return network
 
 

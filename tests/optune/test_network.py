@@ -69,7 +69,7 @@ def by_definition(
 def test_the_change_is_the_definition_s(layers: Any, make_factors: Any) -> None:
     network, factors = OpTuneNetwork(layers, rank=2), make_factors([5, 1, 9])
     learned(network)
-    network.observe(factors)
+    network.observe(network.summarize([factors]))
     expected = by_definition(network, layers, factors)
     for name, found in network(factors).items():
         assert_allclose(found.detach().numpy(), expected[name], rtol=1e-4, atol=1e-8)
@@ -80,7 +80,7 @@ def test_an_example_s_change_does_not_depend_on_its_neighbours(
 ) -> None:
     network, factors = OpTuneNetwork(layers, rank=2), make_factors([5, 1, 9])
     learned(network)
-    network.observe(factors)
+    network.observe(network.summarize([factors]))
     keys = torch.tensor([11, -5, 2**60])
     together = network.factored(factors, keys)
     for q in range(3):
@@ -99,7 +99,7 @@ def test_an_example_s_change_does_not_depend_on_its_neighbours(
 def test_dropout_drops_its_share_and_keeps_the_mean(layers: Any, make_factors: Any) -> None:
     network, factors = OpTuneNetwork(layers, rank=8, dropout=0.25), make_factors([400, 100])
     learned(network)
-    network.observe(factors)
+    network.observe(network.summarize([factors]))
     masks = [network._keep(factors.segment_N, torch.tensor([3, 4]), n) for n in range(4)]
     for mask in masks:
         assert mask is not None

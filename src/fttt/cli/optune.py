@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from fttt.cli.run import given, run_flags
-from fttt.config import key_values, resolve
+from fttt.config import build, key_values, merge, read_toml, resolve, to_toml
+from fttt.config.optune import OpTuneConfig
+from fttt.errors import UsageError
 
 __all__ = ["optune_app"]
 
@@ -16,6 +18,16 @@ optune_app = typer.Typer(
     help="Train a network that predicts, from a failed attempt, how to change the weights.",
     no_args_is_help=True,
 )
+
+
+EXAMPLES, NETWORK, OPTIMIZER, MACHINE = "Examples", "Network", "Optimizer", "Machine"
+
+
+def _field(name: str, *names: str, panel: str | None = None, **more: Any) -> Any:
+    """An option whose help is the description of a field of a training's settings."""
+    text = OpTuneConfig.model_fields[name].description
+    flags = names or (f"--{name.replace('_', '-')}",)
+    return typer.Option(*flags, help=text, rich_help_panel=panel, show_default=False, **more)
 
 
 @optune_app.command("generate")
@@ -81,3 +93,144 @@ def generate_command(
         config = resolve(flags)
         check_trainable(task_of(config), config.data.split)
     run_flags(flags, out, resume)
+
+
+@optune_app.command("train")
+def train_command(
+    attempts_from: Annotated[Path | None, _field("attempts_from", "--from")] = None,
+    model: Annotated[str | None, _field("model", "--model", "-m")] = None,
+    task: Annotated[str | None, _field("task", "--task", "-t")] = None,
+    data_dir: Annotated[Path | None, _field("data_dir")] = None,
+    seed: Annotated[int | None, _field("seed")] = None,
+    attempts: Annotated[str | None, _field("attempts", panel=EXAMPLES, metavar="wrong|all")] = None,
+    max_attempts: Annotated[int | None, _field("max_attempts", panel=EXAMPLES)] = None,
+    limit: Annotated[int | None, _field("limit", panel=EXAMPLES)] = None,
+    held_out: Annotated[float | None, _field("held_out", panel=EXAMPLES)] = None,
+    max_length: Annotated[int | None, _field("max_length", panel=EXAMPLES)] = None,
+    feedback: Annotated[str | None, _field("feedback", panel=EXAMPLES)] = None,
+    shuffle_attempts: Annotated[
+        bool,
+        typer.Option(
+            "--shuffle-attempts",
+            help="ablation: each example reads another question's attempt",
+            rich_help_panel=EXAMPLES,
+        ),
+    ] = False,
+    constant_input: Annotated[
+        bool,
+        typer.Option(
+            "--constant-input",
+            help="ablation: every example reads the same attempt",
+            rich_help_panel=EXAMPLES,
+        ),
+    ] = False,
+    targets: Annotated[str | None, _field("targets", panel=NETWORK, metavar="NAME,NAME")] = None,
+    layers: Annotated[int | None, _field("layers", panel=NETWORK)] = None,
+    rank: Annotated[int | None, _field("rank", panel=NETWORK)] = None,
+    dropout: Annotated[float | None, _field("dropout", panel=NETWORK)] = None,
+    alpha: Annotated[float | None, _field("alpha", panel=NETWORK)] = None,
+    window: Annotated[int | None, _field("window", panel=OPTIMIZER)] = None,
+    epochs: Annotated[int | None, _field("epochs", panel=OPTIMIZER)] = None,
+    max_steps: Annotated[int | None, _field("max_steps", panel=OPTIMIZER)] = None,
+    lr: Annotated[float | None, _field("lr", panel=OPTIMIZER)] = None,
+    weight_decay: Annotated[float | None, _field("weight_decay", panel=OPTIMIZER)] = None,
+    clip: Annotated[float | None, _field("clip", panel=OPTIMIZER)] = None,
+    schedule: Annotated[
+        str | None, _field("schedule", panel=OPTIMIZER, metavar="constant|cosine")
+    ] = None,
+    warmup: Annotated[float | None, _field("warmup", panel=OPTIMIZER)] = None,
+    validate_every: Annotated[int | None, _field("validate_every", panel=MACHINE)] = None,
+    checkpoint_every: Annotated[int | None, _field("checkpoint_every", panel=MACHINE)] = None,
+    tracker: Annotated[str | None, _field("tracker", panel=MACHINE)] = None,
+    batch_tokens: Annotated[int | None, _field("batch_tokens", panel=MACHINE)] = None,
+    dtype: Annotated[str | None, _field("dtype", panel=MACHINE)] = None,
+    device: Annotated[str | None, _field("device", panel=MACHINE)] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="folder to begin (outputs/optune-TASK-MODEL-sSEED)")
+    ] = None,
+    resume: Annotated[Path | None, typer.Option(help="training folder to go on with")] = None,
+    recipe: Annotated[
+        Path | None, typer.Option(help="TOML file with settings; flags go over it")
+    ] = None,
+) -> None:
+    """Train the network on attempts and gold solutions; several processes share the work."""
+    if shuffle_attempts and constant_input:
+        raise UsageError("--shuffle-attempts and --constant-input exclude each other; give one.")
+    flags = given(
+        {
+            "attempts_from": attempts_from, "model": model, "task": task, "data_dir": data_dir,
+            "seed": seed, "attempts": attempts, "max_attempts": max_attempts, "limit": limit,
+            "held_out": held_out, "max_length": max_length, "feedback": feedback,
+            "targets": None if targets is None else [t.strip() for t in targets.split(",")],
+            "layers": layers, "rank": rank, "dropout": dropout, "alpha": alpha,
+            "window": window, "epochs": epochs, "max_steps": max_steps, "lr": lr,
+            "weight_decay": weight_decay, "clip": clip, "schedule": schedule, "warmup": warmup,
+            "validate_every": validate_every, "checkpoint_every": checkpoint_every,
+            "tracker": tracker, "batch_tokens": batch_tokens, "dtype": dtype, "device": device,
+        }
+    )  # fmt: skip
+    if shuffle_attempts or constant_input:
+        flags["ablation"] = "shuffle-attempts" if shuffle_attempts else "constant-input"
+    if resume is not None and out is not None:
+        raise UsageError("--resume goes on in its own folder; leave --out away.")
+    file = {} if recipe is None else read_toml(recipe)
+    build(OpTuneConfig, merge({"attempts_from": "?"}, file), str(recipe))  # its own faults first
+    _train(merge(file, flags), out, resume)
+
+
+def _train(values: dict[str, Any], out: Path | None, resume: Path | None) -> None:
+    from fttt.optune.plan import CONFIG, check_folder, default_folder, plan_training, resumed
+
+    if resume is not None:
+        own = build(OpTuneConfig, read_toml(resume / CONFIG), str(resume / CONFIG))
+        config = build(OpTuneConfig, merge(own.to_toml(), values), "the command line")
+        resumed(own, config, resume)
+    elif "attempts_from" not in values:
+        raise UsageError(
+            "No attempts were given; name a run folder by --from, as `fttt optune generate` "
+            "makes one."
+        )
+    else:
+        config = build(OpTuneConfig, values, "the command line")
+    plan = plan_training(config)
+    folder = resume or out or default_folder(plan)
+    if resume is None:
+        check_folder(folder)
+
+    from fttt.models import load_model
+    from fttt.optune.processes import Processes
+    from fttt.optune.training import Trainer
+    from fttt.optune.watch import Watch
+
+    processes = Processes(config.device, config.tracker, folder)
+    if processes.main and resume is None:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / CONFIG).write_text(
+            f"# fttt optune train --recipe {CONFIG}\n" + to_toml(plan.config), encoding="utf-8"
+        )
+    loaded = load_model(plan.model, dtype=config.dtype, device=processes.device)
+    watch = Watch("optune", shown=processes.main)
+    trained = Trainer(plan, loaded, folder, processes, watch).run()
+    if processes.main:
+        typer.echo(f"{trained.step} steps, {trained.examples_per_second:.1f} examples/s")
+        if trained.skipped:
+            typer.echo(f"{trained.skipped} examples were left out: something was not finite")
+        for step, loss in trained.validation.items():
+            typer.echo(f"validation loss after {step} steps {loss:.4f}")
+        if trained.base_loss is not None:
+            typer.echo(f"validation loss of the unchanged model {trained.base_loss:.4f}")
+        typer.echo(f"{folder}")
+
+
+@optune_app.command("push")
+def push_command(
+    checkpoint: Annotated[Path, typer.Argument(help="checkpoint or training folder")],
+    name: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="repository on the hub")],
+    private: Annotated[bool, typer.Option("--private", help="make a new repository private")] = (
+        False
+    ),
+) -> None:
+    """Share a checkpoint on the Hugging Face hub; --checkpoint OWNER/NAME reads it from there."""
+    from fttt.optune import push
+
+    typer.echo(push(checkpoint, name, private=private))

@@ -31,6 +31,7 @@ def run_command(
         str | None, typer.Argument(metavar="METHOD", help=field_help("method"), show_default=False)
     ] = None,
     model: Annotated[str | None, _option("model", "--model", "-m")] = None,
+    adapter: Annotated[Path | None, _option("adapter", "--adapter", metavar="DIR")] = None,
     task: Annotated[str | None, _option("task", "--task", "-t")] = None,
     seed: Annotated[int | None, _option("seed", "--seed")] = None,
     data_dir: Annotated[Path | None, _option("data.data_dir", "--data-dir", panel=DATA)] = None,
@@ -113,6 +114,14 @@ def run_command(
     reflection: Annotated[
         bool, typer.Option("--reflection", help="fttt: learn from a written critique too")
     ] = False,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(
+            help="folder of what the method was trained to before (finetuned): its setting "
+            "'checkpoint'",
+            metavar="DIR",
+        ),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="run folder to begin (else one under outputs/)")
     ] = None,
@@ -130,10 +139,13 @@ def run_command(
     settings = key_values(setting or [], "--set")
     if reflection:
         settings["reflection"] = True
+    if checkpoint is not None:
+        settings["checkpoint"] = str(checkpoint)
     flags = given(
         {
             "method": method,
             "model": model,
+            "adapter": None if adapter is None else str(adapter),
             "task": task,
             "seed": seed,
             "save_correct_cases": save_correct_cases,
@@ -237,10 +249,11 @@ def _carry_out(cell: Any) -> None:
 
 
 def load(config: RunConfig) -> LoadedModel:
-    """Load a config's model."""
-    from fttt.models import load_model
+    """Load a config's model, with the checkpoint that it starts from."""
+    from fttt.experiment.plan import load_weights
 
-    return load_model(config.model, dtype=config.engine.dtype, device=config.engine.device)
+    engine = config.engine
+    return load_weights(config.model, config.adapter, dtype=engine.dtype, device=engine.device)
 
 
 def _show(run: Any) -> None:

@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 import tomli_w
 from pydantic import BaseModel, ValidationError
 
-from fttt.config.finetune import FinetuneConfig
 from fttt.config.run import RunConfig
 from fttt.errors import UsageError
 
@@ -100,9 +99,9 @@ def key_values(pairs: list[str], flag: str) -> dict[str, Any]:
     return found
 
 
-def to_toml(config: RunConfig | FinetuneConfig) -> str:
-    """The resolved settings as a recipe."""
-    return tomli_w.dumps(config.to_toml())
+def to_toml(config: BaseModel) -> str:
+    """The resolved settings as a recipe; what is not set is left out."""
+    return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
 
 
 def _sentence(model: type[BaseModel], error: ValidationError, source: str) -> str:

@@ -121,6 +121,10 @@ class RunConfig(Section):
     model: str = Field(
         "smollm2-135m", min_length=1, description="hub name, folder, GGUF file, or smollm2-135m"
     )
+    adapter: Path | None = Field(
+        None,
+        description="fine-tuned checkpoint to start from; without a model, its own base model",
+    )
     task: str = Field("arithmetic", description="a task of `fttt list tasks`")
     seed: int = Field(42, description="seed of sampling and of fresh adapter weights")
     save_correct_cases: bool | None = Field(

@@ -27,6 +27,7 @@ def describe_environment(loaded: LoadedModel, method: Method) -> dict[str, Any]:
         "device_name": _device_name(loaded.device),
         "dtype": loaded.dtype,
         "model": loaded.name,
+        **({} if loaded.adapter is None else {"adapter": dict(loaded.adapter)}),
         "git": _commit(),
         "decided_by": method.decided_by,
     }

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 from fttt.config import RunConfig, build, merge
 from fttt.errors import UsageError
-from fttt.experiment.adapters import adapter_spec, check_edits, made_for, with_network
 from fttt.experiment.cases import cases_file, chosen, in_order, without_cases
-from fttt.methods import Method, MethodSettings, find_method
+from fttt.methods import LoRASettings, Method, MethodSettings, find_method
+from fttt.methods.finetuned import FinetunedSettings
 from fttt.tasks import Task, TaskOptions, get_task
 from fttt.types import Question
 
@@ -23,14 +23,19 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Plan",
+    "adapter_spec",
     "check_fits",
     "check_names",
+    "check_weights",
     "default_folder",
+    "load_weights",
     "model_label",
     "prepare",
     "settle",
     "task_of",
+    "weights_label",
     "with_fixed",
+    "with_weights",
 ]
 
 
@@ -48,7 +53,7 @@ class Plan:
     def folder_name(self) -> str:
         """The run folder's name but for the time."""
         config = self.config
-        parts = (config.method, config.task, model_label(config.model), f"s{config.seed}")
+        parts = (config.method, config.task, weights_label(config), f"s{config.seed}")
         return re.sub(r"[^\w.+-]+", "_", "-".join(parts))
 
     @property
@@ -56,27 +61,39 @@ class Plan:
         """Where the ids of solved questions go, if anywhere."""
         if not self.config.save_correct_cases:
             return None
-        return cases_file(model_label(self.config.model), self.config.task)
+        return cases_file(weights_label(self.config), self.config.task)
 
     @property
     def adapter_spec(self) -> AdapterSpec | None:
-        """What each question trains, if anything."""
+        """The adapter that each question trains, if any."""
         return adapter_spec(self.settings)
 
 
+def adapter_spec(settings: MethodSettings) -> AdapterSpec | None:
+    """The adapter that a method's settings ask for; ``None`` for a method that does not train."""
+    from fttt.engine.request import LoRASpec
+
+    if not isinstance(settings, LoRASettings):
+        return None
+    return LoRASpec(
+        rank=settings.rank,
+        alpha=settings.alpha,
+        dropout=settings.dropout,
+        targets=settings.targets,
+        lr=settings.lr,
+        weight_decay=settings.weight_decay,
+    )
+
+
 def settle(config: RunConfig) -> tuple[RunConfig, Method, MethodSettings]:
-    """Fill in what the method or its trained network fixes, and its settings' defaults.
+    """Fill in what the method fixes and its settings' defaults.
 
     Raises:
-        UsageError: unknown method, a setting that it does not have, or no such network.
+        UsageError: unknown method, or a setting that it does not have.
     """
     kind = find_method(config.method)
     settings = build(kind.Settings, config.settings, f"the settings of {config.method!r}")
-    settings = with_network(settings)
-    model = made_for(settings)
-    if model is not None and "model" not in config.model_fields_set:
-        config = build(RunConfig, merge(config.to_toml(), {"model": model}), "the network")
-    config = with_fixed(config, kind)
+    config = with_fixed(with_weights(config, settings), kind)
     over = {
         "settings": settings.model_dump(mode="json", exclude_none=True),
         "save_correct_cases": config.method == "greedy"
@@ -85,6 +102,35 @@ def settle(config: RunConfig) -> tuple[RunConfig, Method, MethodSettings]:
     }
     resolved = build(RunConfig, merge(config.to_toml(), over), "the settings")
     return resolved, kind(settings), settings
+
+
+def with_weights(config: RunConfig, settings: MethodSettings) -> RunConfig:
+    """The settings with the checkpoint that the method starts from, and the model it is of.
+
+    Raises:
+        UsageError: a fine-tuned method without a checkpoint, or two that differ.
+    """
+    checkpoint = config.adapter
+    if isinstance(settings, FinetunedSettings):
+        if settings.checkpoint is not None and checkpoint not in (None, settings.checkpoint):
+            raise UsageError(
+                f"The method {config.method!r} starts from one checkpoint, not from --checkpoint "
+                f"{settings.checkpoint} and --adapter {checkpoint}; give one of them."
+            )
+        checkpoint = settings.checkpoint or checkpoint
+        if checkpoint is None:
+            raise UsageError(
+                f"The method {config.method!r} needs --checkpoint DIR, a folder that "
+                "`fttt finetune train` wrote."
+            )
+    if checkpoint is None:
+        return config
+    over = {"adapter": str(checkpoint)}
+    if "model" not in config.model_fields_set:
+        from fttt.finetune.checkpoint import read_info
+
+        over["model"] = read_info(checkpoint).model
+    return build(RunConfig, merge(config.to_toml(), over), "the settings")
 
 
 def with_fixed(config: RunConfig, method: Method | type[Method]) -> RunConfig:
@@ -113,10 +159,9 @@ def check_names(config: RunConfig) -> RunConfig:
     Raises:
         UsageError: one of them does not exist.
     """
-    resolved, _, settings = settle(config)
+    resolved, _, _ = settle(config)
     task_of(resolved)
-    _check_model(resolved)
-    check_edits(settings, resolved.model)
+    check_weights(resolved)
     return resolved
 
 
@@ -148,8 +193,7 @@ def prepare(config: RunConfig, *, only: Sequence[str] | None = None) -> Plan:
             f"No question of {resolved.task!r} is left to ask: --skip-cases leaves out all of "
             f"{len(questions)}; ask others with --questions or another --split."
         )
-    _check_model(resolved)
-    check_edits(settings, resolved.model)
+    check_weights(resolved)
     return Plan(resolved, method, settings, task, tuple(left))
 
 
@@ -169,10 +213,36 @@ def task_of(config: RunConfig) -> Task:
         ) from None
 
 
-def _check_model(config: RunConfig) -> None:
-    from fttt.models import check_model  # late: what comes before it answers without torch
+def check_weights(config: RunConfig) -> None:
+    """Refuse, without loading weights, a model or a checkpoint of it that cannot be loaded.
 
-    check_model(config.model)
+    Raises:
+        UsageError: it cannot, or they do not belong together.
+    """
+    if config.adapter is None:
+        from fttt.models import check_model  # late: what comes before it answers without torch
+
+        check_model(config.model)
+        return
+    from fttt.finetune.attach import check_checkpoint
+
+    check_checkpoint(config.adapter, config.model)
+
+
+def load_weights(model: str, adapter: Path | None, *, dtype: str, device: str) -> LoadedModel:
+    """Load a model, with the fine-tuned checkpoint that it starts from, if any.
+
+    Raises:
+        UsageError: the model, checkpoint, dtype or device does not exist.
+        RunError: the model does not fit.
+    """
+    if adapter is None:
+        from fttt.models import load_model
+
+        return load_model(model, dtype=dtype, device=device)
+    from fttt.finetune.attach import load_finetuned
+
+    return load_finetuned(adapter, model=model, dtype=dtype, device=device)
 
 
 def check_fits(plan: Plan, loaded: LoadedModel) -> int:
@@ -211,6 +281,12 @@ def default_folder(plan: Plan) -> Path:
         number += 1
         folder = Path("outputs") / f"{name}-{number}"
     return folder
+
+
+def weights_label(config: RunConfig) -> str:
+    """The model's name as file names hold it, and that of the checkpoint it starts from."""
+    label = model_label(config.model)
+    return label if config.adapter is None else f"{label}+{config.adapter.resolve().name}"
 
 
 def model_label(model: str) -> str:

@@ -31,6 +31,7 @@ def resume_plan(run: Run, values: Mapping[str, Any]) -> Plan:
                 f"The run in {str(run.path)!r} was made with {name} = {own.get(name)!r} and cannot "
                 f"go on with {asked.get(name)!r}; leave that setting away, or start a new run."
             )
+    _check_weights(run, config)
     plan = prepare(config, only=[question.id for question in run.questions])
     for old, new in zip(run.questions, plan.questions, strict=True):
         if fingerprint(old) != fingerprint(new):
@@ -39,6 +40,20 @@ def resume_plan(run: Run, values: Mapping[str, Any]) -> Plan:
                 "bring the old data back, or start a new run."
             )
     return plan
+
+
+def _check_weights(run: Run, config: RunConfig) -> None:
+    """Refuse a checkpoint folder that has been written anew since the run began."""
+    if config.adapter is None:
+        return
+    from fttt.finetune.attach import describe_checkpoint
+
+    then = run.environment.get("adapter", {}).get("fingerprint")
+    if describe_checkpoint(config.adapter)["fingerprint"] != then:
+        raise UsageError(
+            f"The checkpoint {str(config.adapter)!r} has changed since the run in "
+            f"{str(run.path)!r} began; bring the old one back, or start a new run."
+        )
 
 
 def _leaves(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

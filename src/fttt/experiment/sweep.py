@@ -1,7 +1,11 @@
-"""A grid of runs in one process: methods x tasks x seeds x settings on one loaded model."""
+"""A grid of runs in one process: methods x tasks x seeds x settings on one model.
+
+Runs that start from different fine-tuned checkpoints of it have one after the other in memory.
+"""
 
 from __future__ import annotations
 
+import gc
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from fttt.config import RunConfig, build, merge
 from fttt.errors import RunError, UsageError
-from fttt.experiment.plan import prepare
+from fttt.experiment.plan import prepare, with_weights
 from fttt.experiment.progress import Progress
 from fttt.experiment.resume import resume_plan
 from fttt.experiment.runner import Cell, MakeEngine, run_cells
@@ -75,10 +79,20 @@ class Grid:
         self.folder = folder
         self.places = self._places()
 
-    @property
-    def model(self) -> str:
-        """The model that all runs share."""
-        return self.places[0].config.model
+    def by_weights(self) -> list[list[Place]]:
+        """Places that share a model's weights; those whose greedy runs others wait for come first.
+
+        The greedy runs of a sweep of hard questions are the first of their list.
+        """
+        groups: dict[Path | None, list[Place]] = {}
+        for place in self.places:
+            groups.setdefault(place.config.adapter, []).append(place)
+        ordered = [sorted(places, key=self.decides, reverse=True) for places in groups.values()]
+        return sorted(ordered, key=lambda places: self.decides(places[0]), reverse=True)
+
+    def decides(self, place: Place) -> bool:
+        """Whether the run says which questions are hard."""
+        return self.config.hard_only and place.config.method == "greedy"
 
     def _places(self) -> list[Place]:
         places: dict[str, Place] = {}
@@ -122,7 +136,7 @@ class Grid:
             table = {key: entry} if isinstance(entry, str) else dict(entry)
             table.pop("label", None)
             values = merge(values, table)
-        config = build(RunConfig, values, "the sweep")
+        config = _with_weights(build(RunConfig, values, "the sweep"))
         group = [_label(task, "task"), *([vary["label"]] if "label" in vary else [])]
         parts = [_label(method, "method"), *group, *([] if one_seed else [f"s{seed}"])]
         return Place(re.sub(r"[^\w.+-]+", "_", "-".join(parts)), config, "-".join(group))
@@ -169,25 +183,40 @@ def run_sweep(
     """
     grid = Grid(config, folder)
     _claim(grid)
-    first = [p for p in grid.places if config.hard_only and p.config.method == "greedy"]
-    rest = [p for p in grid.places if p not in first]
+    more = {} if make_engine is None else {"make_engine": make_engine}
     runs: dict[str, Run] = {}
     hard: dict[str, list[str]] = {}
-    loaded: LoadedModel | None = None
-    for stage in (first, rest):
-        cells = {p.name: grid.cell(p, hard) for p in stage if not _nothing_hard(p, hard)}
-        owed = {name: cell for name, cell in cells.items() if not _finished(cell)}
-        if owed:
-            loaded = loaded or load(grid.places[0].config)
-            more = {} if make_engine is None else {"make_engine": make_engine}
-            ran = run_cells(list(owed.values()), loaded, progress, **more)
-            runs.update(zip(owed, ran, strict=True))
-        for place in stage:
-            if place.name in cells and place.name not in runs:
-                runs[place.name] = Run.open(cells[place.name].folder)
-            if stage is first:
-                hard[place.group] = _unsolved(runs[place.name])
+    for places in grid.by_weights():
+        loaded: LoadedModel | None = None
+        for stage in _stages(places, grid.decides):
+            cells = {p.name: grid.cell(p, hard) for p in stage if not _nothing_hard(p, hard)}
+            owed = {name: cell for name, cell in cells.items() if not _finished(cell)}
+            if owed:
+                loaded = loaded or load(places[0].config)
+                ran = run_cells(list(owed.values()), loaded, progress, **more)
+                runs.update(zip(owed, ran, strict=True))
+            for place in stage:
+                if place.name in cells and place.name not in runs:
+                    runs[place.name] = Run.open(cells[place.name].folder)
+                if grid.decides(place):
+                    hard[place.group] = _unsolved(runs[place.name])
+        if loaded is not None:
+            loaded = None
+            gc.collect()  # what an engine held must be free before the next weights come
     return [runs[place.name] for place in grid.places if place.name in runs]
+
+
+def _stages(
+    places: Sequence[Place], first: Callable[[Place], bool]
+) -> tuple[list[Place], list[Place]]:
+    return [p for p in places if first(p)], [p for p in places if not first(p)]
+
+
+def _with_weights(config: RunConfig) -> RunConfig:
+    """The settings with the checkpoint that the method starts from, and its model."""
+    kind = find_method(config.method)
+    settings = build(kind.Settings, config.settings, f"the settings of {config.method!r}")
+    return with_weights(config, settings)
 
 
 def _claim(grid: Grid) -> None:

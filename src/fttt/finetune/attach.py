@@ -26,7 +26,6 @@ from fttt.finetune.checkpoint import (
     INFO_FILE,
     FinetuneInfo,
     Method,
-    architecture,
     check_base,
     read_info,
 )
@@ -55,8 +54,11 @@ def check_checkpoint(folder: str | Path, model: str) -> FinetuneInfo:
     folder = Path(folder)
     info = read_info(folder)
     _check_files(info, folder)
-    _check_name(info, find_model(model).name, folder)
-    check_base(info, load_config(model), model, folder)
+    if model != info.model:
+        _check_name(info, find_model(model).name, folder)
+    # After full fine-tuning the base model itself need not be there.
+    whole = info.method == "full"
+    check_base(info, load_config(str(folder) if whole else model), model, folder)
     return info
 
 
@@ -126,11 +128,6 @@ def describe_checkpoint(folder: str | Path) -> dict[str, Any]:
 def _whole_model(info: FinetuneInfo, folder: Path, dtype: str, device: str) -> LoadedModel:
     """After full fine-tuning the folder is the model; it keeps the base model's name."""
     own = load_model(str(folder), dtype=dtype, device=device)
-    if architecture(own.model.config) != info.architecture:
-        raise UsageError(
-            f"The weights in {str(folder)!r} are of another architecture than its {INFO_FILE} "
-            "says; restore the folder from a copy."
-        )
     return replace(own, name=info.base_model, adapter=describe_checkpoint(folder))
 
 

@@ -10,9 +10,9 @@ from fttt.errors import UsageError
 from fttt.methods.base import Method
 from fttt.methods.beam_search import BeamSearch
 from fttt.methods.best_of_n import BestOfN
+from fttt.methods.finetuned import Finetuned
 from fttt.methods.fttt import FTTT
 from fttt.methods.greedy import Greedy
-from fttt.methods.optune import OpTune
 from fttt.methods.revision import Revision
 from fttt.methods.sample import Sample
 from fttt.methods.self_consistency import SelfConsistency
@@ -31,7 +31,7 @@ METHODS: dict[str, type[Method]] = {
         Revision,
         SelfRefine,
         FTTT,
-        OpTune,
+        Finetuned,
     )
 }
 """The built-in methods."""

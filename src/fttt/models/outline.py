@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from fttt.errors import UsageError
-from fttt.models.source import check_model, find_model
+from fttt.models.loader import load_config
 
 __all__ = ["model_outline"]
 
@@ -23,18 +21,6 @@ def model_outline(name: str) -> Any:
     Raises:
         UsageError: there is no such model, or its configuration cannot be read.
     """
-    transformers: Any = import_module("transformers")
-    check_model(name)
-    source = find_model(name)
-    path = source.path
-    if source.kind == "gguf":
-        from fttt.models.gguf import convert
-
-        path = str(convert(Path(path)))
-    try:
-        config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=False)
-        with torch.device("meta"):
-            return transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise UsageError(f"The model {source.path!r} cannot be loaded: {first}") from error
+    auto: Any = import_module("transformers").AutoModelForCausalLM
+    with torch.device("meta"):
+        return auto.from_config(load_config(name), trust_remote_code=False)

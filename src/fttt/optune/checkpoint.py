@@ -29,6 +29,7 @@ from fttt.optune.layers import EditedLayer
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from fttt.engine.factors import Factors
     from fttt.optune.network import OpTuneNetwork
 
 __all__ = [
@@ -113,8 +114,8 @@ def write_checkpoint(
     target = folder / f"step-{info.step:08d}"
     scratch = folder / f".{target.name}.partial"
     contents = {
-        NETWORK: save({k: v.contiguous() for k, v in network.state_dict().items()}),
-        TENSORS: save({k: v.contiguous() for k, v in state.tensors.items()}),
+        NETWORK: save({**_contiguous(network.state_dict()), **_constant(network)}),
+        TENSORS: save(_contiguous(state.tensors)),
         STATE: _json(state.numbers),
         INFO: _json({"format": FORMAT, **asdict(info)}),
     }
@@ -197,15 +198,18 @@ def load_checkpoint(source: str | Path, device: str = "cpu") -> OpTuneCheckpoint
     info = read_info(folder)
     network = OpTuneNetwork(info.layers, rank=info.rank, dropout=info.dropout)
     try:
-        network.load_state_dict(load_file(folder / NETWORK))
-    except (SafetensorError, OSError, RuntimeError) as error:
+        tensors = load_file(folder / NETWORK)
+        if info.ablation == "constant-input":
+            network.constant = _read_constant(info, tensors, device)
+        network.load_state_dict(tensors)
+    except (SafetensorError, OSError, RuntimeError, KeyError) as error:
         first = " ".join(str(error).split())
         raise UsageError(_broken(folder, f"{NETWORK} does not fit {INFO} ({first})")) from error
     return OpTuneCheckpoint(info, network.to(device))
 
 
-def load_training(source: str | Path, device: str = "cpu") -> TrainingState:
-    """What a training folder's newest checkpoint holds to go on from.
+def load_training(source: str | Path) -> TrainingState:
+    """What a training folder's newest checkpoint holds to go on from, on the CPU.
 
     Raises:
         UsageError: the files are missing or torn.
@@ -216,9 +220,37 @@ def load_training(source: str | Path, device: str = "cpu") -> TrainingState:
     folder = find_checkpoint(source)
     try:
         numbers = json.loads((folder / STATE).read_text(encoding="utf-8"))
-        return TrainingState(numbers, load_file(folder / TENSORS, device=device))
+        return TrainingState(numbers, load_file(folder / TENSORS))
     except (OSError, ValueError, SafetensorError) as error:
         raise UsageError(_broken(folder, f"its training state cannot be read ({error})")) from error
+
+
+def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.contiguous() for name, tensor in tensors.items()}
+
+
+def _constant(network: OpTuneNetwork) -> dict[str, Tensor]:
+    """The factors that stand for every example's, where there are some."""
+    factors, found = network.constant, {}
+    if factors is not None:
+        for layer in network.layers:
+            found[f"constant.x.{layer.name}"] = factors.x_NI[layer.name].clone()
+            found[f"constant.delta.{layer.name}"] = factors.delta_NO[layer.name].clone()
+    return found
+
+
+def _read_constant(info: OpTuneInfo, tensors: dict[str, Tensor], device: str) -> Factors:
+    """Take the factors that stand for every example's out of a checkpoint's tensors."""
+    import torch
+
+    from fttt.engine.factors import Factors
+
+    names = [layer.name for layer in info.layers]
+    x_NI = {name: tensors.pop(f"constant.x.{name}").to(device) for name in names}
+    delta_NO = {name: tensors.pop(f"constant.delta.{name}").to(device) for name in names}
+    tokens = x_NI[names[0]].shape[0]
+    segment_N = torch.zeros(tokens, dtype=torch.int64, device=device)
+    return Factors(x_NI, delta_NO, (tokens,), segment_N, torch.zeros(1, device=device))
 
 
 def _steps(folder: Path) -> list[Path]:

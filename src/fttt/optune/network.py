@@ -18,7 +18,7 @@ O outputs), R rank, L edited matrices.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import cast
 
 import torch
@@ -90,6 +90,8 @@ class OpTuneNetwork(nn.Module):
         super().__init__()
         self.layers = tuple(layers)
         self.rank, self.dropout = rank, dropout
+        self.constant: Factors | None = None
+        """Of one example, read in place of any other's (the ablation ``constant-input``)."""
         self.shapes = nn.ModuleDict()
         for layer in self.layers:
             if layer.shape not in self.shapes:
@@ -99,7 +101,10 @@ class OpTuneNetwork(nn.Module):
 
     def forward(self, factors: Factors) -> dict[str, Tensor]:
         """The change ``[Q, out, in]`` of each edited layer's weight, by the layer's name."""
-        return {name: delta.dense() for name, delta in self.factored(factors).items()}
+        if self.constant is None:
+            return {name: delta.dense() for name, delta in self.factored(factors).items()}
+        one = self.factored(self.constant)
+        return {n: d.dense().expand(factors.examples, -1, -1) for n, d in one.items()}
 
     def factored(
         self, factors: Factors, dropout_keys_Q: Tensor | None = None
@@ -125,20 +130,34 @@ class OpTuneNetwork(nn.Module):
         return result
 
     @torch.no_grad()
-    def observe(self, factors: Factors) -> None:
-        """Take all tokens of recorded factors into the running statistics."""
-        for layer in self.layers:
-            shape = self.shape_of(layer)
-            shape.x_statistics.update(factors.x_NI[layer.name])
-            shape.delta_statistics.update(factors.delta_NO[layer.name])
+    def summarize(self, parts: Iterable[Factors]) -> Tensor:
+        """Statistics of all tokens of recorded factors as one vector, to be sent and observed."""
+        device = self.alpha_L.device
+        found = {
+            name: [RunningStatistics(width).to(device) for width in shape.split]
+            for name, shape in self._named_shapes()
+        }
+        for factors in parts:
+            for layer in self.layers:
+                of_x, of_delta = found[layer.shape]
+                of_x.update(factors.x_NI[layer.name])
+                of_delta.update(factors.delta_NO[layer.name])
+        return torch.cat([each.flat() for pair in found.values() for each in pair])
+
+    @torch.no_grad()
+    def observe(self, summary: Tensor) -> None:
+        """Take what :meth:`summarize` found, here or in another process, into the statistics."""
+        running = [m for m in self.modules() if isinstance(m, RunningStatistics)]
+        sizes = [each.flat().shape[0] for each in running]
+        for each, flat in zip(running, summary.split(sizes), strict=True):
+            each.join_flat(flat)
 
     def shape_of(self, layer: EditedLayer) -> ShapeNetwork:
         """The network that a layer shares with others of its shape."""
         return cast(ShapeNetwork, self.shapes[layer.shape])
 
-    def statistics(self) -> list[RunningStatistics]:
-        """All running statistics, in a fixed order."""
-        return [m for m in self.modules() if isinstance(m, RunningStatistics)]
+    def _named_shapes(self) -> list[tuple[str, ShapeNetwork]]:
+        return [(name, cast(ShapeNetwork, shape)) for name, shape in self.shapes.items()]
 
     def count_parameters(self) -> tuple[int, int]:
         """The shared parameters, and the step sizes."""
@@ -155,8 +174,8 @@ class OpTuneNetwork(nn.Module):
 
     @torch.no_grad()
     def _draw(self, seed: int) -> None:
-        for name, shape in self.shapes.items():
-            down_RF = cast(ShapeNetwork, shape).down_RF
+        for name, shape in self._named_shapes():
+            down_RF = shape.down_RF
             if down_RF.is_meta:
                 continue
             bound = 1 / math.sqrt(down_RF.shape[1])

@@ -217,7 +217,18 @@ def check_rules(runs: Sequence[Run], allow: Sequence[str]) -> list[str]:
                 )
             notes.append(f"The sides differ by more than the method: {difference}.")
             break
-    return notes
+    return notes + _weights(runs)
+
+
+def _weights(runs: Sequence[Run]) -> list[str]:
+    """Where the runs started from different weights of their model: from which."""
+    if len({run.adapter for run in runs}) == 1:
+        return []
+    starts = [
+        f"{run.path.name!r} from {'the model itself' if run.adapter is None else run.adapter}"
+        for run in runs
+    ]
+    return [f"The sides start from different weights: {', '.join(starts)}."]
 
 
 def _rules(run: Run) -> dict[str, Any]:
@@ -245,6 +256,8 @@ def _labels(sides: Sequence[tuple[Run, ...]]) -> list[str]:
         own = _identity(side[0])
         twins = [_identity(s[0]) for s in sides if s[0].method == method and s is not side]
         differing = [key for key in own if any(twin.get(key) != own[key] for twin in twins)]
+        if "checkpoint" in differing and own.get("adapter") == own["checkpoint"]:
+            differing.remove("adapter")  # the same folder, by its other name
         told = ", ".join(f"{key} {_show(own[key])}" for key in differing)
         labels.append(f"{method} ({told})" if told else side[0].path.name)
     # Two arms may still share a label (settings that only the other has): fall back on folders.

@@ -97,6 +97,11 @@ class Run:
         return str(self.config["model"])
 
     @property
+    def adapter(self) -> str | None:
+        """The fine-tuned checkpoint that the run started from, if any."""
+        return self.config.get("adapter")
+
+    @property
     def seed(self) -> int:
         return int(self.config["seed"])
 
@@ -185,6 +190,7 @@ class Run:
                 "method": self.method,
                 "task": self.task,
                 "model": self.model,
+                **({} if self.adapter is None else {"adapter": self.adapter}),
                 "seed": self.seed,
             },
             budget=self.trial_budget,

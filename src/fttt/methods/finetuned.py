@@ -1,0 +1,35 @@
+"""Independent samples from a fine-tuned checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+
+from fttt.methods.base import MethodSettings
+from fttt.methods.best_of_n import BestOfN
+
+__all__ = ["Finetuned", "FinetunedSettings"]
+
+
+class FinetunedSettings(MethodSettings):
+    """Settings of ``finetuned``."""
+
+    checkpoint: Path | None = Field(
+        None, description="folder that `fttt finetune train` wrote (else that of --adapter)"
+    )
+
+
+class Finetuned(BestOfN):
+    """Sample anew after each wrong answer, from weights that were trained before the test.
+
+    The fine-tuning baselines of the papers: all that is spent on learning is spent on gold
+    solutions, and the test is pass@N with an oracle, as for ``best-of-n``.
+    """
+
+    name = "finetuned"
+    summary = "independent samples from a fine-tuned checkpoint (--checkpoint DIR)"
+    Settings = FinetunedSettings
+
+    def __init__(self, settings: FinetunedSettings) -> None:
+        self.settings = settings

@@ -1,0 +1,156 @@
+"""Everything about a training that can be wrong before a model is loaded."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from fttt.config import RunConfig, build, merge
+from fttt.config.optune import OpTuneConfig
+from fttt.errors import UsageError
+from fttt.optune.checkpoint import find_checkpoint
+from fttt.optune.data import check_attempts
+from fttt.optune.layers import EditedLayer, edited_layers
+from fttt.store import Run, fingerprint
+from fttt.tasks import TaskOptions, get_task
+from fttt.training.gold import check_trainable
+from fttt.types import Question
+
+__all__ = ["CONFIG", "TrainingPlan", "check_folder", "default_folder", "plan_training", "resumed"]
+
+CONFIG = "config.toml"
+EPOCHS = {"mbpp": 10, "gsm8k": 3, "math500": 3}
+OTHER_EPOCHS = 3
+FREE = frozenset(
+    {"device", "batch_tokens", "max_steps", "validate_every", "checkpoint_every", "tracker"}
+)
+"""Settings that may differ when a training goes on."""
+TRACKERS = {
+    "tensorboard": "tensorboard", "wandb": "wandb", "comet_ml": "comet_ml", "aim": "aim",
+    "mlflow": "mlflow", "clearml": "clearml", "dvclive": "dvclive", "swanlab": "swanlab",
+    "trackio": "trackio",
+}  # fmt: skip
+"""What ``accelerate`` can log to, and the package that it needs."""
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """A training that is ready to begin."""
+
+    config: OpTuneConfig
+    """Resolved: model, task and epochs are filled in."""
+    model: str
+    task: str
+    epochs: int
+    attempts: Run
+    questions: tuple[Question, ...]
+    """Those of the attempts, in their order, with their solutions."""
+    layers: tuple[EditedLayer, ...]
+
+
+def plan_training(config: OpTuneConfig) -> TrainingPlan:
+    """Find attempts, task, questions and model, without loading weights.
+
+    Raises:
+        UsageError: any of them does not exist or does not go with the others.
+    """
+    _check_packages(config)
+    attempts = Run.open(config.attempts_from)
+    model, task = config.model or attempts.model, config.task or attempts.task
+    check_attempts(attempts, model, task)
+    questions = _questions(attempts, config)
+
+    from fttt.models import pick_device, pick_dtype
+    from fttt.models.outline import model_outline
+
+    pick_dtype(config.dtype, pick_device(config.device))
+    layers = edited_layers(model_outline(model), config.targets, config.layers)
+    epochs = config.epochs or EPOCHS.get(task, OTHER_EPOCHS)
+    over = {"model": model, "task": task, "epochs": epochs}
+    config = build(OpTuneConfig, merge(config.to_toml(), over), "the settings")
+    return TrainingPlan(config, model, task, epochs, attempts, tuple(questions), layers)
+
+
+def default_folder(plan: TrainingPlan) -> Path:
+    """Where a training goes without ``--out``; every process of it finds the same name."""
+    from fttt.models.source import find_model
+
+    ablation = "" if plan.config.ablation == "none" else f"-{plan.config.ablation}"
+    label = re.sub(r"[^\w.+-]+", "_", find_model(plan.model).name)
+    return Path("outputs") / f"optune-{plan.task}-{label}-s{plan.config.seed}{ablation}"
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse to begin a training in a folder that holds something.
+
+    Raises:
+        UsageError: it does.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError(
+            f"The folder {str(folder)!r} is not empty; go on with the training in it by "
+            f"`fttt optune train --resume {folder}`, or name another --out."
+        )
+
+
+def resumed(own: OpTuneConfig, asked: OpTuneConfig, folder: Path) -> None:
+    """Refuse to go on with a training under other settings than its own.
+
+    Raises:
+        UsageError: a setting that shapes what is learned differs, or the checkpoint is broken.
+    """
+    before, after = own.to_toml(), asked.to_toml()
+    free = FREE
+    if own.schedule != "constant" or own.warmup > 0:
+        free = FREE - {"max_steps"}  # the learning rate depends on it
+    for name in sorted({*before, *after}):
+        if before.get(name) != after.get(name) and name not in free:
+            raise UsageError(
+                f"The training in {str(folder)!r} was begun with {name} = {before.get(name)!r} and "
+                f"cannot go on with {after.get(name)!r}; leave that setting away, or begin a new "
+                "training."
+            )
+    if any(folder.glob("step-*")):
+        find_checkpoint(folder)
+
+
+def _questions(attempts: Run, config: OpTuneConfig) -> list[Question]:
+    """The attempts' questions as the task has them, worked solutions included."""
+    made = build(RunConfig, attempts.config, f"{attempts.path}/{CONFIG}")
+    data = made.data
+    task = get_task(made.task, **data.options)
+    check_trainable(task, data.split)
+    folder = config.data_dir or data.data_dir
+    found = {q.id: q for q in task.load(TaskOptions(folder, data.split, data.prompt, data.seed))}
+    questions = []
+    for old in attempts.questions[: config.limit]:
+        new = found.get(old.id)
+        if new is None or fingerprint(new) != fingerprint(old):
+            raise UsageError(
+                f"The question {old.id!r} of {str(attempts.path)!r} has changed or is gone; bring "
+                "the data of that run back (--data-dir), or generate attempts anew."
+            )
+        questions.append(new)
+    if all(question.solution is None for question in questions):
+        raise UsageError(
+            f"None of the {len(questions)} questions of {str(attempts.path)!r} has a worked "
+            "solution to learn from; choose another task or split."
+        )
+    return questions
+
+
+def _check_packages(config: OpTuneConfig) -> None:
+    tracker = config.tracker
+    if tracker != "none" and tracker not in TRACKERS:
+        raise UsageError(
+            f"There is no tracker {tracker!r}; choose from none, {', '.join(TRACKERS)}."
+        )
+    needed = ["accelerate", *([] if tracker == "none" else [TRACKERS[tracker]])]
+    for package in needed:
+        if find_spec(package) is None:
+            raise UsageError(
+                f"Training needs the package {package!r}, which is not installed; "
+                "run: pip install 'fttt[train]' (or --tracker none to do without a tracker)."
+            )

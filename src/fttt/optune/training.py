@@ -1,0 +1,295 @@
+"""Learning to change weights: the loop over windows of attempts (arXiv 2502.15771, section 4).
+
+Everything random is drawn from keys that name the seed and what is drawn for: the order by epoch,
+dropout by step and example. So a training that was killed goes on from its checkpoint as if it had
+never stopped, and the number of processes does not matter.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fttt.config.optune import OpTuneConfig
+from fttt.engine.sequences import prepared
+from fttt.errors import RunError, UsageError
+from fttt.models import LoadedModel
+from fttt.optune.checkpoint import (
+    OpTuneInfo,
+    TrainingState,
+    load_checkpoint,
+    load_training,
+    write_checkpoint,
+)
+from fttt.optune.data import AttemptExample, attempt_examples, in_windows, with_ablation
+from fttt.optune.network import OpTuneNetwork
+from fttt.optune.plan import TrainingPlan
+from fttt.optune.processes import Processes
+from fttt.optune.watch import Watch
+from fttt.optune.window import WindowRunner
+from fttt.training.gold import gold_examples, held_out
+
+__all__ = ["Examples", "Trained", "Trainer", "prepare_examples"]
+
+
+@dataclass(frozen=True)
+class Examples:
+    """What is trained on, and what only tells how well."""
+
+    training: list[AttemptExample]
+    validation: list[AttemptExample]
+    """One attempt of each question that is held out."""
+    too_long: int
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What came of a training."""
+
+    step: int
+    skipped: int
+    """Examples that were left out because something of theirs was not finite."""
+    base_loss: float | None
+    """Validation loss of the unchanged model."""
+    validation: dict[int, float]
+    """Validation loss by step, since the training went on."""
+    examples_per_second: float
+
+
+def prepare_examples(plan: TrainingPlan, loaded: LoadedModel) -> Examples:
+    """Turn the plan's attempts into examples, and hold some questions out.
+
+    Raises:
+        UsageError: none is left.
+    """
+    config = plan.config
+    golds = {gold.question_id: gold for gold in gold_examples(plan.questions, loaded.chat)}
+    examples, too_long = attempt_examples(
+        plan.attempts, golds, loaded.chat,
+        feedback=config.feedback, attempts=config.attempts, max_attempts=config.max_attempts,
+        max_length=min(config.max_length, loaded.max_context),
+    )  # fmt: skip
+    examples = with_ablation(examples, config.ablation)
+    kept = held_out([e.gold.question_id for e in examples], config.held_out, config.seed)
+    first = {e.gold.question_id: e for e in reversed(examples) if e.gold.question_id in kept}
+    training = [e for e in examples if e.gold.question_id not in kept]
+    return Examples(training, [first[q] for q in sorted(first)], too_long)
+
+
+class Trainer:
+    """One training, from its first step or from a checkpoint."""
+
+    def __init__(
+        self,
+        plan: TrainingPlan,
+        loaded: LoadedModel,
+        folder: Path,
+        processes: Processes,
+        watch: Watch,
+    ) -> None:
+        """Make the network and its optimizer, or read them from ``folder``'s newest checkpoint."""
+        config = plan.config
+        self.plan, self.loaded, self.folder = plan, loaded, folder
+        self.processes, self.watch = processes, watch
+        self.examples = prepare_examples(plan, loaded)
+        self.step = self.skipped = 0
+        self.base_loss: float | None = None
+        self.validation: dict[int, float] = {}
+        going_on = any(folder.glob("step-*"))
+        if going_on:
+            self.network = load_checkpoint(folder, loaded.device).network
+        else:
+            self.network = OpTuneNetwork(
+                plan.layers, rank=config.rank, dropout=config.dropout, alpha=config.alpha,
+                seed=config.seed,
+            ).to(loaded.device)  # fmt: skip
+        self.runner = WindowRunner(loaded.model, self.network, config.batch_tokens)
+        self.optimizer = torch.optim.AdamW(
+            self.runner.parameters, lr=config.lr, weight_decay=config.weight_decay
+        )
+        if going_on:
+            self._restore(load_training(folder))
+        per_epoch = math.ceil(len(self.examples.training) / config.window)
+        whole = per_epoch * plan.epochs
+        self.total = whole if config.max_steps is None else min(whole, config.max_steps)
+
+    def run(self) -> Trained:
+        """Train to the last step; checkpoints are written on the way.
+
+        Raises:
+            RunError: a checkpoint could not be written, or the device ran out of memory.
+        """
+        self._greet()
+        seconds, seen = 0.0, 0
+        try:
+            with prepared(self.loaded.model), self.watch.begin(self.step, self.total):
+                if self.step == 0:
+                    self._begin()
+                windows = in_windows(
+                    self.examples.training,
+                    self.plan.config.window,
+                    self.plan.config.seed,
+                    self.step,
+                )
+                for window in islice(windows, max(0, self.total - self.step)):
+                    start = time.perf_counter()
+                    loss, norm = self._learn(window)
+                    seconds += time.perf_counter() - start
+                    seen += len(window)
+                    self._report(loss, norm, seen / seconds)
+        except torch.OutOfMemoryError as error:
+            raise RunError(
+                f"{self.loaded.device} ran out of memory; lower --batch-tokens "
+                f"{self.plan.config.batch_tokens} (it changes no result), then go on with "
+                f"`fttt optune train --resume {self.folder}`."
+            ) from error
+        finally:
+            self.processes.close()
+        rate = seen / seconds if seconds else 0.0
+        return Trained(self.step, self.skipped, self.base_loss, self.validation, rate)
+
+    def _greet(self) -> None:
+        shared, steps = self.network.count_parameters()
+        examples = self.examples
+        self.watch.say(
+            f"{shared:,} + {steps} parameters; {len(examples.training):,} attempts to learn from, "
+            f"{len(examples.validation):,} questions held out, {examples.too_long:,} attempts too "
+            f"long; {self.total:,} steps on {self.processes.count} x {self.loaded.device}"
+        )
+        self.processes.track(self.plan.config.to_toml())
+
+    def _begin(self) -> None:
+        """What happens once, before the first step."""
+        if self.plan.config.ablation == "constant-input":
+            parts = self.runner.record(self.examples.training[:1])
+            if not parts:
+                raise UsageError(
+                    f"The attempt {self.examples.training[0].key!r}, which --constant-input gives "
+                    "every question, has a gradient that is not finite; leave its question out."
+                )
+            self.network.constant = parts[0].factors
+        if self.examples.validation:
+            self.base_loss = self._validation_loss(change=False)
+            self.watch.say(f"validation loss of the unchanged model {self.base_loss:.4f}")
+            self._validate()
+
+    def _learn(self, window: Sequence[AttemptExample]) -> tuple[float, float]:
+        """One optimizer step; returns the window's loss and the norm of its gradient."""
+        config, processes = self.plan.config, self.processes
+        parts = self.runner.record(window[processes.rank :: processes.count])
+        for summary in processes.gather(self.network.summarize(p.factors for p in parts)):
+            self.network.observe(summary)
+        sums = self.runner.gradient(parts, config.seed, self.step)
+        counted = torch.stack([sums.loss, sums.loss.new_tensor(sums.examples)])
+        whole = processes.sum(torch.cat([sums.gradient_P, counted]))
+        used = int(whole[-1])
+        self.skipped += len(window) - used
+        loss = norm = math.nan
+        if used:
+            gradient_P, loss = whole[:-2] / used, float(whole[-2]) / used
+            norm = self._update(gradient_P)
+        self.step += 1
+        return loss, norm
+
+    def _update(self, gradient_P: Tensor) -> float:
+        """One step of AdamW on the window's mean gradient."""
+        config, parameters = self.plan.config, self.runner.parameters
+        norm = gradient_P.norm()
+        if config.clip is not None:
+            gradient_P = gradient_P * (config.clip / norm.clamp(min=config.clip))
+        for parameter, part in zip(
+            parameters, gradient_P.split([p.numel() for p in parameters]), strict=True
+        ):
+            parameter.grad = part.view_as(parameter)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(config, self.step, self.total)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return float(norm)
+
+    def _report(self, loss: float, norm: float, rate: float) -> None:
+        config, last = self.plan.config, self.step == self.total
+        self.processes.log(
+            {
+                "train/loss": loss,
+                "train/gradient_norm": norm,
+                "train/lr": self.optimizer.param_groups[0]["lr"],
+                "train/skipped": self.skipped,
+                "train/examples_per_second": rate,
+                "train/alpha": float(self.network.alpha_L.detach().mean()),
+            },
+            self.step,
+        )
+        self.watch.stepped(self.step, loss, rate)
+        if self.examples.validation and (last or self.step % config.validate_every == 0):
+            self._validate()
+        if last or self.step % config.checkpoint_every == 0:
+            self._save()
+
+    def _validate(self) -> None:
+        loss = self._validation_loss()
+        self.validation[self.step] = loss
+        self.watch.validated(self.step, loss)
+        self.processes.log({"validation/loss": loss}, self.step)
+
+    def _validation_loss(self, *, change: bool = True) -> float:
+        """Mean over the held-out questions, without dropout."""
+        mine = self.examples.validation[self.processes.rank :: self.processes.count]
+        sums = self.runner.losses(self.runner.record(mine), change=change)
+        loss, used = self.processes.sum(
+            torch.stack([sums.loss, sums.loss.new_tensor(sums.examples)])
+        ).tolist()
+        return loss / used if used else math.nan
+
+    def _save(self) -> None:
+        if self.processes.main:
+            write_checkpoint(self.folder, self.info(), self.network, self._state())
+        self.processes.wait()
+
+    def info(self) -> OpTuneInfo:
+        """What a checkpoint of now says of itself."""
+        plan, config = self.plan, self.plan.config
+        return OpTuneInfo(
+            model=plan.model, task=plan.task, layers=plan.layers, rank=config.rank,
+            dropout=config.dropout, feedback=config.feedback, step=self.step,
+            parameters=sum(self.network.count_parameters()), ablation=config.ablation,
+            validation_loss=self.validation.get(self.step), settings=config.to_toml(),
+        )  # fmt: skip
+
+    def _state(self) -> TrainingState:
+        tensors = {
+            f"{index}.{name}": value
+            for index, values in self.optimizer.state_dict()["state"].items()
+            for name, value in values.items()
+        }
+        numbers = {"step": self.step, "skipped": self.skipped, "base_loss": self.base_loss}
+        return TrainingState(numbers, tensors)
+
+    def _restore(self, state: TrainingState) -> None:
+        self.step, self.skipped = int(state.numbers["step"]), int(state.numbers["skipped"])
+        self.base_loss = state.numbers["base_loss"]
+        moments: dict[int, dict[str, Any]] = {}
+        for key, value in state.tensors.items():
+            index, _, name = key.partition(".")
+            moments.setdefault(int(index), {})[name] = value
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+
+
+def learning_rate(config: OpTuneConfig, step: int, total: int) -> float:
+    """The learning rate of a step, from 0: rising in the warm-up, then constant or a cosine."""
+    rising = round(config.warmup * total)
+    if step < rising:
+        return config.lr * (step + 1) / rising
+    if config.schedule == "constant":
+        return config.lr
+    done = (step - rising) / max(1, total - rising)
+    return config.lr * 0.5 * (1 + math.cos(math.pi * done))
