@@ -35,7 +35,7 @@ MakeCheckpoint = Callable[..., Tuned]
 def make_checkpoint(tmp_path: Path) -> MakeCheckpoint:
     """A function that writes a checkpoint of a tiny model, with random numbers as trained ones."""
 
-    def make(method: Method, family: str = "llama", **facts: Any) -> Tuned:
+    def make(method: Method, family: str = "llama", task: str = "arithmetic") -> Tuned:
         base = tmp_path / f"tiny-{family}"
         if not base.is_dir():
             save_tiny_model(base, family)
@@ -52,7 +52,7 @@ def make_checkpoint(tmp_path: Path) -> MakeCheckpoint:
             model=str(base),
             base_model=loaded.name,
             architecture=architecture(loaded.model.config),
-            task="arithmetic",
+            task=task,
             seed=42,
             settings={},
             step=7,
@@ -61,7 +61,6 @@ def make_checkpoint(tmp_path: Path) -> MakeCheckpoint:
             trained_tokens=1234,
             tokens=4321,
             seconds=5.5,
-            **facts,
         )
         write_info(folder, info)
         return Tuned(folder, base, model.eval(), loaded)

@@ -1,4 +1,4 @@
-"""``fttt finetune``: train a baseline on gold solutions."""
+"""``fttt finetune``: train a baseline on gold solutions, and evaluate it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fttt.cli.finetune_evaluate import evaluate_command
+from fttt.cli.run import given
 from fttt.config import FinetuneConfig, build, field_help, key_values, merge, read_toml, to_toml
 from fttt.errors import RunError, UsageError
 
@@ -21,11 +23,6 @@ DATA, TRAINING, PRECISION = "Questions", "Training", "Precision"
 finetune_app = typer.Typer(
     help="Fine-tune a model on gold solutions, and evaluate what came of it.", no_args_is_help=True
 )
-
-
-@finetune_app.callback()
-def _group() -> None:
-    """Keep the name of the command even where it is the only one."""
 
 
 def _option(path: str, *names: str, panel: str | None = None, **more: Any) -> Any:
@@ -104,7 +101,7 @@ def train_command(
     ] = False,
 ) -> None:
     """Train a method on the gold solutions of a task's training split."""
-    flags = _given(
+    flags = given(
         {
             "method": method,
             "model": model,
@@ -148,6 +145,9 @@ def train_command(
         typer.echo(to_toml(plan.config), nl=False)
         return
     _train(plan, out or _folder(plan.config), resume=False)
+
+
+finetune_app.command("evaluate")(evaluate_command)
 
 
 def _resolve(flags: dict[str, Any], recipe: Path | None) -> FinetuneConfig:
@@ -234,14 +234,3 @@ def _show(info: FinetuneInfo, folder: Path) -> None:
         f"{info.seconds:,.1f} s ({rate:,.0f} tokens/s), {info.trained_parameters:,} trained "
         f"parameters, in {folder}"
     )
-
-
-def _given(flags: dict[str, Any]) -> dict[str, Any]:
-    """The flags that were given; empty tables are left out."""
-    found = {}
-    for key, value in flags.items():
-        if isinstance(value, dict):
-            value = _given(value)
-        if value is not None and value != {}:
-            found[key] = value
-    return found

@@ -14,12 +14,22 @@ from fttt.errors import FTTTError, RunError, UsageError
 if TYPE_CHECKING:
     from fttt.models import LoadedModel
 
-__all__ = ["given", "load", "run_command", "run_flags"]
+__all__ = [
+    "BUDGET",
+    "DATA",
+    "ENGINE",
+    "SAMPLING",
+    "given",
+    "load",
+    "option",
+    "run_command",
+    "run_flags",
+]
 
 DATA, BUDGET, SAMPLING, ENGINE = "Questions", "Budget", "Sampling", "Engine"
 
 
-def _option(path: str, *names: str, panel: str | None = None, **more: Any) -> Any:
+def option(path: str, *names: str, panel: str | None = None, **more: Any) -> Any:
     """An option whose help is the description of a field of the config."""
     return typer.Option(
         *names, help=field_help(path), rich_help_panel=panel, show_default=False, **more
@@ -30,22 +40,22 @@ def run_command(
     method: Annotated[
         str | None, typer.Argument(metavar="METHOD", help=field_help("method"), show_default=False)
     ] = None,
-    model: Annotated[str | None, _option("model", "--model", "-m")] = None,
-    adapter: Annotated[Path | None, _option("adapter", "--adapter", metavar="DIR")] = None,
-    task: Annotated[str | None, _option("task", "--task", "-t")] = None,
-    seed: Annotated[int | None, _option("seed", "--seed")] = None,
-    data_dir: Annotated[Path | None, _option("data.data_dir", "--data-dir", panel=DATA)] = None,
-    split: Annotated[str | None, _option("data.split", "--split", panel=DATA)] = None,
-    limit: Annotated[int | None, _option("data.limit", "--limit", panel=DATA)] = None,
+    model: Annotated[str | None, option("model", "--model", "-m")] = None,
+    adapter: Annotated[Path | None, option("adapter", "--adapter", metavar="DIR")] = None,
+    task: Annotated[str | None, option("task", "--task", "-t")] = None,
+    seed: Annotated[int | None, option("seed", "--seed")] = None,
+    data_dir: Annotated[Path | None, option("data.data_dir", "--data-dir", panel=DATA)] = None,
+    split: Annotated[str | None, option("data.split", "--split", panel=DATA)] = None,
+    limit: Annotated[int | None, option("data.limit", "--limit", panel=DATA)] = None,
     questions: Annotated[
-        str | None, _option("data.questions", "--questions", panel=DATA, metavar="ID,ID")
+        str | None, option("data.questions", "--questions", panel=DATA, metavar="ID,ID")
     ] = None,
     skip_cases: Annotated[
-        Path | None, _option("data.skip_cases", "--skip-cases", panel=DATA, metavar="FILE")
+        Path | None, option("data.skip_cases", "--skip-cases", panel=DATA, metavar="FILE")
     ] = None,
     save_correct_cases: Annotated[
         bool | None,
-        _option("save_correct_cases", "--save-correct-cases/--no-save-correct-cases", panel=DATA),
+        option("save_correct_cases", "--save-correct-cases/--no-save-correct-cases", panel=DATA),
     ] = None,
     prompt: Annotated[
         Path | None,
@@ -55,9 +65,9 @@ def run_command(
             rich_help_panel=DATA,
         ),
     ] = None,
-    data_seed: Annotated[int | None, _option("data.seed", "--data-seed", panel=DATA)] = None,
+    data_seed: Annotated[int | None, option("data.seed", "--data-seed", panel=DATA)] = None,
     task_option: Annotated[
-        list[str] | None, _option("data.options", "--task-option", panel=DATA, metavar="KEY=VALUE")
+        list[str] | None, option("data.options", "--task-option", panel=DATA, metavar="KEY=VALUE")
     ] = None,
     verifier: Annotated[
         str | None,
@@ -82,34 +92,34 @@ def run_command(
             help="the code judge to ask (else OJ_API, else an embedded one)", rich_help_panel=DATA
         ),
     ] = None,
-    trials: Annotated[int | None, _option("budget.trials", "--trials", panel=BUDGET)] = None,
+    trials: Annotated[int | None, option("budget.trials", "--trials", panel=BUDGET)] = None,
     unanswered: Annotated[
         str | None,
-        _option("budget.unanswered", "--unanswered", panel=BUDGET, metavar="count|retry"),
+        option("budget.unanswered", "--unanswered", panel=BUDGET, metavar="count|retry"),
     ] = None,
     token_budget: Annotated[
-        int | None, _option("budget.token_budget", "--token-budget", panel=BUDGET)
+        int | None, option("budget.token_budget", "--token-budget", panel=BUDGET)
     ] = None,
     time_budget: Annotated[
-        float | None, _option("budget.time_budget", "--time-budget", panel=BUDGET)
+        float | None, option("budget.time_budget", "--time-budget", panel=BUDGET)
     ] = None,
     temperature: Annotated[
-        float | None, _option("sampling.temperature", "--temperature", panel=SAMPLING)
+        float | None, option("sampling.temperature", "--temperature", panel=SAMPLING)
     ] = None,
-    top_p: Annotated[float | None, _option("sampling.top_p", "--top-p", panel=SAMPLING)] = None,
+    top_p: Annotated[float | None, option("sampling.top_p", "--top-p", panel=SAMPLING)] = None,
     max_new_tokens: Annotated[
-        int | None, _option("sampling.max_new_tokens", "--max-new-tokens", panel=SAMPLING)
+        int | None, option("sampling.max_new_tokens", "--max-new-tokens", panel=SAMPLING)
     ] = None,
     batch_size: Annotated[
-        int | None, _option("engine.batch_size", "--batch-size", panel=ENGINE)
+        int | None, option("engine.batch_size", "--batch-size", panel=ENGINE)
     ] = None,
-    dtype: Annotated[str | None, _option("engine.dtype", "--dtype", panel=ENGINE)] = None,
-    device: Annotated[str | None, _option("engine.device", "--device", panel=ENGINE)] = None,
+    dtype: Annotated[str | None, option("engine.dtype", "--dtype", panel=ENGINE)] = None,
+    device: Annotated[str | None, option("engine.device", "--device", panel=ENGINE)] = None,
     max_length: Annotated[
-        int | None, _option("engine.max_length", "--max-length", panel=ENGINE)
+        int | None, option("engine.max_length", "--max-length", panel=ENGINE)
     ] = None,
     setting: Annotated[
-        list[str] | None, _option("settings", "--set", "-s", metavar="KEY=VALUE")
+        list[str] | None, option("settings", "--set", "-s", metavar="KEY=VALUE")
     ] = None,
     reflection: Annotated[
         bool, typer.Option("--reflection", help="fttt: learn from a written critique too")

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from fttt.config import RunConfig, build, merge
 from fttt.errors import RunError, UsageError
-from fttt.experiment.plan import prepare, with_weights
+from fttt.experiment.plan import check_names, prepare, with_weights
 from fttt.experiment.progress import Progress
 from fttt.experiment.resume import resume_plan
 from fttt.experiment.runner import Cell, MakeEngine, run_cells
@@ -182,6 +182,8 @@ def run_sweep(
         RunError: a run could not go on.
     """
     grid = Grid(config, folder)
+    for place in grid.places:
+        check_names(place.config)  # all of them, before the first model is loaded
     _claim(grid)
     more = {} if make_engine is None else {"make_engine": make_engine}
     runs: dict[str, Run] = {}
