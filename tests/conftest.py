@@ -1,4 +1,4 @@
-"""What tests of several layers share: fine-tuned checkpoints that need no training."""
+"""What tests of several layers share: checkpoints that need no training."""
 
 import copy
 import warnings
@@ -13,6 +13,10 @@ import torch
 from fttt.finetune.adapter import add_adapters, save_adapters
 from fttt.finetune.checkpoint import FinetuneInfo, Method, architecture, write_info
 from fttt.models import LoadedModel
+from fttt.optune.checkpoint import OpTuneInfo, TrainingState, write_checkpoint
+from fttt.optune.layers import edited_layers
+from fttt.optune.network import OpTuneNetwork
+from fttt.optune.statistics import RunningStatistics
 from fttt.testing import save_tiny_model, tiny_model
 
 
@@ -64,6 +68,30 @@ def make_checkpoint(tmp_path: Path) -> MakeCheckpoint:
         )
         write_info(folder, info)
         return Tuned(folder, base, model.eval(), loaded)
+
+    return make
+
+
+MakeNetwork = Callable[..., Path]
+
+
+@pytest.fixture
+def make_network(tmp_path: Path) -> MakeNetwork:
+    """A function that writes an OpTune network of a tiny model, with random numbers in it."""
+
+    def make(family: str = "llama", *, feedback: str = "Wrong.", step: int = 3) -> Path:
+        layers = edited_layers(tiny_model(family).model, last=1)
+        network = OpTuneNetwork(layers, rank=4, alpha=0.05)
+        for module in network.modules():
+            if isinstance(module, RunningStatistics):
+                generator = torch.Generator().manual_seed(7)
+                features = module.mean_F.shape[0]
+                module.update(torch.randn(50, features, generator=generator))
+        info = OpTuneInfo(
+            model=f"tiny-{family}", task="arithmetic", layers=layers, rank=4, dropout=0.1,
+            feedback=feedback, step=step, parameters=sum(network.count_parameters()),
+        )  # fmt: skip
+        return write_checkpoint(tmp_path / "network", info, network, TrainingState({}, {}))
 
     return make
 

@@ -28,6 +28,7 @@ def test_methods_are_described_with_their_settings(method: str) -> None:
     for name, field in METHODS[method].Settings.model_fields.items():
         default = field.get_default(call_default_factory=True)
         shown = ", ".join(default) if isinstance(default, tuple) else str(default)
+        shown = "required" if field.is_required() else shown
         expected.append((name, shown, field.description))
     assert rows == expected
 

@@ -110,16 +110,21 @@ def solve(
     }
     plan = _plan(values, method, _Asked(asked, verify))
     config = plan.config
+    from fttt.experiment.adapters import check_edits
+
     if model is None or isinstance(model, str):
         from fttt.experiment.plan import check_weights
 
         check_weights(config)
+        check_edits(plan.settings, config.model)
         model = _load(config.model, config.adapter, dtype, device)
     elif config.adapter is not None:
         raise UsageError(
             f"The model {model.name!r} is loaded already and cannot start from "
             f"{str(config.adapter)!r}; give its name, or load it with that checkpoint."
         )
+    else:
+        check_edits(plan.settings, model.model)
     loaded, borrowed = model, isinstance(verify, Verifier)
     return _anywhere(lambda: asyncio.run(_solve(plan, loaded, borrowed=borrowed)))
 
@@ -151,6 +156,7 @@ class _Asked:
 
 def _plan(values: Mapping[str, Any], method: str | Method, task: _Asked) -> Plan:
     from fttt.config import RunConfig, build
+    from fttt.experiment.adapters import with_network
     from fttt.experiment.plan import Plan, settle, with_fixed, with_weights
     from fttt.methods import MethodSettings
 
@@ -158,7 +164,10 @@ def _plan(values: Mapping[str, Any], method: str | Method, task: _Asked) -> Plan
     if isinstance(method, str):
         resolved, made, settings = settle(config)
         return Plan(resolved, made, settings, task, (task.question,))
-    settings = getattr(method, "settings", None) or MethodSettings()
+    given = getattr(method, "settings", None) or MethodSettings()
+    settings = with_network(given)
+    if settings != given:
+        method = type(method)(settings)
     config = with_weights(config, settings)
     return Plan(with_fixed(config, method), method, settings, task, (task.question,))
 

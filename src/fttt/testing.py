@@ -342,7 +342,7 @@ def play(
             ``time_budget``.
     """
     from fttt.config import BudgetSection, SamplingSection, build
-    from fttt.experiment.plan import adapter_spec
+    from fttt.experiment.adapters import adapter_spec
     from fttt.experiment.progress import Quiet
     from fttt.experiment.session import Bench, QuestionSession
     from fttt.methods import MethodSettings

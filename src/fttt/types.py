@@ -103,12 +103,13 @@ class Feedback:
 
     ``turns`` follow the attempt in its conversation; the last of them carries the loss (mean
     cross-entropy over its tokens, times ``weight``). With ``on="attempt"`` the attempt's own
-    tokens carry it instead and ``turns`` stays empty; a negative weight pushes them down.
+    tokens carry it instead and ``turns`` stays empty; a negative weight pushes them down. With
+    ``on="conversation"`` all tokens carry it together: question, attempt and turns.
     """
 
     turns: tuple[Turn, ...]
     weight: float = 1.0
-    on: Literal["turn", "attempt"] = "turn"
+    on: Literal["turn", "attempt", "conversation"] = "turn"
 
 
 @dataclass(frozen=True, slots=True)

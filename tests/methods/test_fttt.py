@@ -102,6 +102,20 @@ def test_reflection_adds_the_critique_of_the_base_model() -> None:
     assert scene.trials[0].usage.generations == 2
 
 
+@pytest.mark.parametrize("reflection", [False, True])
+def test_nothing_is_learned_after_the_last_trial(reflection: bool) -> None:
+    method = FTTT(FTTTSettings(feedback="Wrong.", reflection=reflection))
+    scene = play(method, lambda *_: "1", trials=3)
+    assert [trial.loss is None for trial in scene.trials] == [False, False, True]
+    assert len(scene.engine.trainings) == 2
+    assert len(scene.engine.generations) == (5 if reflection else 3)  # no critique of the last one
+
+
+def test_an_unanswered_trial_that_is_free_is_learned_from() -> None:
+    scene = play(METHOD, ["?", "1", "?", "2"], trials=2, unanswered="retry")
+    assert [trial.loss is None for trial in scene.trials] == [False, False, False, True]
+
+
 def test_rows_hold_a_critique_only_where_one_is_written() -> None:
     assert METHOD.conversation(100) == (100,)
     settings = FTTTSettings(reflection=True, critique_request="Why?", critique_tokens=30)

@@ -43,6 +43,7 @@ def _methods() -> list[tuple[str, str]]:
         for name, field in method.Settings.model_fields.items():
             default = field.get_default(call_default_factory=True)
             text = ", ".join(default) if isinstance(default, tuple) else str(default)
+            text = "required" if field.is_required() else text
             rows.append((f"  --set {name}=", f"{field.description} ({text})"))
     return rows
 

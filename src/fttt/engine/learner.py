@@ -110,12 +110,13 @@ class DeltaLearner:
         jobs: list[TrainJob] = []
         sequences: list[tuple[int, ...]] = []
         slots: set[object] = set()
-        total = 0
+        longest = 0  # the attention and a network may pad all of them to it
         while queue and len(jobs) < self._plan.train_questions:
             request = queue[0].request
             ids = _sequence(request)
-            total += len(ids)
-            if jobs and (total > self._plan.train_tokens or request.adapter in slots):
+            longest = max(longest, len(ids))
+            padded = (len(jobs) + 1) * longest
+            if jobs and (padded > self._plan.train_tokens or request.adapter in slots):
                 break
             slots.add(request.adapter)
             jobs.append(queue.popleft())

@@ -216,14 +216,14 @@ def _delta_train_bytes(
     """What a token and a question of a pass hold that takes factors and predicts changes.
 
     Activations from the first edited layer on; inputs and output gradients of the edited weights,
-    and their copies in float32 while a change is predicted; the changes in float32, twice.
+    as they are and as a network rewrites them, in float32; the changes in float32, twice.
     """
     config: Any = loaded.model.config.get_text_config()
     layers = layers_by_name(loaded.model, spec.layers)
     numbers = [int(n) for name in layers for n in re.findall(r"\.(\d+)\.", name)[:1]]
     above = config.num_hidden_layers - min(numbers, default=0)
     widths = [layer.in_features + layer.out_features for layer in layers.values()]
-    token_bytes = layer_bytes * above + 4 * sum(widths) + 24 * max(widths)
+    token_bytes = layer_bytes * above + 12 * (sum(widths) + max(widths))
     return token_bytes, 8 * sum(layer.weight.numel() for layer in layers.values())
 
 

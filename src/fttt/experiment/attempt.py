@@ -31,6 +31,11 @@ class QuestionAttempt:
         """The trial's number, from 0."""
         return self._index
 
+    @property
+    def last(self) -> bool:
+        """Whether the budget grants no trial after this one, once this one is judged."""
+        return not self._session.ledger.grants()
+
     async def generate(
         self,
         *turns: Turn,
@@ -66,7 +71,7 @@ class QuestionAttempt:
     async def train(
         self, adapter: Adapter, *, after: Completion, on: Feedback | Sequence[Feedback]
     ) -> float:
-        """Take one optimizer step on what was said after an attempt; return the loss."""
+        """Take one step on what was said after an attempt; return the loss before it."""
         said = (on,) if isinstance(on, Feedback) else tuple(on)
         self._loss, usage = await self._session.learn(adapter, after, said)
         self.usage += usage

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 from fttt.config import RunConfig, build, merge
 from fttt.errors import UsageError
+from fttt.experiment.adapters import adapter_spec, check_edits, made_for, with_network
 from fttt.experiment.cases import cases_file, chosen, in_order, without_cases
-from fttt.methods import LoRASettings, Method, MethodSettings, find_method
+from fttt.methods import Method, MethodSettings, find_method
 from fttt.methods.finetuned import FinetunedSettings
 from fttt.tasks import Task, TaskOptions, get_task
 from fttt.types import Question
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Plan",
-    "adapter_spec",
     "check_fits",
     "check_names",
     "check_weights",
@@ -65,34 +65,19 @@ class Plan:
 
     @property
     def adapter_spec(self) -> AdapterSpec | None:
-        """The adapter that each question trains, if any."""
+        """What each question trains, if anything."""
         return adapter_spec(self.settings)
 
 
-def adapter_spec(settings: MethodSettings) -> AdapterSpec | None:
-    """The adapter that a method's settings ask for; ``None`` for a method that does not train."""
-    from fttt.engine.request import LoRASpec
-
-    if not isinstance(settings, LoRASettings):
-        return None
-    return LoRASpec(
-        rank=settings.rank,
-        alpha=settings.alpha,
-        dropout=settings.dropout,
-        targets=settings.targets,
-        lr=settings.lr,
-        weight_decay=settings.weight_decay,
-    )
-
-
 def settle(config: RunConfig) -> tuple[RunConfig, Method, MethodSettings]:
-    """Fill in what the method fixes and its settings' defaults.
+    """Fill in what the method or its trained network fixes, and its settings' defaults.
 
     Raises:
-        UsageError: unknown method, or a setting that it does not have.
+        UsageError: unknown method, a setting that it does not have, or no such network.
     """
     kind = find_method(config.method)
     settings = build(kind.Settings, config.settings, f"the settings of {config.method!r}")
+    settings = with_network(settings)
     config = with_fixed(with_weights(config, settings), kind)
     over = {
         "settings": settings.model_dump(mode="json", exclude_none=True),
@@ -105,7 +90,7 @@ def settle(config: RunConfig) -> tuple[RunConfig, Method, MethodSettings]:
 
 
 def with_weights(config: RunConfig, settings: MethodSettings) -> RunConfig:
-    """The settings with the checkpoint that the method starts from, and the model it is of.
+    """The settings with the checkpoint that the method starts from, and its or the network's model.
 
     Raises:
         UsageError: a fine-tuned method without a checkpoint, or two that differ.
@@ -123,13 +108,16 @@ def with_weights(config: RunConfig, settings: MethodSettings) -> RunConfig:
                 f"The method {config.method!r} needs --checkpoint DIR, a folder that "
                 "`fttt finetune train` wrote."
             )
-    if checkpoint is None:
-        return config
-    over = {"adapter": str(checkpoint)}
+    over = {} if checkpoint is None else {"adapter": str(checkpoint)}
     if "model" not in config.model_fields_set:
-        from fttt.finetune.checkpoint import read_info
+        model = made_for(settings)
+        if checkpoint is not None:
+            from fttt.finetune.checkpoint import read_info
 
-        over["model"] = read_info(checkpoint).model
+            model = read_info(checkpoint).model
+        over |= {} if model is None else {"model": model}
+    if not over:
+        return config
     return build(RunConfig, merge(config.to_toml(), over), "the settings")
 
 
@@ -159,9 +147,10 @@ def check_names(config: RunConfig) -> RunConfig:
     Raises:
         UsageError: one of them does not exist.
     """
-    resolved, _, _ = settle(config)
+    resolved, _, settings = settle(config)
     task_of(resolved)
     check_weights(resolved)
+    check_edits(settings, resolved.model)
     return resolved
 
 
@@ -194,6 +183,7 @@ def prepare(config: RunConfig, *, only: Sequence[str] | None = None) -> Plan:
             f"{len(questions)}; ask others with --questions or another --split."
         )
     check_weights(resolved)
+    check_edits(settings, resolved.model)
     return Plan(resolved, method, settings, task, tuple(left))
 
 

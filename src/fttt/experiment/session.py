@@ -19,6 +19,7 @@ from fttt.engine.request import (
     GenerateRequest,
     Generation,
     Kept,
+    LoRASpec,
     Target,
     TrainRequest,
 )
@@ -60,6 +61,11 @@ class Bench:
     adapter_spec: AdapterSpec | None
     method: Method
     """What it says of itself counts: see :class:`fttt.methods.Method`."""
+
+    @property
+    def keeps(self) -> bool:
+        """Whether a train step reads an attempt's keys and values; else it runs its tokens anew."""
+        return isinstance(self.adapter_spec, LoRASpec)
 
 
 @dataclass
@@ -185,7 +191,7 @@ class QuestionSession:
                     noise_key=derive_key("generation", bench.seed, self.question.id, number),
                     stop_ids=bench.stop_ids,
                     adapter=None if adapter is None else cast(AdapterSlot, adapter),
-                    keep=adapter is not None and trial is not None,
+                    keep=adapter is not None and trial is not None and bench.keeps,
                 )
             )
             kept = generation.kept
@@ -255,7 +261,7 @@ class QuestionSession:
     async def learn(
         self, adapter: Adapter, after: Completion, on: Sequence[Feedback]
     ) -> tuple[float, Usage]:
-        """Take one optimizer step; return the loss and what the step cost."""
+        """Take one step; return the loss before it and what the step cost."""
         sequence = self._sequences[after.generation]
         targets = tuple(self._target(sequence, feedback) for feedback in on)
         trained = await self.bench.engine.train(
@@ -331,6 +337,9 @@ class QuestionSession:
             else:  # what is learned last ends with its own turn, not with the next one's header
                 answer = number < len(feedback.turns)
                 ids, after = ids + self.bench.chat.turn_ids(turn, after, answer=answer), None
+        if feedback.on == "conversation":
+            ids = (*sequence.prompt_ids, *before.token_ids, *ids)[1:]
+            return Target(ids, _mean_weights(0, len(ids), feedback.weight), after=1)
         return Target(ids, _mean_weights(quiet, len(ids), feedback.weight))
 
     def _check_replay(

@@ -55,6 +55,13 @@ class Attempt(Protocol):
     def index(self) -> int:
         """The trial's number, from 0."""
 
+    @property
+    def last(self) -> bool:
+        """Whether the budget grants no trial after this one, once this one is judged.
+
+        What is learned from it would not be used.
+        """
+
     async def generate(
         self,
         *turns: Turn,
@@ -81,7 +88,7 @@ class Attempt(Protocol):
     async def train(
         self, adapter: Adapter, *, after: Completion, on: Feedback | Sequence[Feedback]
     ) -> float:
-        """Take one optimizer step on what was said after an attempt; return the loss."""
+        """Take one step on what was said after an attempt; return the loss before it."""
 
 
 class Session(Protocol):

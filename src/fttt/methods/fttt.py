@@ -51,7 +51,7 @@ class FTTT(Method):
             async for trial in session.trials():
                 completion = await trial.generate(adapter=adapter)
                 verdict = await trial.verify(completion)
-                if verdict.correct:
+                if verdict.correct or trial.last:
                     return
                 said = await self.feedback(completion, session)
                 await trial.train(adapter, after=completion, on=said)

@@ -13,6 +13,7 @@ from fttt.methods.best_of_n import BestOfN
 from fttt.methods.finetuned import Finetuned
 from fttt.methods.fttt import FTTT
 from fttt.methods.greedy import Greedy
+from fttt.methods.optune import OpTune
 from fttt.methods.revision import Revision
 from fttt.methods.sample import Sample
 from fttt.methods.self_consistency import SelfConsistency
@@ -31,6 +32,7 @@ METHODS: dict[str, type[Method]] = {
         Revision,
         SelfRefine,
         FTTT,
+        OpTune,
         Finetuned,
     )
 }

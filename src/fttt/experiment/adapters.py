@@ -1,0 +1,113 @@
+"""What a method's settings ask the engine to hold for each question, and the network they name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fttt.errors import UsageError
+from fttt.methods import LoRASettings, MethodSettings
+from fttt.methods.optune import OpTuneSettings
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fttt.engine.factors import Factors
+    from fttt.engine.request import AdapterSpec
+    from fttt.optune import OpTuneInfo
+    from fttt.optune.network import OpTuneNetwork
+
+__all__ = ["adapter_spec", "check_edits", "made_for", "with_network"]
+
+
+def adapter_spec(settings: MethodSettings) -> AdapterSpec | None:
+    """The adapter that a method's settings ask for; ``None`` for a method that does not train."""
+    from fttt.engine.request import LoRASpec, WeightDeltaSpec
+
+    if isinstance(settings, OpTuneSettings):
+        folder = settings.checkpoint
+
+        def predict(factors: Factors) -> Mapping[str, Tensor]:
+            changes: dict[str, Tensor] = _network(folder, str(factors.segment_N.device))(factors)
+            return changes
+
+        layers = tuple(layer.name for layer in _info(settings).layers)
+        return WeightDeltaSpec(layers, predict, settings.schedule == "accumulate", folder)
+    if not isinstance(settings, LoRASettings):
+        return None
+    return LoRASpec(
+        rank=settings.rank,
+        alpha=settings.alpha,
+        dropout=settings.dropout,
+        targets=settings.targets,
+        lr=settings.lr,
+        weight_decay=settings.weight_decay,
+    )
+
+
+def with_network(settings: MethodSettings) -> MethodSettings:
+    """The settings with what their trained network fixes: its very folder, and its feedback.
+
+    A folder of several checkpoints stands for its newest, once and for all: a run that is resumed
+    goes on with the network that it began with.
+
+    Raises:
+        UsageError: there is no such network, or it was trained with another feedback.
+    """
+    if not isinstance(settings, OpTuneSettings):
+        return settings
+    folder = _folder(settings.checkpoint)
+    settings = settings.model_copy(update={"checkpoint": str(folder)})
+    feedback = _info(settings).feedback
+    if settings.feedback not in (None, feedback):
+        raise UsageError(
+            f"The network in {str(folder)!r} was trained with the feedback {feedback!r} and knows "
+            f"no other, so feedback cannot be {settings.feedback!r}; leave that setting away."
+        )
+    return settings.model_copy(update={"feedback": feedback})
+
+
+def made_for(settings: MethodSettings) -> str | None:
+    """The model that the settings' network was trained for, if they name one."""
+    return _info(settings).model if isinstance(settings, OpTuneSettings) else None
+
+
+def check_edits(settings: MethodSettings, model: Any) -> None:
+    """Refuse a model that lacks the weights that the settings' network changes.
+
+    Args:
+        model: a model, or the name of one, whose weights are then not loaded.
+
+    Raises:
+        UsageError: a weight is missing or has another shape; both shapes are named.
+    """
+    if not isinstance(settings, OpTuneSettings):
+        return
+    from fttt.models.outline import model_outline
+    from fttt.optune.layers import check_layers
+
+    info = _info(settings)
+    check_layers(info.layers, model_outline(model) if isinstance(model, str) else model, info.model)
+
+
+def _info(settings: OpTuneSettings) -> OpTuneInfo:
+    from fttt.optune.checkpoint import read_info
+
+    return read_info(_folder(settings.checkpoint))
+
+
+def _folder(source: str) -> Path:
+    """The folder of one checkpoint, downloaded where it is a hub's."""
+    from fttt.optune.checkpoint import find_checkpoint
+    from fttt.optune.hub import is_hub_name, pull
+
+    return find_checkpoint(pull(source) if is_hub_name(source) else source).resolve()
+
+
+@lru_cache(maxsize=1)
+def _network(folder: str, device: str) -> OpTuneNetwork:
+    from fttt.optune.checkpoint import load_checkpoint
+
+    return load_checkpoint(folder, device).network
