@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from fttt.config import build, read_toml, resolve
+from fttt.config.optune import OpTuneConfig
 from fttt.experiment.plan import settle
 from fttt.experiment.sweep import Grid, SweepConfig
 from fttt.tasks import TASKS
@@ -21,6 +22,7 @@ def test_there_is_one_for_each_model_and_benchmark() -> None:
     for model in ("llama-3.1-8b", "mistral-7b"):
         for task in ("gsm8k", "math500", "humaneval", "mbpp"):
             assert f"{model}-{task}" in names
+            assert f"optune-{model}-{task}" in names or task == "humaneval"
     assert "toy" in names
 
 
@@ -44,6 +46,9 @@ def test_a_recipe_runs_by_its_first_line(path: Path, tmp_path: Path) -> None:
     assert words[0] == "fttt"
     assert f"recipes/{path.name}" in words
     content = read_toml(path)
+    if words[1:3] == ["optune", "train"]:
+        assert build(OpTuneConfig, content, path.name).task in TASKS
+        return
     if words[1] == "sweep":
         places = Grid(build(SweepConfig, content, path.name), tmp_path).places
         configs = [place.config for place in places]

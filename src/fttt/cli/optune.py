@@ -222,6 +222,21 @@ def _train(values: dict[str, Any], out: Path | None, resume: Path | None) -> Non
         typer.echo(f"{folder}")
 
 
+@optune_app.command(
+    "evaluate",
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
+def evaluate_command(
+    context: typer.Context,
+    checkpoint: Annotated[str, typer.Argument(help="training folder, checkpoint or OWNER/NAME")],
+) -> None:
+    """`fttt run optune` with this checkpoint; takes all options of `fttt run`."""
+    from fttt.cli import app
+
+    words = ["run", "optune", "--checkpoint", checkpoint, *context.args]
+    app(words, standalone_mode=False, prog_name="fttt")
+
+
 @optune_app.command("push")
 def push_command(
     checkpoint: Annotated[Path, typer.Argument(help="checkpoint or training folder")],
