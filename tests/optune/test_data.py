@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from fttt.errors import UsageError
-from fttt.methods.fttt import FTTT, FTTTSettings
+from fttt.experiment.adapters import with_network
+from fttt.methods.optune import OpTune, OpTuneSettings
 from fttt.models.chat import ChatFormat
 from fttt.optune.data import (
     AttemptExample,
@@ -71,16 +72,20 @@ def test_what_is_too_long_is_left_out_and_counted() -> None:
 
 
 @pytest.mark.parametrize("finish", ["stop", "length"])
-def test_a_conversation_is_what_the_engine_is_given_at_test_time(finish: FinishReason) -> None:
-    """A method that learns from the same feedback, played: its context and its target."""
-    method = FTTT(FTTTSettings(feedback=NO))
-    scene = play(method, ["3", "7"], trials=2, max_new_tokens=2 if finish == "stop" else 1)
+def test_a_conversation_is_what_the_engine_is_given_at_test_time(
+    finish: FinishReason, make_network: Callable[..., Path]
+) -> None:
+    settings = with_network(OpTuneSettings(checkpoint=str(make_network(feedback=NO))))
+    method = OpTune(OpTuneSettings.model_validate(settings.model_dump()))
+    scene = play(method, ["33", "7"], trials=2, max_new_tokens=3 if finish == "stop" else 2)
     assert scene.trials[0].finish_reason == finish
     (request,) = scene.engine.trainings
+    (target,) = request.targets
     context: Any = request.context
-    expected = context.token_ids + request.targets[0].token_ids
     prompt_ids = CHAT.prompt_ids("Write the number 7.")
-    assert conversation_ids(CHAT, prompt_ids, scene.trials[0], NO) == expected
+    ids = conversation_ids(CHAT, prompt_ids, scene.trials[0], NO)
+    assert ids == context[: target.after] + target.token_ids
+    assert target.weights == pytest.approx([1 / (len(ids) - 1)] * (len(ids) - 1))
 
 
 def test_a_folder_of_another_model_task_or_method() -> None:
