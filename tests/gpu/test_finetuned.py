@@ -1,0 +1,62 @@
+"""Fine-tuned checkpoints on a GPU (captured steps, fused norms) against the same on the CPU."""
+
+import asyncio
+from typing import Any
+
+import pytest
+import torch
+
+from fttt.engine import BatchedEngine, GenerateRequest, LoRASpec, Target, TrainRequest
+from fttt.finetune.attach import load_finetuned
+from fttt.finetune.checkpoint import METHODS, Method
+from fttt.models import LoadedModel
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine"),
+]
+SPEC = LoRASpec(lr=1e-2)
+
+
+def trials(loaded: LoadedModel) -> list[list[Any]]:
+    """Tokens, log-probabilities and losses of some questions, with an update between."""
+    turn = loaded.chat.turn_ids("Your answer is incorrect.", answer=False)
+    targets = (Target(turn, (1 / len(turn),) * len(turn)),)
+
+    async def question(engine: BatchedEngine, n: int) -> list[Any]:
+        slot = await engine.open_adapter(SPEC, seed=n)
+        seen: list[Any] = []
+        prompt = loaded.chat.prompt_ids(f"Question {n}" * (n % 4 + 1))
+        for _ in range(2):
+            answer = await engine.generate(
+                GenerateRequest(prompt, 20 + n, adapter=slot, keep=True, logprobs=True)
+            )
+            assert answer.kept is not None
+            assert answer.logprobs is not None
+            trained = await engine.train(TrainRequest(slot, answer.kept, targets))
+            seen += [answer.token_ids, sum(answer.logprobs), trained.loss]
+        slot.close()
+        return seen
+
+    async def main() -> list[list[Any]]:
+        engine = BatchedEngine(loaded, max_length=256, batch_size=3, concurrency=3, adapter=SPEC)
+        try:
+            return list(await asyncio.gather(*(question(engine, n) for n in range(6))))
+        finally:
+            await engine.close()
+
+    return asyncio.run(main())
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+@pytest.mark.parametrize("method", METHODS)
+def test_the_gpu_writes_and_learns_as_the_cpu_does(
+    make_checkpoint: Any, method: Method, family: str
+) -> None:
+    folder = make_checkpoint(method, family).folder
+    here = trials(load_finetuned(folder, dtype="float32", device="cpu"))
+    there = trials(load_finetuned(folder, dtype="float32", device="cuda"))
+    for own, expected in zip(there, here, strict=True):
+        assert own[0::3] == expected[0::3]
+        assert own[1::3] == pytest.approx(expected[1::3], rel=1e-3, abs=1e-3)
+        assert own[2::3] == pytest.approx(expected[2::3], rel=1e-3, abs=1e-3)
