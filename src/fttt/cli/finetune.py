@@ -205,12 +205,12 @@ def _train(plan: Any, folder: Path, *, resume: bool) -> None:
     from fttt.finetune.plan import processes
     from fttt.finetune.train import train
 
-    if not resume and folder.exists() and any(folder.iterdir()):
+    first = processes()[0] == 0
+    if first and not resume and folder.exists() and any(folder.iterdir()):
         raise UsageError(
             f"The folder {str(folder)!r} is not empty; name another with --out, or go on with "
             f"--resume {folder}."
         )
-    first = processes()[0] == 0
     if first:
         typer.echo(
             f"{plan.config.method}: {plan.trained_parameters:,} trained parameters, learning rate "

@@ -202,10 +202,13 @@ def export(model: Any, settings: Section, folder: Path, base_model: str, state: 
     if isinstance(settings, AdapterSettings):
         save_adapters(model, folder, base_model, settings.reduction)
         return
-    if not isinstance(settings, FullSettings):
-        model.peft_config["default"].base_model_name_or_path = base_model
     with without_bars():
-        model.save_pretrained(folder, state_dict=state)
+        if isinstance(settings, FullSettings):
+            model.save_pretrained(folder, state_dict=state)
+            return
+        model.peft_config["default"].base_model_name_or_path = base_model
+        # embeddings are never trained here; else PEFT asks the hub whether they were enlarged
+        model.save_pretrained(folder, save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's model card, a form to fill in
 
 

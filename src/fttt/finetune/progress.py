@@ -65,7 +65,8 @@ class Progress(TrainerCallback):
             self._bar.update(self._task, completed=state.global_step, line=self.line(state))
         elif time.monotonic() - self._shown >= _EVERY:
             self._shown = time.monotonic()
-            self._console.print(f"{self._title}: {self.line(state)}", highlight=False)
+            line = f"{self._title}: {self.line(state)}"
+            self._console.print(line, highlight=False, soft_wrap=True)
 
     def line(self, state: Any) -> str:
         """The state in one line."""

@@ -29,7 +29,7 @@ from fttt.finetune.trainer import Counts, SolutionTrainer, checkpoints
 from fttt.models import LoadedModel, load_model, pick_device, pick_dtype
 from fttt.training.gold import GoldExample, gold_examples, held_out
 
-__all__ = ["train", "training_arguments"]
+__all__ = ["optimizer", "train", "training_arguments"]
 
 CHECKPOINTS = "checkpoints"
 STATE_FILES = (
@@ -88,7 +88,7 @@ def _trainer(
         samples=len(train_set),
         validates=bool(validation),
         half=half,
-        cpu=loaded.device == "cpu",
+        cpu=pick_device(config.engine.device).type == "cpu",
     )
 
     def describe(step: int, epoch: float, spent: Counts, loss: float | None) -> FinetuneInfo:
@@ -120,7 +120,7 @@ def _trainer(
         args=arguments,
         train_dataset=train_set,
         eval_dataset=validation,
-        optimizer_cls_and_kwargs=_optimizer(config, settings),
+        optimizer_cls_and_kwargs=optimizer(config, settings),
         callbacks=_callbacks(config, folder, progress),
     )
     trainer.remove_callback(PrinterCallback)
@@ -235,7 +235,7 @@ def _counts(begin: Path | None) -> Counts:
     return Counts(before.tokens, before.trained_tokens, before.seconds)
 
 
-def _optimizer(config: FinetuneConfig, settings: Any) -> tuple[type, dict[str, Any]] | None:
+def optimizer(config: FinetuneConfig, settings: Any) -> tuple[type, dict[str, Any]] | None:
     """The 8-bit optimizer, or ``None`` for the trainer's own AdamW."""
     if not isinstance(settings, FullSettings) or settings.optimizer == "adamw":
         return None

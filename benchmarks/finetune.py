@@ -1,0 +1,207 @@
+"""Fine-tuning beside the published loop: batch size 1, every sample padded to 4,096 tokens.
+
+    python benchmarks/finetune.py --shape llama-8b                # LoRA, one GPU of 80 GB
+    python benchmarks/finetune.py --shape llama-8b --memory       # peak memory of full fine-tuning
+    python benchmarks/finetune.py --shape tiny --padded 1024 --steps 4      # a try on any machine
+
+Both sides train the same weights on the same samples in one process; samples are random tokens with
+the lengths of GSM8K's training split (median 119 tokens of prompt and 88 of solution). Tokens a
+second count real tokens of prompts and solutions, never padding. The first two steps of each side
+warm up and are not timed.
+
+`--memory` runs a few steps of full fine-tuning with bfloat16 weights that are rounded
+stochastically, moments in 8 bits (torchao) and gradient checkpointing, and prints the peak.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, PrinterCallback, TrainerCallback, set_seed
+
+from fttt.config import SETTINGS, FinetuneConfig, build
+from fttt.finetune.methods import count_trained, prepare
+from fttt.finetune.train import optimizer, training_arguments
+from fttt.finetune.trainer import Counts, SolutionTrainer
+from fttt.training.gold import GoldExample
+
+SHAPES: dict[str, dict[str, int]] = {
+    "llama-8b": {
+        "vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336,
+        "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
+        "max_position_embeddings": 131072,
+    },
+    "tiny": {
+        "vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 8192,
+    },
+}  # fmt: skip
+SAMPLES = 20
+WARM_UP = 2
+
+
+def random_model(shape: str, dtype: torch.dtype, device: torch.device) -> Any:
+    """Random weights of a shape."""
+    config = LlamaConfig(
+        **SHAPES[shape], tie_word_embeddings=False, bos_token_id=None, eos_token_id=None,
+        pad_token_id=0, rope_parameters={"rope_type": "default", "rope_theta": 500000.0},
+    )  # fmt: skip
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with device:
+            return LlamaForCausalLM(config)
+    finally:
+        torch.set_default_dtype(before)
+
+
+def samples(count: int, vocabulary: int) -> list[GoldExample]:
+    """Random tokens with about the lengths of GSM8K's training split."""
+    draw = random.Random(0)
+
+    def some(median: float, spread: float, least: int) -> tuple[int, ...]:
+        length = max(least, round(median * draw.lognormvariate(0, spread)))
+        return tuple(draw.randrange(3, vocabulary) for _ in range(length))
+
+    return [GoldExample(f"{n}", some(119, 0.18, 75), some(88, 0.42, 28)) for n in range(count)]
+
+
+class Watch(TrainerCallback):
+    """When each step ended, with the device idle, and how many tokens had been trained on."""
+
+    def __init__(self) -> None:
+        self.trainer: SolutionTrainer | None = None
+        self.steps: list[tuple[float, int]] = []
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Note both."""
+        assert self.trainer is not None
+        wait()
+        self.steps.append((time.perf_counter(), self.trainer.counts.tokens))
+
+    @property
+    def rate(self) -> float:
+        """Tokens a second after the warm-up."""
+        (begin, before), (end, after) = self.steps[WARM_UP - 1], self.steps[-1]
+        return (after - before) / (end - begin)
+
+
+def wait() -> None:
+    """Until the device has done what it was given."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def ours(model: Any, config: FinetuneConfig, data: list[GoldExample], half: bool) -> float:
+    """Tokens a second of the trainer, on a prepared model."""
+    watch = Watch()
+    cpu = not torch.cuda.is_available()
+    settings = build(SETTINGS[config.method], config.settings, "the benchmark")
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = training_arguments(
+            config, Path(folder), samples=len(data), validates=False, half=half, cpu=cpu
+        )
+        arguments.save_strategy = "no"
+        trainer = SolutionTrainer(
+            settings=settings, describe=None, counts=Counts(),
+            batch_tokens=config.training.batch_tokens, tokenizer=None, model=model, args=arguments,
+            train_dataset=data, eval_dataset=[], callbacks=[watch],
+            optimizer_cls_and_kwargs=optimizer(config, settings),
+        )  # fmt: skip
+        trainer.remove_callback(PrinterCallback)
+        watch.trainer = trainer
+        trainer.train()
+    return watch.rate
+
+
+def reference(model: Any, data: list[GoldExample], padded: int, lr: float, half: bool) -> float:
+    """Tokens a second of the published loop, on a prepared model."""
+    device = next(model.parameters()).device
+    learned = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(learned, lr=lr, weight_decay=0.0)
+    model.train()
+    start, tokens = 0.0, 0
+    for n, sample in enumerate(data):
+        if n == WARM_UP:
+            wait()
+            start, tokens = time.perf_counter(), 0
+        real = len(sample.prompt_ids) + len(sample.solution_ids)
+        ids = torch.zeros(1, padded, dtype=torch.long)
+        ids[0, :real] = torch.tensor(sample.prompt_ids + sample.solution_ids)
+        labels = torch.full_like(ids, -100)
+        labels[0, len(sample.prompt_ids) : real] = ids[0, len(sample.prompt_ids) : real]
+        mask = (torch.arange(padded) < real).long()[None]
+        with torch.autocast(device.type, torch.bfloat16, enabled=half):
+            loss = model(
+                input_ids=ids.to(device), attention_mask=mask.to(device), labels=labels.to(device)
+            ).loss
+        (loss / SAMPLES).backward()
+        tokens += real
+        if (n + 1) % SAMPLES == 0:
+            torch.nn.utils.clip_grad_norm_(learned, 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+    wait()
+    return tokens / (time.perf_counter() - start)
+
+
+def main() -> None:
+    """Run what was asked for, and print it."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shape", choices=SHAPES, default="llama-8b")
+    parser.add_argument("--method", choices=[m for m in SETTINGS if m != "full"], default="lora")
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--batch-tokens", type=int, default=8192)
+    parser.add_argument("--padded", type=int, default=4096, help="length of the reference's rows")
+    parser.add_argument("--reference", type=int, default=20, help="samples of the reference")
+    parser.add_argument("--memory", action="store_true")
+    options = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    half = device.type == "cuda"
+    dtype = torch.bfloat16 if half or options.memory else torch.float32
+    method = "full" if options.memory else options.method
+    eight_bit = {"weights": "bfloat16", "optimizer": "adamw-8bit"}
+    config = build(
+        FinetuneConfig,
+        {
+            "method": method,
+            "settings": eight_bit if options.memory else {},
+            "training": {
+                "samples": SAMPLES, "max_steps": options.steps, "lr": 1e-5,
+                "batch_tokens": options.batch_tokens, "gradient_checkpointing": options.memory,
+            },
+        },
+        "the benchmark",
+    )  # fmt: skip
+    data = samples(SAMPLES * options.steps, SHAPES[options.shape]["vocab_size"])
+    set_seed(0)
+    model = random_model(options.shape, dtype, device)
+    model = prepare(model, build(SETTINGS[method], config.settings, "the benchmark"))
+    name = torch.cuda.get_device_name() if half else "CPU"
+    print(
+        f"{options.shape}, {method}: {count_trained(model):,} trained parameters, {dtype}, {name}, "
+        f"torch {torch.__version__}, settings {config.settings}"
+    )
+    if half:
+        torch.cuda.reset_peak_memory_stats()
+    rate = ours(model, config, data, half and not options.memory)
+    print(f"ours: {rate:,.0f} tokens/s over {options.steps - WARM_UP} steps of {SAMPLES} samples")
+    if half:
+        peak, held = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
+        print(f"peak: {peak / 1e9:.2f} GB allocated, {held / 1e9:.2f} GB reserved")
+    if not options.memory and options.reference:
+        plain = reference(model, data[: options.reference], options.padded, 1e-5, half)
+        print(
+            f"reference: {plain:,.0f} tokens/s, batch size 1 padded to {options.padded:,}; "
+            f"ours is {rate / plain:.1f} times as fast"
+        )
+
+
+if __name__ == "__main__":
+    main()
