@@ -68,8 +68,8 @@ def test_from_attempts_to_an_evaluated_checkpoint(
         assert whole.read_bytes() == resumed.read_bytes()
 
     call(
-        "optune", "evaluate", "killed", "--task", "arithmetic", "--limit", "2", "--trials", "4",
-        "--max-new-tokens", "8", "--device", "cpu", "--out", "run",
+        "optune", "evaluate", "--checkpoint", "killed", "--task", "arithmetic", "--limit", "2",
+        "--trials", "4", "--max-new-tokens", "8", "--device", "cpu", "--out", "run",
     )  # fmt: skip
     run = Run.open("run")
     assert (run.method, run.model) == ("optune", model)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import wraps
+from inspect import signature
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from fttt.cli.run import given, run_flags
+from fttt.cli.run import given, run_command, run_flags
 from fttt.config import build, key_values, merge, read_toml, resolve, to_toml
 from fttt.config.optune import OpTuneConfig
 from fttt.errors import UsageError
@@ -222,19 +225,21 @@ def _train(values: dict[str, Any], out: Path | None, resume: Path | None) -> Non
         typer.echo(f"{folder}")
 
 
-@optune_app.command(
-    "evaluate",
-    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
-)
-def evaluate_command(
-    context: typer.Context,
-    checkpoint: Annotated[str, typer.Argument(help="training folder, checkpoint or OWNER/NAME")],
-) -> None:
-    """`fttt run optune` with this checkpoint; takes all options of `fttt run`."""
-    from fttt.cli import app
+def _evaluate_command() -> Callable[..., None]:
+    """``fttt run`` with all its options, but for the method, which is known."""
 
-    words = ["run", "optune", "--checkpoint", checkpoint, *context.args]
-    app(words, standalone_mode=False, prog_name="fttt")
+    @wraps(run_command)
+    def evaluate_command(**options: Any) -> None:
+        run_command("optune", **options)
+
+    run = signature(run_command, eval_str=True)
+    options = [option for name, option in run.parameters.items() if name != "method"]
+    evaluate_command.__signature__ = run.replace(parameters=options)  # type: ignore[attr-defined]
+    evaluate_command.__doc__ = "Try a task's questions with a trained network: `fttt run optune`."
+    return evaluate_command
+
+
+optune_app.command("evaluate")(_evaluate_command())
 
 
 @optune_app.command("push")

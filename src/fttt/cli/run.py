@@ -124,11 +124,14 @@ def run_command(
     reflection: Annotated[
         bool, typer.Option("--reflection", help="fttt: learn from a written critique too")
     ] = False,
+    schedule: Annotated[
+        str | None,
+        typer.Option(help="optune: which trials are edited", metavar="alternate|accumulate"),
+    ] = None,
     checkpoint: Annotated[
         Path | None,
         typer.Option(
-            help="folder of what the method was trained to before (finetuned): its setting "
-            "'checkpoint'",
+            help="folder of what was trained before (finetuned, optune): the setting 'checkpoint'",
             metavar="DIR",
         ),
     ] = None,
@@ -149,8 +152,7 @@ def run_command(
     settings = key_values(setting or [], "--set")
     if reflection:
         settings["reflection"] = True
-    if checkpoint is not None:
-        settings["checkpoint"] = str(checkpoint)
+    settings |= given({"schedule": schedule, "checkpoint": checkpoint and str(checkpoint)})
     flags = given(
         {
             "method": method,

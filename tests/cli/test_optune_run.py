@@ -1,0 +1,165 @@
+"""``fttt run optune`` as a process: from a checkpoint to a run, killed and resumed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fttt.cli import main
+from fttt.engine.factors import Factors
+from fttt.optune import load_checkpoint
+from fttt.store import Run
+from fttt.testing import save_tiny_model, tiny_model
+from fttt.types import Trial
+
+TRIALS, QUESTIONS = 4, 3
+FOLDERS = ("whole", "torn")
+
+
+@pytest.fixture(autouse=True)
+def _quiet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.chdir(tmp_path)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def run(*words: str) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main(list(words))
+    return int(ended.value.code or 0)
+
+
+@pytest.fixture
+def flags(make_network: Callable[..., Path]) -> list[str]:
+    """Questions whose answers no random model hits upon."""
+    model = save_tiny_model(Path("tiny-llama"))
+    data = model / "questions.jsonl"
+    line = '{"question": "Question %d?", "answer": "123456789"}\n'
+    data.write_text("".join(line % n for n in range(QUESTIONS)))
+    checkpoint = make_network().parent  # the folder of a training, as a user names it
+    return [
+        *("--task", "jsonl", "--data-dir", str(data), "--verifier", "number", "--device", "cpu"),
+        *("--trials", str(TRIALS), "--max-new-tokens", "12", "--temperature", "0"),
+        *("--checkpoint", str(checkpoint)),
+    ]
+
+
+class Alone:
+    """A question at a time: the weights replaced, the factors taken by autograd on plain code."""
+
+    def __init__(self, checkpoint: Path) -> None:
+        self.loaded = tiny_model()
+        self.network = load_checkpoint(checkpoint).network
+        self.base = {
+            layer.name: self.loaded.model.get_submodule(layer.name).weight.clone()
+            for layer in self.network.layers
+        }
+
+    def use(self, changes: dict[str, torch.Tensor]) -> None:
+        for name, weight in self.base.items():
+            change = changes.get(name, torch.zeros_like(weight))
+            self.loaded.model.get_submodule(name).weight.data = weight + change
+
+    @torch.no_grad()
+    def greedy(self, prompt: str) -> tuple[int, ...]:
+        ids = list(self.loaded.chat.prompt_ids(prompt))
+        start = len(ids)
+        while len(ids) - start < 12 and ids[-1] != 2:
+            ids.append(int(self.loaded.model(torch.tensor([ids])).logits[0, -1].argmax()))
+        return tuple(ids[start:])
+
+    def predict(self, prompt: str, trial: Trial) -> tuple[dict[str, torch.Tensor], float]:
+        """The change after an attempt, and the loss."""
+        feedback = "\n<|im_start|>user\nWrong.<|im_end|>\n"
+        if trial.finish_reason == "length":
+            feedback = "<|im_end|>" + feedback
+        ids = [
+            *self.loaded.chat.prompt_ids(prompt), *trial.token_ids,
+            *self.loaded.tokenizer(feedback)["input_ids"],
+        ]  # fmt: skip
+        x: dict[str, torch.Tensor] = {}
+        y: dict[str, torch.Tensor] = {}
+
+        def note(name: str) -> Any:
+            def hook(module: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+                x[name] = inputs[0][0].detach()
+                y[name] = output + torch.zeros_like(output, requires_grad=True)
+                return y[name]
+
+            return hook
+
+        model = self.loaded.model
+        hooks = [model.get_submodule(n).register_forward_hook(note(n)) for n in self.base]
+        whole = torch.tensor([ids])
+        loss = F.cross_entropy(model(whole).logits[0, :-1], whole[0, 1:])
+        gradients = torch.autograd.grad(loss, list(y.values()))
+        for hook in hooks:
+            hook.remove()
+        factors = Factors(
+            x, {n: g[0] for n, g in zip(y, gradients, strict=True)}, (len(ids),),
+            torch.zeros(len(ids), dtype=torch.int64), loss[None],
+        )  # fmt: skip
+        with torch.no_grad():
+            found = {name: change[0] for name, change in self.network(factors).items()}
+        return found, float(loss.detach())
+
+
+@pytest.mark.parametrize("schedule", ["alternate", "accumulate"])
+def test_a_run_equals_one_question_at_a_time(flags: list[str], schedule: str) -> None:
+    more = ["--schedule", schedule] if schedule == "accumulate" else []
+    assert run("optune", "evaluate", *flags, *more, "--out", "whole") == 0
+    whole = Run.open(Path("whole"))
+    assert whole.config["method"] == "optune"
+    assert whole.config["model"] == "tiny-llama"  # as the checkpoint names it
+    alone = Alone(Path(whole.config["settings"]["checkpoint"]))
+    differ = 0
+    for record in whole.records:
+        changes: dict[str, torch.Tensor] = {}
+        for trial in record.trials:
+            edited = schedule == "accumulate" or trial.trial % 2 == 1
+            alone.use(changes if edited else {})
+            assert alone.greedy(record.question.prompt) == trial.token_ids
+            differ += trial.token_ids != record.trials[0].token_ids
+            learns = schedule == "accumulate" or not edited
+            if not learns or trial.trial == TRIALS - 1:
+                assert trial.loss is None
+                continue
+            fresh, loss = alone.predict(record.question.prompt, trial)
+            assert trial.loss == pytest.approx(loss, rel=1e-4)
+            changes = {
+                n: c + changes.get(n, 0) if schedule == "accumulate" else c
+                for n, c in fresh.items()
+            }
+    assert differ >= QUESTIONS  # the changes are seen in what is written
+
+
+def test_a_torn_run_goes_on_with_the_changes_it_had(flags: list[str], tmp_path: Path) -> None:
+    words = ["run", "optune", *flags, "--temperature", "1.0", "--schedule", "accumulate"]
+    assert run(*words, "--out", "whole") == 0
+    assert run(*words, "--out", "torn") == 0
+    for name, lines in (("events.jsonl", 13), ("trials.jsonl", 5)):
+        file = Path("torn") / name
+        file.write_bytes(b"".join(file.read_bytes().splitlines(keepends=True)[:lines]))
+    (Path("torn") / "summary.json").unlink()
+    assert run("run", "--resume", "torn") == 0
+    whole, torn = ([t for r in Run.open(Path(f)).records for t in r.trials] for f in FOLDERS)
+    assert [t.token_ids for t in torn] == [t.token_ids for t in whole]
+    assert [t.loss or 0.0 for t in torn] == pytest.approx([t.loss or 0.0 for t in whole], rel=1e-3)
+    assert sum(t.loss is not None for t in whole) == QUESTIONS * (TRIALS - 1)
+
+
+def test_a_network_of_another_architecture_is_refused(
+    flags: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_tiny_model(Path("shallow"), layers=1)
+    assert run("run", "optune", *flags, "--model", "shallow") == 2
+    said = capsys.readouterr().err
+    assert "where 'model.layers.1.self_attn.q_proj' is 32 x 32" in said
+    assert "Traceback" not in said
