@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from fttt.errors import UsageError
-from fttt.report.arms import check_rules, form_arms, shared_questions, unfinished
+from fttt.report.arms import check_rules, form_arms, shared_questions
 from fttt.store import Run
 
 MakeRun = Callable[..., Run]
@@ -61,8 +61,8 @@ def test_the_same_id_with_another_prompt_is_another_question(make_run: MakeRun) 
 def test_an_unfinished_run_is_refused_or_its_owed_questions_left_out(make_run: MakeRun) -> None:
     whole = make_run("whole", {"a": "ic", "b": "c", "c": "c"})
     cut = make_run("cut", {"a": "ic", "b": "ii", "c": ""}, finish=False)
-    assert unfinished(cut) == ["b", "c"]
-    assert unfinished(whole) == []
+    assert cut.owed == ("b", "c")
+    assert whole.owed == ()
     with pytest.raises(UsageError, match=r"unfinished: 2 of its 3 questions.*--resume"):
         shared_questions([whole, cut], intersection=False)
     assert shared_questions([whole, cut], intersection=True)[0] == ["a"]

@@ -27,6 +27,12 @@ def compare_command(
         bool,
         typer.Option("--intersection", help="Compare on the questions that all runs finished."),
     ] = False,
+    trials: Annotated[
+        int | None,
+        typer.Option(
+            "--trials", min=1, metavar="K", help="Look at the first K trials of each question only."
+        ),
+    ] = None,
     allow: Annotated[
         list[str] | None,
         typer.Option(
@@ -45,6 +51,7 @@ def compare_command(
     """Compare runs on the same questions, paired, at equal trials and at equal tokens."""
     try:
         from fttt.report.compare import compare
+        from fttt.report.shorter import shorten
         from fttt.report.tables import render
     except ModuleNotFoundError as error:
         raise UsageError(
@@ -52,7 +59,7 @@ def compare_command(
             "install it with `pip install 'fttt[report]'`."
         ) from error
     comparison, _ = compare(
-        [Run.open(path) for path in runs],
+        shorten([Run.open(path) for path in runs], trials),
         intersection=intersection,
         allow=allow or (),
         baseline=baseline,

@@ -39,10 +39,17 @@ def report_command(
         bool,
         typer.Option("--intersection", help="Use the questions that all runs finished."),
     ] = False,
+    trials: Annotated[
+        int | None,
+        typer.Option(
+            "--trials", min=1, metavar="K", help="Look at the first K trials of each question only."
+        ),
+    ] = None,
 ) -> None:
     """Write runs as one self-contained HTML file: table, curves, tokens and every trial."""
     try:
         from fttt.report.page import build_page, gather, save_plots
+        from fttt.report.shorter import shorten
     except ModuleNotFoundError as error:
         raise UsageError(
             f"`fttt report` needs the package {error.name!r}, which is not installed; "
@@ -50,7 +57,7 @@ def report_command(
         ) from error
     if out.is_dir():
         raise UsageError(f"--out {str(out)!r} is a folder; name an HTML file.")
-    sections = gather([Run.open(path) for path in runs], intersection)
+    sections = gather(shorten([Run.open(path) for path in runs], trials), intersection)
     page = build_page(sections)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

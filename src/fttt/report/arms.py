@@ -23,7 +23,6 @@ __all__ = [
     "check_rules",
     "form_arms",
     "shared_questions",
-    "unfinished",
 ]
 
 OUTER_SETTINGS = frozenset(
@@ -138,12 +137,12 @@ def check_finished(runs: Sequence[Run]) -> None:
         UsageError: a question of a run still owes trials.
     """
     for run in runs:
-        owed = unfinished(run)
-        if owed:
+        if run.owed:
             raise UsageError(
-                f"The run {str(run.path)!r} is unfinished: {len(owed)} of its "
+                f"The run {str(run.path)!r} is unfinished: {len(run.owed)} of its "
                 f"{len(run.questions)} questions still owe trials; go on with it by "
-                f"`fttt run --resume {run.path}`, or add --intersection to use the rest."
+                f"`fttt run --resume {run.path}`, or add --intersection to use the rest, or "
+                "--trials to use what every question has had."
             )
 
 
@@ -165,7 +164,7 @@ def shared_questions(runs: Sequence[Run], intersection: bool) -> tuple[list[str]
                 f"{len(every)} in all (by id and by the sha256 of prompt and gold); compare "
                 "runs on the same questions, or add --intersection to use the shared ones."
             )
-    excluded = {i for run in runs for i in unfinished(run)}
+    excluded = {i for run in runs for i in run.owed}
     kept = [i for i in shared if i not in excluded]
     if not kept:
         raise UsageError(
@@ -179,14 +178,6 @@ def shared_questions(runs: Sequence[Run], intersection: bool) -> tuple[list[str]
         f"Compared on the intersection: {len(kept)} questions that every run has finished, "
         f"of {len(every)} in all."
     ]
-
-
-def unfinished(run: Run) -> list[str]:
-    """Ids of the questions of a cut-off run that still owe trials."""
-    if run.finished:
-        return []
-    done = {i for i, history in run.histories.items() if history.done}
-    return [question.id for question in run.questions if question.id not in done]
 
 
 def check_rules(runs: Sequence[Run], allow: Sequence[str]) -> list[str]:
@@ -274,7 +265,7 @@ def _digests(run: Run) -> dict[str, str]:
 
 def _finished(side: Sequence[Run]) -> tuple[str, ...]:
     """Ids of the questions that all runs of an arm have finished."""
-    owed = {i for run in side for i in unfinished(run)}
+    owed = {i for run in side for i in run.owed}
     ids = tuple(i for i in _digests(side[0]) if i not in owed)
     if not ids:
         raise UsageError(

@@ -160,6 +160,14 @@ class Run:
         return (self.path / SUMMARY).is_file()
 
     @cached_property
+    def owed(self) -> tuple[str, ...]:
+        """Ids of the questions that are not done."""
+        if self.finished:
+            return ()
+        done = {i for i, history in self.histories.items() if history.done}
+        return tuple(question.id for question in self.questions if question.id not in done)
+
+    @cached_property
     def seconds(self) -> float:
         """How long the run has worked, resumed parts added, as its journal tells."""
         last = 0.0
