@@ -205,6 +205,7 @@ def test_bad_input_is_refused_before_a_model_is_loaded(
     refused("no tracker 'paper'.*tensorboard", tracker="paper")
     refused("no run folder", attempts_from=tmp_path / "nowhere")
     refused("No dtype 'float8'", dtype="float8")
+    refused("in float16 needs its losses scaled", dtype="float16")
     monkeypatch.setattr("fttt.optune.plan.find_spec", lambda _: None)
     refused("needs the package 'accelerate'.*pip install")
 

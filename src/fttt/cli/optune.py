@@ -13,7 +13,7 @@ import typer
 from fttt.cli.run import given, run_command, run_flags
 from fttt.config import build, key_values, merge, read_toml, resolve, to_toml
 from fttt.config.optune import OpTuneConfig
-from fttt.errors import UsageError
+from fttt.errors import RunError, UsageError
 
 __all__ = ["optune_app"]
 
@@ -213,7 +213,12 @@ def _train(values: dict[str, Any], out: Path | None, resume: Path | None) -> Non
         )
     loaded = load_model(plan.model, dtype=config.dtype, device=processes.device)
     watch = Watch("optune", shown=processes.main)
-    trained = Trainer(plan, loaded, folder, processes, watch).run()
+    try:
+        trained = Trainer(plan, loaded, folder, processes, watch).run()
+    except (RunError, KeyboardInterrupt):
+        if processes.main:
+            typer.echo(f"fttt: Go on with `fttt optune train --resume {folder}`.", err=True)
+        raise
     if processes.main:
         typer.echo(f"{trained.step} steps, {trained.examples_per_second:.1f} examples/s")
         if trained.skipped:

@@ -80,8 +80,8 @@ class OpTuneConfig(Section):
     )
     dtype: str = Field(
         "auto",
-        description="the model's precision: auto, float32, bfloat16 or float16 (auto: bfloat16 on "
-        "a GPU); the network is float32",
+        description="the model's precision: auto, float32 or bfloat16 (auto: bfloat16 on a GPU); "
+        "the network is float32",
     )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
 

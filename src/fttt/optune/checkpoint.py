@@ -120,7 +120,8 @@ def write_checkpoint(
         INFO: _json({"format": FORMAT, **asdict(info)}),
     }
     try:
-        shutil.rmtree(scratch, ignore_errors=True)
+        for torn in folder.glob(".step-*.partial"):  # of a process that was killed
+            shutil.rmtree(torn, ignore_errors=True)
         scratch.mkdir(parents=True)
         for name, content in contents.items():
             _write(scratch / name, content)

@@ -7,6 +7,7 @@ sampled; nothing is tokenised again.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -142,7 +143,7 @@ def with_ablation(examples: Sequence[AttemptExample], ablation: Ablation) -> lis
     if ablation == "constant-input":
         return [replace(e, conversation_ids=examples[0].conversation_ids) for e in examples]
     ids = [e.gold.question_id for e in examples]
-    most = max(ids.count(i) for i in set(ids))
+    most = max(Counter(ids).values())
     if 2 * most > len(ids):
         raise UsageError(
             f"--shuffle-attempts has too few other questions: {most} of {len(ids)} attempts are at "

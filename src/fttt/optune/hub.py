@@ -34,7 +34,11 @@ def pull(name: str, revision: str | None = None) -> Path:
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=[*SHARED]))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise RunError(_failed(f"be downloaded from {name!r}", error)) from error
+        raise RunError(
+            f"There is no folder {name!r}, and no OpTune checkpoint could be downloaded by that "
+            f"name: {' '.join(str(error).split())}; check the path, or the name and the "
+            "connection to the hub."
+        ) from error
 
 
 def push(source: str | Path, name: str, *, private: bool = False) -> str:
@@ -59,7 +63,11 @@ def push(source: str | Path, name: str, *, private: bool = False) -> str:
                 repo_id=name, folder_path=scratch, commit_message=f"OpTune, step {info.step}"
             )
     except (HfHubHTTPError, OSError) as error:
-        raise RunError(_failed(f"be uploaded to {name!r}", error)) from error
+        raise RunError(
+            f"The checkpoint {str(folder)!r} could not be uploaded to {name!r}: "
+            f"{' '.join(str(error).split())}; check the name, the connection and the token of "
+            "`hf auth login`."
+        ) from error
     return str(commit.commit_url)
 
 
@@ -71,11 +79,4 @@ def _card(info: OpTuneInfo, name: str) -> str:
         f"`{info.task}` for {info.step:,} steps. It predicts a change of these weights from one "
         f"failed attempt:\n\n{layers}\n\n"
         f"```sh\nfttt run optune --model {info.model} --task {info.task} --checkpoint {name}\n```\n"
-    )
-
-
-def _failed(what: str, error: Exception) -> str:
-    return (
-        f"The OpTune checkpoint could not {what}: {' '.join(str(error).split())}; check the name, "
-        "the connection and the token of `hf auth login`."
     )

@@ -57,6 +57,11 @@ def plan_training(config: OpTuneConfig) -> TrainingPlan:
         UsageError: any of them does not exist or does not go with the others.
     """
     _check_packages(config)
+    if config.dtype == "float16":
+        raise UsageError(
+            "Training in float16 needs its losses scaled, which is not supported; "
+            "use --dtype bfloat16 or float32."
+        )
     attempts = Run.open(config.attempts_from)
     model, task = config.model or attempts.model, config.task or attempts.task
     check_attempts(attempts, model, task)

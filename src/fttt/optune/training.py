@@ -147,9 +147,8 @@ class Trainer:
                     self._report(loss, norm, seen / seconds)
         except torch.OutOfMemoryError as error:
             raise RunError(
-                f"{self.loaded.device} ran out of memory; lower --batch-tokens "
-                f"{self.plan.config.batch_tokens} (it changes no result), then go on with "
-                f"`fttt optune train --resume {self.folder}`."
+                f"{self.loaded.device} ran out of memory; resume with --batch-tokens lower than "
+                f"{self.plan.config.batch_tokens}, which changes no result."
             ) from error
         finally:
             self.processes.close()
