@@ -24,8 +24,8 @@ def cache(rows: int) -> KVCache:
 def test_rows_are_handed_out_low_ones_first_and_kept_ones_last() -> None:
     held = cache(3)
     assert [held.take(), held.take()] == [0, 1]
-    old = held.keep(0, (1, 2, 3))
-    new = held.keep(1, (4, 5))
+    old = held.keep(0, (1, 2, 3), adapted=True)
+    new = held.keep(1, (4, 5), adapted=True)
     assert held.take() == 2
     assert (held.free, held.kept) == (0, 2)
     assert held.take() == 0  # the one kept longest

@@ -1,14 +1,14 @@
 """The engine: gathers the requests of many questions into passes over one model.
 
 Prefill, decode and train passes interleave. A finished sequence frees its lane at once for the
-next waiting request; its row stays where the request asked to keep it for a train step.
+next waiting request; its row stays where the request asked to keep it, for a train step or the next
+turn of its conversation.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,7 +20,15 @@ from fttt.engine.batch import Batch, Segment
 from fttt.engine.beam import BeamJob, BeamSearcher
 from fttt.engine.cache import KVCache
 from fttt.engine.decoder import CPUDecoder, CUDADecoder, Decoder, draw
-from fttt.engine.jobs import GenerateJob, Job, LessonQueue, TrainJob, check_fits, lane_for
+from fttt.engine.jobs import (
+    GenerateJob,
+    Job,
+    LessonQueue,
+    PrefillQueue,
+    TrainJob,
+    check_fits,
+    check_follows,
+)
 from fttt.engine.learner import learner_for, make_bank
 from fttt.engine.plan import kv_shape, plan_memory
 from fttt.engine.request import (
@@ -110,7 +118,7 @@ class BatchedEngine:
             if self._device.type == "cuda"
             else CPUDecoder(self._model, self._cache, self._bank)
         )
-        self._waiting: deque[GenerateJob] = deque()
+        self._waiting = PrefillQueue()
         self._running: list[GenerateJob] = []
         self._lessons = LessonQueue()
         self._searcher = BeamSearcher(self._model, self._cache, self.plan.search_lanes)
@@ -135,9 +143,11 @@ class BatchedEngine:
 
         Raises:
             UsageError: it cannot fit a row.
-            RunError: the device ran out of memory, or the engine was closed.
+            RunError: it does not begin with what it follows, the device ran out of memory, or the
+                engine was closed.
         """
         check_fits(request, self.max_length)
+        check_follows(request)
         job: GenerateJob = Job(request, asyncio.get_running_loop().create_future())
         self._waiting.append(job)
         self._start()
@@ -232,7 +242,8 @@ class BatchedEngine:
         self._collect()
         running = len(self._running) + self._searcher.running
         searches = self._searcher.admissible(self._rows())
-        if self._patience["train"].ready(len(self._lessons), running):
+        lessons = len(self._lessons) if self._lessons.has_row(self._cache) else 0
+        if self._patience["train"].ready(lessons, running):
             self._timed("train", self._train)
         elif self._patience["beam"].ready(searches, running):
             self._timed("beam", lambda: self._searcher.admit(searches, self._run_prefill))
@@ -255,30 +266,15 @@ class BatchedEngine:
         return min(len(self._waiting), lanes, self._rows())
 
     def _rows(self) -> int:
-        """Rows to be had. Kept ones are taken back only where nothing else can go on."""
-        rows = self._cache.free
-        if not (self._running or self._lessons or self._searcher.going_on):
-            rows += self._cache.kept
-        return rows
+        """Rows to be had. A train step's are taken back only where nothing else can go on."""
+        busy = self._running or self._lessons or self._searcher.going_on
+        return self._cache.free + (self._cache.spare if busy else self._cache.kept)
 
     def _prefill(self) -> None:
         """Start as many waiting requests as one pass takes, and draw their first tokens."""
-        jobs: list[GenerateJob] = []
-        segments: list[Segment] = []
-        tokens = 0
-        for _ in range(self._admissible()):
-            request = self._waiting[0].request
-            tokens += len(request.prompt_ids)
-            if jobs and tokens > self.plan.prefill_tokens:
-                break
-            job = self._waiting.popleft()
-            if job.answer.cancelled():
-                continue
-            slot = request.adapter.index if isinstance(request.adapter, Slot) else -1
-            row = self._cache.take()
-            segments.append(Segment(request.prompt_ids, row, 0, slot))
-            job.lane = lane_for(request, row, slot)
-            jobs.append(job)
+        jobs, segments = self._waiting.next_pass(
+            self._cache, self._admissible(), self.plan.prefill_tokens
+        )
         if not jobs:
             return
         before = list(self._running)
@@ -357,7 +353,8 @@ class BatchedEngine:
         if job.answer.cancelled() or not request.keep:
             self._cache.give(lane.row)
         else:
-            kept = self._cache.keep(lane.row, request.prompt_ids + ids)
+            whole = request.prompt_ids + ids
+            kept = self._cache.keep(lane.row, whole, adapted=lane.slot >= 0)
         if job.answer.cancelled():
             return
         scores = tuple(lane.scores[:end]) if request.logprobs else None

@@ -3,8 +3,8 @@
 A row holds one sequence from its first token on, ``capacity`` tokens at most, and belongs to one
 owner at a time. Where the model has a prefix, each row begins with its keys and values, written
 once; whoever names a place in a row counts the sequence's own tokens, and :class:`Batch` adds the
-prefix. Rows that only wait for a train step may be taken back when no other is free; the
-train step then prefills their tokens again.
+prefix. Rows that only wait for a train step or for the next turn may be taken back when no other is
+free; their tokens are then prefilled again.
 """
 
 from __future__ import annotations
@@ -63,11 +63,17 @@ class KVCache:
         """Rows that :meth:`take` would take back when no other is free."""
         return len(self._kept)
 
+    @property
+    def spare(self) -> int:
+        """Those of them that it would take back first, as no train step waits for them."""
+        return sum(not kept.adapted for kept in self._kept.values())
+
     def take(self) -> int:
-        """Take a free row, or the one that was kept longest."""
+        """Take a free row, or the one that was kept longest, a train step's last."""
         if not self._free:
-            _, kept = self._kept.popitem(last=False)
-            self.give(kept.evict())
+            oldest = next(iter(self._kept.values()))
+            spare = next((kept for kept in self._kept.values() if not kept.adapted), oldest)
+            self.release(spare)
         row = min(self._free)  # low rows first, so that a CPU step reads a short prefix of rows
         self._free.remove(row)
         return row
@@ -76,9 +82,9 @@ class KVCache:
         """Give a row back."""
         self._free.append(row)
 
-    def keep(self, row: int, token_ids: tuple[int, ...]) -> KeptRow:
+    def keep(self, row: int, token_ids: tuple[int, ...], *, adapted: bool) -> KeptRow:
         """Hold a finished sequence's row; all its tokens but the last are in it."""
-        kept = KeptRow(self, row, token_ids)
+        kept = KeptRow(self, row, token_ids, adapted=adapted)
         self._kept[row] = kept
         return kept
 
@@ -106,10 +112,14 @@ class KVCache:
 class KeptRow:
     """The engine's :class:`fttt.engine.request.Kept`."""
 
-    def __init__(self, cache: KVCache, row: int, token_ids: tuple[int, ...]) -> None:
+    def __init__(
+        self, cache: KVCache, row: int, token_ids: tuple[int, ...], *, adapted: bool
+    ) -> None:
         self._cache = cache
         self._token_ids = token_ids
         self.row: int | None = row
+        self.adapted = adapted
+        """Whether an adapter made it, as it was then."""
 
     @property
     def token_ids(self) -> tuple[int, ...]:

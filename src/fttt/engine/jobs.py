@@ -1,4 +1,4 @@
-"""Requests on their way, and the queue of those that wait for a train step."""
+"""Requests on their way, and the queues of those that wait for a prefill or a train step."""
 
 from __future__ import annotations
 
@@ -14,9 +14,18 @@ from fttt.engine.decoder import Lane
 from fttt.engine.request import BeamRequest, GenerateRequest, Generation, Trained, TrainRequest
 from fttt.engine.slots import Slot
 from fttt.engine.trainer import Lesson
-from fttt.errors import UsageError
+from fttt.errors import RunError, UsageError
 
-__all__ = ["GenerateJob", "Job", "LessonQueue", "TrainJob", "TrainPass", "check_fits", "lane_for"]
+__all__ = [
+    "GenerateJob",
+    "Job",
+    "LessonQueue",
+    "PrefillQueue",
+    "TrainJob",
+    "TrainPass",
+    "check_fits",
+    "check_follows",
+]
 
 Request = TypeVar("Request")
 Answer = TypeVar("Answer")
@@ -68,6 +77,68 @@ def lane_for(request: GenerateRequest, row: int, slot: int) -> Lane:
     )
 
 
+def check_follows(request: GenerateRequest) -> None:
+    """Refuse a prompt that does not begin with the sequence that it is said to follow.
+
+    Raises:
+        RunError: it does not.
+    """
+    if request.follows is not None:
+        ids = request.follows.token_ids
+        if request.prompt_ids[: len(ids)] != ids:
+            raise RunError("A prompt does not begin with the kept sequence that it follows.")
+
+
+class PrefillQueue(deque[GenerateJob]):
+    """Requests to generate, in the order of their arrival."""
+
+    def next_pass(
+        self, cache: KVCache, count: int, tokens: int
+    ) -> tuple[list[GenerateJob], list[Segment]]:
+        """Take up to ``count`` requests until ``tokens`` are reached, one at least.
+
+        Those that follow a kept sequence, whose attention has keys to read, and those that do not
+        take passes of their own; the first that waits says whose turn it is.
+        """
+        jobs: list[GenerateJob] = []
+        segments: list[Segment] = []
+        others: list[GenerateJob] = []
+        total, following = 0, False
+        while self and len(jobs) < count:
+            job = self.popleft()
+            request = job.request
+            if job.answer.cancelled():
+                continue
+            kept = _followed(request)
+            following = following if jobs else kept is not None
+            if following != (kept is not None):
+                others.append(job)
+                continue
+            total += len(request.prompt_ids)
+            if jobs and total > tokens:
+                others.append(job)
+                break
+            row = cache.claim(kept) if kept else None
+            past = len(kept.token_ids) - 1 if kept else 0
+            slot = request.adapter.index if isinstance(request.adapter, Slot) else -1
+            job.lane = lane_for(request, cache.take() if row is None else row, slot)
+            segments.append(Segment(request.prompt_ids[past:], job.lane.row, past, slot))
+            jobs.append(job)
+        self.extendleft(reversed(others))
+        return jobs, segments
+
+
+def _followed(request: GenerateRequest) -> KeptRow | None:
+    """The kept row that a request goes on from.
+
+    An adapter's keys and values are not the base model's, nor its own after a train step.
+    """
+    kept = request.follows
+    if not isinstance(kept, KeptRow) or kept.row is None:
+        return None
+    return None if kept.adapted or request.adapter is not None else kept
+
+
 @dataclass(frozen=True, slots=True)
 class TrainPass:
     """Lessons that one train pass takes, each in a cache row of its own."""
@@ -92,7 +163,7 @@ class LessonQueue(deque[TrainJob]):
         while self:
             slot = self[0].request.adapter
             assert isinstance(slot, Slot)
-            if total >= tokens or slot.index in slots or not self._has_row(cache):
+            if total >= tokens or slot.index in slots or not self.has_row(cache):
                 break
             job = self.popleft()
             ids, row = _context(job.request, cache)
@@ -106,7 +177,10 @@ class LessonQueue(deque[TrainJob]):
             total += lesson.tokens
         return taken
 
-    def _has_row(self, cache: KVCache) -> bool:
+    def has_row(self, cache: KVCache) -> bool:
+        """Whether the first request's context has a row or can have one."""
+        if not self:
+            return False
         context = self[0].request.context
         held = isinstance(context, KeptRow) and context.row is not None
         return held or cache.free + cache.kept > 0

@@ -107,6 +107,10 @@ class GenerateRequest:
     adapter: AdapterSlot | None = None
     keep: bool = False
     """Hold keys and values after the end (``Generation.kept``) until they are closed."""
+    follows: Kept | None = None
+    """A kept sequence that the prompt begins with. Where its keys and values are still held, and
+    neither it nor this request has an adapter, they become this request's and are not computed
+    again."""
     logprobs: bool = False
 
 

@@ -96,6 +96,7 @@ class QuestionSession:
         self.history = bench.journal.history(question.id)
         self._written = bench.journal.written(question.id)
         self._sequences: dict[int, Written] = {}
+        self._held: Kept | None = None  # of the base model's last turn, for the next one
         self._generations = 0
         self._attempts: list[QuestionAttempt] = []
         self._judged = asyncio.Event()
@@ -171,7 +172,8 @@ class QuestionSession:
         number, self._generations = self._generations, self._generations + 1
         longest = bench.sampling.max_new_tokens
         new_tokens = min(longest, max_new_tokens) if max_new_tokens else longest
-        if turns and type(bench.method).conversation is Method.conversation:
+        converses = type(bench.method).conversation is not Method.conversation
+        if turns and not converses:
             raise TypeError(
                 f"the method {bench.method.name!r} continues a conversation without saying how "
                 "long it may grow; give it a conversation() of its own"
@@ -182,7 +184,7 @@ class QuestionSession:
             self._check_replay(past, prompt_ids, trial)
             kept, completion = None, past.completion
         else:
-            generation = await bench.engine.generate(
+            generation = await self._generate(
                 GenerateRequest(
                     prompt_ids=prompt_ids,
                     max_new_tokens=new_tokens,
@@ -191,7 +193,7 @@ class QuestionSession:
                     noise_key=derive_key("generation", bench.seed, self.question.id, number),
                     stop_ids=bench.stop_ids,
                     adapter=None if adapter is None else cast(AdapterSlot, adapter),
-                    keep=adapter is not None and trial is not None and bench.keeps,
+                    keep=converses if adapter is None else trial is not None and bench.keeps,
                 )
             )
             kept = generation.kept
@@ -200,6 +202,28 @@ class QuestionSession:
         self._sequences[number] = Written(prompt_ids, completion, kept)
         self.ledger.spend(completion.usage)
         return completion
+
+    async def _generate(self, request: GenerateRequest) -> Generation:
+        """Generate; the base model goes on from its last turn where the prompt begins with it."""
+        if request.adapter is not None:
+            return await self.bench.engine.generate(request)
+        held, self._held = self._held, None
+        if held is not None and request.prompt_ids[: len(held.token_ids)] != held.token_ids:
+            held.close()
+            held = None
+        try:
+            generation = await self.bench.engine.generate(replace(request, follows=held))
+        finally:
+            if held is not None:
+                held.close()
+        self._let_go()
+        self._held = generation.kept
+        return replace(generation, kept=None)
+
+    def _let_go(self) -> None:
+        if self._held is not None:
+            self._held.close()
+            self._held = None
 
     async def search(self, beams: int, trial: int) -> tuple[Completion, ...]:
         """Search, or take from the journal what an earlier process found.
@@ -292,6 +316,7 @@ class QuestionSession:
 
     def close(self) -> None:
         """Let everything go without writing."""
+        self._let_go()
         for sequence in self._sequences.values():
             sequence.release()
 
