@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch.func import functional_call
 
-from fttt.engine import sequences
+from fttt.engine import attention, sequences
 from fttt.engine.deltas import FactoredDelta, changed
 from fttt.engine.factors import Factors, record_factors
 from fttt.engine.sequences import pack_sequences, prepared, weighted_nll
@@ -177,3 +177,24 @@ def test_changes_of_each_example_and_their_gradient(family: str, factored: bool)
             assert other.grad is not None
             scale = float(other.grad.abs().max())
             torch.testing.assert_close(one.grad, other.grad, rtol=1e-3, atol=1e-4 * scale)
+
+
+def test_attention_without_a_mask_is_that_with_one() -> None:
+    model = tiny_model().model
+    batch = pack_sequences(model, examples())
+    torch.manual_seed(2)
+    q, k, v = (torch.randn(sum(LENGTHS), n, 8, requires_grad=True) for n in (6, 2, 2))
+    masked = attention._train(q, k, v, batch, 0, 0.3, None, None)
+    plain = attention._causal(q, k, v, batch, 0.3)  # as a GPU takes it
+    torch.testing.assert_close(plain, masked)
+    up = torch.randn_like(masked)
+    for one, other in zip(
+        torch.autograd.grad(plain, (q, k, v), up),
+        torch.autograd.grad(masked, (q, k, v), up),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other)
+    assert attention._plainly_causal(batch, None, None)
+    assert attention._plainly_causal(batch, max(LENGTHS), None)
+    assert not attention._plainly_causal(batch, max(LENGTHS) - 1, None)
+    assert not attention._plainly_causal(batch, None, 30.0)

@@ -137,15 +137,9 @@ def _prefill(
     softcap: float | None,
 ) -> Tensor:
     """Segments of any length whose keys and values were just written to their rows."""
-    fresh = max(batch.pasts) == 0
-    windowed = window is not None and window < batch.longest
-    if q_NHD.is_cuda and fresh and not windowed and softcap is None:
-        q, k, v = (batch.pad(x).transpose(1, 2) for x in (q_NHD, k_NKD, v_NKD))
-        out = F.scaled_dot_product_attention(
-            q, k, v, is_causal=True, scale=scaling, enable_gqa=True
-        )
-        return batch.unpad(out.transpose(1, 2))
-    if fresh:
+    if q_NHD.is_cuda and _plainly_causal(batch, window, softcap):
+        return _causal(q_NHD, k_NKD, v_NKD, batch, scaling)
+    if max(batch.pasts) == 0:
         k, v = (batch.pad(x).transpose(1, 2) for x in (k_NKD, v_NKD))
     else:
         length = max(p + n for p, n in zip(batch.pasts, batch.lengths, strict=True))
@@ -169,6 +163,9 @@ def _train(
     softcap: float | None,
 ) -> Tensor:
     """Segments after cached rows that take no gradient; the rows are read, never written."""
+    half = q_NHD.is_cuda and q_NHD.dtype != torch.float32  # for which the fused kernel is made
+    if half and _plainly_causal(batch, window, softcap):
+        return _causal(q_NHD, k_NKD, v_NKD, batch, scaling)
     cached = -(-max(batch.pasts) // 8) * 8  # aligned for the fused kernels
     cached = min(cached, batch.cache.capacity)
     k_own, v_own = (batch.pad(x).transpose(1, 2) for x in (k_NKD, v_NKD))
@@ -183,6 +180,19 @@ def _train(
         own = _visible(own_B11T, query_B1T1, window)
         batch.masks[window] = torch.cat([before, own], dim=-1)
     return _folded(q_NHD, k, v, batch, batch.masks[window], scaling, softcap)
+
+
+def _plainly_causal(batch: Batch, window: int | None, softcap: float | None) -> bool:
+    """Whether each token sees its own segment from its first token on, and nothing else."""
+    windowed = window is not None and window < batch.longest
+    return max(batch.pasts) == 0 and not windowed and softcap is None
+
+
+def _causal(q_NHD: Tensor, k_NKD: Tensor, v_NKD: Tensor, batch: Batch, scaling: float) -> Tensor:
+    """Such segments without a mask, as the fused kernels of a GPU take them."""
+    q, k, v = (batch.pad(x).transpose(1, 2) for x in (q_NHD, k_NKD, v_NKD))
+    out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=True)
+    return batch.unpad(out.transpose(1, 2))
 
 
 def _visible(key_at: Tensor, query_at: Tensor, window: int | None) -> Tensor:
