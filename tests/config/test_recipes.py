@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fttt.config import build, read_toml, resolve
+from fttt.config import SETTINGS, FinetuneConfig, build, merge, read_toml, resolve
 from fttt.config.optune import OpTuneConfig
 from fttt.experiment.plan import settle
 from fttt.experiment.sweep import Grid, SweepConfig
@@ -48,6 +48,12 @@ def test_a_recipe_runs_by_its_first_line(path: Path, tmp_path: Path) -> None:
     content = read_toml(path)
     if words[1:3] == ["optune", "train"]:
         assert build(OpTuneConfig, content, path.name).task in TASKS
+        return
+    if words[1:3] == ["finetune", "train"]:
+        with_method = merge(content, {"method": words[3]})
+        config = build(FinetuneConfig, with_method, path.name)
+        build(SETTINGS[config.method], config.settings, path.name)
+        assert config.task in TASKS
         return
     if words[1] == "sweep":
         places = Grid(build(SweepConfig, content, path.name), tmp_path).places

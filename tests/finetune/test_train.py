@@ -153,9 +153,24 @@ def test_a_full_disk_keeps_the_checkpoint_before(
 
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(RunError, match=r"checkpoint-6.* could not be saved .*earlier is whole"):
-        run_train("lora", tmp_path)
+        run_train("lora", tmp_path, training={"max_steps": 9})
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["checkpoint-3"]
     assert read_info(tmp_path / "checkpoints/checkpoint-3").step == 3
+
+
+def test_a_training_that_was_stopped_after_its_last_step_only_writes_its_result(
+    tmp_path: Path, run_train: Any, make_plan: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_train("lora", tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(train_module, "_finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run_train("lora", tmp_path / "stopped")
+    monkeypatch.setattr(train_module, "load_model", lambda *_, **__: pytest.fail("loaded"))
+    again = train(make_plan("lora"), tmp_path / "stopped", resume=True)
+    assert again.step == 6
+    for name, value in weights(tmp_path / "whole").items():
+        assert torch.equal(value, weights(tmp_path / "stopped")[name])
 
 
 def test_an_early_stop_keeps_the_best_weights(

@@ -56,6 +56,11 @@ def train(plan: FinetunePlan, folder: Path, *, resume: bool = False) -> Finetune
     if rank == 0 and not resume:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.toml").write_text(to_toml(plan.config), encoding="utf-8")
+    if begin:
+        state = TrainerState.load_from_json(str(begin[0] / "trainer_state.json"))
+        if state.global_step >= state.max_steps:  # it was stopped after its last step
+            info = read_info(begin[0])
+            return _finish(folder, state, _counts(begin[0])) if rank == 0 else info
     try:
         trainer, progress = _trainer(plan, folder, begin[0] if begin else None)
         try:

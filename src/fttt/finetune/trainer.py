@@ -197,6 +197,8 @@ class SolutionTrainer(Trainer):
         """
         root = Path(str(self.args.output_dir))
         folder = root / f"checkpoint-{self.state.global_step}"
+        # nothing goes on from the last one, so its optimizer state need not be written
+        self.args.save_only_model = self.state.global_step >= self.state.max_steps
         try:
             super()._save_checkpoint(model, trial)
             if self.args.should_save:
