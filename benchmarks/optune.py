@@ -205,7 +205,10 @@ def main() -> None:
     parser.add_argument("--solution-tokens", type=int, default=100)
     parser.add_argument("--padded", type=int, default=4096, help="tokens of a padded example")
     parser.add_argument("--reference-examples", type=int, default=2)
-    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--dtype", default="auto", help="of ours")
+    parser.add_argument(
+        "--reference-dtype", choices=["float32", "bfloat16"], help="of the reference (as ours)"
+    )
     options = parser.parse_args()
     on_gpu = torch.cuda.is_available()
     if options.shape:
@@ -230,14 +233,16 @@ def main() -> None:
         print(f"peak: {torch.cuda.max_memory_allocated() / 2**30:.2f} GiB")
     if options.reference_examples:
         few = examples[: options.reference_examples]
+        _, mine = ours(loaded, fresh(dropout=0.0), few, len(few), options.batch_tokens)
+        if options.reference_dtype:
+            loaded.model.to(getattr(torch, options.reference_dtype))
         Reference(loaded, fresh(), options.padded).window(few[:1])  # warms up
         if on_gpu:
             torch.cuda.reset_peak_memory_stats()
         seconds, loss = Reference(loaded, fresh(dropout=0.0), options.padded).window(few)
-        _, mine = ours(loaded, fresh(dropout=0.0), few, len(few), options.batch_tokens)
         print(f"first loss: ours {mine:.4f}, reference {loss:.4f}")
         print(
-            f"reference: {len(few) / seconds:.4f} examples/s; "
+            f"reference in {loaded.model.dtype}: {len(few) / seconds:.4f} examples/s; "
             f"ours is {rate * seconds / len(few):.1f} times as fast"
         )
         if on_gpu:

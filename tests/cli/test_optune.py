@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from fttt.cli import main
+from fttt.optune import read_info
 from fttt.store import Run
 from fttt.testing import save_tiny_model
 
@@ -57,3 +58,38 @@ def test_what_cannot_be_trained_on_is_refused(capsys: pytest.CaptureFixture[str]
     assert "choose from train." in capsys.readouterr().err
     assert call("generate", "--attempts", "0") == 2
     assert "--trials cannot be 0" in capsys.readouterr().err
+
+
+def test_a_training_is_begun_and_gone_on_with(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call("generate", "--model", model, "--attempts", "3", "--out", "r", *COMMON) == 0
+    Path("recipe.toml").write_text('attempts_from = "r"\nattempts = "all"\nwindow = 3\nlr = 1.0\n')
+    words = ["train", "--recipe", "recipe.toml", "--lr", "1e-4", "--max-steps", "1"]
+    assert call(*words, "--held-out", "0", "--shuffle-attempts", "--out", "t") == 0
+    assert "validation" not in capsys.readouterr().out
+    info = read_info("t")
+    assert (info.step, info.ablation, info.model) == (1, "shuffle-attempts", model)
+    assert info.settings["lr"] == 1e-4
+    assert call("train", "--resume", "t", "--max-steps", "2") == 0
+    assert read_info("t").step == 2
+    assert call("train", "--resume", "t", "--lr", "0.1") == 2
+    assert "begun with lr = 0.0001" in capsys.readouterr().err
+    weights = tmp_path / "t/step-00000002/network.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    assert call("train", "--resume", "t", "--max-steps", "3") == 2
+    assert "is broken: network.safetensors has" in capsys.readouterr().err
+
+
+def test_bad_input_of_a_training(capsys: pytest.CaptureFixture[str]) -> None:
+    for words, said in (
+        ([], "name a run folder by --from"),
+        (["--from", "nowhere"], "no run folder 'nowhere'"),
+        (["--from", "r", "--shuffle-attempts", "--constant-input"], "exclude each other"),
+        (["--from", "r", "--window", "0"], "--window cannot be 0"),
+        (["--from", "r", "--attempts", "some"], "--attempts cannot be 'some'"),
+        (["--resume", "nowhere"], "Cannot read the file 'nowhere/config.toml'"),
+        (["--resume", "t", "--out", "u"], "leave --out away"),
+    ):
+        assert call("train", *words) == 2
+        assert said in capsys.readouterr().err

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -105,6 +107,11 @@ def test_a_torn_or_foreign_checkpoint_is_refused_before_it_is_loaded(
     (folder / "optune.json").write_text(json.dumps(facts | {"rank": 4}))
     with pytest.raises(UsageError, match=r"network.safetensors does not fit optune.json"):
         load_checkpoint(folder)
+
+
+def test_reading_what_a_checkpoint_is_for_loads_no_torch() -> None:
+    script = "import sys, fttt.optune, fttt.cli.optune; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
 
 class FakeHub:

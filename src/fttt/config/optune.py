@@ -69,7 +69,7 @@ class OpTuneConfig(Section):
         "constant", description="learning rate over the steps: constant, or cosine down to 0"
     )
     warmup: float = Field(0.0, ge=0, lt=1, description="share of the steps in which it rises")
-    validate_every: int = Field(100, ge=1, description="validation loss every N steps")
+    validate_every: int = Field(250, ge=1, description="validation loss every N steps")
     checkpoint_every: int = Field(100, ge=1, description="checkpoint every N steps")
     tracker: str = Field(
         "tensorboard", description="tensorboard, none, or another of accelerate's (wandb, mlflow)"

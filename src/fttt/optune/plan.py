@@ -10,7 +10,7 @@ from pathlib import Path
 from fttt.config import RunConfig, build, merge
 from fttt.config.optune import OpTuneConfig
 from fttt.errors import UsageError
-from fttt.optune.checkpoint import find_checkpoint
+from fttt.optune.checkpoint import read_info
 from fttt.optune.data import check_attempts
 from fttt.optune.layers import EditedLayer, edited_layers
 from fttt.store import Run, fingerprint
@@ -118,7 +118,7 @@ def resumed(own: OpTuneConfig, asked: OpTuneConfig, folder: Path) -> None:
                 "training."
             )
     if any(folder.glob("step-*")):
-        find_checkpoint(folder)
+        read_info(folder)
 
 
 def _questions(attempts: Run, config: OpTuneConfig) -> list[Question]:

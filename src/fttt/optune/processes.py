@@ -78,6 +78,5 @@ class Processes:
         self._accelerator.wait_for_everyone()
 
     def close(self) -> None:
-        """End the trackers' run."""
-        if self._tracked:
-            self._accelerator.end_training()
+        """End the trackers' run and leave the other processes."""
+        self._accelerator.end_training()
