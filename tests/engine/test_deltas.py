@@ -175,6 +175,23 @@ def test_a_change_that_is_not_finite_is_said_and_leaves_no_trace(accumulate: boo
     asyncio.run(main())
 
 
+def test_a_change_needs_no_row_of_the_cache() -> None:
+    loaded = tiny_model()
+    ids = tuple(range(3, 20))
+
+    async def main() -> None:
+        engine = BatchedEngine(loaded, max_length=200, batch_size=1, concurrency=2, adapter=spec())
+        slot = await engine.open_adapter(spec(), seed=1)
+        writing = asyncio.create_task(engine.generate(GenerateRequest(ids, 150)))
+        trained = await engine.train(TrainRequest(slot, ids, (everything(ids, (7, 8)),)))
+        assert trained.loss == trained.loss
+        assert not writing.done()  # it holds the only row
+        await writing
+        await engine.close()
+
+    asyncio.run(main())
+
+
 def test_what_a_change_cannot_come_from_is_refused() -> None:
     loaded = tiny_model()
     ids = tuple(range(3, 20))

@@ -242,7 +242,7 @@ class BatchedEngine:
         self._collect()
         running = len(self._running) + self._searcher.running
         searches = self._searcher.admissible(self._rows())
-        lessons = len(self._lessons) if self._lessons.has_row(self._cache) else 0
+        lessons = self._learner.due(self._lessons) if self._learner else 0
         if self._patience["train"].ready(lessons, running):
             self._timed("train", self._train)
         elif self._patience["beam"].ready(searches, running):

@@ -37,6 +37,9 @@ class Learner(Protocol):
             UsageError: the request is such.
         """
 
+    def due(self, queue: LessonQueue) -> int:
+        """How many requests could be carried out now, 0 where the first one must wait."""
+
     def run(self, queue: LessonQueue) -> list[Learned]:
         """Take as many requests as one pass holds and carry them out; an error leaves them."""
 
@@ -57,6 +60,10 @@ class LoRALearner:
 
     def check(self, request: TrainRequest) -> None:
         """Anything can be learned from."""
+
+    def due(self, queue: LessonQueue) -> int:
+        """All, where the first one's context has a row or can have one."""
+        return len(queue) if queue.has_row(self._cache) else 0
 
     def run(self, queue: LessonQueue) -> list[Learned]:
         """Take as many requests as one pass holds and carry them out; an error leaves them."""
@@ -91,6 +98,10 @@ class DeltaLearner:
                 f"one without a teacher, not {len(request.targets)}, or train another kind of "
                 "adapter."
             )
+
+    def due(self, queue: LessonQueue) -> int:
+        """All: none needs a row."""
+        return len(queue)
 
     def run(self, queue: LessonQueue) -> list[Learned]:
         """Take as many requests as one pass holds and carry them out; an error leaves them.
