@@ -9,7 +9,7 @@ import pytest
 from pydantic import BaseModel
 
 import fttt
-from fttt.config import RunConfig, field_help
+from fttt.config import FinetuneConfig, RunConfig, field_help
 from fttt.methods import METHODS
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -33,15 +33,18 @@ def test_methods_are_described_with_their_settings(method: str) -> None:
     assert rows == expected
 
 
-def test_every_key_of_a_recipe_is_described() -> None:
-    rows = re.findall(r"^\| `([\w.]+)` \| (.*) \|$", page("run-folder.md"), flags=re.MULTILINE)
+@pytest.mark.parametrize(
+    ("name_of_page", "config"), [("run-folder.md", RunConfig), ("finetuning.md", FinetuneConfig)]
+)
+def test_every_key_of_a_recipe_is_described(name_of_page: str, config: type[BaseModel]) -> None:
+    rows = re.findall(r"^\| `([\w.]+)` \| (.*) \|$", page(name_of_page), flags=re.MULTILINE)
     described = dict(rows)
-    for name, field in RunConfig.model_fields.items():
+    for name, field in config.model_fields.items():
         kind = field.annotation
         nested = isinstance(kind, type) and issubclass(kind, BaseModel)
         keys = [f"{name}.{key}" for key in kind.model_fields] if nested else [name]  # type: ignore[union-attr]
         for key in keys:
-            assert described[key] == field_help(key)
+            assert described[key] == field_help(key, config)
 
 
 def test_names_in_examples_exist() -> None:
