@@ -1,7 +1,6 @@
 """What tests of several layers share: checkpoints that need no training."""
 
 import copy
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from fttt.finetune.adapter import add_adapters, save_adapters
+from fttt.config import SETTINGS, build
 from fttt.finetune.checkpoint import FinetuneInfo, Method, architecture, write_info
+from fttt.finetune.methods import count_trained, export, prepare
 from fttt.models import LoadedModel
 from fttt.optune.checkpoint import OpTuneInfo, TrainingState, write_checkpoint
 from fttt.optune.layers import edited_layers
@@ -49,8 +49,7 @@ def make_checkpoint(tmp_path: Path) -> MakeCheckpoint:
         folder.mkdir()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(1)
-            model = _tune(model, method, loaded, folder)
-        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+            model = _tune(model, method, loaded, base, folder)
         info = FinetuneInfo(
             method=method,
             model=str(base),
@@ -61,7 +60,7 @@ def make_checkpoint(tmp_path: Path) -> MakeCheckpoint:
             settings={},
             step=7,
             epoch=1.0,
-            trained_parameters=trained,
+            trained_parameters=count_trained(model),
             trained_tokens=1234,
             tokens=4321,
             seconds=5.5,
@@ -96,44 +95,14 @@ def make_network(tmp_path: Path) -> MakeNetwork:
     return make
 
 
-def _tune(model: Any, method: Method, loaded: LoadedModel, folder: Path) -> Any:
-    """Change what the method trains, and save it."""
-    import peft
-
+def _tune(model: Any, method: Method, loaded: LoadedModel, base: Path, folder: Path) -> Any:
+    """Change what the method trains, and save it as its trainer does."""
+    settings = build(SETTINGS[method], {}, "the test")
+    model = prepare(model, settings)
+    _shake(model, 0.02 if method == "full" else 0.2)
+    export(model, settings, folder, str(base))
     if method == "full":
-        for parameter in model.parameters():
-            parameter.requires_grad_(True)
-        _shake(model, 0.02)
-        model.save_pretrained(folder)
         loaded.tokenizer.save_pretrained(folder)
-        return model
-    if method == "adapter":
-        added = add_adapters(model, 4)
-        for adapter in added.values():
-            adapter.requires_grad_(True)
-        _shake(model, 0.1)
-        save_adapters(model, folder, loaded.name, 4)
-        return model
-    config: Any = {
-        "lora": lambda: peft.LoraConfig(
-            task_type="CAUSAL_LM", r=4, lora_alpha=4, target_modules=["q_proj", "v_proj"]
-        ),
-        "ia3": lambda: peft.IA3Config(
-            task_type="CAUSAL_LM",
-            target_modules=["k_proj", "v_proj", "down_proj"],
-            feedforward_modules=["down_proj"],
-        ),
-        "ln-tuning": lambda: peft.LNTuningConfig(
-            task_type="CAUSAL_LM",
-            target_modules=["input_layernorm", "post_attention_layernorm", "norm"],
-        ),
-        "prefix": lambda: peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=5),
-    }[method]()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Unsupported layer type")  # norms of all models
-        model = peft.get_peft_model(model, config)
-    _shake(model, 0.2)
-    model.save_pretrained(folder)
     return model
 
 

@@ -48,10 +48,11 @@ def test_two_checkpoints_end_in_one_table(make_checkpoint: Make) -> None:
         assert greedy.adapter == samples.adapter == folder
         unsolved = [r.question.id for r in greedy.records if r.trials[0].verdict != "correct"]
         assert [q.id for q in samples.questions] == unsolved
-        assert {len(record.trials) for record in samples.records} == {2}
+        for record in samples.records:
+            assert len(record.trials) == 2 or record.trials[-1].verdict == "correct"
         facts = json.loads((Path(folder) / "finetune.json").read_text())
         row = next(line for line in done.stdout.splitlines() if line.startswith(f"tuned-{name}"))
-        for figure in (f"{facts['trained_parameters']:,}", "1,234", "5.5", "0/3 (0.0 %)"):
+        for figure in (f"{facts['trained_parameters']:,}", "1,234", "5.5"):
             assert figure in row
     before = {path: path.read_bytes() for path in Path("e").rglob("*.jsonl")}
     assert call("finetune", "evaluate", *folders, *COMMON, "--out", "e") == 0  # nothing is owed
