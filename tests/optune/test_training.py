@@ -101,6 +101,8 @@ def test_it_learns_and_says_what_it_did(attempts: Path, tmp_path: Path) -> None:
     first, *_, last = trained.validation.values()
     assert last < first
     assert info.validation_loss == last
+    assert trained.shuffled_loss is not None
+    assert trained.shuffled_loss != last
     assert sorted(trained.validation) == [0, 4, 8, 12, 16, 20, 24]
     assert list(tmp_path.glob("logs/events.out.tfevents.*"))
     network = load_checkpoint(tmp_path).network

@@ -28,7 +28,10 @@ EXAMPLES, NETWORK, OPTIMIZER, MACHINE = "Examples", "Network", "Optimizer", "Mac
 
 def _field(name: str, *names: str, panel: str | None = None, **more: Any) -> Any:
     """An option whose help is the description of a field of a training's settings."""
-    text = OpTuneConfig.model_fields[name].description
+    field = OpTuneConfig.model_fields[name]
+    shown = ",".join(field.default) if isinstance(field.default, tuple) else field.default
+    known = not field.is_required() and shown is not None
+    text = f"{field.description} [{shown}]" if known else field.description
     flags = names or (f"--{name.replace('_', '-')}",)
     return typer.Option(*flags, help=text, rich_help_panel=panel, show_default=False, **more)
 
@@ -225,6 +228,8 @@ def _train(values: dict[str, Any], out: Path | None, resume: Path | None) -> Non
             typer.echo(f"{trained.skipped} examples were left out: something was not finite")
         for step, loss in trained.validation.items():
             typer.echo(f"validation loss after {step} steps {loss:.4f}")
+        if trained.shuffled_loss is not None:
+            typer.echo(f"validation loss with another's attempt {trained.shuffled_loss:.4f}")
         if trained.base_loss is not None:
             typer.echo(f"validation loss of the unchanged model {trained.base_loss:.4f}")
         typer.echo(f"{folder}")

@@ -61,6 +61,9 @@ class Trained:
     """Validation loss of the unchanged model."""
     validation: dict[int, float]
     """Validation loss by step, since the training went on."""
+    shuffled_loss: float | None
+    """Validation loss at the end where each question is read another's attempt: as low as the
+    other one where the network makes nothing of what it reads."""
     examples_per_second: float
 
 
@@ -102,6 +105,7 @@ class Trainer:
         self.examples = prepare_examples(plan, loaded)
         self.step = self.skipped = 0
         self.base_loss: float | None = None
+        self.shuffled_loss: float | None = None
         self.validation: dict[int, float] = {}
         going_on = any(folder.glob("step-*"))
         if going_on:
@@ -153,7 +157,9 @@ class Trainer:
         finally:
             self.processes.close()
         rate = seen / seconds if seconds else 0.0
-        return Trained(self.step, self.skipped, self.base_loss, self.validation, rate)
+        return Trained(
+            self.step, self.skipped, self.base_loss, self.validation, self.shuffled_loss, rate
+        )
 
     def _greet(self) -> None:
         shared, steps = self.network.count_parameters()
@@ -163,6 +169,8 @@ class Trainer:
             f"{len(examples.validation):,} questions held out, {examples.too_long:,} attempts too "
             f"long; {self.total:,} steps on {self.processes.count} x {self.loaded.device}"
         )
+        if not self.plan.attempts.finished:
+            self.watch.say("the attempts' run has not ended; what it holds so far is used")
         self.processes.track(self.plan.config.to_toml())
 
     def _begin(self) -> None:
@@ -176,7 +184,7 @@ class Trainer:
                 )
             self.network.constant = parts[0].factors
         if self.examples.validation:
-            self.base_loss = self._validation_loss(change=False)
+            self.base_loss = self._validation_loss(self.examples.validation, change=False)
             self.watch.say(f"validation loss of the unchanged model {self.base_loss:.4f}")
             self._validate()
 
@@ -230,18 +238,22 @@ class Trainer:
         self.watch.stepped(self.step, loss, rate)
         if self.examples.validation and (last or self.step % config.validate_every == 0):
             self._validate()
+        if last and config.ablation == "none" and len(self.examples.validation) > 1:
+            others = with_ablation(self.examples.validation, "shuffle-attempts")
+            self.shuffled_loss = self._validation_loss(others)
+            self.processes.log({"validation/loss_shuffled": self.shuffled_loss}, self.step)
         if last or self.step % config.checkpoint_every == 0:
             self._save()
 
     def _validate(self) -> None:
-        loss = self._validation_loss()
+        loss = self._validation_loss(self.examples.validation)
         self.validation[self.step] = loss
         self.watch.validated(self.step, loss)
         self.processes.log({"validation/loss": loss}, self.step)
 
-    def _validation_loss(self, *, change: bool = True) -> float:
-        """Mean over the held-out questions, without dropout."""
-        mine = self.examples.validation[self.processes.rank :: self.processes.count]
+    def _validation_loss(self, examples: Sequence[AttemptExample], *, change: bool = True) -> float:
+        """Mean over the examples, without dropout."""
+        mine = examples[self.processes.rank :: self.processes.count]
         sums = self.runner.losses(self.runner.record(mine), change=change)
         loss, used = self.processes.sum(
             torch.stack([sums.loss, sums.loss.new_tensor(sums.examples)])
