@@ -182,3 +182,32 @@ def test_a_sweep_loads_each_checkpoint_once(make_checkpoint: Make, tmp_path: Pat
     assert loads == list(folders.values())
     assert [run.adapter for run in runs] == [f for f in folders.values() for _ in range(2)]
     assert os.path.commonpath([run.path for run in runs]) == str(tmp_path / "sweep")
+
+
+def test_a_sweep_asks_checkpoints_what_the_model_itself_fails(
+    make_checkpoint: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tuned = make_checkpoint("lora")
+    Path("grid.toml").write_text(f"""
+        methods = [
+            {{ method = "finetuned", label = "lora", settings.checkpoint = "{tuned.folder}" }},
+            "best-of-n",
+        ]
+        hard_only = true
+        [base]
+        model = "{tuned.base}"
+        save_correct_cases = false
+        data.limit = 3
+        budget.trials = 2
+        sampling.max_new_tokens = 8
+        engine.device = "cpu"
+    """)
+    assert call("sweep", "grid.toml", "--out", "s") == 0
+    runs = {name: Run.open(f"s/{name}") for name in ("greedy-arithmetic", "lora-arithmetic-s42")}
+    greedy, lora = runs.values()
+    assert (greedy.adapter, lora.adapter) == (None, str(tuned.folder))
+    hard = [r.question.id for r in greedy.records if r.trials[0].verdict != "correct"]
+    assert [question.id for question in lora.questions] == hard
+    capsys.readouterr()
+    assert call("compare", "s/lora-arithmetic-s42", "s/best-of-n-arithmetic-s42") == 0
+    assert "different weights" in " ".join(capsys.readouterr().out.split())
