@@ -124,7 +124,7 @@ def reference(model: Any, data: list[GoldExample], padded: int, lr: float, half:
     """Tokens a second of the published loop, on a prepared model."""
     device = next(model.parameters()).device
     learned = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(learned, lr=lr, weight_decay=0.0)
+    adamw = torch.optim.AdamW(learned, lr=lr, weight_decay=0.0)
     model.train()
     start, tokens = 0.0, 0
     for n, sample in enumerate(data):
@@ -145,8 +145,8 @@ def reference(model: Any, data: list[GoldExample], padded: int, lr: float, half:
         tokens += real
         if (n + 1) % SAMPLES == 0:
             torch.nn.utils.clip_grad_norm_(learned, 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
+            adamw.step()
+            adamw.zero_grad()
     wait()
     return tokens / (time.perf_counter() - start)
 

@@ -128,6 +128,19 @@ def test_gradient_checkpointing_changes_no_result(tmp_path: Path, run_train: Any
         torch.testing.assert_close(value, weights(tmp_path / "False")[name])
 
 
+@pytest.mark.parametrize("method", ["adapter", "ln-tuning"])
+def test_half_precision_learns_about_the_same_with_float32_weights(
+    method: str, tmp_path: Path, run_train: Any
+) -> None:
+    losses = []
+    for dtype in ("float32", "bfloat16"):
+        engine = {"device": "cpu", "dtype": dtype}
+        losses.append(run_train(method, tmp_path / dtype, engine=engine).validation_loss)
+        assert {value.dtype for value in weights(tmp_path / dtype).values()} == {torch.float32}
+    assert losses[0] != losses[1]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-2)
+
+
 def test_a_learning_rate_that_diverges_stops_at_its_step(tmp_path: Path, run_train: Any) -> None:
     wild = {"lr": 1e3, "every": 1, "clip": 0.0, "warmup": 0.3}
     with pytest.raises(RunError, match=r"loss after step 2 is .*checkpoint-1'.*lower --lr"):

@@ -138,9 +138,10 @@ def _load(plan: FinetunePlan) -> tuple[LoadedModel, bool]:
     config = plan.config
     device = pick_device(config.engine.device)
     compute = pick_dtype(config.engine.dtype, device)
-    weights = compute
+    weights, half = compute, compute == torch.bfloat16
     if isinstance(plan.settings, FullSettings):
         weights = getattr(torch, plan.settings.weights)
+        half = half and weights == torch.float32
     where = device.type
     if os.environ.get("ACCELERATE_USE_FSDP", "").lower() in {"1", "true"}:
         if not isinstance(plan.settings, FullSettings):
@@ -156,7 +157,7 @@ def _load(plan: FinetunePlan) -> tuple[LoadedModel, bool]:
     elif where == "cuda":
         where = f"cuda:{os.environ.get('LOCAL_RANK', torch.cuda.current_device())}"
     loaded = load_model(config.model, dtype=str(weights).removeprefix("torch."), device=where)
-    return loaded, compute == torch.bfloat16 and weights != torch.bfloat16
+    return loaded, half
 
 
 def _examples(
