@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ import fttt
 from fttt.methods.base import MethodSettings
 from fttt.methods.beam_search import BeamSearch
 from fttt.methods.greedy import Greedy
+from fttt.methods.optune import OpTune, OpTuneSettings
 from fttt.testing import TinyVerifier, save_tiny_model, tiny_model
 
 
@@ -139,6 +141,21 @@ def test_a_model_by_its_folder_and_another_budget(tmp_path: Any) -> None:
         max_new_tokens=4,
     )
     assert len(result.trials) == 3
+
+
+def test_a_trained_network_is_used_where_it_fits(
+    model: Any, make_network: Callable[..., Path]
+) -> None:
+    settings = {"checkpoint": str(make_network())}
+    asked: dict[str, Any] = {"verify": lambda _: False, "trials": 3, "max_new_tokens": 8}
+    named = fttt.solve("Hi", model=model, method="optune", settings=settings, **asked)
+    assert [trial.loss is None for trial in named.trials] == [False, True, True]
+    made = OpTune(OpTuneSettings.model_validate(settings))
+    by_object = fttt.solve("Hi", model=model, method=made, **asked)
+    assert [t.token_ids for t in by_object.trials] == [t.token_ids for t in named.trials]
+    assert by_object.trials[0].loss == pytest.approx(named.trials[0].loss)
+    with pytest.raises(fttt.UsageError, match="is 32 x 32, but this model has no such"):
+        fttt.solve("Hi", model=tiny_model(layers=1), method="optune", settings=settings, **asked)
 
 
 @pytest.mark.parametrize(

@@ -155,6 +155,20 @@ def test_a_torn_run_goes_on_with_the_changes_it_had(flags: list[str], tmp_path: 
     assert sum(t.loss is not None for t in whole) == QUESTIONS * (TRIALS - 1)
 
 
+def test_a_network_that_was_trained_anew_is_refused(
+    flags: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("run", "optune", *flags, "--out", "old") == 0
+    (Path("old") / "summary.json").unlink()
+    checkpoint = Path(Run.open(Path("old")).config["settings"]["checkpoint"])
+    file = checkpoint / "network.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    assert run("run", "--resume", "old") == 2
+    assert "has changed since the run in 'old' began" in capsys.readouterr().err
+
+
 def test_a_network_of_another_architecture_is_refused(
     flags: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

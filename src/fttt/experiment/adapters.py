@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from fttt.optune import OpTuneInfo
     from fttt.optune.network import OpTuneNetwork
 
-__all__ = ["adapter_spec", "check_edits", "made_for", "with_network"]
+__all__ = ["adapter_spec", "check_edits", "made_for", "network_fingerprint", "with_network"]
 
 
 def adapter_spec(settings: MethodSettings) -> AdapterSpec | None:
@@ -72,6 +73,15 @@ def with_network(settings: MethodSettings) -> MethodSettings:
 def made_for(settings: MethodSettings) -> str | None:
     """The model that the settings' network was trained for, if they name one."""
     return _info(settings).model if isinstance(settings, OpTuneSettings) else None
+
+
+def network_fingerprint(settings: MethodSettings) -> str | None:
+    """SHA-256 of the settings' network, if they name one."""
+    if not isinstance(settings, OpTuneSettings):
+        return None
+    from fttt.optune.checkpoint import NETWORK
+
+    return hashlib.sha256((_folder(settings.checkpoint) / NETWORK).read_bytes()).hexdigest()
 
 
 def check_edits(settings: MethodSettings, model: Any) -> None:

@@ -9,7 +9,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from fttt.methods import Method
+from fttt.experiment.adapters import network_fingerprint
+from fttt.methods import Method, MethodSettings
 from fttt.models import LoadedModel
 
 __all__ = ["describe_environment"]
@@ -19,6 +20,7 @@ _PACKAGES = ("fttt", "torch", "transformers", "tokenizers", "numpy")
 
 def describe_environment(loaded: LoadedModel, method: Method) -> dict[str, Any]:
     """The content of ``environment.json``."""
+    network = network_fingerprint(getattr(method, "settings", MethodSettings()))
     return {
         "versions": {"python": platform.python_version(), **_versions()},
         "platform": platform.platform(),
@@ -28,6 +30,7 @@ def describe_environment(loaded: LoadedModel, method: Method) -> dict[str, Any]:
         "dtype": loaded.dtype,
         "model": loaded.name,
         **({} if loaded.adapter is None else {"adapter": dict(loaded.adapter)}),
+        **({} if network is None else {"network": network}),
         "git": _commit(),
         "decided_by": method.decided_by,
     }

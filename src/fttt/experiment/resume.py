@@ -7,6 +7,7 @@ from typing import Any
 
 from fttt.config import RunConfig, build
 from fttt.errors import UsageError
+from fttt.experiment.adapters import network_fingerprint
 from fttt.experiment.plan import Plan, prepare, settle
 from fttt.store import Run, fingerprint
 
@@ -22,7 +23,7 @@ def resume_plan(run: Run, values: Mapping[str, Any]) -> Plan:
     Raises:
         UsageError: a setting contradicts the folder's, or the data have changed since.
     """
-    config, _, _ = settle(build(RunConfig, values, "the settings"))
+    config, _, settings = settle(build(RunConfig, values, "the settings"))
     own = dict(_leaves(build(RunConfig, run.config, f"{run.path}/config.toml").to_toml()))
     asked = dict(_leaves(config.to_toml()))
     for name in sorted({*own, *asked}, key=lambda name: (name.count("."), name)):
@@ -32,6 +33,11 @@ def resume_plan(run: Run, values: Mapping[str, Any]) -> Plan:
                 f"go on with {asked.get(name)!r}; leave that setting away, or start a new run."
             )
     _check_weights(run, config)
+    if network_fingerprint(settings) != run.environment.get("network"):
+        raise UsageError(
+            f"The network in {config.settings['checkpoint']!r} has changed since the run in "
+            f"{str(run.path)!r} began; bring the old one back, or start a new run."
+        )
     plan = prepare(config, only=[question.id for question in run.questions])
     for old, new in zip(run.questions, plan.questions, strict=True):
         if fingerprint(old) != fingerprint(new):
