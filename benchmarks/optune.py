@@ -35,7 +35,7 @@ from fttt.training.gold import GoldExample
 
 
 def make_examples(loaded: LoadedModel, options: argparse.Namespace) -> list[AttemptExample]:
-    """Random tokens; the lengths vary by half around their means."""
+    """Random tokens; the lengths vary by half around their means. Shuffled as in training."""
     generator = torch.Generator().manual_seed(0)
     vocabulary = loaded.model.config.get_text_config().vocab_size
 
@@ -43,12 +43,15 @@ def make_examples(loaded: LoadedModel, options: argparse.Namespace) -> list[Atte
         length = int(torch.randint(mean // 2, mean * 3 // 2 + 1, (), generator=generator))
         return tuple(torch.randint(3, vocabulary, (length,), generator=generator).tolist())
 
-    examples = []
-    for n in range(options.examples):
-        prompt = ids(options.prompt_tokens)
-        gold = GoldExample(f"q{n}", prompt, ids(options.solution_tokens))
-        examples.append(AttemptExample(f"q{n}#0", prompt + ids(options.attempt_tokens), gold))
-    return examples
+    examples: list[AttemptExample] = []
+    while len(examples) < options.examples:
+        prompt, name = ids(options.prompt_tokens), f"q{len(examples)}"
+        gold = GoldExample(name, prompt, ids(options.solution_tokens))
+        for n in range(options.attempts):
+            attempt = ids(options.attempt_tokens)
+            examples.append(AttemptExample(f"{name}#{n}", prompt + attempt, gold))
+    order = torch.randperm(len(examples), generator=generator).tolist()
+    return [examples[n] for n in order[: options.examples]]
 
 
 def ours(
@@ -56,7 +59,8 @@ def ours(
     batch_tokens: int,
 ) -> tuple[float, float]:  # fmt: skip
     """Examples a second, and the first window's mean loss."""
-    runner = WindowRunner(loaded.model, network, batch_tokens)
+    reuse = 2**34 if loaded.device.startswith("cuda") else 0
+    runner = WindowRunner(loaded.model, network, batch_tokens, reuse)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-5, weight_decay=0.0)
     sizes = [p.numel() for p in runner.parameters]
     first = 0.0
@@ -198,6 +202,7 @@ def main() -> None:
         "--shape", choices=["llama-8b"], help="random weights of this shape instead"
     )
     parser.add_argument("--examples", type=int, default=160)
+    parser.add_argument("--attempts", type=int, default=10, help="at each question, as published")
     parser.add_argument("--window", type=int, default=20)
     parser.add_argument("--batch-tokens", type=int, default=16384)
     parser.add_argument("--prompt-tokens", type=int, default=125)

@@ -139,6 +139,34 @@ def test_micro_batches_change_nothing(
     assert not torch.allclose(other.gradient_P, expected.gradient_P)  # another step's dropout
 
 
+@pytest.mark.parametrize("model", ["llama", "qwen", "gemma3"], indirect=True)
+def test_what_lies_below_the_edits_runs_once_a_question(
+    model: Any, make_examples: MakeExamples
+) -> None:
+    examples = make_examples(6)  # two attempts at each question share its solution
+    examples = [replace(e, gold=examples[n // 2 * 2].gold) for n, e in enumerate(examples)]
+    expected = window(runner_for(model), examples)
+    runner = WindowRunner(model, network_for(model, dropout=0.0), 10_000, reuse_bytes=2**20)
+    parts = runner.record(examples)
+    runner.network.observe(runner.network.summarize(part.factors for part in parts))
+    below: list[int] = []
+    model.model.layers[0].self_attn.q_proj.register_forward_hook(
+        lambda _, inputs, output: below.append(output.shape[1])
+    )
+    for _ in range(2):
+        found = runner.gradient(parts, 1, 0)
+        torch.testing.assert_close(found.loss, expected.loss)
+        scale = float(expected.gradient_P.abs().max())
+        torch.testing.assert_close(
+            found.gradient_P, expected.gradient_P, rtol=1e-4, atol=1e-5 * scale
+        )
+    golds = {e.gold for e in examples}
+    assert below == [sum(len(g.prompt_ids + g.solution_ids) - 1 for g in golds)]
+    small = WindowRunner(model, network_for(model, dropout=0.0), 10_000, reuse_bytes=5000)
+    torch.testing.assert_close(window(small, examples).loss, expected.loss)
+    assert 0 < len(small._hidden) < len(golds)  # what does not fit is computed anew
+
+
 @pytest.mark.parametrize("where", ["conversation", "solution"])
 def test_an_example_that_is_not_finite_is_left_out_alone(
     model: Any, make_examples: MakeExamples, where: str

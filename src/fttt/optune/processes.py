@@ -6,6 +6,7 @@ so the result is that of one process but for the rounding of sums. Only the main
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
@@ -41,6 +42,8 @@ class Processes:
         self._tracked = tracker != "none"
         self.rank = self._accelerator.process_index
         self.count = self._accelerator.num_processes
+        self.local_count = int(os.environ.get("LOCAL_WORLD_SIZE", self.count))
+        """Processes on this computer, as ``torchrun`` and ``accelerate`` tell."""
         self.main = self._accelerator.is_main_process
         self.device = device
         if self.count > 1 and device in {"auto", "cuda"}:

@@ -15,6 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor
 
@@ -115,7 +116,9 @@ class Trainer:
                 plan.layers, rank=config.rank, dropout=config.dropout, alpha=config.alpha,
                 seed=config.seed,
             ).to(loaded.device)  # fmt: skip
-        self.runner = WindowRunner(loaded.model, self.network, config.batch_tokens)
+        self.runner = WindowRunner(
+            loaded.model, self.network, config.batch_tokens, self._reusable_bytes()
+        )
         self.optimizer = torch.optim.AdamW(
             self.runner.parameters, lr=config.lr, weight_decay=config.weight_decay
         )
@@ -160,6 +163,16 @@ class Trainer:
         return Trained(
             self.step, self.skipped, self.base_loss, self.validation, self.shuffled_loss, rate
         )
+
+    def _reusable_bytes(self) -> int:
+        """What may be kept for reuse: on a GPU a share of the computer's free memory.
+
+        On a CPU nothing, so that a training that was killed goes on with the very same numbers:
+        what is reused was computed in another batch, and so rounded in another way.
+        """
+        if self.loaded.device.startswith("cpu"):
+            return 0
+        return int(psutil.virtual_memory().available) // (4 * self.processes.local_count)
 
     def _greet(self) -> None:
         shared, steps = self.network.count_parameters()

@@ -11,6 +11,7 @@ Axes: M tokens that carry a loss, Q examples, P parameters of the network.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,8 +24,10 @@ from fttt.engine.deltas import FactoredDelta, changed
 from fttt.engine.factors import Factors, record_factors
 from fttt.engine.noise import derive_key
 from fttt.engine.sequences import pack_sequences, weighted_nll
+from fttt.engine.upper import Upper, upper_part
 from fttt.optune.data import AttemptExample
 from fttt.optune.network import OpTuneNetwork
+from fttt.training.gold import GoldExample
 
 __all__ = ["Part", "Sums", "WindowRunner"]
 
@@ -76,7 +79,9 @@ class WindowRunner:
     The model is :func:`fttt.engine.sequences.prepared`.
     """
 
-    def __init__(self, model: Any, network: OpTuneNetwork, batch_tokens: int) -> None:
+    def __init__(
+        self, model: Any, network: OpTuneNetwork, batch_tokens: int, reuse_bytes: int = 0
+    ) -> None:
         """Take a model and a network on one device.
 
         Args:
@@ -84,11 +89,16 @@ class WindowRunner:
             network: whose layers the model has.
             batch_tokens: of a micro-batch, conversations and solutions added; an example that is
                 longer runs alone.
+            reuse_bytes: of the computer's memory, for what the layers below the edited ones give
+                for gold solutions: it is the same for every attempt at a question.
         """
         self.model, self.network = model, network
         self.batch_tokens = batch_tokens
         self.parameters = list(network.parameters())
         self._names = [layer.name for layer in network.layers]
+        self._upper = upper_part(model, self._names) if reuse_bytes else None
+        self._hidden: dict[GoldExample, Tensor] = {}
+        self._room = reuse_bytes
 
     @sdpa_kernel(_KERNELS)
     def record(self, examples: Sequence[AttemptExample]) -> list[Part]:
@@ -159,16 +169,38 @@ class WindowRunner:
         """
         golds = [e.gold for e in part.examples]
         counts = [len(g.solution_ids) for g in golds]
-        batch = pack_sequences(self.model, [g.prompt_ids + g.solution_ids[:-1] for g in golds])
+        batch = self._pack(golds)
         where_M, segment_M = _solution_tokens(batch, counts)
         device = where_M.device
         label_M = torch.tensor([i for g in golds for i in g.solution_ids], device=device)
         weight_Q = torch.tensor([1 / count for count in counts], device=device)
         weight_M = weight_Q[segment_M]
-        with changed(self.model, batch, deltas):
+        with ExitStack() as stack:
+            if self._upper is not None:
+                stack.enter_context(self._upper.given(self._below(self._upper, golds)))
+            stack.enter_context(changed(self.model, batch, deltas))
             loss, nll_M = weighted_nll(self.model, batch, where_M, label_M, weight_M)
         loss_Q = torch.zeros_like(weight_Q).index_add(0, segment_M, nll_M * weight_M)
         return loss, loss_Q
+
+    def _pack(self, golds: Sequence[GoldExample]) -> Batch:
+        return pack_sequences(self.model, [g.prompt_ids + g.solution_ids[:-1] for g in golds])
+
+    def _below(self, upper: Upper, golds: Sequence[GoldExample]) -> Tensor:
+        """What the edited layers are given for gold solutions, each computed once while it fits."""
+        device = self.network.alpha_L.device
+        found = {g: self._hidden[g].to(device) for g in golds if g in self._hidden}
+        missing = [g for g in dict.fromkeys(golds) if g not in found]
+        if missing:
+            batch = self._pack(missing)
+            for gold, hidden_ND in zip(
+                missing, upper.hidden(batch).split(batch.lengths), strict=True
+            ):
+                found[gold] = hidden_ND
+                if hidden_ND.nbytes <= self._room:
+                    self._room -= hidden_ND.nbytes
+                    self._hidden[gold] = hidden_ND.cpu()
+        return torch.cat([found[g] for g in golds])
 
     def _groups(self, examples: Sequence[AttemptExample]) -> Iterator[list[AttemptExample]]:
         """Micro-batches of examples of about one length."""
