@@ -15,6 +15,7 @@ from fttt.finetune import train as train_module
 from fttt.finetune.checkpoint import METHODS, read_info
 from fttt.finetune.methods import prepare
 from fttt.finetune.plan import plan_finetune
+from fttt.finetune.progress import Progress
 from fttt.finetune.train import train
 from fttt.finetune.trainer import SolutionTrainer, checkpoints
 from fttt.models import load_model
@@ -141,6 +142,22 @@ def test_half_precision_learns_about_the_same_with_float32_weights(
     assert losses[1] == pytest.approx(losses[0], rel=1e-2)
 
 
+def test_samples_that_are_too_long_are_left_out_and_counted(
+    tmp_path: Path, run_train: Any, make_plan: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = make_plan("lora")
+    chat = load_model(plan.config.model).chat
+    lengths = sorted(
+        len(e.prompt_ids + e.solution_ids) for e in gold_examples(plan.questions, chat)
+    )
+    most = lengths[12]
+    over = sum(n > most for n in lengths)
+    run_train("lora", tmp_path, data={"max_length": most})
+    assert f"finetune lora: {over} samples over {most} tokens are left out" in (
+        capsys.readouterr().err
+    )
+
+
 def test_a_learning_rate_that_diverges_stops_at_its_step(tmp_path: Path, run_train: Any) -> None:
     wild = {"lr": 1e3, "every": 1, "clip": 0.0, "warmup": 0.3}
     with pytest.raises(RunError, match=r"loss after step 2 is .*checkpoint-1'.*lower --lr"):
@@ -219,7 +236,7 @@ def test_what_is_saved_is_what_was_trained(tmp_path: Path, run_train: Any, make_
         plan = plan_finetune(make_plan(method).config)
         loaded = load_model(plan.config.model)
         model: Any = PeftModel.from_pretrained(loaded.model, str(tmp_path / method)).eval()
-        _, kept = train_module._examples(plan, loaded)
+        _, kept = train_module._examples(plan, loaded, Progress("test"))
         total = 0.0
         for sample in kept:
             ids = torch.tensor([sample.prompt_ids + sample.solution_ids])

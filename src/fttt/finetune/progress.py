@@ -10,6 +10,7 @@ from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bar
 from transformers import TrainerCallback
 
+from fttt.finetune.plan import processes
 from fttt.finetune.trainer import SolutionTrainer
 
 __all__ = ["EarlyStop", "Progress"]
@@ -65,8 +66,12 @@ class Progress(TrainerCallback):
             self._bar.update(self._task, completed=state.global_step, line=self.line(state))
         elif time.monotonic() - self._shown >= _EVERY:
             self._shown = time.monotonic()
-            line = f"{self._title}: {self.line(state)}"
-            self._console.print(line, highlight=False, soft_wrap=True)
+            self.say(self.line(state))
+
+    def say(self, what: str) -> None:
+        """Print a line, where this is the first process."""
+        if processes()[0] == 0:
+            self._console.print(f"{self._title}: {what}", highlight=False, soft_wrap=True)
 
     def line(self, state: Any) -> str:
         """The state in one line."""

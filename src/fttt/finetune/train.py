@@ -84,7 +84,8 @@ def _trainer(
 ) -> tuple[SolutionTrainer, Progress]:
     config, settings = plan.config, plan.settings
     loaded, half = _load(plan)
-    train_set, validation = _examples(plan, loaded)
+    progress = Progress(f"finetune {config.method}")
+    train_set, validation = _examples(plan, loaded, progress)
     set_seed(config.seed)
     model = prepare(loaded.model, settings)
     arguments = training_arguments(
@@ -114,7 +115,6 @@ def _trainer(
             validation_loss=loss,
         )
 
-    progress = Progress(f"finetune {config.method}")
     trainer = SolutionTrainer(
         settings=settings,
         describe=describe,
@@ -161,7 +161,7 @@ def _load(plan: FinetunePlan) -> tuple[LoadedModel, bool]:
 
 
 def _examples(
-    plan: FinetunePlan, loaded: LoadedModel
+    plan: FinetunePlan, loaded: LoadedModel, progress: Progress
 ) -> tuple[list[GoldExample], list[GoldExample]]:
     """What is trained on and what is validated on."""
     data = plan.config.data
@@ -175,6 +175,8 @@ def _examples(
             f"None of the {len(all_of_them)} solutions fits into {most} tokens with its question; "
             "raise --max-length."
         )
+    if len(fitting) < len(all_of_them):
+        progress.say(f"{len(all_of_them) - len(fitting)} samples over {most:,} tokens are left out")
     return learned, [e for e in fitting if e.question_id in kept]
 
 
