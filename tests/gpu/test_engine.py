@@ -110,3 +110,34 @@ def searched(loaded: LoadedModel) -> list[Any]:
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
 def test_beams_equal_those_of_the_cpu(family: str) -> None:
     assert searched(on_gpu(tiny_model(family))) == searched(tiny_model(family))
+
+
+def conversations(loaded: LoadedModel) -> list[Any]:
+    """Conversations that go on from kept rows, some begun anew between."""
+
+    async def talk(engine: BatchedEngine, n: int) -> list[tuple[int, ...]]:
+        prompt, held, said = tuple(range(20, 30 + 3 * n)), None, []
+        for turn in range(4):
+            answer = await engine.generate(
+                GenerateRequest(
+                    prompt, 9 + (n + turn) % 7, stop_ids=(2,), keep=n % 3 > 0, follows=held
+                )
+            )
+            said.append(answer.token_ids)
+            prompt, held = prompt + answer.token_ids + (7, 8, 9), answer.kept
+        if held is not None:
+            held.close()
+        return said
+
+    async def main() -> list[Any]:
+        engine = BatchedEngine(loaded, max_length=200, batch_size=6, concurrency=9)
+        said = await asyncio.gather(*(talk(engine, n) for n in range(9)))
+        await engine.close()
+        return list(said)
+
+    return asyncio.run(main())
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_conversations_equal_those_of_the_cpu(family: str) -> None:
+    assert conversations(on_gpu(tiny_model(family))) == conversations(tiny_model(family))
