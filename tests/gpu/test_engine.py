@@ -120,7 +120,7 @@ def conversations(loaded: LoadedModel) -> list[Any]:
         for turn in range(4):
             answer = await engine.generate(
                 GenerateRequest(
-                    prompt, 9 + (n + turn) % 7, stop_ids=(2,), keep=n % 3 > 0, follows=held
+                    prompt, 9 + (n + turn) % 7, stop_ids=(2,), keep=n % 3 > 0, reuse=held
                 )
             )
             said.append(answer.token_ids)

@@ -27,7 +27,6 @@ from fttt.engine.jobs import (
     PrefillQueue,
     TrainJob,
     check_fits,
-    check_follows,
 )
 from fttt.engine.learner import learner_for, make_bank
 from fttt.engine.plan import kv_shape, plan_memory
@@ -143,11 +142,9 @@ class BatchedEngine:
 
         Raises:
             UsageError: it cannot fit a row.
-            RunError: it does not begin with what it follows, the device ran out of memory, or the
-                engine was closed.
+            RunError: the device ran out of memory, or the engine was closed.
         """
         check_fits(request, self.max_length)
-        check_follows(request)
         job: GenerateJob = Job(request, asyncio.get_running_loop().create_future())
         self._waiting.append(job)
         self._start()
@@ -272,16 +269,20 @@ class BatchedEngine:
 
     def _prefill(self) -> None:
         """Start as many waiting requests as one pass takes, and draw their first tokens."""
-        jobs, segments = self._waiting.next_pass(
-            self._cache, self._admissible(), self.plan.prefill_tokens
-        )
-        if not jobs:
+        due = self._waiting.next_pass(self._cache, self._admissible(), self.plan.prefill_tokens)
+        if not due.jobs:
             return
         before = list(self._running)
-        self._running.extend(jobs)  # an error answers all that run
-        logits = self._run_prefill(segments)
-        draw(logits, [job.lane for job in jobs if job.lane])
-        self._running = before + self._settle(jobs, 1)
+        self._running.extend(due.jobs)  # an error answers all that run
+        logits = self._run_prefill(due.segments)
+        lanes = [job.lane for job in due.jobs if job.lane]
+        if len(due.segments) < len(lanes):  # samples of one prompt
+            owners = [due.segments[n] for n in due.segment_of]
+            pairs = [(s.row, x.row) for s, x in zip(owners, lanes, strict=True) if s.row != x.row]
+            self._cache.copy(pairs, max(len(s.token_ids) for s in owners))
+            logits = logits[torch.tensor(due.segment_of, device=self._device)]
+        draw(logits, lanes)
+        self._running = before + self._settle(due.jobs, 1)
 
     def _run_prefill(self, segments: Sequence[Segment]) -> torch.Tensor:
         """Fill cache rows; return the logits after each segment's last token."""

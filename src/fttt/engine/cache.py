@@ -10,6 +10,7 @@ free; their tokens are then prefilled again.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -100,6 +101,13 @@ class KVCache:
         row = self.claim(kept)
         if row is not None:
             self.give(row)
+
+    def copy(self, pairs: Sequence[tuple[int, int]], tokens: int) -> None:
+        """Copy the first tokens of rows to others, ``(source, target)`` each."""
+        source_B, target_B = torch.tensor(pairs, device=self.device).T
+        end = self.prefix + tokens
+        for part in (*self.keys, *self.values):
+            part[target_B, :, :end] = part[source_B, :, :end]
 
     def write(
         self, layer: int, row_N: Tensor, position_N: Tensor, k_NHD: Tensor, v_NHD: Tensor

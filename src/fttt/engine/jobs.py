@@ -14,17 +14,17 @@ from fttt.engine.decoder import Lane
 from fttt.engine.request import BeamRequest, GenerateRequest, Generation, Trained, TrainRequest
 from fttt.engine.slots import Slot
 from fttt.engine.trainer import Lesson
-from fttt.errors import RunError, UsageError
+from fttt.errors import UsageError
 
 __all__ = [
     "GenerateJob",
     "Job",
     "LessonQueue",
+    "PrefillPass",
     "PrefillQueue",
     "TrainJob",
     "TrainPass",
     "check_fits",
-    "check_follows",
 ]
 
 Request = TypeVar("Request")
@@ -77,66 +77,78 @@ def lane_for(request: GenerateRequest, row: int, slot: int) -> Lane:
     )
 
 
-def check_follows(request: GenerateRequest) -> None:
-    """Refuse a prompt that does not begin with the sequence that it is said to follow.
+@dataclass(frozen=True, slots=True)
+class PrefillPass:
+    """Requests that begin together. Those of one prompt share a segment."""
 
-    Raises:
-        RunError: it does not.
-    """
-    if request.follows is not None:
-        ids = request.follows.token_ids
-        if request.prompt_ids[: len(ids)] != ids:
-            raise RunError("A prompt does not begin with the kept sequence that it follows.")
+    jobs: list[GenerateJob]
+    segments: list[Segment]
+    segment_of: list[int]
+    """Of each request."""
 
 
 class PrefillQueue(deque[GenerateJob]):
     """Requests to generate, in the order of their arrival."""
 
-    def next_pass(
-        self, cache: KVCache, count: int, tokens: int
-    ) -> tuple[list[GenerateJob], list[Segment]]:
+    def next_pass(self, cache: KVCache, count: int, tokens: int) -> PrefillPass:
         """Take up to ``count`` requests until ``tokens`` are reached, one at least.
 
-        Those that follow a kept sequence, whose attention has keys to read, and those that do not
+        Those that go on from a kept row, whose attention has keys to read, and those that do not
         take passes of their own; the first that waits says whose turn it is.
         """
-        jobs: list[GenerateJob] = []
-        segments: list[Segment] = []
+        taken = PrefillPass([], [], [])
         others: list[GenerateJob] = []
-        total, following = 0, False
-        while self and len(jobs) < count:
+        segment_of: dict[tuple[int, ...], int] = {}
+        total, reuses = 0, False
+        while self and len(taken.jobs) < count:
             job = self.popleft()
             request = job.request
             if job.answer.cancelled():
                 continue
-            kept = _followed(request)
-            following = following if jobs else kept is not None
-            if following != (kept is not None):
+            past = _held_tokens(request)
+            reuses = reuses if taken.jobs else past > 0
+            twin = segment_of.get(request.prompt_ids) if request.adapter is None else None
+            if reuses != (past > 0):
                 others.append(job)
                 continue
-            total += len(request.prompt_ids)
-            if jobs and total > tokens:
+            total += len(request.prompt_ids) if twin is None else 0
+            if taken.jobs and total > tokens:
                 others.append(job)
                 break
-            row = cache.claim(kept) if kept else None
-            past = len(kept.token_ids) - 1 if kept else 0
+            row = _row(request, cache, claims=past > 0)
             slot = request.adapter.index if isinstance(request.adapter, Slot) else -1
-            job.lane = lane_for(request, cache.take() if row is None else row, slot)
-            segments.append(Segment(request.prompt_ids[past:], job.lane.row, past, slot))
-            jobs.append(job)
+            job.lane = lane_for(request, row, slot)
+            taken.jobs.append(job)
+            taken.segment_of.append(len(taken.segments) if twin is None else twin)
+            if twin is None:
+                if request.adapter is None and not reuses:
+                    segment_of[request.prompt_ids] = len(taken.segments)
+                taken.segments.append(Segment(request.prompt_ids[past:], row, past, slot))
         self.extendleft(reversed(others))
-        return jobs, segments
+        return taken
 
 
-def _followed(request: GenerateRequest) -> KeptRow | None:
-    """The kept row that a request goes on from.
+def _held_tokens(request: GenerateRequest) -> int:
+    """How many of the prompt's first tokens are taken from the row that it may reuse.
 
-    An adapter's keys and values are not the base model's, nor its own after a train step.
+    An adapter's keys and values are not the base model's, nor its own after a train step. Less than
+    half of a prompt is not worth attention that reads the row.
     """
-    kept = request.follows
+    kept, prompt = request.reuse, request.prompt_ids
     if not isinstance(kept, KeptRow) or kept.row is None:
-        return None
-    return None if kept.adapted or request.adapter is not None else kept
+        return 0
+    if kept.adapted or request.adapter is not None:
+        return 0
+    most = min(len(kept.token_ids), len(prompt)) - 1  # a last token is not held, or has to be run
+    pairs = zip(kept.token_ids[:most], prompt, strict=False)
+    same = next((n for n, (a, b) in enumerate(pairs) if a != b), most)
+    return same if 2 * same >= len(prompt) else 0
+
+
+def _row(request: GenerateRequest, cache: KVCache, *, claims: bool) -> int:
+    """The row that a request reuses, or a free one."""
+    row = cache.claim(request.reuse) if claims and isinstance(request.reuse, KeptRow) else None
+    return cache.take() if row is None else row
 
 
 @dataclass(frozen=True, slots=True)

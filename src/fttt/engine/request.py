@@ -107,10 +107,10 @@ class GenerateRequest:
     adapter: AdapterSlot | None = None
     keep: bool = False
     """Hold keys and values after the end (``Generation.kept``) until they are closed."""
-    follows: Kept | None = None
-    """A kept sequence that the prompt begins with. Where its keys and values are still held, and
-    neither it nor this request has an adapter, they become this request's and are not computed
-    again."""
+    reuse: Kept | None = None
+    """A kept sequence that begins as the prompt does, the last turn of a conversation, say. Where
+    neither has an adapter and most of the prompt is still held, its row becomes this request's and
+    only the rest of the prompt is computed."""
     logprobs: bool = False
 
 

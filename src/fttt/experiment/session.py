@@ -172,8 +172,7 @@ class QuestionSession:
         number, self._generations = self._generations, self._generations + 1
         longest = bench.sampling.max_new_tokens
         new_tokens = min(longest, max_new_tokens) if max_new_tokens else longest
-        converses = type(bench.method).conversation is not Method.conversation
-        if turns and not converses:
+        if turns and type(bench.method).conversation is Method.conversation:
             raise TypeError(
                 f"the method {bench.method.name!r} continues a conversation without saying how "
                 "long it may grow; give it a conversation() of its own"
@@ -193,7 +192,7 @@ class QuestionSession:
                     noise_key=derive_key("generation", bench.seed, self.question.id, number),
                     stop_ids=bench.stop_ids,
                     adapter=None if adapter is None else cast(AdapterSlot, adapter),
-                    keep=converses if adapter is None else trial is not None and bench.keeps,
+                    keep=self._keeps(adapter, trial),
                 )
             )
             kept = generation.kept
@@ -203,16 +202,19 @@ class QuestionSession:
         self.ledger.spend(completion.usage)
         return completion
 
+    def _keeps(self, adapter: Adapter | None, trial: int | None) -> bool:
+        """Whether a train step, or another generation of the base model, may follow."""
+        if adapter is not None:
+            return trial is not None and self.bench.keeps
+        return self.budget > 1 and not self.bench.method.together
+
     async def _generate(self, request: GenerateRequest) -> Generation:
-        """Generate; the base model goes on from its last turn where the prompt begins with it."""
+        """Generate; the base model's last sequence may begin as this one does."""
         if request.adapter is not None:
             return await self.bench.engine.generate(request)
         held, self._held = self._held, None
-        if held is not None and request.prompt_ids[: len(held.token_ids)] != held.token_ids:
-            held.close()
-            held = None
         try:
-            generation = await self.bench.engine.generate(replace(request, follows=held))
+            generation = await self.bench.engine.generate(replace(request, reuse=held))
         finally:
             if held is not None:
                 held.close()

@@ -1,4 +1,4 @@
-"""A prompt that goes on from a kept sequence is computed only from where that ends."""
+"""A prompt is computed only from where a kept sequence or another request has none of it."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -8,7 +8,6 @@ import pytest
 
 from fttt.engine import BatchedEngine, GenerateRequest, LoRASpec, Target, TrainRequest
 from fttt.engine.batch import Batch
-from fttt.errors import RunError
 from fttt.models import LoadedModel
 from fttt.testing import tiny_model
 
@@ -49,13 +48,13 @@ def test_a_growing_conversation_has_the_same_tokens(family: str, prefilled: list
     """Also beside others that follow nothing, and where a window has slid past the beginning."""
     loaded = tiny_model(family)
 
-    async def talk(engine: BatchedEngine, n: int, *, reuse: bool) -> list[tuple[int, ...]]:
+    async def talk(engine: BatchedEngine, n: int, *, keep: bool) -> list[tuple[int, ...]]:
         prompt, held, said = tuple(range(20, 26 + n)), None, []
         for turn in range(4):
             answer = await engine.generate(
                 GenerateRequest(
-                    prompt, 6 + (n + turn) % 5, 0.8, 0.9, 31 * n + turn, (2,), keep=reuse,
-                    follows=held, logprobs=True,
+                    prompt, 6 + (n + turn) % 5, 0.8, 0.9, 31 * n + turn, (2,), keep=keep,
+                    reuse=held, logprobs=True,
                 )
             )  # fmt: skip
             said.append(answer.token_ids)
@@ -65,21 +64,21 @@ def test_a_growing_conversation_has_the_same_tokens(family: str, prefilled: list
         assert engine._cache.kept <= 4
         return said
 
-    def all_of(*, reuse: bool, batch_size: int) -> Any:
+    def all_of(*, keep: bool, batch_size: int) -> Any:
         async def work(engine: BatchedEngine) -> Any:
-            talks = await asyncio.gather(*(talk(engine, n, reuse=reuse) for n in range(5)))
+            talks = await asyncio.gather(*(talk(engine, n, keep=keep) for n in range(5)))
             assert engine._cache.free == batch_size
             return talks
 
         return run(loaded, work, batch_size=batch_size, concurrency=5)
 
-    expected = all_of(reuse=False, batch_size=5)
+    expected = all_of(keep=False, batch_size=5)
     whole = sum(prefilled)
     prefilled.clear()
-    assert all_of(reuse=True, batch_size=5) == expected
+    assert all_of(keep=True, batch_size=5) == expected
     first = sum(6 + n for n in range(5))
     assert sum(prefilled) == first + 5 * 3 * (len(TURN) + 1) < whole
-    assert all_of(reuse=True, batch_size=2) == expected  # rows are taken back between turns
+    assert all_of(keep=True, batch_size=2) == expected  # rows are taken back between turns
 
 
 def test_only_the_base_models_rows_are_gone_on_from(prefilled: list[int]) -> None:
@@ -92,7 +91,7 @@ def test_only_the_base_models_rows_are_gone_on_from(prefilled: list[int]) -> Non
             assert kept is not None
             prompt = kept.token_ids + TURN
             prefilled.clear()
-            await engine.generate(GenerateRequest(prompt, 4, adapter=after, follows=kept))
+            await engine.generate(GenerateRequest(prompt, 4, adapter=after, reuse=kept))
             assert prefilled == [len(prompt)]
             kept.close()
         assert engine._cache.free == 2
@@ -100,13 +99,50 @@ def test_only_the_base_models_rows_are_gone_on_from(prefilled: list[int]) -> Non
     run(tiny_model(), work, batch_size=2, concurrency=2, adapter=SPEC)
 
 
-def test_what_a_prompt_does_not_begin_with_is_refused() -> None:
-    async def work(engine: BatchedEngine) -> None:
-        kept = (await engine.generate(GenerateRequest((5, 6, 7), 4, keep=True))).kept
-        with pytest.raises(RunError, match="does not begin with the kept sequence"):
-            await engine.generate(GenerateRequest((5, 6, 8, 9, 9, 9, 9, 9), 4, follows=kept))
+def test_only_the_common_beginning_is_reused_and_only_most_of_a_prompt(
+    prefilled: list[int],
+) -> None:
+    cases = {  # the kept sequence is a prompt of 8 and 4 new tokens, the last of which is not held
+        (*range(20, 28),): 1,  # the same prompt: its last token has to be run
+        (*range(20, 26),): 1,
+        (*range(20, 25), 9, 9, 9): 3,
+        (*range(20, 23), 9, 9, 9, 9, 9): 8,
+        (9, *range(21, 28)): 8,
+    }
 
-    run(tiny_model(), work)
+    async def work(engine: BatchedEngine) -> None:
+        for prompt, computed in cases.items():
+            answer = await engine.generate(GenerateRequest((*range(20, 28),), 4, keep=True))
+            alone = await engine.generate(GenerateRequest(prompt, 6))
+            again = await engine.generate(GenerateRequest(prompt, 6, reuse=answer.kept))
+            assert again.token_ids == alone.token_ids
+            assert prefilled[-1] == computed
+            assert answer.kept is not None
+            answer.kept.close()
+
+    run(tiny_model(), work, batch_size=2, concurrency=2)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_samples_of_one_prompt_are_prefilled_once(family: str, prefilled: list[int]) -> None:
+    prompts = [(5, 6, 7, 8), (9, 5), (5, 6, 7)]
+    requests = [
+        GenerateRequest(prompt, 12, 0.9, 0.95, 100 * n + sample, logprobs=True)
+        for sample in range(4)
+        for n, prompt in enumerate(prompts)
+    ]
+
+    async def work(engine: BatchedEngine) -> Any:
+        slot = await engine.open_adapter(SPEC, 0)  # its keys are its own
+        asked = [*requests, GenerateRequest(prompts[0], 12, 0.9, 0.95, 7, adapter=slot)]
+        return [a.token_ids for a in await asyncio.gather(*map(engine.generate, asked))]
+
+    together = run(tiny_model(family), work, batch_size=13, concurrency=13, adapter=SPEC)
+    assert sorted(prefilled) == [2, 3, 4, 4]
+    prefilled.clear()
+    alone = run(tiny_model(family), work, batch_size=1, concurrency=1, adapter=SPEC)
+    assert len(prefilled) == 13
+    assert together == alone
 
 
 def test_rows_held_for_a_next_turn_give_way_at_once(prefilled: list[int]) -> None:
@@ -118,7 +154,7 @@ def test_rows_held_for_a_next_turn_give_way_at_once(prefilled: list[int]) -> Non
         assert kept is not None
         prompt = kept.token_ids + TURN
         alone = await engine.generate(GenerateRequest(prompt, 5))
-        again = await engine.generate(GenerateRequest(prompt, 5, follows=kept))
+        again = await engine.generate(GenerateRequest(prompt, 5, reuse=kept))
         assert not beside.done()
         assert again.token_ids == alone.token_ids
         assert prefilled[-1] == len(prompt)

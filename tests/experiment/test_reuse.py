@@ -1,0 +1,71 @@
+"""A generation may reuse the keys and values of the one before it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fttt.engine import jobs
+from fttt.experiment.plan import Plan
+from fttt.experiment.progress import Quiet
+from fttt.experiment.runner import Cell, run_cells
+from fttt.methods.base import Method, MethodSettings
+from fttt.methods.best_of_n import BestOfN
+from fttt.methods.fttt import FTTT, FTTTSettings
+from fttt.methods.revision import Revision, RevisionSettings
+from fttt.methods.self_consistency import SelfConsistency
+from fttt.methods.self_refine import SelfRefine, SelfRefineSettings
+from fttt.testing import FakeEngine, play, tiny_model
+from fttt.types import Trial
+
+REVISION = Revision(RevisionSettings(feedback="Wrong."))
+SELF_REFINE = SelfRefine(SelfRefineSettings(critique_tokens=9))
+
+
+def reused(engine: FakeEngine) -> list[int | None]:
+    """Which kept sequence each generation was handed, by number; all are given back."""
+    assert all(kept.closed for kept in engine.kept)
+    numbers: dict[object, int] = {id(kept): n for n, kept in enumerate(engine.kept)}
+    return [numbers.get(id(request.reuse)) for request in engine.generations]
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [
+        (REVISION, [None, 0, 1, 2]),
+        (SELF_REFINE, [None, 0, 1, 2, 3, 4, 5]),
+        (BestOfN(MethodSettings()), [None, 0, 1, 2]),
+        (SelfConsistency(MethodSettings()), [None] * 4),  # all at once
+        # an attempt is its adapter's (and kept for the train step), a critique the base model's
+        (FTTT(FTTTSettings(reflection=True)), [None, None, None, 1, None, 3, None]),
+    ],
+)
+def test_a_generation_is_handed_the_base_models_last_one(
+    method: Method, expected: list[int | None]
+) -> None:
+    assert reused(play(method, lambda *_: "1", trials=4).engine) == expected
+
+
+@pytest.mark.parametrize("method", ["revision", "self-refine", "best-of-n"])
+def test_the_run_is_the_same_as_without(
+    method: str, plan: Callable[..., Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tokens, verdicts and usage, whose prompt tokens are those of the whole prompt."""
+    made = plan(method, sampling={"max_new_tokens": 12}, model="smollm2-135m")
+
+    def facts(folder: str) -> list[Trial]:
+        (run,) = run_cells([Cell(made, tmp_path / folder)], tiny_model(max_context=4096), Quiet())
+        trials = sorted(run.trials, key=lambda t: (t.question_id, t.trial))
+        return [replace(t, usage=replace(t.usage, seconds=0.0)) for t in trials]
+
+    taken: list[int] = []
+    held = jobs._held_tokens
+    with monkeypatch.context() as patched:
+        patched.setattr(jobs, "_held_tokens", lambda r: taken.append(held(r)) or taken[-1])
+        with_rows = facts("again")
+    assert any(taken)
+    monkeypatch.setattr(jobs, "_held_tokens", lambda request: 0)
+    assert facts("computed") == with_rows
