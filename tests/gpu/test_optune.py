@@ -41,7 +41,7 @@ def examples() -> list[AttemptExample]:
     return made
 
 
-def window(device: str) -> Sums:
+def window(device: str, reuse_bytes: int = 0) -> Sums:
     model: Any = tiny_model("llama", layers=3).model.to(device)
     network = OpTuneNetwork(edited_layers(model), rank=4, alpha=3e-3, dropout=0.2)
     generator = torch.Generator().manual_seed(5)
@@ -50,14 +50,15 @@ def window(device: str) -> Sums:
             parameter += 1e-3 * torch.randn(parameter.shape, generator=generator)
     network.to(device)
     with prepared(model):
-        runner = WindowRunner(model, network, 200)
+        runner = WindowRunner(model, network, 200, reuse_bytes)
         parts = runner.record(examples())
         network.observe(network.summarize(part.factors for part in parts))
         return runner.gradient(parts, 1, 0)
 
 
-def test_a_window_is_that_of_the_cpu() -> None:
-    here, there = window("cpu"), window("cuda")
+@pytest.mark.parametrize("reuse_bytes", [0, 2**20])
+def test_a_window_is_that_of_the_cpu(reuse_bytes: int) -> None:
+    here, there = window("cpu"), window("cuda", reuse_bytes)
     assert here.examples == there.examples == 6
     torch.testing.assert_close(there.loss.cpu(), here.loss, rtol=1e-3, atol=0.0)
     scale = float(here.gradient_P.abs().max())
