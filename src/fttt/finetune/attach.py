@@ -186,7 +186,7 @@ def _peft_model(model: nn.Module, folder: Path) -> Any:
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="Found missing adapter keys")
         warnings.filterwarnings("ignore", message="Unsupported layer type")  # a norm's own class
-        return PeftModel.from_pretrained(model, folder)
+        return PeftModel.from_pretrained(model, folder, torch_device=str(model.device))
 
 
 @contextmanager
