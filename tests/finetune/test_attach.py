@@ -184,6 +184,16 @@ def test_what_does_not_belong_together_is_refused_by_name(make_checkpoint: Make)
         attach(attach(tiny_model(), tuned.folder), tuned.folder)
 
 
+def test_without_peft_the_package_is_named(
+    make_checkpoint: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lora, own = make_checkpoint("lora"), make_checkpoint("adapter")
+    monkeypatch.setattr("fttt.finetune.attach.find_spec", lambda name: None)
+    with pytest.raises(UsageError, match=r"pip install 'fttt\[train\]'"):
+        check_checkpoint(lora.folder, str(lora.base))
+    check_checkpoint(own.folder, str(own.base))  # which is our own
+
+
 def test_a_broken_folder_is_refused(make_checkpoint: Make) -> None:
     tuned = make_checkpoint("lora")
     before = describe_checkpoint(tuned.folder)["fingerprint"]

@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -210,6 +211,11 @@ def _check_files(info: FinetuneInfo, folder: Path) -> None:
     """Only safetensors are read, and only of the kind that ``finetune.json`` names."""
     if info.method == "full":
         return
+    if info.method in _PEFT_TYPES and find_spec("peft") is None:
+        raise UsageError(
+            f"The checkpoint {str(folder)!r} of kind {info.method!r} needs PEFT, which is not "
+            "installed; run: pip install 'fttt[train]'"
+        )
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (folder / name).is_file():
             raise UsageError(
