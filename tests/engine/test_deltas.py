@@ -227,6 +227,9 @@ def test_the_plan_counts_changes_and_refuses_what_does_not_fit(
     bank.detach()
     assert made.adapter_bytes == held == 20 * 4 * (32 * 32 + 16 * 32)
     assert made.rows == made.batch_size  # nothing is kept for a train step
+    longer = plan_memory(loaded, concurrency=20, **{**settings, "max_length": 1900})
+    assert longer.train_tokens == 1900  # an attempt is run again as a whole
+    assert longer.working_bytes > made.working_bytes
     assert plan_memory(loaded, concurrency=20, **{**settings, "adapter": None}).adapter_bytes == 0
     monkeypatch.setattr("fttt.engine.plan.free_bytes", lambda device: 2**29)
     few = plan_memory(loaded, concurrency=10**6, **settings)

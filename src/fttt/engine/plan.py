@@ -106,7 +106,7 @@ def plan_memory(
     capacity = -(-(prefix + max_length + 8) // 16) * 16  # room for the steps between two looks
     row_bytes = 2 * layers * kv_heads * dim * dtype.itemsize * capacity
     slot_bytes = _slot_bytes(loaded, adapter)
-    passes = _passes(loaded, device, adapter)
+    passes = _passes(loaded, device, adapter, max_length)
     lane_bytes = _search_bytes(loaded, row_bytes // layers, max_length) if beams else 0
     free = free_bytes(device)
     if batch_size is not None and beams > batch_size:
@@ -175,23 +175,27 @@ class _Passes:
     working: int
 
 
-def _passes(loaded: LoadedModel, device: torch.device, adapter: AdapterSpec | None) -> _Passes:
+def _passes(
+    loaded: LoadedModel, device: torch.device, adapter: AdapterSpec | None, max_length: int
+) -> _Passes:
     """Size the passes by what each of their tokens and questions holds."""
     config: Any = loaded.model.config.get_text_config()
     itemsize = next(loaded.model.parameters()).element_size()
     layer_bytes = (12 * config.hidden_size + 4 * config.intermediate_size) * itemsize
     if isinstance(adapter, WeightDeltaSpec):
         token_bytes, question_bytes = _delta_train_bytes(loaded, adapter, layer_bytes)
+        share, least = 0.1, max(1024, max_length)  # an attempt is run again as a whole
     else:  # activations of all layers, what adapters on two linear layers of each read (in float32,
         # before and after dropout), and logits in float32 with their gradient
         held = layer_bytes + 16 * config.hidden_size
         token_bytes = held * config.num_hidden_layers + 12 * config.vocab_size
         question_bytes = 0
-    prefill, train, questions = 2048, 1024, 16
+        share, least = 0.25, 1024
+    prefill, train, questions = 2048, least, 16
     if device.type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory
         prefill = int(min(32768, max(2048, total * 0.05 // layer_bytes)))
-        train = int(min(16384, max(1024, total * 0.25 // token_bytes)))
+        train = int(max(least, min(16384, total * share // token_bytes)))
         questions = 256
     trains = train * token_bytes if adapter else 0
     if question_bytes:
