@@ -50,7 +50,7 @@ def test_only_tokens_of_solutions_carry_a_loss_and_each_sample_counts_the_same()
     longest_first = sorted(samples, key=lambda e: -len(e.prompt_ids) - len(e.solution_ids))
     assert group.label_M.tolist() == [i for e in longest_first for i in e.solution_ids]
     assert torch.isclose(group.weight_M.sum(), torch.tensor(3.0))
-    before = group.ids_BT[group.where_BT]
+    before = group.ids_BT.flatten()[group.at_M]
     wanted = [i for e in longest_first for i in (e.prompt_ids[-1:] + e.solution_ids[:-1])]
     assert before.tolist() == wanted
 
@@ -73,5 +73,5 @@ def test_the_loss_is_that_of_each_sample_alone() -> None:
             alone += loaded.model(ids, labels=labels).loss.item()
         for most in (1, 40, 1000):
             parts = groups(collate(samples), most, 0)
-            total = sum(g.loss(picked(loaded.model, g.ids_BT, g.where_BT)).item() for g in parts)
+            total = sum(g.loss(picked(loaded.model, g)).item() for g in parts)
             assert abs(total - alone) < 1e-4

@@ -72,7 +72,7 @@ def test_a_gradient_arises_where_the_method_learns_and_nowhere_else(method: str)
     model = prepare(plain, SETTINGS[method]())
     model.train()
     (group,) = groups(collate([GoldExample("a", (5, 6, 7), (8, 9, 2))]), 100, 0)
-    group.loss(picked(model, group.ids_BT, group.where_BT)).backward()
+    group.loss(picked(model, group)).backward()
     with_gradient = {n for n, p in model.named_parameters() if p.grad is not None}
     for name in with_gradient:
         assert any(place in name.replace(".default", "") for place in WHERE[method]), name

@@ -82,8 +82,8 @@ class Group:
 
     ids_BT: Tensor
     """Without the last token, which predicts nothing."""
-    where_BT: Tensor
-    """The positions that predict a token of a solution."""
+    at_M: Tensor
+    """The positions that predict a token of a solution, counted through all rows."""
     label_M: Tensor
     """The tokens predicted there, in the same order."""
     weight_M: Tensor
@@ -116,8 +116,10 @@ def _groups(batch: dict[str, Tensor], lengths: list[int], sizes: list[int]) -> I
         length_B1 = batch["length"][rows].unsqueeze(1)
         at_T = torch.arange(1, longest, device=ids_BT.device)
         where_BT = (at_T >= prompt_B1) & (at_T < length_B1)
+        at_M = where_BT.flatten().nonzero().squeeze(1)
         weight_BT = (1.0 / (length_B1 - prompt_B1)).expand_as(where_BT)
-        yield Group(ids_BT[:, :-1], where_BT, ids_BT[:, 1:][where_BT], weight_BT[where_BT])
+        labels_BT = ids_BT[:, 1:]
+        yield Group(ids_BT[:, :-1], at_M, labels_BT.flatten()[at_M], weight_BT.flatten()[at_M])
         start += size
 
 
@@ -130,19 +132,20 @@ class PickedLogits:
 
     def __init__(self, model: Any) -> None:
         """Hook into the output layer of a ``transformers`` causal language model."""
-        self._where_BT: Tensor | None = None
+        self._at_M: Tensor | None = None
         self._handle = model.get_output_embeddings().register_forward_pre_hook(self._pick)
 
-    def __call__(self, model: Any, ids_BT: Tensor, where_BT: Tensor) -> Tensor:
+    def __call__(self, model: Any, group: Group) -> Tensor:
         """Logits ``[M, V]`` of ``model``, which may wrap the one that was hooked into."""
-        self._where_BT = where_BT
+        self._at_M = group.at_M
         try:
-            logits_MV: Tensor = model(input_ids=ids_BT, use_cache=False).logits
+            logits_MV: Tensor = model(input_ids=group.ids_BT, use_cache=False).logits
         finally:
-            self._where_BT = None
+            self._at_M = None
         return logits_MV
 
     def _pick(self, _: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-        if self._where_BT is None:
+        if self._at_M is None:
             return None
-        return (inputs[0][self._where_BT],)
+        # by index_select, whose gradient is a plain addition where a mask's would sort
+        return (inputs[0].flatten(0, 1).index_select(0, self._at_M),)

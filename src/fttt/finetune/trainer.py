@@ -120,7 +120,7 @@ class SolutionTrainer(Trainer):
             waits = i + 1 < len(cuts) and not self.is_fsdp_enabled
             with self.accelerator.no_sync(model) if waits else nullcontext():
                 with self.compute_loss_context_manager():
-                    logits_MV = self._picked(model, group.ids_BT, group.where_BT)
+                    logits_MV = self._picked(model, group)
                     loss = group.loss(logits_MV) / samples
                 del logits_MV
                 self.accelerator.backward(loss)
@@ -170,7 +170,7 @@ class SolutionTrainer(Trainer):
         total = torch.zeros((), device=self.args.device)
         with torch.no_grad(), self.compute_loss_context_manager():
             for group in self._groups(batch):
-                total += group.loss(self._picked(model, group.ids_BT, group.where_BT))
+                total += group.loss(self._picked(model, group))
         return total / len(batch["length"]), None, None
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
