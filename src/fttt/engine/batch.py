@@ -22,7 +22,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from fttt.engine.cache import KVCache
 
-__all__ = ["Batch", "Segment"]
+__all__ = ["Batch", "Segment", "in_passes"]
 
 Mode = Literal["prefill", "decode", "train"]
 
@@ -142,6 +142,17 @@ class Batch:
         """``[B, T, ...] -> [N, ...]``."""
         flat = x_BTD.flatten(0, 1)
         return flat if self.uniform else _unpad(flat, self.unpad_N)
+
+
+def in_passes(segments: Sequence[Segment], tokens: int) -> list[list[Segment]]:
+    """The segments by length, in parts of at most ``tokens`` padded tokens, or of one segment."""
+    parts: list[list[Segment]] = []
+    for segment in sorted(segments, key=lambda s: -len(s.token_ids)):
+        if parts and (len(parts[-1]) + 1) * len(parts[-1][0].token_ids) <= tokens:
+            parts[-1].append(segment)
+        else:
+            parts.append([segment])
+    return parts
 
 
 class _Pad(torch.autograd.Function):

@@ -16,7 +16,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fttt.engine.attention import NAME
-from fttt.engine.batch import Batch, Segment
+from fttt.engine.batch import Batch, Segment, in_passes
 from fttt.engine.beam import BeamJob, BeamSearcher
 from fttt.engine.cache import KVCache
 from fttt.engine.decoder import CPUDecoder, CUDADecoder, Decoder, draw
@@ -121,9 +121,7 @@ class BatchedEngine:
         self._running: list[GenerateJob] = []
         self._lessons = LessonQueue()
         self._searcher = BeamSearcher(self._model, self._cache, self.plan.search_lanes)
-        self._learner = learner_for(
-            self._model, self._bank, self._cache, self.plan, self._run_prefill
-        )
+        self._learner = learner_for(self._model, self._bank, self._cache, self.plan, self._fill)
         self._patience = {"prefill": Patience(), "train": Patience(), "beam": Patience()}
         self._loop_task: asyncio.Task[None] | None = None
         self._launched = 0.0
@@ -243,7 +241,7 @@ class BatchedEngine:
         if self._patience["train"].ready(lessons, running):
             self._timed("train", self._train)
         elif self._patience["beam"].ready(searches, running):
-            self._timed("beam", lambda: self._searcher.admit(searches, self._run_prefill))
+            self._timed("beam", lambda: self._searcher.admit(searches, self._fill))
         elif self._searcher.waiting and not self._searcher.going_on:
             pass  # no new sequences, so that rows come free for its beams
         elif self._patience["prefill"].ready(self._admissible(), running):
@@ -283,6 +281,11 @@ class BatchedEngine:
             logits = logits[torch.tensor(due.segment_of, device=self._device)]
         draw(logits, lanes)
         self._running = before + self._settle(due.jobs, 1)
+
+    def _fill(self, segments: Sequence[Segment]) -> None:
+        """Fill cache rows, in as few passes as the plan has room for."""
+        for part in in_passes(segments, self.plan.prefill_tokens):
+            self._run_prefill(part)
 
     def _run_prefill(self, segments: Sequence[Segment]) -> torch.Tensor:
         """Fill cache rows; return the logits after each segment's last token."""

@@ -90,8 +90,8 @@ class BeamSearcher:
         lanes = min(self._lanes - self.running, rows)
         return min(alike, lanes // shape[0]) * shape[0]
 
-    def admit(self, lanes: int, prefill: Callable[[Sequence[Segment]], object]) -> None:
-        """Begin the first searches, as many as fill these lanes; ``prefill`` fills their rows."""
+    def admit(self, lanes: int, fill: Callable[[Sequence[Segment]], None]) -> None:
+        """Begin the first searches, as many as fill these lanes; ``fill`` fills their rows."""
         beams, _ = shape = _shape(self.waiting[0].request)
         if shape != self._shape:
             self._begin(shape)
@@ -105,8 +105,7 @@ class BeamSearcher:
         try:
             prompts = [(search.job.request.prompt_ids[:-1], search.rows[0]) for search in fresh]
             segments = [Segment(ids, row, 0) for ids, row in prompts if ids]
-            for start in range(0, len(segments), 16):
-                prefill(segments[start : start + 16])
+            fill(segments)
             for place, search in enumerate(fresh, first):
                 self._beams.put(place, search.job.request, search.rows, self._cache)
         except torch.OutOfMemoryError:

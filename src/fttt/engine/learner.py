@@ -53,10 +53,10 @@ class LoRALearner:
         bank: LoRABank,
         cache: KVCache,
         plan: MemoryPlan,
-        prefill: Callable[[Sequence[Segment]], object],
+        fill: Callable[[Sequence[Segment]], None],
     ) -> None:
         self._model, self._bank, self._cache = model, bank, cache
-        self._plan, self._prefill = plan, prefill
+        self._plan, self._fill = plan, fill
 
     def check(self, request: TrainRequest) -> None:
         """Anything can be learned from."""
@@ -69,8 +69,7 @@ class LoRALearner:
         """Take as many requests as one pass holds and carry them out; an error leaves them."""
         due = queue.next_pass(self._cache, self._plan.train_tokens)
         try:
-            for start in range(0, len(due.missing), 16):
-                self._prefill(due.missing[start : start + 16])
+            self._fill(due.missing)
             losses = train_step(self._model, self._bank, self._cache, due.lessons)
         except Exception:
             queue.extendleft(reversed(due.jobs))
@@ -164,11 +163,11 @@ def learner_for(
     bank: Bank | None,
     cache: KVCache,
     plan: MemoryPlan,
-    prefill: Callable[[Sequence[Segment]], object],
+    fill: Callable[[Sequence[Segment]], None],
 ) -> Learner | None:
     """What carries out the train requests of a bank's adapters."""
     if isinstance(bank, LoRABank):
-        return LoRALearner(model, bank, cache, plan, prefill)
+        return LoRALearner(model, bank, cache, plan, fill)
     return DeltaLearner(model, bank, cache, plan) if isinstance(bank, DeltaBank) else None
 
 
