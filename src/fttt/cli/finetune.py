@@ -11,7 +11,7 @@ import typer
 from fttt.cli.finetune_evaluate import evaluate_command
 from fttt.cli.run import given
 from fttt.config import FinetuneConfig, build, field_help, key_values, merge, read_toml, to_toml
-from fttt.errors import RunError, UsageError
+from fttt.errors import UsageError
 
 if TYPE_CHECKING:
     from fttt.finetune.checkpoint import FinetuneInfo
@@ -216,12 +216,7 @@ def _train(plan: Any, folder: Path, *, resume: bool) -> None:
             f"{plan.config.method}: {plan.trained_parameters:,} trained parameters, learning rate "
             f"{plan.config.training.lr:g}, into {folder}"
         )
-    try:
-        info = train(plan, folder, resume=resume)
-    except RunError:
-        if first and list(folder.glob("checkpoints/checkpoint-*/finetune.json")):
-            typer.echo(f"fttt: Go on with `fttt finetune train --resume {folder}`.", err=True)
-        raise
+    info = train(plan, folder, resume=resume)
     if first:
         _show(info, folder)
 
