@@ -305,3 +305,28 @@ def test_kept_rows_are_given_up_rather_than_block_others() -> None:
         await engine.close()
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["kept", "replayed"])
+def test_a_target_may_be_the_whole_conversation(kept: bool) -> None:
+    loaded = tiny_model()
+    prompt = loaded.chat.prompt_ids("Hello")
+    said = loaded.chat.turn_ids("No.", answer=False)
+
+    async def main() -> tuple[float, tuple[int, ...]]:
+        engine = BatchedEngine(loaded, max_length=200, concurrency=2, adapter=SPEC)
+        slot = await engine.open_adapter(SPEC, seed=1)
+        answer = await engine.generate(GenerateRequest(prompt, 9, adapter=slot, keep=True))
+        assert answer.kept is not None
+        ids = prompt[1:] + answer.token_ids + said
+        whole = Target(ids, (1 / len(ids),) * len(ids), after=1)
+        context: Kept | tuple[int, ...] = answer.kept if kept else prompt + answer.token_ids
+        trained = await engine.train(TrainRequest(slot, context, (whole,)))
+        await engine.close()
+        return trained.loss, prompt[:1] + ids
+
+    loss, ids = asyncio.run(main())
+    whole = torch.tensor([ids])
+    logits = loaded.model(whole).logits[0, :-1]
+    expected = torch.nn.functional.cross_entropy(logits, whole[0, 1:])
+    assert loss == pytest.approx(float(expected), rel=1e-5)
