@@ -70,10 +70,11 @@ def test_fttt_starts_from_a_checkpoint_and_says_so(
     assert "'base' from the model itself" in shown
 
 
+@pytest.mark.parametrize("kind", ["lora", "prefix"])
 def test_a_run_goes_on_with_the_same_weights_only(
-    make_checkpoint: Make, capsys: pytest.CaptureFixture[str]
+    make_checkpoint: Make, capsys: pytest.CaptureFixture[str], kind: str
 ) -> None:
-    tuned = make_checkpoint("lora")
+    tuned = make_checkpoint(kind)
     words = ["run", "fttt", "--adapter", str(tuned.folder), "--trials", "3", *COMMON]
     assert call(*words, "--out", "whole") == 0
     assert call(*words, "--out", "cut") == 0
