@@ -89,23 +89,21 @@ def solve(
     asked = Question("question", question) if isinstance(question, str) else question
     values = {
         "method": method if isinstance(method, str) else method.name,
-        **({} if model is None else {"model": model if isinstance(model, str) else model.name}),
+        "model": model if model is None or isinstance(model, str) else model.name,
         "adapter": adapter,
         "task": _Asked.name,
         "seed": seed,
         "save_correct_cases": False,
-        "budget": {
-            "trials": trials,
-            "unanswered": unanswered,
-            "token_budget": token_budget,
-            "time_budget": time_budget,
-        },
-        "sampling": {
-            "temperature": temperature,
-            "top_p": top_p,
-            "max_new_tokens": max_new_tokens,
-        },
-        "engine": {"dtype": dtype, "device": device, "batch_size": batch_size},
+        "trials": trials,
+        "unanswered": unanswered,
+        "token_budget": token_budget,
+        "time_budget": time_budget,
+        "temperature": temperature,
+        "top_p": top_p,
+        "max_new_tokens": max_new_tokens,
+        "dtype": dtype,
+        "device": device,
+        "batch_size": batch_size,
         "settings": dict(settings or {}),
     }
     plan = _plan(values, method, _Asked(asked, verify))
@@ -155,12 +153,12 @@ class _Asked:
 
 
 def _plan(values: Mapping[str, Any], method: str | Method, task: _Asked) -> Plan:
-    from fttt.config import RunConfig, build
+    from fttt.config import RunConfig, build, in_sections
     from fttt.experiment.adapters import with_network
     from fttt.experiment.plan import Plan, settle, with_fixed, with_weights
     from fttt.methods import MethodSettings
 
-    config = build(RunConfig, values, "fttt.solve()")
+    config = build(RunConfig, in_sections(values), "fttt.solve()")
     if isinstance(method, str):
         resolved, made, settings = settle(config)
         return Plan(resolved, made, settings, task, (task.question,))

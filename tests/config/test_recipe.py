@@ -9,7 +9,17 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from fttt.config import RunConfig, field_help, key_values, merge, read_toml, resolve, to_toml
+from fttt.config import (
+    FinetuneConfig,
+    RunConfig,
+    field_help,
+    in_sections,
+    key_values,
+    merge,
+    read_toml,
+    resolve,
+    to_toml,
+)
 from fttt.errors import UsageError
 
 
@@ -42,6 +52,29 @@ def test_another_budget_takes_the_place_of_trials() -> None:
     assert (config.budget.trials, config.budget.time_budget) == (None, 9.0)
     both = resolve({"budget": {"time_budget": 9, "trials": 4}}, recipe=recipe)
     assert both.budget.trials == 4
+
+
+@pytest.mark.parametrize("model", [RunConfig, FinetuneConfig])
+def test_a_flat_setting_goes_where_its_field_is(model: type[BaseModel]) -> None:
+    assert in_sections({"seed": 1, "data.seed": 2, "split": "dev", "dtype": "float32"}, model) == {
+        "seed": 1,
+        "data": {"seed": 2, "split": "dev"},
+        "engine": {"dtype": "float32"},
+    }
+    tables = {
+        n: f.annotation
+        for n, f in model.model_fields.items()
+        if hasattr(f.annotation, "model_fields")
+    }
+    names = [name for table in tables.values() for name in table.model_fields]
+    twice = {name for name in names if names.count(name) > 1 or name in model.model_fields}
+    assert twice == {"seed"}, "a name that is asked for alone must mean one field"
+
+
+def test_what_was_not_given_is_left_out() -> None:
+    given = {"trials": None, "options": {}, "settings": {}, "save_correct_cases": False}
+    assert in_sections(given) == {"save_correct_cases": False}
+    assert in_sections({"questions": []}) == {"data": {"questions": []}}  # given, and refused later
 
 
 def test_a_resolved_config_is_a_recipe_that_resolves_to_itself() -> None:

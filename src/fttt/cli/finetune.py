@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fttt.cli.finetune_evaluate import evaluate_command
-from fttt.cli.run import given
-from fttt.config import FinetuneConfig, build, field_help, key_values, merge, read_toml, to_toml
+from fttt.cli.options import DATA, DataDir, DryRun, Recipe, Setting, TaskOption, option
+from fttt.config import (
+    FinetuneConfig,
+    build,
+    field_help,
+    in_sections,
+    key_values,
+    merge,
+    read_toml,
+    to_toml,
+)
 from fttt.errors import UsageError
 
 if TYPE_CHECKING:
@@ -18,22 +28,12 @@ if TYPE_CHECKING:
 
 __all__ = ["finetune_app"]
 
-DATA, TRAINING, PRECISION = "Questions", "Training", "Precision"
+TRAINING, PRECISION = "Training", "Precision"
 
 finetune_app = typer.Typer(
     help="Fine-tune a model on gold solutions, and evaluate what came of it.", no_args_is_help=True
 )
-
-
-def _option(path: str, *names: str, panel: str | None = None, **more: Any) -> Any:
-    """An option whose help is the description of a field of the config."""
-    return typer.Option(
-        *names,
-        help=field_help(path, FinetuneConfig),
-        rich_help_panel=panel,
-        show_default=False,
-        **more,
-    )
+_option = partial(option, model=FinetuneConfig)
 
 
 @finetune_app.command("train")
@@ -46,92 +46,68 @@ def train_command(
     ] = None,
     model: Annotated[str | None, _option("model", "--model", "-m")] = None,
     task: Annotated[str | None, _option("task", "--task", "-t")] = None,
-    seed: Annotated[int | None, _option("seed", "--seed")] = None,
-    data_dir: Annotated[Path | None, _option("data.data_dir", "--data-dir", panel=DATA)] = None,
-    split: Annotated[str | None, _option("data.split", "--split", panel=DATA)] = None,
-    limit: Annotated[int | None, _option("data.limit", "--limit", panel=DATA)] = None,
-    data_seed: Annotated[int | None, _option("data.seed", "--data-seed", panel=DATA)] = None,
-    task_option: Annotated[
-        list[str] | None, _option("data.options", "--task-option", panel=DATA, metavar="KEY=VALUE")
-    ] = None,
-    held_out: Annotated[float | None, _option("data.held_out", "--held-out", panel=DATA)] = None,
-    max_length: Annotated[
-        int | None, _option("data.max_length", "--max-length", panel=DATA)
-    ] = None,
-    samples: Annotated[int | None, _option("training.samples", "--samples", panel=TRAINING)] = None,
-    epochs: Annotated[float | None, _option("training.epochs", "--epochs", panel=TRAINING)] = None,
-    max_steps: Annotated[
-        int | None, _option("training.max_steps", "--max-steps", panel=TRAINING)
-    ] = None,
-    lr: Annotated[float | None, _option("training.lr", "--lr", panel=TRAINING)] = None,
-    warmup: Annotated[float | None, _option("training.warmup", "--warmup", panel=TRAINING)] = None,
-    weight_decay: Annotated[
-        float | None, _option("training.weight_decay", "--weight-decay", panel=TRAINING)
-    ] = None,
-    clip: Annotated[float | None, _option("training.clip", "--clip", panel=TRAINING)] = None,
-    every: Annotated[int | None, _option("training.every", "--every", panel=TRAINING)] = None,
-    early_stop: Annotated[
-        int | None, _option("training.early_stop", "--early-stop", panel=TRAINING)
-    ] = None,
-    batch_tokens: Annotated[
-        int | None, _option("training.batch_tokens", "--batch-tokens", panel=PRECISION)
-    ] = None,
+    seed: Annotated[int | None, _option("seed")] = None,
+    data_dir: DataDir = None,
+    split: Annotated[str | None, _option("data.split", panel=DATA)] = None,
+    limit: Annotated[int | None, _option("data.limit", panel=DATA)] = None,
+    data_seed: Annotated[int | None, _option("data.seed", panel=DATA)] = None,
+    task_option: TaskOption = None,
+    held_out: Annotated[float | None, _option("data.held_out", panel=DATA)] = None,
+    max_length: Annotated[int | None, _option("data.max_length", panel=DATA)] = None,
+    samples: Annotated[int | None, _option("training.samples", panel=TRAINING)] = None,
+    epochs: Annotated[float | None, _option("training.epochs", panel=TRAINING)] = None,
+    max_steps: Annotated[int | None, _option("training.max_steps", panel=TRAINING)] = None,
+    lr: Annotated[float | None, _option("training.lr", panel=TRAINING)] = None,
+    warmup: Annotated[float | None, _option("training.warmup", panel=TRAINING)] = None,
+    weight_decay: Annotated[float | None, _option("training.weight_decay", panel=TRAINING)] = None,
+    clip: Annotated[float | None, _option("training.clip", panel=TRAINING)] = None,
+    every: Annotated[int | None, _option("training.every", panel=TRAINING)] = None,
+    early_stop: Annotated[int | None, _option("training.early_stop", panel=TRAINING)] = None,
+    batch_tokens: Annotated[int | None, _option("training.batch_tokens", panel=PRECISION)] = None,
     gradient_checkpointing: Annotated[
         bool | None,
-        _option(
-            "training.gradient_checkpointing",
-            "--gradient-checkpointing/--no-gradient-checkpointing",
-            panel=PRECISION,
-        ),
+        _option("training.gradient_checkpointing", panel=PRECISION),
     ] = None,
-    dtype: Annotated[str | None, _option("engine.dtype", "--dtype", panel=PRECISION)] = None,
-    device: Annotated[str | None, _option("engine.device", "--device", panel=PRECISION)] = None,
-    setting: Annotated[
-        list[str] | None, _option("settings", "--set", "-s", metavar="KEY=VALUE")
-    ] = None,
+    dtype: Annotated[str | None, _option("engine.dtype", panel=PRECISION)] = None,
+    device: Annotated[str | None, _option("engine.device", panel=PRECISION)] = None,
+    setting: Setting = None,
     out: Annotated[
         Path | None, typer.Option(help="folder to begin (else one under outputs/)")
     ] = None,
     resume: Annotated[Path | None, typer.Option(help="folder to go on with")] = None,
-    recipe: Annotated[
-        Path | None, typer.Option(help="TOML file with settings; flags go over it")
-    ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="print the resolved settings as a recipe, and stop")
-    ] = False,
+    recipe: Recipe = None,
+    dry_run: DryRun = False,
 ) -> None:
     """Train a method on the gold solutions of a task's training split."""
-    flags = given(
+    flags = in_sections(
         {
             "method": method,
             "model": model,
             "task": task,
             "seed": seed,
-            "data": {
-                "data_dir": data_dir,
-                "split": split,
-                "limit": limit,
-                "seed": data_seed,
-                "options": key_values(task_option or [], "--task-option"),
-                "held_out": held_out,
-                "max_length": max_length,
-            },
-            "training": {
-                "samples": samples,
-                "epochs": epochs,
-                "max_steps": max_steps,
-                "lr": lr,
-                "warmup": warmup,
-                "weight_decay": weight_decay,
-                "clip": clip,
-                "every": every,
-                "early_stop": early_stop,
-                "batch_tokens": batch_tokens,
-                "gradient_checkpointing": gradient_checkpointing,
-            },
-            "engine": {"dtype": dtype, "device": device},
+            "data_dir": data_dir,
+            "split": split,
+            "limit": limit,
+            "data.seed": data_seed,
+            "options": key_values(task_option or [], "--task-option"),
+            "held_out": held_out,
+            "max_length": max_length,
+            "samples": samples,
+            "epochs": epochs,
+            "max_steps": max_steps,
+            "lr": lr,
+            "warmup": warmup,
+            "weight_decay": weight_decay,
+            "clip": clip,
+            "every": every,
+            "early_stop": early_stop,
+            "batch_tokens": batch_tokens,
+            "gradient_checkpointing": gradient_checkpointing,
+            "dtype": dtype,
+            "device": device,
             "settings": key_values(setting or [], "--set"),
-        }
+        },
+        FinetuneConfig,
     )
     if resume is not None:
         _resume(resume, flags, given=out is not None or recipe is not None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -10,8 +9,27 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fttt.cli.run import BUDGET, DATA, ENGINE, SAMPLING, given, load, option
-from fttt.config import key_values
+from fttt.cli.options import (
+    DATA,
+    SAMPLING,
+    BatchSize,
+    DataDir,
+    Device,
+    DType,
+    JudgeURL,
+    Limit,
+    MaxNewTokens,
+    Split,
+    TaskOption,
+    Temperature,
+    TopP,
+    Trials,
+    Unanswered,
+    ask_judge,
+    option,
+)
+from fttt.cli.run import load
+from fttt.config import in_sections, key_values
 
 if TYPE_CHECKING:
     from fttt.experiment.evaluate import Evaluated
@@ -36,9 +54,9 @@ def evaluate_command(
         str | None,
         typer.Option("--model", "-m", help="base model (the one that the checkpoint names)"),
     ] = None,
-    data_dir: Annotated[Path | None, option("data.data_dir", "--data-dir", panel=DATA)] = None,
-    split: Annotated[str | None, option("data.split", "--split", panel=DATA)] = None,
-    limit: Annotated[int | None, option("data.limit", "--limit", panel=DATA)] = None,
+    data_dir: DataDir = None,
+    split: Split = None,
+    limit: Limit = None,
     skip_cases: Annotated[
         Path | None,
         typer.Option(
@@ -51,33 +69,17 @@ def evaluate_command(
     hard_limit: Annotated[
         int | None, typer.Option(help="at most this many hard questions", rich_help_panel=DATA)
     ] = None,
-    task_option: Annotated[
-        list[str] | None, option("data.options", "--task-option", panel=DATA, metavar="KEY=VALUE")
-    ] = None,
-    judge_url: Annotated[
-        str | None,
-        typer.Option(
-            help="the code judge to ask (else OJ_API, else an embedded one)", rich_help_panel=DATA
-        ),
-    ] = None,
-    trials: Annotated[int | None, option("budget.trials", "--trials", panel=BUDGET)] = None,
-    unanswered: Annotated[
-        str | None,
-        option("budget.unanswered", "--unanswered", panel=BUDGET, metavar="count|retry"),
-    ] = None,
-    seed: Annotated[int | None, option("seed", "--seed", panel=SAMPLING)] = None,
-    temperature: Annotated[
-        float | None, option("sampling.temperature", "--temperature", panel=SAMPLING)
-    ] = None,
-    top_p: Annotated[float | None, option("sampling.top_p", "--top-p", panel=SAMPLING)] = None,
-    max_new_tokens: Annotated[
-        int | None, option("sampling.max_new_tokens", "--max-new-tokens", panel=SAMPLING)
-    ] = None,
-    batch_size: Annotated[
-        int | None, option("engine.batch_size", "--batch-size", panel=ENGINE)
-    ] = None,
-    dtype: Annotated[str | None, option("engine.dtype", "--dtype", panel=ENGINE)] = None,
-    device: Annotated[str | None, option("engine.device", "--device", panel=ENGINE)] = None,
+    task_option: TaskOption = None,
+    judge_url: JudgeURL = None,
+    trials: Trials = None,
+    unanswered: Unanswered = None,
+    seed: Annotated[int | None, option("seed", panel=SAMPLING)] = None,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    max_new_tokens: MaxNewTokens = None,
+    batch_size: BatchSize = None,
+    dtype: DType = None,
+    device: Device = None,
     out: Annotated[
         Path | None,
         typer.Option(help="folder of the runs; that of an unfinished evaluation goes on"),
@@ -87,29 +89,27 @@ def evaluate_command(
 
     Several checkpoints are evaluated one after the other, and share one table.
     """
-    base = given(
+    base = in_sections(
         {
             "task": task,
             "model": model,
             "seed": seed,
-            "data": {
-                "data_dir": None if data_dir is None else str(data_dir),
-                "split": split,
-                "limit": limit,
-                "skip_cases": None if skip_cases is None else str(skip_cases),
-                "options": key_values(task_option or [], "--task-option"),
-            },
-            "budget": {"trials": trials, "unanswered": unanswered},
-            "sampling": {
-                "temperature": temperature,
-                "top_p": top_p,
-                "max_new_tokens": max_new_tokens,
-            },
-            "engine": {"dtype": dtype, "device": device, "batch_size": batch_size},
+            "data_dir": data_dir and str(data_dir),
+            "split": split,
+            "limit": limit,
+            "skip_cases": skip_cases and str(skip_cases),
+            "options": key_values(task_option or [], "--task-option"),
+            "trials": trials,
+            "unanswered": unanswered,
+            "temperature": temperature,
+            "top_p": top_p,
+            "max_new_tokens": max_new_tokens,
+            "batch_size": batch_size,
+            "dtype": dtype,
+            "device": device,
         }
     )
-    if judge_url is not None:
-        os.environ["OJ_API"] = judge_url  # where a client of the judge looks for it
+    ask_judge(judge_url)
     _evaluate(checkpoints, base, hard_limit, out)
 
 

@@ -10,8 +10,9 @@ from typing import Annotated, Any
 
 import typer
 
-from fttt.cli.run import given, run_command, run_flags
-from fttt.config import build, key_values, merge, read_toml, resolve, to_toml
+from fttt.cli.options import Recipe
+from fttt.cli.run import run_command, run_flags
+from fttt.config import build, in_sections, key_values, merge, read_toml, resolve, to_toml
 from fttt.config.optune import OpTuneConfig
 from fttt.errors import RunError, UsageError
 
@@ -71,25 +72,23 @@ def generate_command(
     resume: Annotated[Path | None, typer.Option(help="run folder to go on with")] = None,
 ) -> None:
     """Make attempts at a training split, judge them, and keep them in a run folder."""
-    flags = given(
+    flags = in_sections(
         {
             "method": "sample",
             "model": model,
             "task": task,
             "seed": seed,
-            "data": {
-                "data_dir": data_dir,
-                "split": split if resume else split or "train",
-                "limit": limit,
-                "options": key_values(task_option or [], "--task-option"),
-            },
-            "budget": {"trials": 10 if attempts is None and not resume else attempts},
-            "sampling": {
-                "temperature": temperature,
-                "top_p": top_p,
-                "max_new_tokens": max_new_tokens,
-            },
-            "engine": {"dtype": dtype, "device": device, "batch_size": batch_size},
+            "data_dir": data_dir,
+            "split": split if resume else split or "train",
+            "limit": limit,
+            "options": key_values(task_option or [], "--task-option"),
+            "trials": 10 if attempts is None and not resume else attempts,
+            "temperature": temperature,
+            "top_p": top_p,
+            "max_new_tokens": max_new_tokens,
+            "batch_size": batch_size,
+            "dtype": dtype,
+            "device": device,
         }
     )
     if resume is None:
@@ -155,14 +154,12 @@ def train_command(
         Path | None, typer.Option(help="folder to begin (outputs/optune-TASK-MODEL-sSEED)")
     ] = None,
     resume: Annotated[Path | None, typer.Option(help="training folder to go on with")] = None,
-    recipe: Annotated[
-        Path | None, typer.Option(help="TOML file with settings; flags go over it")
-    ] = None,
+    recipe: Recipe = None,
 ) -> None:
     """Train the network on attempts and gold solutions; several processes share the work."""
     if shuffle_attempts and constant_input:
         raise UsageError("--shuffle-attempts and --constant-input exclude each other; give one.")
-    flags = given(
+    flags = in_sections(
         {
             "attempts_from": attempts_from, "model": model, "task": task, "data_dir": data_dir,
             "seed": seed, "attempts": attempts, "max_attempts": max_attempts, "limit": limit,
@@ -173,7 +170,8 @@ def train_command(
             "weight_decay": weight_decay, "clip": clip, "schedule": schedule, "warmup": warmup,
             "validate_every": validate_every, "checkpoint_every": checkpoint_every,
             "tracker": tracker, "batch_tokens": batch_tokens, "dtype": dtype, "device": device,
-        }
+        },
+        OpTuneConfig,
     )  # fmt: skip
     if shuffle_attempts or constant_input:
         flags["ablation"] = "shuffle-attempts" if shuffle_attempts else "constant-input"

@@ -2,38 +2,50 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fttt.config import RunConfig, field_help, key_values, merge, read_toml, resolve, to_toml
+from fttt.cli.options import (
+    BUDGET,
+    DATA,
+    ENGINE,
+    BatchSize,
+    DataDir,
+    Device,
+    DryRun,
+    DType,
+    JudgeURL,
+    Limit,
+    MaxNewTokens,
+    Recipe,
+    Setting,
+    Split,
+    TaskOption,
+    Temperature,
+    TopP,
+    Trials,
+    Unanswered,
+    ask_judge,
+    option,
+)
+from fttt.config import (
+    RunConfig,
+    field_help,
+    in_sections,
+    key_values,
+    merge,
+    read_toml,
+    resolve,
+    to_toml,
+)
 from fttt.errors import FTTTError, RunError, UsageError
 
 if TYPE_CHECKING:
     from fttt.models import LoadedModel
 
-__all__ = [
-    "BUDGET",
-    "DATA",
-    "ENGINE",
-    "SAMPLING",
-    "given",
-    "load",
-    "option",
-    "run_command",
-    "run_flags",
-]
-
-DATA, BUDGET, SAMPLING, ENGINE = "Questions", "Budget", "Sampling", "Engine"
-
-
-def option(path: str, *names: str, panel: str | None = None, **more: Any) -> Any:
-    """An option whose help is the description of a field of the config."""
-    return typer.Option(
-        *names, help=field_help(path), rich_help_panel=panel, show_default=False, **more
-    )
+__all__ = ["load", "run_command", "run_flags"]
 
 
 def run_command(
@@ -41,22 +53,17 @@ def run_command(
         str | None, typer.Argument(metavar="METHOD", help=field_help("method"), show_default=False)
     ] = None,
     model: Annotated[str | None, option("model", "--model", "-m")] = None,
-    adapter: Annotated[Path | None, option("adapter", "--adapter", metavar="DIR")] = None,
+    adapter: Annotated[Path | None, option("adapter", metavar="DIR")] = None,
     task: Annotated[str | None, option("task", "--task", "-t")] = None,
-    seed: Annotated[int | None, option("seed", "--seed")] = None,
-    data_dir: Annotated[Path | None, option("data.data_dir", "--data-dir", panel=DATA)] = None,
-    split: Annotated[str | None, option("data.split", "--split", panel=DATA)] = None,
-    limit: Annotated[int | None, option("data.limit", "--limit", panel=DATA)] = None,
-    questions: Annotated[
-        str | None, option("data.questions", "--questions", panel=DATA, metavar="ID,ID")
-    ] = None,
+    seed: Annotated[int | None, option("seed")] = None,
+    data_dir: DataDir = None,
+    split: Split = None,
+    limit: Limit = None,
+    questions: Annotated[str | None, option("data.questions", panel=DATA, metavar="ID,ID")] = None,
     skip_cases: Annotated[
-        Path | None, option("data.skip_cases", "--skip-cases", panel=DATA, metavar="FILE")
+        Path | None, option("data.skip_cases", panel=DATA, metavar="FILE")
     ] = None,
-    save_correct_cases: Annotated[
-        bool | None,
-        option("save_correct_cases", "--save-correct-cases/--no-save-correct-cases", panel=DATA),
-    ] = None,
+    save_correct_cases: Annotated[bool | None, option("save_correct_cases", panel=DATA)] = None,
     prompt: Annotated[
         Path | None,
         typer.Option(
@@ -65,10 +72,8 @@ def run_command(
             rich_help_panel=DATA,
         ),
     ] = None,
-    data_seed: Annotated[int | None, option("data.seed", "--data-seed", panel=DATA)] = None,
-    task_option: Annotated[
-        list[str] | None, option("data.options", "--task-option", panel=DATA, metavar="KEY=VALUE")
-    ] = None,
+    data_seed: Annotated[int | None, option("data.seed", panel=DATA)] = None,
+    task_option: TaskOption = None,
     verifier: Annotated[
         str | None,
         typer.Option(
@@ -86,41 +91,19 @@ def run_command(
             rich_help_panel=DATA,
         ),
     ] = None,
-    judge_url: Annotated[
-        str | None,
-        typer.Option(
-            help="the code judge to ask (else OJ_API, else an embedded one)", rich_help_panel=DATA
-        ),
-    ] = None,
-    trials: Annotated[int | None, option("budget.trials", "--trials", panel=BUDGET)] = None,
-    unanswered: Annotated[
-        str | None,
-        option("budget.unanswered", "--unanswered", panel=BUDGET, metavar="count|retry"),
-    ] = None,
-    token_budget: Annotated[
-        int | None, option("budget.token_budget", "--token-budget", panel=BUDGET)
-    ] = None,
-    time_budget: Annotated[
-        float | None, option("budget.time_budget", "--time-budget", panel=BUDGET)
-    ] = None,
-    temperature: Annotated[
-        float | None, option("sampling.temperature", "--temperature", panel=SAMPLING)
-    ] = None,
-    top_p: Annotated[float | None, option("sampling.top_p", "--top-p", panel=SAMPLING)] = None,
-    max_new_tokens: Annotated[
-        int | None, option("sampling.max_new_tokens", "--max-new-tokens", panel=SAMPLING)
-    ] = None,
-    batch_size: Annotated[
-        int | None, option("engine.batch_size", "--batch-size", panel=ENGINE)
-    ] = None,
-    dtype: Annotated[str | None, option("engine.dtype", "--dtype", panel=ENGINE)] = None,
-    device: Annotated[str | None, option("engine.device", "--device", panel=ENGINE)] = None,
-    max_length: Annotated[
-        int | None, option("engine.max_length", "--max-length", panel=ENGINE)
-    ] = None,
-    setting: Annotated[
-        list[str] | None, option("settings", "--set", "-s", metavar="KEY=VALUE")
-    ] = None,
+    judge_url: JudgeURL = None,
+    trials: Trials = None,
+    unanswered: Unanswered = None,
+    token_budget: Annotated[int | None, option("budget.token_budget", panel=BUDGET)] = None,
+    time_budget: Annotated[float | None, option("budget.time_budget", panel=BUDGET)] = None,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    max_new_tokens: MaxNewTokens = None,
+    batch_size: BatchSize = None,
+    dtype: DType = None,
+    device: Device = None,
+    max_length: Annotated[int | None, option("engine.max_length", panel=ENGINE)] = None,
+    setting: Setting = None,
     reflection: Annotated[
         bool, typer.Option("--reflection", help="fttt: learn from a written critique too")
     ] = False,
@@ -139,60 +122,47 @@ def run_command(
         Path | None, typer.Option(help="run folder to begin (else one under outputs/)")
     ] = None,
     resume: Annotated[Path | None, typer.Option(help="run folder to go on with")] = None,
-    recipe: Annotated[
-        Path | None, typer.Option(help="TOML file with settings; flags go over it")
-    ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="print the resolved settings as a recipe, and stop")
-    ] = False,
+    recipe: Recipe = None,
+    dry_run: DryRun = False,
 ) -> None:
     """Try each question of a task by a method, and keep every trial in a run folder."""
-    options = key_values(task_option or [], "--task-option")
-    options |= given({"verifier": verifier, "rule": math_rule})
-    settings = key_values(setting or [], "--set")
-    if reflection:
-        settings["reflection"] = True
-    settings |= given({"schedule": schedule, "checkpoint": checkpoint and str(checkpoint)})
-    flags = given(
+    own = {
+        "reflection": reflection or None,
+        "schedule": schedule,
+        "checkpoint": checkpoint and str(checkpoint),
+    }
+    flags = in_sections(
         {
             "method": method,
             "model": model,
-            "adapter": None if adapter is None else str(adapter),
+            "adapter": adapter and str(adapter),
             "task": task,
             "seed": seed,
             "save_correct_cases": save_correct_cases,
-            "data": {
-                "data_dir": data_dir,
-                "split": split,
-                "limit": limit,
-                "questions": None if questions is None else _ids(questions),
-                "skip_cases": skip_cases,
-                "prompt": None if prompt is None else _text(prompt),
-                "seed": data_seed,
-                "options": options,
-            },
-            "budget": {
-                "trials": trials,
-                "unanswered": unanswered,
-                "token_budget": token_budget,
-                "time_budget": time_budget,
-            },
-            "sampling": {
-                "temperature": temperature,
-                "top_p": top_p,
-                "max_new_tokens": max_new_tokens,
-            },
-            "engine": {
-                "dtype": dtype,
-                "device": device,
-                "batch_size": batch_size,
-                "max_length": max_length,
-            },
-            "settings": settings,
+            "data_dir": data_dir,
+            "split": split,
+            "limit": limit,
+            "questions": None if questions is None else _ids(questions),
+            "skip_cases": skip_cases,
+            "prompt": prompt and _text(prompt),
+            "data.seed": data_seed,
+            "options": key_values(task_option or [], "--task-option")
+            | _given({"verifier": verifier, "rule": math_rule}),
+            "trials": trials,
+            "unanswered": unanswered,
+            "token_budget": token_budget,
+            "time_budget": time_budget,
+            "temperature": temperature,
+            "top_p": top_p,
+            "max_new_tokens": max_new_tokens,
+            "batch_size": batch_size,
+            "dtype": dtype,
+            "device": device,
+            "max_length": max_length,
+            "settings": key_values(setting or [], "--set") | _given(own),
         }
     )
-    if judge_url is not None:
-        os.environ["OJ_API"] = judge_url  # where a client of the judge looks for it
+    ask_judge(judge_url)
     run_flags(flags, out, resume, recipe, dry_run=dry_run)
 
 
@@ -286,12 +256,5 @@ def _ids(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
-def given(flags: dict[str, Any]) -> dict[str, Any]:
-    """The flags that were given; empty tables are left out."""
-    found = {}
-    for key, value in flags.items():
-        if isinstance(value, dict):
-            value = given(value)
-        if value is not None and value != {}:
-            found[key] = value
-    return found
+def _given(flags: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in flags.items() if value is not None}

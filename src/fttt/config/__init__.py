@@ -1,7 +1,7 @@
 """Typed settings, TOML recipes, and flags over file over defaults."""
 
 from fttt.config.finetune import SETTINGS, FinetuneConfig
-from fttt.config.recipe import build, key_values, merge, read_toml, resolve, to_toml
+from fttt.config.recipe import build, in_sections, key_values, merge, read_toml, resolve, to_toml
 from fttt.config.run import (
     BudgetSection,
     DataSection,
@@ -21,6 +21,7 @@ __all__ = [
     "SamplingSection",
     "build",
     "field_help",
+    "in_sections",
     "key_values",
     "merge",
     "read_toml",

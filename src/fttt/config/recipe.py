@@ -11,10 +11,10 @@ from typing import Any, TypeVar
 import tomli_w
 from pydantic import BaseModel, ValidationError
 
-from fttt.config.run import RunConfig
+from fttt.config.run import RunConfig, Section
 from fttt.errors import UsageError
 
-__all__ = ["build", "key_values", "merge", "read_toml", "resolve", "to_toml"]
+__all__ = ["build", "in_sections", "key_values", "merge", "read_toml", "resolve", "to_toml"]
 
 COMMAND_LINE = "the command line"
 
@@ -43,6 +43,37 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
         both = isinstance(old, Mapping) and isinstance(value, Mapping)
         merged[key] = merge(old, value) if both else value  # type: ignore[arg-type]
     return merged
+
+
+def in_sections(values: Mapping[str, Any], model: type[BaseModel] = RunConfig) -> dict[str, Any]:
+    """Put settings under the sections that they belong to, as a recipe has them.
+
+    Args:
+        values: by the field's name, or ``section.name`` where a name alone means another field.
+            What is ``None`` or an empty table was not given, and is left out.
+        model: whose fields they are.
+    """
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        if value is not None and value != {}:
+            section, _, field = name.rpartition(".")
+            section = section or _section_of(field, model)
+            table = found.setdefault(section, {}) if section else found
+            table[field] = value
+    return found
+
+
+def _section_of(field: str, model: type[BaseModel]) -> str:
+    """The section with a field of that name; none where the config itself has one."""
+    if field in model.model_fields:
+        return ""
+    return next(
+        name
+        for name, held in model.model_fields.items()
+        if isinstance(held.annotation, type)
+        and issubclass(held.annotation, Section)
+        and field in held.annotation.model_fields
+    )
 
 
 def resolve(
