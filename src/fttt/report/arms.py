@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fttt.errors import UsageError
+from fttt.report.labels import name_sides, show
 from fttt.report.outcomes import Axis, Outcomes
 from fttt.store import Run, fingerprint
 
@@ -198,8 +199,8 @@ def check_rules(runs: Sequence[Run], allow: Sequence[str]) -> list[str]:
             if value == deciding[0][1]:
                 continue
             difference = (
-                f"{name} is {_show(deciding[0][1])} in {deciding[0][0].path.name!r} "
-                f"and {_show(value)} in {run.path.name!r}"
+                f"{name} is {show(deciding[0][1])} in {deciding[0][0].path.name!r} "
+                f"and {show(value)} in {run.path.name!r}"
             )
             if name not in allow:
                 raise UsageError(
@@ -236,27 +237,10 @@ def _identity(run: Run) -> dict[str, Any]:
 
 
 def _labels(sides: Sequence[tuple[Run, ...]]) -> list[str]:
-    """The method's name, with the settings that tell two arms of one method apart."""
-    methods = Counter(side[0].method for side in sides)
-    labels = []
-    for side in sides:
-        method = side[0].method
-        if methods[method] == 1:
-            labels.append(method)
-            continue
-        own = _identity(side[0])
-        twins = [_identity(s[0]) for s in sides if s[0].method == method and s is not side]
-        differing = [key for key in own if any(twin.get(key) != own[key] for twin in twins)]
-        if "checkpoint" in differing and own.get("adapter") == own["checkpoint"]:
-            differing.remove("adapter")  # the same folder, by its other name
-        told = ", ".join(f"{key} {_show(own[key])}" for key in differing)
-        labels.append(f"{method} ({told})" if told else side[0].path.name)
-    # Two arms may still share a label (settings that only the other has): fall back on folders.
-    clashes = {label for label, times in Counter(labels).items() if times > 1}
-    return [
-        side[0].path.name if label in clashes else label
-        for label, side in zip(labels, sides, strict=True)
-    ]
+    """A name for each side; its folder's where method and settings do not tell it apart."""
+    first = [side[0] for side in sides]
+    names = name_sides([run.method for run in first], [_identity(run) for run in first])
+    return [name or run.path.name for name, run in zip(names, first, strict=True)]
 
 
 def _digests(run: Run) -> dict[str, str]:
@@ -287,8 +271,3 @@ def _leaves(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             yield from _leaves(value)
         else:
             yield key, value
-
-
-def _show(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value, default=str)
-    return text if len(text) <= 40 else text[:39] + "…"
