@@ -4,7 +4,6 @@ import asyncio
 import json
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -128,46 +127,6 @@ def test_fttt_trains_on_top_kept_and_replayed(make_checkpoint: Make, method: Met
     start = len(prompt) + len(kept[0][0])
     expected = torch.nn.functional.cross_entropy(logits[start - 1 : -1], context[0, start:])
     assert kept[0][1] == pytest.approx(float(expected), rel=1e-4)
-
-
-def halved() -> LoadedModel:
-    """The tiny model in bfloat16, its buffers as ``transformers`` loads them."""
-    loaded = tiny_model()
-    for parameter in loaded.model.parameters():
-        parameter.data = parameter.data.bfloat16()
-    return replace(loaded, dtype="bfloat16")
-
-
-@pytest.mark.parametrize("method", ["lora", "ia3", "ln-tuning"])
-def test_a_merge_in_bfloat16_rounds_once(make_checkpoint: Make, method: Method) -> None:
-    tuned = make_checkpoint(method)
-    base = halved()
-    for parameter in base.model.parameters():
-        parameter.data = parameter.data.float()  # the numbers of half precision
-    wanted = dict(attach(base, tuned.folder).model.named_parameters())
-    merged = attach(halved(), tuned.folder)
-    for name, parameter in merged.model.named_parameters():
-        assert torch.equal(parameter, wanted[name].bfloat16()), name
-    assert merged.adapter is not None
-    assert merged.adapter["change_kept"] == pytest.approx(1, abs=0.02)
-    assert merged.model.model.rotary_emb.inv_freq.dtype == torch.float32
-
-
-def test_how_much_of_a_small_change_half_precision_holds_is_measured(make_checkpoint: Make) -> None:
-    tuned = make_checkpoint("ia3")
-    file = tuned.folder / "adapter_model.safetensors"
-    shares = []
-    for factor in (1.001, 1.003, 1.1):
-        save_file({k: torch.full_like(v, factor) for k, v in load_file(file).items()}, file)
-        merged, exact = attach(halved(), tuned.folder), attach(tiny_model(), tuned.folder)
-        assert merged.adapter is not None
-        assert exact.adapter is not None
-        assert exact.adapter["change_kept"] == pytest.approx(1)
-        shares.append(merged.adapter["change_kept"])
-    # A bfloat16 has 8 digits: 1.001 changes no weight, 1.003 moves some by a whole last digit.
-    assert shares[0] == 0
-    assert 0.5 < shares[1] < 1.5
-    assert shares[2] == pytest.approx(1, abs=0.02)
 
 
 def test_what_does_not_belong_together_is_refused_by_name(make_checkpoint: Make) -> None:

@@ -60,3 +60,28 @@ def test_the_gpu_writes_and_learns_as_the_cpu_does(
         assert own[0::3] == expected[0::3]
         assert own[1::3] == pytest.approx(expected[1::3], rel=1e-3, abs=1e-3)
         assert own[2::3] == pytest.approx(expected[2::3], rel=1e-3, abs=1e-3)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+@pytest.mark.parametrize("method", ["lora", "ia3", "ln-tuning"])
+def test_in_bfloat16_the_gpu_scores_its_tokens_as_the_exact_model_does(
+    make_checkpoint: Any, method: Method, family: str
+) -> None:
+    folder = make_checkpoint(method, family).folder
+    loaded = load_finetuned(folder, dtype="bfloat16", device="cuda")
+    prompts = [loaded.chat.prompt_ids("What is 2 + 2?" * n) for n in (1, 2, 3)]
+
+    async def main() -> list[Any]:
+        engine = BatchedEngine(loaded, max_length=128, batch_size=2, concurrency=3)
+        requests = [GenerateRequest(p, 24, logprobs=True) for p in prompts]
+        try:
+            return list(await asyncio.gather(*map(engine.generate, requests)))
+        finally:
+            await engine.close()
+
+    exact = load_finetuned(folder, dtype="float32", device="cpu").model
+    for prompt, answer in zip(prompts, asyncio.run(main()), strict=True):
+        ids = torch.tensor([prompt + answer.token_ids])
+        expected_TV = exact(input_ids=ids).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+        expected_T = expected_TV.gather(1, ids[0, len(prompt) :, None])[:, 0]
+        assert answer.logprobs == pytest.approx(expected_T.tolist(), abs=0.3)

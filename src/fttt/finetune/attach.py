@@ -1,9 +1,9 @@
 """A fine-tuned checkpoint as a model that the engine runs.
 
 What was trained becomes part of the model: low-rank weights, IA3's vectors and layer norms are
-merged into the weights, bottleneck adapters stay modules of their own, a prefix comes with the
-model, and after full fine-tuning the folder itself is the model. Which of them it is, the folder's
-``finetune.json`` says.
+merged into the weights (in half precision as :mod:`fttt.finetune.halves` says), bottleneck adapters
+stay modules of their own, a prefix comes with the model, and after full fine-tuning the folder
+itself is the model. Which of them it is, the folder's ``finetune.json`` says.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from fttt.finetune.checkpoint import (
     check_base,
     read_info,
 )
+from fttt.finetune.halves import keep_in
 from fttt.models import LoadedModel, Prefix, find_model, load_config, load_model
 
 __all__ = ["attach", "check_checkpoint", "describe_checkpoint", "load_finetuned"]
@@ -135,26 +136,27 @@ def _whole_model(info: FinetuneInfo, folder: Path, dtype: str, device: str) -> L
 def _merged(model: Any, folder: Path) -> tuple[Any, float]:
     """The model with what PEFT trained in its weights, and the share of the change that is in them.
 
-    The sum (or product) is taken in float32 and rounded once. Still, a weight in half precision
-    cannot hold a change of less than half its last digit. The share is the projection of the
-    change that was made on the one that was wanted: 1 in float32, 0 where nothing is left.
+    The sum (or product) is taken in float32, and kept so well that a model in half precision
+    computes with it (:mod:`fttt.finetune.halves`). The share is the projection of the change that
+    was made on the one that was wanted: 1 where all of it is kept, 0 where nothing is.
     """
     with _reading(folder):
         from safetensors import safe_open
 
         with safe_open(folder / WEIGHTS_FILE, framework="pt") as file:
             names = _modules(file.keys())
-        before = {name: list(model.get_submodule(name).parameters()) for name in names}
-        before = {name: [p.data for p in parameters] for name, parameters in before.items()}
+        before = {name: dict(model.get_submodule(name).named_parameters()) for name in names}
+        before = {name: {k: p.data for k, p in own.items()} for name, own in before.items()}
         for name in names:
             model.get_submodule(name).float()
         merged = _peft_model(model, folder).merge_and_unload()
     along = wanted = 0.0
     for name, old in before.items():
-        for parameter, was in zip(merged.get_submodule(name).parameters(), old, strict=True):
-            change = parameter.data - was.float()
-            parameter.data = parameter.data.to(was.dtype)
-            made = parameter.data.float() - was.float()
+        wishes = {k: p.data for k, p in merged.get_submodule(name).named_parameters()}
+        held = keep_in(next(iter(old.values())).dtype, merged, name)
+        for key, was in old.items():
+            change = wishes[key] - was.float()
+            made = held[key] - was.float()
             along += float((change * made).sum(dtype=torch.double))
             wanted += float((change * change).sum(dtype=torch.double))
     return merged, along / wanted if wanted else 1.0
