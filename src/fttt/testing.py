@@ -210,6 +210,8 @@ class FakeEngine:
 
     script: Script
     max_length: int = 4096
+    idle: int = 0
+    """Lanes that it says stand idle, for methods whose answers may be written ahead."""
     seconds: float = 0.0
     """How long each request takes, in wall time."""
     generations: list[GenerateRequest] = field(default_factory=list)
@@ -328,6 +330,7 @@ def play(
     seed: int = 42,
     max_new_tokens: int = 256,
     max_length: int = 8192,
+    idle: int = 0,
     **budget: Any,
 ) -> Scene:
     """Let a method try one question on a scripted engine.
@@ -340,6 +343,7 @@ def play(
         seed: of the run.
         max_new_tokens: longest completion.
         max_length: longest conversation.
+        idle: lanes that the engine says stand idle.
         budget: fields of the budget section: ``trials``, ``unanswered``, ``token_budget``,
             ``time_budget``.
     """
@@ -350,7 +354,7 @@ def play(
     from fttt.methods import MethodSettings
     from fttt.store import MemoryJournal
 
-    engine, journal = FakeEngine(script, max_length), MemoryJournal()
+    engine, journal = FakeEngine(script, max_length, idle), MemoryJournal()
     sampling = {"max_new_tokens": max_new_tokens}
     bench = Bench(
         engine=engine,

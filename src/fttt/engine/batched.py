@@ -128,6 +128,11 @@ class BatchedEngine:
         self._wake = asyncio.Event()
         self._failure: BaseException | None = None
 
+    @property
+    def idle(self) -> int:
+        """Sequences that could run beside those that run or wait."""
+        return max(0, self.plan.batch_size - len(self._running) - len(self._waiting))
+
     def reset_counters(self) -> None:
         """Start counting tokens, decode steps and busy seconds anew."""
         self.generated_tokens = 0

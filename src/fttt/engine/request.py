@@ -187,6 +187,10 @@ class Engine(Protocol):
     def max_length(self) -> int:
         """The longest sequence, prompt and completion, that a row can hold, in tokens."""
 
+    @property
+    def idle(self) -> int:
+        """Sequences that could run beside those that run or wait."""
+
     async def generate(self, request: GenerateRequest) -> Generation:
         """Continue one sequence."""
 

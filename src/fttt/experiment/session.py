@@ -24,6 +24,7 @@ from fttt.engine.request import (
     TrainRequest,
 )
 from fttt.errors import FTTTError, RunError
+from fttt.experiment.ahead import Ahead
 from fttt.experiment.attempt import QuestionAttempt
 from fttt.experiment.ledger import Ledger
 from fttt.methods import Adapter, Attempt, Method
@@ -98,6 +99,7 @@ class QuestionSession:
         self._sequences: dict[int, Written] = {}
         self._held: Kept | None = None  # of the base model's last turn, for the next one
         self._generations = 0
+        self._ahead = Ahead(lambda: bench.engine.idle, self._generate)
         self._attempts: list[QuestionAttempt] = []
         self._judged = asyncio.Event()
 
@@ -183,18 +185,24 @@ class QuestionSession:
             self._check_replay(past, prompt_ids, trial)
             kept, completion = None, past.completion
         else:
-            generation = await self._generate(
-                GenerateRequest(
-                    prompt_ids=prompt_ids,
-                    max_new_tokens=new_tokens,
-                    temperature=bench.sampling.temperature if temperature is None else temperature,
-                    top_p=bench.sampling.top_p,
-                    noise_key=derive_key("generation", bench.seed, self.question.id, number),
-                    stop_ids=bench.stop_ids,
-                    adapter=None if adapter is None else cast(AdapterSlot, adapter),
-                    keep=self._keeps(adapter, trial),
-                )
+            first = GenerateRequest(
+                prompt_ids=prompt_ids,
+                max_new_tokens=new_tokens,
+                temperature=bench.sampling.temperature if temperature is None else temperature,
+                top_p=bench.sampling.top_p,
+                stop_ids=bench.stop_ids,
+                adapter=None if adapter is None else cast(AdapterSlot, adapter),
+                keep=self._keeps(adapter, trial),
             )
+
+            def request(n: int) -> GenerateRequest:
+                key = derive_key("generation", bench.seed, self.question.id, n)
+                return replace(first, noise_key=key)
+
+            if bench.method.fresh and number == trial and self.ledger.limited_by_trials:
+                generation = await self._ahead.take(number, request, self.budget - 1)
+            else:
+                generation = await self._generate(request(number))
             kept = generation.kept
             completion = self._completion(number, len(prompt_ids), generation)
             bench.journal.generation(GenerationEvent(self.question.id, trial, completion))
@@ -318,6 +326,7 @@ class QuestionSession:
 
     def close(self) -> None:
         """Let everything go without writing."""
+        self._ahead.close()
         self._let_go()
         for sequence in self._sequences.values():
             sequence.release()

@@ -140,6 +140,9 @@ class Method(ABC):
     """Settings of the run that the method itself fixes, of ``trials`` and ``temperature``."""
     together: ClassVar[bool] = False
     """Whether its trials are independent of one another, verdicts included."""
+    fresh: ClassVar[bool] = False
+    """Whether every trial asks the question anew and generates nothing else, so that answers may
+    be written ahead of their trials while the engine has room; none of them is judged ahead."""
     searches: ClassVar[bool] = False
     """Whether its trials are the beams of one search, whose width only ``trials`` can say."""
 

@@ -17,6 +17,7 @@ class BestOfN(Method):
 
     name = "best-of-n"
     summary = "independent samples until one verifies (pass@N with an oracle)"
+    fresh = True
 
     async def solve(self, question: Question, session: Session) -> None:
         async for trial in session.trials():

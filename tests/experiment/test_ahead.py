@@ -1,0 +1,104 @@
+"""Answers written ahead: the same trials in fewer rounds, and never twice as many as needed."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fttt.engine.request import GenerateRequest, Generation
+from fttt.experiment.ahead import Ahead
+from fttt.methods.base import MethodSettings
+from fttt.methods.best_of_n import BestOfN
+from fttt.testing import Scene, play
+from fttt.types import Trial
+
+METHOD = BestOfN(MethodSettings())
+
+
+def by_noise(_: str, request: GenerateRequest) -> str:
+    """An answer that depends on the request's noise alone; one in eleven is right."""
+    draw = request.noise_key % 11
+    return "none" if draw == 1 else str(7 + draw)
+
+
+def timeless(scene: Scene) -> list[Trial]:
+    return [replace(t, usage=replace(t.usage, seconds=0.0)) for t in scene.trials]
+
+
+RULES = st.sampled_from(["count", "retry"])
+
+
+@given(st.integers(0, 40), st.integers(1, 20), st.integers(0, 99), RULES)
+def test_a_run_is_the_same_with_lanes_that_stand_idle(
+    idle: int, trials: int, seed: int, rule: str
+) -> None:
+    alone = play(METHOD, by_noise, trials=trials, seed=seed, unanswered=rule)
+    ahead = play(METHOD, by_noise, trials=trials, seed=seed, unanswered=rule, idle=idle)
+    assert timeless(ahead) == timeless(alone)
+    made = len(ahead.engine.generations)
+    assert len(alone.engine.generations) <= made <= max(2 * len(alone.trials) - 1, 1)
+    assert made <= max(trials, len(alone.trials))
+
+
+class Rounds:
+    """An engine that takes as long for many answers as for one."""
+
+    def __init__(self, fails: int | None = None) -> None:
+        self.fails, self.running = fails, 0
+        self.asked: list[int] = []
+
+    async def generate(self, request: GenerateRequest) -> Generation:
+        self.asked.append(request.noise_key)
+        self.running += 1
+        try:
+            await asyncio.sleep(0.01)
+        finally:
+            self.running -= 1
+        if request.noise_key == self.fails:
+            raise RuntimeError("broken")
+        return Generation((request.noise_key,), "stop", 0.01)
+
+
+def request(n: int) -> GenerateRequest:
+    return GenerateRequest((1,), 1, noise_key=n)
+
+
+def test_thirty_two_answers_take_six_rounds() -> None:
+    async def main() -> tuple[list[int], list[int]]:
+        engine = Rounds()
+        ahead = Ahead(lambda: 100, engine.generate)
+        loop, began, rounds = asyncio.get_running_loop(), 0.0, []
+        for n in range(32):
+            began = loop.time()
+            assert (await ahead.take(n, request, 31)).token_ids == (n,)
+            if loop.time() - began > 0.005:
+                rounds.append(n)
+        return engine.asked, rounds
+
+    asked, rounds = asyncio.run(main())
+    assert sorted(asked) == list(range(32))
+    assert len(rounds) <= 7
+
+
+def test_what_nobody_asks_for_is_stopped_and_errors_are_raised_once() -> None:
+    async def main() -> None:
+        engine = Rounds(fails=5)
+        ahead = Ahead(lambda: 100, engine.generate)
+        for n in range(4):
+            await ahead.take(n, request, 31)
+        await asyncio.sleep(0.02)  # number 5 has failed by now, and nobody has asked for it
+        await ahead.take(4, request, 31)
+        with pytest.raises(RuntimeError, match="broken"):
+            await ahead.take(5, request, 31)
+        await asyncio.sleep(0)
+        assert engine.running > 0
+        ahead.close()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert engine.running == 0
+
+    asyncio.run(main())
