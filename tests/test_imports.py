@@ -15,6 +15,7 @@ MODULES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.py"
 ALLOWED = {
     "types": set(),
     "errors": set(),
+    "progress": set(),
     "models": {"types", "errors"},
     "engine": {"types", "errors", "models"},
     "verifiers": {"types", "errors", "judge"},
@@ -23,10 +24,20 @@ ALLOWED = {
     "tasks": {"types", "errors", "verifiers"},
     "methods": {"types", "errors"},
     "training": {"types", "errors", "models", "tasks"},
-    "finetune": {"types", "errors", "models", "training", "tasks", "config"},
+    "finetune": {"types", "errors", "models", "training", "tasks", "config", "progress"},
     "config": {"types", "errors"},
     "report": {"types", "errors", "store"},
-    "optune": {"types", "errors", "models", "engine", "training", "store", "config", "tasks"},
+    "optune": {
+        "types",
+        "errors",
+        "models",
+        "engine",
+        "training",
+        "store",
+        "config",
+        "tasks",
+        "progress",
+    },
 }
 """What the layers under ``experiment`` may import beside themselves. ``verifiers/code.py`` is the
 judge's embedded client, the one place that may start it."""

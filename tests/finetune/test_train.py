@@ -15,10 +15,10 @@ from fttt.finetune import train as train_module
 from fttt.finetune.checkpoint import METHODS, read_info
 from fttt.finetune.methods import prepare
 from fttt.finetune.plan import plan_finetune
-from fttt.finetune.progress import Progress
 from fttt.finetune.train import train
 from fttt.finetune.trainer import SolutionTrainer, checkpoints
 from fttt.models import load_model
+from fttt.progress import StepProgress
 from fttt.training.gold import gold_examples
 
 ALL_AT_ONCE = {"samples": 24, "max_steps": 3, "every": 3, "clip": 0.0, "warmup": 0.4}
@@ -236,7 +236,7 @@ def test_what_is_saved_is_what_was_trained(tmp_path: Path, run_train: Any, make_
         plan = plan_finetune(make_plan(method).config)
         loaded = load_model(plan.config.model)
         model: Any = PeftModel.from_pretrained(loaded.model, str(tmp_path / method)).eval()
-        _, kept = train_module._examples(plan, loaded, Progress("test"))
+        _, kept = train_module._examples(plan, loaded, StepProgress("test"))
         total = 0.0
         for sample in kept:
             ids = torch.tensor([sample.prompt_ids + sample.solution_ids])

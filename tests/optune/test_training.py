@@ -25,7 +25,7 @@ from fttt.optune import load_checkpoint, read_info
 from fttt.optune.plan import check_folder, plan_training, resumed
 from fttt.optune.processes import Processes
 from fttt.optune.training import Trained, Trainer, learning_rate
-from fttt.optune.watch import Watch
+from fttt.progress import StepProgress
 from fttt.testing import save_tiny_model
 
 
@@ -70,7 +70,7 @@ def trainer(attempts: Path, folder: Path, **more: Any) -> Trainer:
     plan = plan_training(config)
     loaded = load_model(plan.model, device="cpu")
     processes = Processes("cpu", config.tracker, folder)
-    return Trainer(plan, loaded, folder, processes, Watch("optune", shown=False))
+    return Trainer(plan, loaded, folder, processes, StepProgress("optune", shown=False))
 
 
 def train(attempts: Path, folder: Path, **more: Any) -> Trained:

@@ -204,7 +204,7 @@ def _train(values: dict[str, Any], out: Path | None, resume: Path | None) -> Non
     from fttt.models import load_model
     from fttt.optune.processes import Processes
     from fttt.optune.training import Trainer
-    from fttt.optune.watch import Watch
+    from fttt.progress import StepProgress
 
     processes = Processes(config.device, config.tracker, folder)
     if processes.main and resume is None:
@@ -213,9 +213,9 @@ def _train(values: dict[str, Any], out: Path | None, resume: Path | None) -> Non
             f"# fttt optune train --recipe {CONFIG}\n" + to_toml(plan.config), encoding="utf-8"
         )
     loaded = load_model(plan.model, dtype=config.dtype, device=processes.device)
-    watch = Watch("optune", shown=processes.main)
+    progress = StepProgress("optune", shown=processes.main)
     try:
-        trained = Trainer(plan, loaded, folder, processes, watch).run()
+        trained = Trainer(plan, loaded, folder, processes, progress).run()
     except (RunError, KeyboardInterrupt):
         if processes.main:
             typer.echo(f"fttt: Go on with `fttt optune train --resume {folder}`.", err=True)

@@ -10,16 +10,15 @@ from contextlib import asynccontextmanager
 from typing import Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, TextColumn
-from rich.progress import Progress as Bar
 
+from fttt.progress import LINE_EVERY, bar, clock
 from fttt.types import Trial
 
 __all__ = ["Progress", "Quiet"]
 
 _WINDOW = 15.0
 """Seconds over which tokens a second are taken."""
-_EVERY = {True: 0.5, False: 15.0}
+_EVERY = {True: 0.5, False: LINE_EVERY}
 """Seconds between two looks, on a terminal and elsewhere."""
 
 
@@ -70,7 +69,7 @@ class Progress:
             done = self._total - left
             if done and left:
                 seconds = (time.monotonic() - self._began) * left / done
-                parts.append(f"about {_clock(seconds)} left")
+                parts.append(f"about {clock(seconds)} left")
         return " · ".join(parts)
 
     def _begin(self, questions: int, trials: int) -> None:
@@ -86,12 +85,11 @@ class Progress:
                 await asyncio.sleep(_EVERY[live])
                 line = f"{self.title}: {self.line(rate.look())}"
                 self._console.print(line, highlight=False, soft_wrap=True)
-        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[line]}"))
-        with Bar(*columns, console=self._console, transient=True) as bar:
-            task = bar.add_task(self.title, total=max(1, self._total or self._questions), line="")
+        with bar(self._console) as shown:
+            task = shown.add_task(self.title, total=max(1, self._total or self._questions), line="")
             while True:
                 done = self._trials + self._spared if self._total else self._ended
-                bar.update(task, completed=done, line=self.line(rate.look()))
+                shown.update(task, completed=done, line=self.line(rate.look()))
                 await asyncio.sleep(_EVERY[live])
 
 
@@ -116,9 +114,3 @@ class _Rate:
             self._looks.popleft()
         (before, old), (_, new) = self._looks[0], self._looks[-1]
         return (new - old) / (now - before) if now > before else 0.0
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

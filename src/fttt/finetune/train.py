@@ -21,12 +21,13 @@ from transformers import PrinterCallback, TrainerState, TrainingArguments, set_s
 from fttt.config import FinetuneConfig, to_toml
 from fttt.config.finetune import FullSettings
 from fttt.errors import RunError, UsageError
+from fttt.finetune.callbacks import EarlyStop, ShowSteps
 from fttt.finetune.checkpoint import INFO_FILE, FinetuneInfo, publish, read_info, write_info
 from fttt.finetune.methods import prepare
 from fttt.finetune.plan import FinetunePlan, processes
-from fttt.finetune.progress import EarlyStop, Progress
 from fttt.finetune.trainer import Counts, SolutionTrainer, checkpoints
 from fttt.models import LoadedModel, load_model, pick_device, pick_dtype
+from fttt.progress import StepProgress
 from fttt.training.gold import GoldExample, gold_examples, held_out
 
 __all__ = ["optimizer", "train", "training_arguments"]
@@ -81,10 +82,10 @@ def train(plan: FinetunePlan, folder: Path, *, resume: bool = False) -> Finetune
 
 def _trainer(
     plan: FinetunePlan, folder: Path, begin: Path | None
-) -> tuple[SolutionTrainer, Progress]:
+) -> tuple[SolutionTrainer, StepProgress]:
     config, settings = plan.config, plan.settings
     loaded, half = _load(plan)
-    progress = Progress(f"finetune {config.method}")
+    progress = StepProgress(f"finetune {config.method}", shown=processes()[0] == 0)
     train_set, validation = _examples(plan, loaded, progress)
     set_seed(config.seed)
     model = prepare(loaded.model, settings)
@@ -115,6 +116,7 @@ def _trainer(
             validation_loss=loss,
         )
 
+    shown = ShowSteps(progress)
     trainer = SolutionTrainer(
         settings=settings,
         describe=describe,
@@ -126,10 +128,10 @@ def _trainer(
         train_dataset=train_set,
         eval_dataset=validation,
         optimizer_cls_and_kwargs=optimizer(config, settings),
-        callbacks=_callbacks(config, folder, progress),
+        callbacks=[shown, *_callbacks(config, folder)],
     )
     trainer.remove_callback(PrinterCallback)
-    progress.trainer = trainer
+    shown.trainer = trainer
     return trainer, progress
 
 
@@ -161,7 +163,7 @@ def _load(plan: FinetunePlan) -> tuple[LoadedModel, bool]:
 
 
 def _examples(
-    plan: FinetunePlan, loaded: LoadedModel, progress: Progress
+    plan: FinetunePlan, loaded: LoadedModel, progress: StepProgress
 ) -> tuple[list[GoldExample], list[GoldExample]]:
     """What is trained on and what is validated on."""
     data = plan.config.data
@@ -255,8 +257,8 @@ def optimizer(config: FinetuneConfig, settings: Any) -> tuple[type, dict[str, An
     }
 
 
-def _callbacks(config: FinetuneConfig, folder: Path, progress: Progress) -> Sequence[Any]:
-    callbacks: list[Any] = [progress]
+def _callbacks(config: FinetuneConfig, folder: Path) -> Sequence[Any]:
+    callbacks: list[Any] = []
     if processes()[0] == 0:
         from torch.utils.tensorboard import SummaryWriter
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -34,8 +35,8 @@ from fttt.optune.data import AttemptExample, attempt_examples, in_windows, with_
 from fttt.optune.network import OpTuneNetwork
 from fttt.optune.plan import TrainingPlan
 from fttt.optune.processes import Processes
-from fttt.optune.watch import Watch
 from fttt.optune.window import WindowRunner
+from fttt.progress import StepProgress
 from fttt.training.gold import gold_examples, held_out
 
 __all__ = ["Examples", "Trained", "Trainer", "prepare_examples"]
@@ -97,12 +98,12 @@ class Trainer:
         loaded: LoadedModel,
         folder: Path,
         processes: Processes,
-        watch: Watch,
+        progress: StepProgress,
     ) -> None:
         """Make the network and its optimizer, or read them from ``folder``'s newest checkpoint."""
         config = plan.config
         self.plan, self.loaded, self.folder = plan, loaded, folder
-        self.processes, self.watch = processes, watch
+        self.processes, self.progress = processes, progress
         self.examples = prepare_examples(plan, loaded)
         self.step = self.skipped = 0
         self.base_loss: float | None = None
@@ -137,7 +138,10 @@ class Trainer:
         self._greet()
         seconds, seen = 0.0, 0
         try:
-            with prepared(self.loaded.model), self.watch.begin(self.step, self.total):
+            with (
+                prepared(self.loaded.model),
+                closing(self.progress.begin(self.step, self.total)),
+            ):
                 if self.step == 0:
                     self._begin()
                 windows = in_windows(
@@ -177,13 +181,13 @@ class Trainer:
     def _greet(self) -> None:
         shared, steps = self.network.count_parameters()
         examples = self.examples
-        self.watch.say(
+        self.progress.say(
             f"{shared:,} + {steps} parameters; {len(examples.training):,} attempts to learn from, "
             f"{len(examples.validation):,} questions held out, {examples.too_long:,} attempts too "
             f"long; {self.total:,} steps on {self.processes.count} x {self.loaded.device}"
         )
         if not self.plan.attempts.finished:
-            self.watch.say("the attempts' run has not ended; what it holds so far is used")
+            self.progress.say("the attempts' run has not ended; what it holds so far is used")
         self.processes.track(self.plan.config.to_toml())
 
     def _begin(self) -> None:
@@ -198,7 +202,7 @@ class Trainer:
             self.network.constant = parts[0].factors
         if self.examples.validation:
             self.base_loss = self._validation_loss(self.examples.validation, change=False)
-            self.watch.say(f"validation loss of the unchanged model {self.base_loss:.4f}")
+            self.progress.say(f"validation loss of the unchanged model {self.base_loss:.4f}")
             self._validate()
 
     def _learn(self, window: Sequence[AttemptExample]) -> tuple[float, float]:
@@ -248,7 +252,7 @@ class Trainer:
             },
             self.step,
         )
-        self.watch.stepped(self.step, loss, rate)
+        self.progress.stepped(self.step, loss, f"{rate:.1f} examples/s")
         if self.examples.validation and (last or self.step % config.validate_every == 0):
             self._validate()
         if last and config.ablation == "none" and len(self.examples.validation) > 1:
@@ -261,7 +265,8 @@ class Trainer:
     def _validate(self) -> None:
         loss = self._validation_loss(self.examples.validation)
         self.validation[self.step] = loss
-        self.watch.validated(self.step, loss)
+        self.progress.validation = loss
+        self.progress.say(f"step {self.step:,}/{self.total:,} · validation loss {loss:.4f}")
         self.processes.log({"validation/loss": loss}, self.step)
 
     def _validation_loss(self, examples: Sequence[AttemptExample], *, change: bool = True) -> float:
