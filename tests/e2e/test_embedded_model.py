@@ -28,13 +28,13 @@ def test_the_batch_size_changes_no_completion(tmp_path: Path, method: str) -> No
     for size in (1, 16):
         out = tmp_path / str(size)
         made = run(
-            *(method, "--task", "arithmetic", "--limit", "4", "--trials", "3", "--device", "cpu"),
-            *("--max-new-tokens", "48", "--batch-size", str(size), "--out", str(out)),
+            *(method, "--task", "arithmetic", "--limit", "4", "--trials", "2", "--device", "cpu"),
+            *("--max-new-tokens", "32", "--batch-size", str(size), "--out", str(out)),
         )
         seen[size] = {(t.question_id, t.trial): t.token_ids for t in made.trials}
     assert seen[1] == seen[16]
     assert len(seen[1]) > 4
-    assert all(ids[-1] == 2 for ids in seen[1].values() if len(ids) < 48)  # <|im_end|>
+    assert all(ids[-1] == 2 for ids in seen[1].values() if len(ids) < 32)  # <|im_end|>
 
 
 @pytest.mark.slow
