@@ -1,0 +1,24 @@
+"""Fakes for tests, ours and a user's: a scripted engine, tiny random models, a tiny task.
+
+Nothing here needs a download. The tokenizer is a real one, byte by byte, with a chat template, so
+that conversations are formatted exactly as for a real model.
+"""
+
+from fttt.testing.engine import FakeEngine, FakeKept, FakeSlot
+from fttt.testing.models import fake_model, save_tiny_model, tiny_model, tiny_tokenizer
+from fttt.testing.scene import Scene, play
+from fttt.testing.task import TinyTask, TinyVerifier
+
+__all__ = [
+    "FakeEngine",
+    "FakeKept",
+    "FakeSlot",
+    "Scene",
+    "TinyTask",
+    "TinyVerifier",
+    "fake_model",
+    "play",
+    "save_tiny_model",
+    "tiny_model",
+    "tiny_tokenizer",
+]

@@ -1,0 +1,163 @@
+"""An engine that follows a script."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from fttt.engine.request import (
+    AdapterSlot,
+    AdapterSpec,
+    BeamRequest,
+    GenerateRequest,
+    Generation,
+    Trained,
+    TrainRequest,
+)
+from fttt.testing.models import tiny_tokenizer
+from fttt.types import FinishReason
+
+__all__ = ["FakeEngine", "FakeKept", "FakeSlot", "Script"]
+
+
+@dataclass(eq=False)
+class FakeSlot:
+    """An adapter that only counts."""
+
+    spec: AdapterSpec
+    seed: int
+    updates: int = 0
+    closed: bool = False
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@dataclass(eq=False)
+class FakeKept:
+    """A finished sequence that only knows whether it is still held."""
+
+    token_ids: tuple[int, ...]
+    closed: bool = False
+
+    def close(self) -> None:
+        self.closed = True
+
+
+Script = Sequence[str] | Callable[[str, GenerateRequest], str]
+
+
+@dataclass(eq=False)
+class FakeEngine:
+    """An engine that writes what a script says and keeps every request.
+
+    ``script`` is a sequence of completions, handed out in the order of the requests, or a function
+    of the conversation (decoded with its special tokens) and the request; it should depend on
+    nothing else where a run is to be resumed. A completion ends with the end-of-turn token, or is
+    cut at ``max_new_tokens`` as a real one would be. The beams of a search are so many completions,
+    the best one first; a function is asked for each with the beam's number as ``noise_key``. The
+    loss of a train step is ``1 / (1 + updates so far)``.
+    """
+
+    script: Script
+    max_length: int = 4096
+    idle: int = 0
+    """Lanes that it says stand idle, for methods whose answers may be written ahead."""
+    seconds: float = 0.0
+    """How long each request takes, in wall time."""
+    generations: list[GenerateRequest] = field(default_factory=list)
+    searches: list[BeamRequest] = field(default_factory=list)
+    trainings: list[TrainRequest] = field(default_factory=list)
+    slots: list[FakeSlot] = field(default_factory=list)
+    kept: list[FakeKept] = field(default_factory=list)
+    generated_tokens: int = 0
+    closed: bool = False
+
+    def conversation(self, request: GenerateRequest) -> str:
+        """What the model was given, as text with its special tokens."""
+        return str(tiny_tokenizer().decode(request.prompt_ids))
+
+    @property
+    def conversations(self) -> list[str]:
+        """What the model was given, request by request."""
+        return [self.conversation(request) for request in self.generations]
+
+    async def generate(self, request: GenerateRequest) -> Generation:
+        """Answer with the script's next completion."""
+        order = self.completions
+        self.generations.append(request)
+        if isinstance(request.reuse, FakeKept) and request.reuse.closed:
+            raise RuntimeError("reused something that was given back")
+        await asyncio.sleep(self.seconds)
+        ids, finish = self._write(request, order)
+        kept: FakeKept | None = None
+        if request.keep:
+            kept = FakeKept(request.prompt_ids + ids)
+            self.kept.append(kept)
+        return Generation(
+            token_ids=ids,
+            finish_reason=finish,
+            seconds=self.seconds,
+            kept=kept,
+            logprobs=(-1.0,) * len(ids) if request.logprobs else None,
+        )
+
+    async def beam(self, request: BeamRequest) -> tuple[Generation, ...]:
+        """Answer with the script's next completions, the best one first."""
+        order = self.completions
+        self.searches.append(request)
+        await asyncio.sleep(self.seconds)
+        beams = [
+            GenerateRequest(request.prompt_ids, request.max_new_tokens, noise_key=number)
+            for number in range(request.beams)
+        ]
+        written = (self._write(beam, order + n) for n, beam in enumerate(beams))
+        return tuple(Generation(ids, finish, self.seconds) for ids, finish in written)
+
+    @property
+    def completions(self) -> int:
+        """How many were asked for so far, beams included."""
+        return len(self.generations) + sum(search.beams for search in self.searches)
+
+    def _write(self, request: GenerateRequest, order: int) -> tuple[tuple[int, ...], FinishReason]:
+        """The tokens of one completion and how it ended."""
+        if callable(self.script):
+            text = self.script(self.conversation(request), request)
+        else:
+            text = self.script[order]
+        ids = (*tiny_tokenizer()(text, add_special_tokens=False)["input_ids"], 2)
+        finish: FinishReason = "stop"
+        if len(ids) > request.max_new_tokens:
+            ids, finish = ids[: request.max_new_tokens], "length"
+        self.generated_tokens += len(ids)
+        return ids, finish
+
+    async def train(self, request: TrainRequest) -> Trained:
+        """Count one update."""
+        slot = _slot(request.adapter)
+        context = request.context
+        if slot.closed or (isinstance(context, FakeKept) and context.closed):
+            raise RuntimeError("trained on something that was given back")
+        self.trainings.append(request)
+        await asyncio.sleep(self.seconds)
+        losses = tuple(1.0 / (1 + slot.updates) for _ in request.targets)
+        slot.updates += 1
+        trained = sum(weight != 0 for target in request.targets for weight in target.weights)
+        return Trained(sum(losses), losses, trained, self.seconds)
+
+    async def open_adapter(self, spec: AdapterSpec, seed: int) -> AdapterSlot:
+        """Hand out a new slot."""
+        await asyncio.sleep(0)
+        self.slots.append(FakeSlot(spec, seed))
+        return self.slots[-1]
+
+    async def close(self) -> None:
+        """Remember that the engine was closed."""
+        self.closed = True
+
+
+def _slot(adapter: AdapterSlot) -> FakeSlot:
+    if not isinstance(adapter, FakeSlot):
+        raise TypeError(f"a FakeEngine trains its own slots, not {adapter!r}")
+    return adapter

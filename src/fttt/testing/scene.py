@@ -1,0 +1,91 @@
+"""A method's try at one question, on an engine that follows a script."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any
+
+from fttt.methods.base import Method
+from fttt.models.chat import ChatFormat
+from fttt.tasks.base import TaskOptions
+from fttt.testing.engine import FakeEngine, Script
+from fttt.testing.models import tiny_tokenizer
+from fttt.testing.task import TinyTask, TinyVerifier
+from fttt.types import Question, Trial, Usage
+from fttt.verifiers.base import Verifier
+
+__all__ = ["Scene", "play"]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What a method did when it was played."""
+
+    engine: FakeEngine
+    trials: tuple[Trial, ...]
+    usage: Usage
+    """All that was spent, in the ledger's own count."""
+
+
+def play(
+    method: Method,
+    script: Script,
+    *,
+    question: Question | None = None,
+    verifier: Verifier | None = None,
+    seed: int = 42,
+    max_new_tokens: int = 256,
+    max_length: int = 8192,
+    idle: int = 0,
+    **budget: Any,
+) -> Scene:
+    """Let a method try one question on a scripted engine.
+
+    Args:
+        method: the method, made with its settings.
+        script: what the engine writes; see :class:`FakeEngine`.
+        question: by default "Write the number 7.", whose gold is 7.
+        verifier: by default a :class:`TinyVerifier`.
+        seed: of the run.
+        max_new_tokens: longest completion.
+        max_length: longest conversation.
+        idle: lanes that the engine says stand idle.
+        budget: fields of the budget section: ``trials``, ``unanswered``, ``token_budget``,
+            ``time_budget``.
+    """
+    from fttt.config import BudgetSection, SamplingSection, build
+    from fttt.experiment.adapters import adapter_spec
+    from fttt.experiment.progress import Quiet
+    from fttt.experiment.session import Bench, QuestionSession
+    from fttt.methods import MethodSettings
+    from fttt.store import MemoryJournal
+
+    engine, journal = FakeEngine(script, max_length, idle), MemoryJournal()
+    sampling = {"max_new_tokens": max_new_tokens}
+    bench = Bench(
+        engine=engine,
+        chat=ChatFormat(tiny_tokenizer()),
+        stop_ids=(2,),
+        verifier=verifier or TinyVerifier(),
+        journal=journal,
+        observer=Quiet(),
+        seed=seed,
+        sampling=build(SamplingSection, sampling, "play()"),
+        budget=build(BudgetSection, budget, "play()"),
+        adapter_spec=adapter_spec(getattr(method, "settings", MethodSettings())),
+        method=method,
+    )
+    asked = question or TinyTask().load(TaskOptions())[7]
+
+    async def solve() -> Usage:
+        session = QuestionSession(asked, bench)
+        try:
+            await method.solve(asked, session)
+            session.end_trials()
+        finally:
+            session.close()
+        return session.ledger.usage
+
+    usage = asyncio.run(solve())
+    return Scene(engine, tuple(journal.trials), usage)
