@@ -11,6 +11,7 @@ import pytest
 import fttt
 
 ROOT = Path(fttt.__file__).parent
+Function = ast.FunctionDef | ast.AsyncFunctionDef
 MODULES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.py"))
 ALLOWED = {
     "types": set(),
@@ -91,9 +92,29 @@ def test_methods_see_no_tensors_and_no_files() -> None:
         assert "open(" not in text, module
 
 
+LONG = {"engine/kernels.py": {"_attention_kernel", "_sample_kernel"}}
+"""Functions that may be long: one pass of a Triton kernel, which keeps its values in registers."""
+
+
 @pytest.mark.parametrize("module", MODULES)
-def test_modules_stay_small_and_say_what_they_export(module: str) -> None:
+def test_modules_stay_small_and_say_what_they_are(module: str) -> None:
     text = (ROOT / module).read_text(encoding="utf-8")
-    assert len(text.splitlines()) <= 450, module
+    assert len(text.splitlines()) <= 400
     tree = ast.parse(text)
-    assert ast.get_docstring(tree), module
+    assert ast.get_docstring(tree)
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, Function | ast.ClassDef) and not node.name.startswith("_"):
+            assert ast.get_docstring(node), f"{node.name} has no docstring"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_functions_stay_small(module: str) -> None:
+    """What is counted is the code: neither a command's list of options nor a docstring."""
+    tree = ast.parse((ROOT / module).read_text(encoding="utf-8"))
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, Function):
+            code = node.body[1:] if ast.get_docstring(node) else node.body
+            if code and (code[-1].end_lineno or 0) - code[0].lineno >= 60:
+                found.add(node.name)
+    assert found == LONG.get(module, set())
