@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import random
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -23,9 +22,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import httpx
-
 from fttt.store import GenerationEvent, RunWriter
+from fttt.testing.browser import installed, open_browser
 from fttt.types import Completion, Question, Trial, Usage
 
 BUDGET = 32
@@ -36,11 +34,6 @@ SIDES = (
     ("fttt", (42, 85), 1.3, 0),
     ("self-refine", (42,), 0.7, 60),
 )
-FLAGS = [
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-]
-READY = "return [document.documentElement.dataset.ready]"
 
 
 def main() -> None:
@@ -178,43 +171,19 @@ def build_page(runs: Sequence[Path], page: Path) -> float:
 
 def open_page(page: Path, times: int = 3) -> list[tuple[float, float]]:
     """Seconds until the first question is shown: the page's own clock, and the driver's."""
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if chromium is None or driver is None:
+    if installed() is None:
         print("open     not measured: it needs chromium and chromedriver")
         return []
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    server = subprocess.Popen([driver, f"--port={port}"], stdout=subprocess.DEVNULL)
-    try:
-        with httpx.Client(
-            base_url=f"http://127.0.0.1:{port}",
-            timeout=60,
-            trust_env=False,
-            transport=httpx.HTTPTransport(retries=8),
-        ) as client:
-            return [open_once(client, chromium, page) for _ in range(times)]
-    finally:
-        server.terminate()
-        server.wait()
+    return [open_once(page) for _ in range(times)]
 
 
-def open_once(client: httpx.Client, chromium: str, page: Path) -> tuple[float, float]:
+def open_once(page: Path) -> tuple[float, float]:
     """One opening in a fresh browser with an empty profile."""
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        options = {"binary": chromium, "args": [*FLAGS, f"--user-data-dir={profile}"]}
-        wanted = {"alwaysMatch": {"browserName": "chrome", "goog:chromeOptions": options}}
-        started = client.post("/session", json={"capabilities": wanted}).json()["value"]
-        session = f"/session/{started['sessionId']}"
+    with open_browser() as browser:
         began = time.perf_counter()
-        client.post(f"{session}/url", json={"url": page.resolve().as_uri()})
-        clock = None
-        while clock is None and time.perf_counter() - began < 60:
-            time.sleep(0.02)
-            answer = client.post(f"{session}/execute/sync", json={"script": READY, "args": []})
-            (clock,) = answer.json()["value"]
+        browser.open(page)
         wall = time.perf_counter() - began
-        client.delete(session)
+        clock = browser.run("return document.documentElement.dataset.ready")
     return (float("nan") if clock is None else int(clock) / 1000, wall)
 
 

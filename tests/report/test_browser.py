@@ -2,123 +2,36 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import shutil
-import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
-import httpx
 import pytest
 from matplotlib.image import imread
 
 from fttt.report.page import build_page, gather
 from fttt.store import Run
+from fttt.testing.browser import Browser, installed, open_browser
 
 MakeRun = Callable[..., Run]
 HOSTILE = (
     "</script><script>document.title='pwned'</script><img src=x onerror=\"document.title='pwned'\">"
 )
-FLAGS = [
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-    *("--window-size=1300,900", "--hide-scrollbars"),
-]
-
-
-class Browser:
-    """The few commands of the WebDriver protocol that these tests need."""
-
-    def __init__(self, client: httpx.Client, binary: str, profile: Path) -> None:
-        options = {"binary": binary, "args": [*FLAGS, f"--user-data-dir={profile}"]}
-        wanted = {
-            "browserName": "chrome",
-            "goog:chromeOptions": options,
-            "goog:loggingPrefs": {"browser": "ALL"},
-        }
-        self._client = client
-        self._session = ""
-        made = self._send("", {"capabilities": {"alwaysMatch": wanted}})
-        self._session = f"/{made['sessionId']}"
-
-    def open(self, page: Path, place: str = "") -> None:
-        """Open a page anew and wait until its first question is shown."""
-        self._send("/url", {"url": "about:blank"})
-        self._send("/url", {"url": page.as_uri() + place})
-        self.run("await_(() => document.documentElement.dataset.ready)")
-
-    def run(self, script: str) -> Any:
-        """What a script returns; ``await_(f)`` in it waits until ``f`` holds."""
-        lines = (
-            "const done = arguments[0];"
-            "const await_ = async (f) => {"
-            " for (let n = 0; n < 500 && !f(); n++) await new Promise((r) => setTimeout(r, 10)); };"
-            f"(async () => {{ {script.replace('await_(', 'await await_(')} }})()"
-            ".then(done, (error) => done('failed: ' + error));"
-        )
-        return self._send("/execute/async", {"script": lines, "args": []})
-
-    def text(self, selector: str) -> str:
-        """The visible text of an element."""
-        return str(self.run(f"return document.querySelector('{selector}').innerText"))
-
-    def prefer(self, scheme: str) -> None:
-        """Make the system's theme light or dark."""
-        features = [{"name": "prefers-color-scheme", "value": scheme}]
-        self._send(
-            "/goog/cdp/execute",
-            {"cmd": "Emulation.setEmulatedMedia", "params": {"features": features}},
-        )
-
-    def corner(self) -> float:
-        """How bright the upper left corner is, 0 to 1."""
-        picture = self._client.get(f"/session{self._session}/screenshot").json()["value"]
-        pixels = imread(io.BytesIO(base64.b64decode(picture)))
-        return float(pixels[2, 2, :3].mean())
-
-    def printed(self) -> bytes:
-        """The page as PDF."""
-        return base64.b64decode(self._send("/print", {"background": True}))
-
-    def complaints(self) -> list[str]:
-        """What the browser's console holds since it was last asked."""
-        entries = self._send("/se/log", {"type": "browser"})
-        return [entry["message"] for entry in entries]
-
-    def close(self) -> None:
-        self._client.delete(f"/session{self._session}")
-
-    def _send(self, command: str, body: dict[str, Any]) -> Any:
-        answer = self._client.post(f"/session{self._session}{command}", json=body)
-        assert answer.status_code == 200, answer.text
-        return answer.json()["value"]
 
 
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if chromium is None or driver is None:
+def browser() -> Iterator[Browser]:
+    if installed() is None:
         pytest.skip("needs chromium and chromedriver (Debian: chromium chromium-driver)")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    server = subprocess.Popen([driver, f"--port={port}"], stdout=subprocess.DEVNULL)
-    try:
-        with httpx.Client(
-            base_url=f"http://127.0.0.1:{port}",
-            timeout=60,
-            trust_env=False,
-            transport=httpx.HTTPTransport(retries=8),
-        ) as client:
-            opened = Browser(client, chromium, tmp_path_factory.mktemp("profile"))
-            yield opened
-            opened.close()
-    finally:
-        server.terminate()
-        server.wait()
+    with open_browser() as opened:
+        yield opened
+
+
+def corner(browser: Browser) -> float:
+    """How bright the upper left corner is, 0 to 1."""
+    return float(imread(io.BytesIO(browser.picture()))[2, 2, :3].mean())
 
 
 @pytest.fixture(scope="module")
@@ -225,14 +138,14 @@ def test_arrow_keys_move_through_the_list(browser: Browser, page: Path) -> None:
 def test_the_theme_follows_the_system_and_the_button(browser: Browser, page: Path) -> None:
     browser.prefer("light")
     browser.open(page)
-    assert browser.corner() == 1
+    assert corner(browser) == 1
     browser.prefer("dark")
-    assert browser.corner() < 0.15
+    assert corner(browser) < 0.15
     browser.run("document.getElementById('theme').click()")  # light
-    assert browser.corner() == 1
+    assert corner(browser) == 1
     browser.prefer("light")
     browser.run("document.getElementById('theme').click()")  # dark
-    assert browser.corner() < 0.15
+    assert corner(browser) < 0.15
 
 
 def test_a_dark_page_prints_on_white(browser: Browser, page: Path, tmp_path: Path) -> None:

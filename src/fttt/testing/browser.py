@@ -1,0 +1,139 @@
+"""A page in a real browser: headless Chromium, driven through chromedriver."""
+
+from __future__ import annotations
+
+import base64
+import shutil
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+__all__ = ["Browser", "installed", "open_browser"]
+
+FLAGS = [
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+    *("--window-size=1300,900", "--hide-scrollbars"),
+]
+
+
+class Browser:
+    """The few commands of the WebDriver protocol that a test of a page needs."""
+
+    def __init__(self, client: httpx.Client, binary: str, profile: Path) -> None:
+        """Start a browser; ``client`` speaks to chromedriver."""
+        options = {"binary": binary, "args": [*FLAGS, f"--user-data-dir={profile}"]}
+        wanted = {
+            "browserName": "chrome",
+            "goog:chromeOptions": options,
+            "goog:loggingPrefs": {"browser": "ALL"},
+        }
+        self._client = client
+        self._session = ""
+        self._blank = True
+        made = self._send("", {"capabilities": {"alwaysMatch": wanted}})
+        self._session = f"/{made['sessionId']}"
+
+    def open(self, page: Path, place: str = "") -> None:
+        """Open a page anew and wait until its first question is shown."""
+        if not self._blank:  # another place of the same page would not load it again
+            self._send("/url", {"url": "about:blank"})
+        self._blank = False
+        self._send("/url", {"url": page.resolve().as_uri() + place})
+        self.run("await_(() => document.documentElement.dataset.ready)")
+
+    def run(self, script: str) -> Any:
+        """What a script returns; ``await_(f)`` in it waits until ``f`` holds."""
+        lines = (
+            "const done = arguments[0];"
+            "const await_ = async (f) => {"
+            " for (let n = 0; n < 2500 && !f(); n++)"
+            "  await new Promise((r) => setTimeout(r, 10));"
+            "};"
+            f"(async () => {{ {script.replace('await_(', 'await await_(')} }})()"
+            ".then(done, (error) => done('failed: ' + error));"
+        )
+        return self._send("/execute/async", {"script": lines, "args": []})
+
+    def text(self, selector: str) -> str:
+        """The visible text of an element."""
+        return str(self.run(f"return document.querySelector('{selector}').innerText"))
+
+    def prefer(self, scheme: str) -> None:
+        """Make the system's theme light or dark."""
+        features = [{"name": "prefers-color-scheme", "value": scheme}]
+        self._send(
+            "/goog/cdp/execute",
+            {"cmd": "Emulation.setEmulatedMedia", "params": {"features": features}},
+        )
+
+    def picture(self) -> bytes:
+        """What is seen, as PNG."""
+        found = self._client.get(f"/session{self._session}/screenshot").json()["value"]
+        return base64.b64decode(found)
+
+    def printed(self) -> bytes:
+        """The page as PDF."""
+        return base64.b64decode(self._send("/print", {"background": True}))
+
+    def complaints(self) -> list[str]:
+        """What the browser's console holds since it was last asked."""
+        entries = self._send("/se/log", {"type": "browser"})
+        return [entry["message"] for entry in entries]
+
+    def close(self) -> None:
+        """End the browser."""
+        self._client.delete(f"/session{self._session}")
+
+    def _send(self, command: str, body: dict[str, Any]) -> Any:
+        answer = self._client.post(f"/session{self._session}{command}", json=body)
+        if answer.status_code != 200:
+            raise RuntimeError(f"the browser refused {command or 'to start'}: {answer.text}")
+        return answer.json()["value"]
+
+
+def installed() -> tuple[str, str] | None:
+    """The paths of chromium and chromedriver; ``None`` where one of them is missing."""
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    return (chromium, driver) if chromium and driver else None
+
+
+@contextmanager
+def open_browser() -> Iterator[Browser]:
+    """A fresh browser with an empty profile.
+
+    Raises:
+        RuntimeError: chromium or chromedriver is missing, or does not start.
+    """
+    found = installed()
+    if found is None:
+        raise RuntimeError("needs chromium and chromedriver (Debian: chromium chromium-driver)")
+    chromium, driver = found
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server = subprocess.Popen([driver, f"--port={port}"], stdout=subprocess.DEVNULL)
+    try:
+        with (
+            tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile,
+            httpx.Client(
+                base_url=f"http://127.0.0.1:{port}",
+                timeout=60,
+                trust_env=False,
+                transport=httpx.HTTPTransport(retries=8),
+            ) as client,
+        ):
+            browser = Browser(client, chromium, Path(profile))
+            try:
+                yield browser
+            finally:
+                browser.close()
+    finally:
+        server.terminate()
+        server.wait()
