@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 import fttt
 from fttt.config import FinetuneConfig, RunConfig, field_help
+from fttt.config.optune import OpTuneConfig
 from fttt.methods import METHODS
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -34,7 +35,8 @@ def test_methods_are_described_with_their_settings(method: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name_of_page", "config"), [("run-folder.md", RunConfig), ("finetuning.md", FinetuneConfig)]
+    ("name_of_page", "config"),
+    [("run-folder.md", RunConfig), ("finetuning.md", FinetuneConfig), ("optune.md", OpTuneConfig)],
 )
 def test_every_key_of_a_recipe_is_described(name_of_page: str, config: type[BaseModel]) -> None:
     rows = re.findall(r"^\| `([\w.]+)` \| (.*) \|$", page(name_of_page), flags=re.MULTILINE)
@@ -45,6 +47,19 @@ def test_every_key_of_a_recipe_is_described(name_of_page: str, config: type[Base
         keys = [f"{name}.{key}" for key in kind.model_fields] if nested else [name]  # type: ignore[union-attr]
         for key in keys:
             assert described[key] == field_help(key, config)
+
+
+@pytest.mark.parametrize("path", sorted(DOCS.glob("*.md")), ids=lambda path: path.name)
+def test_links_lead_to_a_page_and_a_heading(path: Path) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", path.read_text(encoding="utf-8")):
+        if not link.startswith("http"):
+            name, _, heading = link.partition("#")
+            target = path.parent / (name or path.name)
+            assert target.exists(), link
+            if heading:
+                heads = re.findall(r"^#+ (.+)$", target.read_text(encoding="utf-8"), re.MULTILINE)
+                anchors = {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in heads}
+                assert heading in anchors, link
 
 
 def test_names_in_examples_exist() -> None:
