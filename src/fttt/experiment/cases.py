@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import difflib
 import json
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from fttt.errors import RunError, UsageError
+from fttt.models.naming import file_name
 from fttt.types import Question
 
 __all__ = ["cases_file", "chosen", "in_order", "save_cases", "without_cases"]
@@ -16,7 +16,7 @@ __all__ = ["cases_file", "chosen", "in_order", "save_cases", "without_cases"]
 
 def cases_file(model: str, task: str) -> Path:
     """Where the correct cases of a model on a task are kept."""
-    return Path("metadata") / re.sub(r"[^\w.+-]+", "_", f"{model}_{task}_correct_cases.json")
+    return Path("metadata") / file_name(f"{model}_{task}_correct_cases.json")
 
 
 def chosen(questions: Sequence[Question], ids: Sequence[str] | None) -> list[Question]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -15,6 +14,7 @@ from fttt.experiment.adapters import adapter_spec, check_edits, made_for, with_n
 from fttt.experiment.cases import cases_file, chosen, in_order, without_cases
 from fttt.methods import Method, MethodSettings, find_method
 from fttt.methods.finetuned import FinetunedSettings
+from fttt.models.naming import file_name, model_label
 from fttt.tasks import Task, TaskOptions, get_task
 from fttt.types import Question
 
@@ -29,7 +29,6 @@ __all__ = [
     "check_weights",
     "default_folder",
     "load_weights",
-    "model_label",
     "prepare",
     "settle",
     "task_of",
@@ -54,7 +53,7 @@ class Plan:
         """The run folder's name but for the time."""
         config = self.config
         parts = (config.method, config.task, weights_label(config), f"s{config.seed}")
-        return re.sub(r"[^\w.+-]+", "_", "-".join(parts))
+        return file_name(*parts)
 
     @property
     def cases_file(self) -> Path | None:
@@ -277,9 +276,3 @@ def weights_label(config: RunConfig) -> str:
     """The model's name as file names hold it, and that of the checkpoint it starts from."""
     label = model_label(config.model)
     return label if config.adapter is None else f"{label}+{config.adapter.resolve().name}"
-
-
-def model_label(model: str) -> str:
-    """A model's name as file names hold it: the last part of a hub name or path."""
-    path = Path(model)
-    return path.stem if path.suffix == ".gguf" else path.name or model

@@ -6,7 +6,6 @@ Runs that start from different fine-tuned checkpoints of it have one after the o
 from __future__ import annotations
 
 import gc
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from fttt.experiment.resume import resume_plan
 from fttt.experiment.runner import Cell, MakeEngine, run_cells
 from fttt.methods import find_method
 from fttt.models import LoadedModel
+from fttt.models.naming import file_name
 from fttt.store import Run, solved_within
 
 __all__ = ["Grid", "SweepConfig", "run_sweep"]
@@ -139,7 +139,7 @@ class Grid:
         config = _with_weights(build(RunConfig, values, "the sweep"))
         group = [_label(task, "task"), *([vary["label"]] if "label" in vary else [])]
         parts = [_label(method, "method"), *group, *([] if one_seed else [f"s{seed}"])]
-        return Place(re.sub(r"[^\w.+-]+", "_", "-".join(parts)), config, "-".join(group))
+        return Place(file_name(*parts), config, "-".join(group))
 
     def cell(self, place: Place, hard: Mapping[str, Sequence[str]]) -> Cell:
         """The place with its questions: a new run, or the one that its folder holds.

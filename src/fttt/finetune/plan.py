@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import difflib
 import os
-import re
 from dataclasses import dataclass
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 from fttt.config import SETTINGS, FinetuneConfig, build, merge
 from fttt.config.run import Section
 from fttt.errors import UsageError
 from fttt.finetune.checkpoint import METHODS, Architecture, architecture
+from fttt.models.naming import file_name, model_label
 from fttt.tasks import Task, TaskOptions, get_task
 from fttt.training.gold import check_trainable
 from fttt.types import Question
@@ -54,10 +53,7 @@ def processes() -> tuple[int, int]:
 
 def label(config: FinetuneConfig) -> str:
     """What a fine-tuning is called in the names of folders."""
-    model = Path(config.model)
-    name = model.stem if model.suffix == ".gguf" else model.name or config.model
-    parts = (config.method, config.task, name, f"s{config.seed}")
-    return re.sub(r"[^\w.+-]+", "_", "-".join(parts))
+    return file_name(config.method, config.task, model_label(config.model), f"s{config.seed}")
 
 
 def published(method: str, model_type: str, task: str) -> tuple[float, float]:

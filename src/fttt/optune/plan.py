@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 from fttt.config import RunConfig, build, merge
 from fttt.config.optune import OpTuneConfig
 from fttt.errors import UsageError
+from fttt.models.naming import file_name
 from fttt.optune.checkpoint import read_info
 from fttt.optune.data import check_attempts
 from fttt.optune.layers import EditedLayer, edited_layers
@@ -83,7 +83,7 @@ def default_folder(plan: TrainingPlan) -> Path:
     from fttt.models.source import find_model
 
     ablation = "" if plan.config.ablation == "none" else f"-{plan.config.ablation}"
-    label = re.sub(r"[^\w.+-]+", "_", find_model(plan.model).name)
+    label = file_name(find_model(plan.model).name)
     return Path("outputs") / f"optune-{plan.task}-{label}-s{plan.config.seed}{ablation}"
 
 
