@@ -16,6 +16,7 @@ MODULES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.py"
 ALLOWED = {
     "types": set(),
     "errors": set(),
+    "naming": set(),
     "progress": set(),
     "models": {"types", "errors"},
     "engine": {"types", "errors", "models"},
@@ -25,7 +26,7 @@ ALLOWED = {
     "tasks": {"types", "errors", "verifiers"},
     "methods": {"types", "errors"},
     "training": {"types", "errors", "models", "tasks"},
-    "finetune": {"types", "errors", "models", "training", "tasks", "config", "progress"},
+    "finetune": {"types", "errors", "models", "training", "tasks", "config", "naming", "progress"},
     "config": {"types", "errors"},
     "report": {"types", "errors", "store"},
     "optune": {
@@ -37,6 +38,7 @@ ALLOWED = {
         "store",
         "config",
         "tasks",
+        "naming",
         "progress",
     },
 }

@@ -47,5 +47,5 @@ def test_what_is_exported_is_documented() -> None:
 
 
 def test_importing_it_loads_no_torch() -> None:
-    script = "import sys, fttt, fttt.cli; sys.exit('torch' in sys.modules)"
+    script = "import sys, fttt, fttt.cli, fttt.experiment.plan; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

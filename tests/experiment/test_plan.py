@@ -10,7 +10,7 @@ import pytest
 from fttt.config import resolve
 from fttt.errors import UsageError
 from fttt.experiment.plan import check_names, default_folder, prepare, settle
-from fttt.models.naming import model_label
+from fttt.naming import model_label
 
 
 def config(**flags: Any) -> Any:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from fttt.errors import RunError, UsageError
-from fttt.models.naming import file_name
+from fttt.naming import file_name
 from fttt.types import Question
 
 __all__ = ["cases_file", "chosen", "in_order", "save_cases", "without_cases"]

@@ -14,7 +14,7 @@ from fttt.experiment.adapters import adapter_spec, check_edits, made_for, with_n
 from fttt.experiment.cases import cases_file, chosen, in_order, without_cases
 from fttt.methods import Method, MethodSettings, find_method
 from fttt.methods.finetuned import FinetunedSettings
-from fttt.models.naming import file_name, model_label
+from fttt.naming import file_name, model_label
 from fttt.tasks import Task, TaskOptions, get_task
 from fttt.types import Question
 

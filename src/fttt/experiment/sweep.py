@@ -22,7 +22,7 @@ from fttt.experiment.resume import resume_plan
 from fttt.experiment.runner import Cell, MakeEngine, run_cells
 from fttt.methods import find_method
 from fttt.models import LoadedModel
-from fttt.models.naming import file_name
+from fttt.naming import file_name
 from fttt.store import Run, solved_within
 
 __all__ = ["Grid", "SweepConfig", "run_sweep"]

@@ -12,7 +12,7 @@ from fttt.config import SETTINGS, FinetuneConfig, build, merge
 from fttt.config.run import Section
 from fttt.errors import UsageError
 from fttt.finetune.checkpoint import METHODS, Architecture, architecture
-from fttt.models.naming import file_name, model_label
+from fttt.naming import file_name, model_label
 from fttt.tasks import Task, TaskOptions, get_task
 from fttt.training.gold import check_trainable
 from fttt.types import Question

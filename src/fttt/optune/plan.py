@@ -9,7 +9,7 @@ from pathlib import Path
 from fttt.config import RunConfig, build, merge
 from fttt.config.optune import OpTuneConfig
 from fttt.errors import UsageError
-from fttt.models.naming import file_name
+from fttt.naming import file_name
 from fttt.optune.checkpoint import read_info
 from fttt.optune.data import check_attempts
 from fttt.optune.layers import EditedLayer, edited_layers
