@@ -111,3 +111,24 @@ def test_lists_name_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
         assert code == 0
         for name in names:
             assert name in out
+
+
+def test_an_interrupt_is_said_in_one_word(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fttt.store.Run.open", interrupted)
+    with pytest.raises(SystemExit) as ended:
+        main(["run", "--resume", "somewhere"])
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "fttt: Stopped.\n"
+
+
+def test_defaults_that_are_words_are_shown_in_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["optune", "train", "--help"])
+    shown = capsys.readouterr().out
+    assert "[tensorboard]" in shown
+    assert "[q_proj,v_proj]" in shown

@@ -163,7 +163,7 @@ def test_a_broken_folder_is_refused(make_checkpoint: Make) -> None:
     with pytest.raises(UsageError, match="missing adapter keys"):
         attach(tiny_model(), tuned.folder)
     weights.write_bytes(b"nothing")
-    with pytest.raises(UsageError, match="does not fit"):
+    with pytest.raises(UsageError, match="is broken: adapter_model"):
         attach(tiny_model(), tuned.folder)
     weights.rename(tuned.folder / "adapter_model.bin")
     with pytest.raises(UsageError, match=r"no adapter_model\.safetensors"):

@@ -16,7 +16,13 @@ import torch
 from fttt.errors import RunError, UsageError
 from fttt.optune import checkpoint as module
 from fttt.optune import hub, load_checkpoint, push, read_info
-from fttt.optune.checkpoint import OpTuneInfo, TrainingState, load_training, write_checkpoint
+from fttt.optune.checkpoint import (
+    OpTuneInfo,
+    TrainingState,
+    check_training,
+    load_training,
+    write_checkpoint,
+)
 from fttt.optune.network import OpTuneNetwork
 
 
@@ -99,6 +105,14 @@ def test_a_torn_or_foreign_checkpoint_is_refused_before_it_is_loaded(
         with pytest.raises(UsageError, match=r"is broken: network.safetensors .*train it again"):
             read_info(folder)
     weights.write_bytes(whole)
+    for name in ("training.json", "training.safetensors"):
+        kept = (folder / name).read_bytes()
+        (folder / name).write_bytes(kept[: len(kept) // 2])
+        read_info(folder)  # good enough to be used
+        with pytest.raises(UsageError, match=f"is broken: {name}"):
+            check_training(folder)
+        (folder / name).write_bytes(kept)
+    check_training(folder)
     facts = json.loads((folder / "optune.json").read_text())
     for change in ({"format": 9}, {"rank": None, "step": None, "colour": 1}, {"layers": [1]}):
         (folder / "optune.json").write_text(json.dumps(facts | change))

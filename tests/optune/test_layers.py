@@ -20,7 +20,7 @@ def test_the_last_layers_in_the_model_s_order() -> None:
 
 
 def test_a_projection_that_does_not_exist() -> None:
-    with pytest.raises(UsageError, match=r"'q_porj'.*near it are q_proj.*down_proj.*--targets"):
+    with pytest.raises(UsageError, match=r"'q_porj'.*did you mean 'q_proj'.*down_proj.*--targets"):
         edited_layers(tiny_model().model, ["v_proj", "q_porj"])
 
 

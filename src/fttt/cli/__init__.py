@@ -26,6 +26,9 @@ from fttt.errors import FTTTError, UsageError
 
 __all__ = ["app", "main"]
 
+STOPPED = 130
+"""The exit status after Ctrl-C."""
+
 app = typer.Typer(
     name="fttt",
     help="Solve hard problems by trying, being told what was wrong, and learning from it.",
@@ -73,10 +76,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _run(words: list[str], debug: bool) -> int:
     try:
-        return int(app(words, standalone_mode=False, prog_name="fttt") or 0)
+        code = int(app(words, standalone_mode=False, prog_name="fttt") or 0)
+        if code == STOPPED:  # the parser has caught the interrupt
+            _say("Stopped.")
+        return code
     except (KeyboardInterrupt, typer.Abort):
         _say("Stopped.")
-        return 130
+        return STOPPED
     except FTTTError as error:
         if debug:
             traceback.print_exc()

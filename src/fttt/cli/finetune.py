@@ -151,10 +151,12 @@ def _resume(folder: Path, flags: dict[str, Any], *, given: bool) -> None:
             f"--resume goes on with the settings in {str(folder / 'config.toml')!r}; leave "
             "everything else away, or train anew with --recipe and that file."
         )
-    if not (folder / "config.toml").is_file():
+    file = folder / "config.toml"
+    values = read_toml(file) if file.is_file() else {}
+    if "training" not in values:
         raise UsageError(
             f"The folder {str(folder)!r} holds no fine-tuning to go on with: there is no "
-            "config.toml in it."
+            "config.toml of `fttt finetune train` in it; name one that was given as its --out."
         )
     from fttt.finetune.checkpoint import INFO_FILE, read_info
     from fttt.finetune.plan import plan_finetune
@@ -162,8 +164,7 @@ def _resume(folder: Path, flags: dict[str, Any], *, given: bool) -> None:
     if (folder / INFO_FILE).is_file():
         _show(read_info(folder), folder)
         return
-    source = str(folder / "config.toml")
-    config = build(FinetuneConfig, read_toml(folder / "config.toml"), source)
+    config = build(FinetuneConfig, values, str(file))
     _train(plan_finetune(config), folder, resume=True)
 
 
@@ -182,19 +183,26 @@ def _train(plan: Any, folder: Path, *, resume: bool) -> None:
     from fttt.finetune.train import train
 
     first = processes()[0] == 0
-    if first and not resume and folder.exists() and any(folder.iterdir()):
-        raise UsageError(
-            f"The folder {str(folder)!r} is not empty; name another with --out, or go on with "
-            f"--resume {folder}."
-        )
-    if first:
+    if not first:
+        train(plan, folder, resume=resume)
+        return
+
+    from fttt.training.folder import begin_folder, held_folder
+
+    if not resume:
+        begin_folder(folder, "fttt finetune train --resume")
+    with held_folder(folder):
         typer.echo(
             f"{plan.config.method}: {plan.trained_parameters:,} trained parameters, learning rate "
             f"{plan.config.training.lr:g}, into {folder}"
         )
-    info = train(plan, folder, resume=resume)
-    if first:
-        _show(info, folder)
+        try:
+            info = train(plan, folder, resume=resume)
+        except KeyboardInterrupt:
+            if (folder / "config.toml").is_file():
+                typer.echo(f"fttt: Go on with `fttt finetune train --resume {folder}`.", err=True)
+            raise
+    _show(info, folder)
 
 
 def _show(info: FinetuneInfo, folder: Path) -> None:

@@ -33,6 +33,7 @@ __all__ = [
     "Trials",
     "Unanswered",
     "ask_judge",
+    "name_list",
     "option",
 ]
 
@@ -89,3 +90,8 @@ def ask_judge(url: str | None) -> None:
     """Let the verifiers ask the code judge at ``url``, where one is named."""
     if url is not None:
         os.environ["OJ_API"] = url  # where a client of the judge looks for it
+
+
+def name_list(text: str) -> list[str]:
+    """The names in a value as ``one,two``."""
+    return [part.strip() for part in text.split(",") if part.strip()]

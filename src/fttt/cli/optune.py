@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import wraps
 from inspect import signature
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fttt.cli.options import Recipe
+from fttt.cli.options import Recipe, name_list
 from fttt.cli.run import run_command, run_flags
 from fttt.config import build, in_sections, key_values, merge, read_toml, resolve, to_toml
 from fttt.config.optune import OpTuneConfig
 from fttt.errors import RunError, UsageError
+
+if TYPE_CHECKING:
+    from fttt.optune.plan import TrainingPlan
+    from fttt.optune.processes import Processes
+    from fttt.optune.training import Trained
 
 __all__ = ["optune_app"]
 
@@ -32,7 +38,7 @@ def _field(name: str, *names: str, panel: str | None = None, **more: Any) -> Any
     field = OpTuneConfig.model_fields[name]
     shown = ",".join(field.default) if isinstance(field.default, tuple) else field.default
     known = not field.is_required() and shown is not None
-    text = f"{field.description} [{shown}]" if known else field.description
+    text = f"{field.description} \\[{shown}]" if known else field.description  # no markup
     flags = names or (f"--{name.replace('_', '-')}",)
     return typer.Option(*flags, help=text, rich_help_panel=panel, show_default=False, **more)
 
@@ -54,7 +60,9 @@ def generate_command(
     task_option: Annotated[
         list[str] | None, typer.Option(help="option of the task itself", metavar="KEY=VALUE")
     ] = None,
-    attempts: Annotated[int | None, typer.Option(help="attempts at each question (10)")] = None,
+    attempts: Annotated[
+        int | None, typer.Option(min=1, help="attempts at each question (10)", metavar="N")
+    ] = None,
     temperature: Annotated[float | None, typer.Option(help="sampling temperature (0.6)")] = None,
     top_p: Annotated[float | None, typer.Option(help="nucleus (0.95)")] = None,
     max_new_tokens: Annotated[
@@ -164,7 +172,7 @@ def train_command(
             "attempts_from": attempts_from, "model": model, "task": task, "data_dir": data_dir,
             "seed": seed, "attempts": attempts, "max_attempts": max_attempts, "limit": limit,
             "held_out": held_out, "max_length": max_length, "feedback": feedback,
-            "targets": None if targets is None else [t.strip() for t in targets.split(",")],
+            "targets": None if targets is None else name_list(targets),
             "layers": layers, "rank": rank, "dropout": dropout, "alpha": alpha,
             "window": window, "epochs": epochs, "max_steps": max_steps, "lr": lr,
             "weight_decay": weight_decay, "clip": clip, "schedule": schedule, "warmup": warmup,
@@ -183,10 +191,10 @@ def train_command(
 
 
 def _train(values: dict[str, Any], out: Path | None, resume: Path | None) -> None:
-    from fttt.optune.plan import CONFIG, check_folder, default_folder, plan_training, resumed
+    from fttt.optune.plan import default_folder, plan_training, read_settings, resumed
 
     if resume is not None:
-        own = build(OpTuneConfig, read_toml(resume / CONFIG), str(resume / CONFIG))
+        own = read_settings(resume)
         config = build(OpTuneConfig, merge(own.to_toml(), values), "the command line")
         resumed(own, config, resume)
     elif "attempts_from" not in values:
@@ -198,39 +206,52 @@ def _train(values: dict[str, Any], out: Path | None, resume: Path | None) -> Non
         config = build(OpTuneConfig, values, "the command line")
     plan = plan_training(config)
     folder = resume or out or default_folder(plan)
-    if resume is None:
-        check_folder(folder)
 
-    from fttt.models import load_model
+    from fttt.training.folder import begin_folder, held_folder
+
+    if resume is None:
+        begin_folder(folder, "fttt optune train --resume")
+
     from fttt.optune.processes import Processes
+
+    processes = Processes(config.device, config.tracker, folder)
+    with held_folder(folder) if processes.main else nullcontext():
+        trained = _carry_out(plan, folder, processes, begun=resume is not None)
+    if processes.main:
+        _show(trained, folder)
+
+
+def _carry_out(plan: TrainingPlan, folder: Path, processes: Processes, *, begun: bool) -> Trained:
+    from fttt.models import load_model
+    from fttt.optune.plan import CONFIG
     from fttt.optune.training import Trainer
     from fttt.progress import StepProgress
 
-    processes = Processes(config.device, config.tracker, folder)
-    if processes.main and resume is None:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / CONFIG).write_text(
-            f"# fttt optune train --recipe {CONFIG}\n" + to_toml(plan.config), encoding="utf-8"
-        )
-    loaded = load_model(plan.model, dtype=config.dtype, device=processes.device)
+    loaded = load_model(plan.model, dtype=plan.config.dtype, device=processes.device)
     progress = StepProgress("optune", shown=processes.main)
+    trainer = Trainer(plan, loaded, folder, processes, progress)
+    if processes.main and not begun:  # only now is it known that nothing is refused
+        text = f"# fttt optune train --recipe {CONFIG}\n" + to_toml(plan.config)
+        (folder / CONFIG).write_text(text, encoding="utf-8")
     try:
-        trained = Trainer(plan, loaded, folder, processes, progress).run()
+        return trainer.run()
     except (RunError, KeyboardInterrupt):
         if processes.main:
             typer.echo(f"fttt: Go on with `fttt optune train --resume {folder}`.", err=True)
         raise
-    if processes.main:
-        typer.echo(f"{trained.step} steps, {trained.examples_per_second:.1f} examples/s")
-        if trained.skipped:
-            typer.echo(f"{trained.skipped} examples were left out: something was not finite")
-        for step, loss in trained.validation.items():
-            typer.echo(f"validation loss after {step} steps {loss:.4f}")
-        if trained.shuffled_loss is not None:
-            typer.echo(f"validation loss with another's attempt {trained.shuffled_loss:.4f}")
-        if trained.base_loss is not None:
-            typer.echo(f"validation loss of the unchanged model {trained.base_loss:.4f}")
-        typer.echo(f"{folder}")
+
+
+def _show(trained: Trained, folder: Path) -> None:
+    typer.echo(f"{trained.step} steps, {trained.examples_per_second:.1f} examples/s")
+    if trained.skipped:
+        typer.echo(f"{trained.skipped} examples were left out: something was not finite")
+    for step, loss in trained.validation.items():
+        typer.echo(f"validation loss after {step} steps {loss:.4f}")
+    if trained.shuffled_loss is not None:
+        typer.echo(f"validation loss with another's attempt {trained.shuffled_loss:.4f}")
+    if trained.base_loss is not None:
+        typer.echo(f"validation loss of the unchanged model {trained.base_loss:.4f}")
+    typer.echo(f"{folder}")
 
 
 def _evaluate_command() -> Callable[..., None]:

@@ -28,6 +28,7 @@ from fttt.cli.options import (
     Trials,
     Unanswered,
     ask_judge,
+    name_list,
     option,
 )
 from fttt.config import (
@@ -142,7 +143,7 @@ def run_command(
             "data_dir": data_dir,
             "split": split,
             "limit": limit,
-            "questions": None if questions is None else _ids(questions),
+            "questions": None if questions is None else name_list(questions),
             "skip_cases": skip_cases,
             "prompt": prompt and _text(prompt),
             "data.seed": data_seed,
@@ -204,6 +205,12 @@ def _resume(folder: Path, flags: dict[str, Any]) -> None:
     from fttt.store import Run
 
     run = Run.open(folder)
+    method = flags.get("method", run.method)
+    if method != run.method:
+        raise UsageError(
+            f"The run in {str(folder)!r} is one of {run.method!r} and cannot go on as {method!r}; "
+            f"go on with it by `fttt run --resume {folder}`, or start a new run."
+        )
     plan = resume_plan(run, merge(run.config, flags))
     if run.finished:
         _show(run)
@@ -250,10 +257,6 @@ def _text(file: Path) -> str:
         return file.read_text(encoding="utf-8").removesuffix("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"The prompt file {str(file)!r} cannot be read: {error}.") from None
-
-
-def _ids(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def _given(flags: dict[str, Any]) -> dict[str, Any]:

@@ -184,7 +184,7 @@ def run_sweep(
     grid = Grid(config, folder)
     for place in grid.places:
         check_names(place.config)  # all of them, before the first model is loaded
-    _claim(grid)
+    _check_folder(grid)
     more = {} if make_engine is None else {"make_engine": make_engine}
     runs: dict[str, Run] = {}
     hard: dict[str, list[str]] = {}
@@ -194,6 +194,7 @@ def run_sweep(
             cells = {p.name: grid.cell(p, hard) for p in stage if not _nothing_hard(p, hard)}
             owed = {name: cell for name, cell in cells.items() if not _finished(cell)}
             if owed:
+                _claim(grid)
                 loaded = loaded or load(places[0].config)
                 ran = run_cells(list(owed.values()), loaded, progress, **more)
                 runs.update(zip(owed, ran, strict=True))
@@ -221,25 +222,39 @@ def _with_weights(config: RunConfig) -> RunConfig:
     return with_weights(config, settings)
 
 
-def _claim(grid: Grid) -> None:
-    """Make the sweep's folder, or check that it is this sweep's."""
+def _check_folder(grid: Grid) -> None:
+    """Refuse a folder that is another sweep's."""
     path = grid.folder / GRID_FILE
-    content = tomli_w.dumps(grid.config.model_dump(mode="json", exclude_none=True))
     try:
-        if path.is_file():
-            if path.read_text(encoding="utf-8") != content:
-                raise UsageError(
-                    f"The folder {str(grid.folder)!r} holds another sweep than the one asked for; "
-                    "choose another --out."
-                )
-            return
-        grid.folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(content, encoding="utf-8")
+        if path.is_file() and path.read_text(encoding="utf-8") != _content(grid):
+            raise UsageError(
+                f"The folder {str(grid.folder)!r} holds another sweep than the one asked for; "
+                "choose another --out."
+            )
     except OSError as error:
-        raise RunError(
-            f"Cannot write the output folder {str(grid.folder)!r}: {error.strerror}; "
-            "name another with --out."
-        ) from error
+        raise _cannot_write(grid, error) from error
+
+
+def _claim(grid: Grid) -> None:
+    """Make the folder this sweep's, once it is known that nothing is refused."""
+    path = grid.folder / GRID_FILE
+    try:
+        if not path.is_file():
+            grid.folder.mkdir(parents=True, exist_ok=True)
+            path.write_text(_content(grid), encoding="utf-8")
+    except OSError as error:
+        raise _cannot_write(grid, error) from error
+
+
+def _content(grid: Grid) -> str:
+    return tomli_w.dumps(grid.config.model_dump(mode="json", exclude_none=True))
+
+
+def _cannot_write(grid: Grid, error: OSError) -> RunError:
+    return RunError(
+        f"Cannot write the output folder {str(grid.folder)!r}: {error.strerror}; "
+        "name another with --out."
+    )
 
 
 def _unsolved(run: Run) -> list[str]:

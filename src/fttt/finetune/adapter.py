@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -141,7 +142,7 @@ def load_adapters(model: Any, folder: Path, *, dtype: torch.dtype | None = None)
     try:
         config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
         state = load_file(folder / WEIGHTS_FILE)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise UsageError(f"The adapter in {str(folder)!r} cannot be read: {error}.") from None
     if config.get("peft_type") != PEFT_TYPE:
         raise UsageError(

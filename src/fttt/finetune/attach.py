@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from fttt.errors import UsageError
-from fttt.finetune.adapter import CONFIG_FILE, WEIGHTS_FILE, load_adapters
+from fttt.finetune.adapter import CONFIG_FILE, PEFT_TYPE, WEIGHTS_FILE, load_adapters
 from fttt.finetune.checkpoint import (
     INFO_FILE,
     FinetuneInfo,
@@ -32,6 +32,7 @@ from fttt.finetune.checkpoint import (
 )
 from fttt.finetune.halves import keep_in
 from fttt.models import LoadedModel, Prefix, find_model, load_config, load_model
+from fttt.models.weights import find_fault
 
 __all__ = ["attach", "check_checkpoint", "describe_checkpoint", "load_finetuned"]
 
@@ -41,6 +42,7 @@ _PEFT_TYPES: dict[Method, str] = {
     "ln-tuning": "LN_TUNING",
     "prefix": "PREFIX_TUNING",
 }
+_TYPES = {**_PEFT_TYPES, "adapter": PEFT_TYPE}
 _TRAINED = (".lora_", ".ia3_", ".ln_tuning_layers.")
 """What PEFT's names of trained tensors say after the module's own name."""
 _ENDS = 2**20
@@ -224,15 +226,20 @@ def _check_files(info: FinetuneInfo, folder: Path) -> None:
                 f"The checkpoint {str(folder)!r} of kind {info.method!r} has no {name}; restore "
                 "the folder from a copy, or train it again."
             )
-    if info.method == "adapter":
-        return
+    fault = find_fault(folder / WEIGHTS_FILE)
+    if fault is not None:
+        raise UsageError(
+            f"The checkpoint {str(folder)!r} is broken: {fault}; restore the folder from a copy, "
+            "or train it again."
+        )
     try:
         found = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8")).get("peft_type")
     except (OSError, ValueError, AttributeError) as error:
         raise UsageError(
-            f"The file {str(folder / CONFIG_FILE)!r} cannot be read: {error}."
+            f"The file {str(folder / CONFIG_FILE)!r} cannot be read ({error}); restore the folder "
+            "from a copy, or train it again."
         ) from None
-    if found != _PEFT_TYPES[info.method]:
+    if found != _TYPES[info.method]:
         raise UsageError(
             f"The checkpoint {str(folder)!r} is of kind {info.method!r} by its {INFO_FILE}, but "
             f"its {CONFIG_FILE} says {found!r}; restore the folder from a copy."

@@ -123,9 +123,12 @@ def read_info(folder: str | Path) -> FinetuneInfo:
         return FinetuneInfo.model_validate_json(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, ValidationError) as error:
         first = error.errors()[0] if isinstance(error, ValidationError) else None
-        where = "" if first is None else ".".join(map(str, first["loc"])) + ": "
+        where = ".".join(map(str, first["loc"])) if first else ""
         what = str(error) if first is None else first["msg"]
-        raise UsageError(f"The file {str(file)!r} cannot be used: {where}{what}.") from None
+        raise UsageError(
+            f"The file {str(file)!r} cannot be used ({': '.join(filter(None, [where, what]))}); "
+            "restore the folder from a copy, or train it again."
+        ) from None
 
 
 def _step_of(file: Path) -> int:

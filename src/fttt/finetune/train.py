@@ -54,9 +54,6 @@ def train(plan: FinetunePlan, folder: Path, *, resume: bool = False) -> Finetune
     """
     rank, _ = processes()
     begin = checkpoints(folder / CHECKPOINTS)[-1:] if resume else []
-    if rank == 0 and not resume:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.toml").write_text(to_toml(plan.config), encoding="utf-8")
     if begin:
         state = TrainerState.load_from_json(str(begin[0] / "trainer_state.json"))
         if state.global_step >= state.max_steps:  # it was stopped after its last step
@@ -64,6 +61,9 @@ def train(plan: FinetunePlan, folder: Path, *, resume: bool = False) -> Finetune
             return _finish(folder, state, _counts(begin[0])) if rank == 0 else info
     try:
         trainer, progress = _trainer(plan, folder, begin[0] if begin else None)
+        if rank == 0 and not resume:  # only now is it known that nothing is refused
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "config.toml").write_text(to_toml(plan.config), encoding="utf-8")
         try:
             trainer.train(resume_from_checkpoint=str(begin[0]) if begin else None)
         finally:

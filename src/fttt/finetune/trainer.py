@@ -152,7 +152,11 @@ class SolutionTrainer(Trainer):
         if math.isfinite(loss) and loss <= self._bound:
             return
         kept = checkpoints(Path(str(self.args.output_dir)))
-        last = f"the last good checkpoint is {str(kept[-1])!r}" if kept else "none was written yet"
+        last = (
+            f"the last good checkpoint is {str(kept[-1])!r}"
+            if kept
+            else "no checkpoint was written yet"
+        )
         raise RunError(
             f"Training diverged: {what} is {loss:.4g} at a learning rate of "
             f"{self._get_learning_rate():.3g}; {last}: train again with a lower --lr."

@@ -13,6 +13,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils._validators import validate_repo_id
 
 from fttt.errors import UsageError
+from fttt.models.weights import find_fault
 
 __all__ = ["ModelSource", "check_model", "find_model", "list_models"]
 
@@ -134,4 +135,8 @@ def _check_folder(folder: Path) -> None:
     ):
         raise UsageError(
             f"The model in {str(folder)!r} is no causal language model but {architectures[0]}."
+        )
+    for fault in filter(None, map(find_fault, sorted(folder.glob("*.safetensors")))):
+        raise UsageError(
+            f"The model in {str(folder)!r} is broken: {fault}; restore it from a copy."
         )

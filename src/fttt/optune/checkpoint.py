@@ -3,8 +3,8 @@
 A training folder holds its newest checkpoints as ``step-00000100/`` and so on, each of them
 complete:
 
-- ``optune.json``: the model that it was made for, the edited layers, the settings; read without
-  torch, so that a wrong choice is refused before any weights are loaded.
+- ``optune.json``: the model that it was made for, the edited layers, the settings; read alone, so
+  that a wrong choice is refused before any weights are loaded.
 - ``network.safetensors``: parameters and running statistics, float32 and float64.
 - ``training.json`` and ``training.safetensors``: what training needs to go on. They stay behind
   when a checkpoint is shared.
@@ -17,7 +17,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import struct
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -39,6 +38,7 @@ __all__ = [
     "OpTuneCheckpoint",
     "OpTuneInfo",
     "TrainingState",
+    "check_training",
     "find_checkpoint",
     "load_checkpoint",
     "load_training",
@@ -162,7 +162,7 @@ def find_checkpoint(source: str | Path) -> Path:
 
 
 def read_info(source: str | Path) -> OpTuneInfo:
-    """What a checkpoint was made for, without loading it; torch is not needed.
+    """What a checkpoint was made for, without loading it.
 
     Raises:
         UsageError: the folder holds no checkpoint, or one that is torn or of another kind.
@@ -179,7 +179,7 @@ def read_info(source: str | Path) -> OpTuneInfo:
         info = OpTuneInfo(**values)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(_broken(folder, f"{INFO} cannot be read ({error})")) from error
-    _check_whole(folder / NETWORK)
+    _check_whole(folder, NETWORK)
     return info
 
 
@@ -209,6 +209,18 @@ def load_checkpoint(source: str | Path, device: str = "cpu") -> OpTuneCheckpoint
     return OpTuneCheckpoint(info, network.to(device))
 
 
+def check_training(source: str | Path) -> None:
+    """Refuse a checkpoint that training cannot go on from, without loading it.
+
+    Raises:
+        UsageError: a file of it is missing or torn.
+    """
+    read_info(source)
+    folder = find_checkpoint(source)
+    _numbers(folder)
+    _check_whole(folder, TENSORS)
+
+
 def load_training(source: str | Path) -> TrainingState:
     """What a training folder's newest checkpoint holds to go on from, on the CPU.
 
@@ -220,10 +232,17 @@ def load_training(source: str | Path) -> TrainingState:
 
     folder = find_checkpoint(source)
     try:
-        numbers = json.loads((folder / STATE).read_text(encoding="utf-8"))
-        return TrainingState(numbers, load_file(folder / TENSORS))
-    except (OSError, ValueError, SafetensorError) as error:
-        raise UsageError(_broken(folder, f"its training state cannot be read ({error})")) from error
+        return TrainingState(_numbers(folder), load_file(folder / TENSORS))
+    except (OSError, SafetensorError) as error:
+        raise UsageError(_broken(folder, f"{TENSORS} cannot be read ({error})")) from error
+
+
+def _numbers(folder: Path) -> dict[str, Any]:
+    try:
+        numbers: dict[str, Any] = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        return {"step": numbers["step"], **numbers}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(_broken(folder, f"{STATE} cannot be read ({error})")) from error
 
 
 def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -258,20 +277,12 @@ def _steps(folder: Path) -> list[Path]:
     return sorted(path.parent for path in folder.glob(f"step-*/{INFO}"))
 
 
-def _check_whole(file: Path) -> None:
-    """Refuse a safetensors file that is shorter than its own header says."""
-    try:
-        size = file.stat().st_size
-        with file.open("rb") as handle:
-            (length,) = struct.unpack("<Q", handle.read(8))
-            header = json.loads(handle.read(min(length, size)))
-        end = max(t["data_offsets"][1] for name, t in header.items() if name != "__metadata__")
-    except (OSError, struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UsageError(_broken(file.parent, f"{file.name} cannot be read ({error})")) from error
-    if size != 8 + length + end:
-        raise UsageError(
-            _broken(file.parent, f"{file.name} has {size} bytes instead of {8 + length + end}")
-        )
+def _check_whole(folder: Path, name: str) -> None:
+    from fttt.models.weights import find_fault
+
+    fault = find_fault(folder / name)
+    if fault is not None:
+        raise UsageError(_broken(folder, fault))
 
 
 def _json(values: Mapping[str, Any]) -> bytes:

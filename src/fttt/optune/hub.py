@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from fttt.errors import RunError
+from fttt.errors import RunError, UsageError
 from fttt.optune.checkpoint import INFO, NETWORK, OpTuneInfo, find_checkpoint, read_info
 
 __all__ = ["is_hub_name", "pull", "push"]
@@ -14,12 +14,13 @@ __all__ = ["is_hub_name", "pull", "push"]
 SHARED = (INFO, NETWORK)
 """What is shared of a checkpoint; the optimizer's state is not."""
 CARD = "README.md"
+_HUB_NAME = re.compile(r"[\w.-]*\w/[\w.-]+")
 
 
 def is_hub_name(source: str | Path) -> bool:
     """Whether ``source`` reads as ``owner/name`` and is no folder here."""
     text = str(source)
-    return bool(re.fullmatch(r"[\w.-]*\w/[\w.-]+", text)) and not Path(text).exists()
+    return bool(_HUB_NAME.fullmatch(text)) and not Path(text).exists()
 
 
 def pull(name: str, revision: str | None = None) -> Path:
@@ -36,7 +37,7 @@ def pull(name: str, revision: str | None = None) -> Path:
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise RunError(
             f"There is no folder {name!r}, and no OpTune checkpoint could be downloaded by that "
-            f"name: {' '.join(str(error).split())}; check the path, or the name and the "
+            f"name: {_line(error)}; check the path, or the name and the "
             "connection to the hub."
         ) from error
 
@@ -52,6 +53,8 @@ def push(source: str | Path, name: str, *, private: bool = False) -> str:
     from huggingface_hub.errors import HfHubHTTPError
 
     folder, info = find_checkpoint(source), read_info(source)
+    if not _HUB_NAME.fullmatch(name):
+        raise UsageError(f"{name!r} is no name of the hub; give one of the form owner/name.")
     api = HfApi()
     try:
         api.create_repo(name, private=private, exist_ok=True)
@@ -65,10 +68,14 @@ def push(source: str | Path, name: str, *, private: bool = False) -> str:
     except (HfHubHTTPError, OSError) as error:
         raise RunError(
             f"The checkpoint {str(folder)!r} could not be uploaded to {name!r}: "
-            f"{' '.join(str(error).split())}; check the name, the connection and the token of "
+            f"{_line(error)}; check the name, the connection and the token of "
             "`hf auth login`."
         ) from error
     return str(commit.commit_url)
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split()).rstrip(".")
 
 
 def _card(info: OpTuneInfo, name: str) -> str:

@@ -44,10 +44,11 @@ def edited_layers(
     known = sorted({name.rsplit(".", 1)[-1] for name in linear})
     for target in targets:
         if target not in known:
-            near = difflib.get_close_matches(target, known, n=3, cutoff=0.3) or known
+            near = difflib.get_close_matches(target, known, n=1)
+            hint = f"did you mean {near[0]!r}? There" if near else "there"
             raise UsageError(
-                f"There is no linear layer {target!r} in this model; near it are "
-                f"{', '.join(near)}, of {', '.join(known)}; name one with --targets."
+                f"There is no linear layer {target!r} in this model; {hint} are "
+                f"{', '.join(known)}; name some of them with --targets."
             )
     chosen: list[EditedLayer] = []
     for target in targets:

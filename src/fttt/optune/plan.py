@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from fttt.config import RunConfig, build, merge
+from fttt.config import RunConfig, build, merge, read_toml
 from fttt.config.optune import OpTuneConfig
 from fttt.errors import UsageError
 from fttt.naming import file_name
-from fttt.optune.checkpoint import read_info
+from fttt.optune.checkpoint import check_training
 from fttt.optune.data import check_attempts
 from fttt.optune.layers import EditedLayer, edited_layers
 from fttt.store import Run, fingerprint
@@ -18,7 +18,7 @@ from fttt.tasks import TaskOptions, get_task
 from fttt.training.gold import check_trainable
 from fttt.types import Question
 
-__all__ = ["CONFIG", "TrainingPlan", "check_folder", "default_folder", "plan_training", "resumed"]
+__all__ = ["CONFIG", "TrainingPlan", "default_folder", "plan_training", "read_settings", "resumed"]
 
 CONFIG = "config.toml"
 EPOCHS = {"mbpp": 10, "gsm8k": 3, "math500": 3}
@@ -87,17 +87,19 @@ def default_folder(plan: TrainingPlan) -> Path:
     return Path("outputs") / f"optune-{plan.task}-{label}-s{plan.config.seed}{ablation}"
 
 
-def check_folder(folder: Path) -> None:
-    """Refuse to begin a training in a folder that holds something.
+def read_settings(folder: Path) -> OpTuneConfig:
+    """The settings of the training in ``folder``.
 
     Raises:
-        UsageError: it does.
+        UsageError: there is none.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    values = read_toml(folder / CONFIG) if (folder / CONFIG).is_file() else {}
+    if "attempts_from" not in values:
         raise UsageError(
-            f"The folder {str(folder)!r} is not empty; go on with the training in it by "
-            f"`fttt optune train --resume {folder}`, or name another --out."
+            f"The folder {str(folder)!r} holds no OpTune training to go on with: there is no "
+            f"{CONFIG} of `fttt optune train` in it; name one that was given as its --out."
         )
+    return build(OpTuneConfig, values, str(folder / CONFIG))
 
 
 def resumed(own: OpTuneConfig, asked: OpTuneConfig, folder: Path) -> None:
@@ -118,7 +120,7 @@ def resumed(own: OpTuneConfig, asked: OpTuneConfig, folder: Path) -> None:
                 "training."
             )
     if any(folder.glob("step-*")):
-        read_info(folder)
+        check_training(folder)
 
 
 def _questions(attempts: Run, config: OpTuneConfig) -> list[Question]:

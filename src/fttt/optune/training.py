@@ -182,9 +182,10 @@ class Trainer:
         shared, steps = self.network.count_parameters()
         examples = self.examples
         self.progress.say(
-            f"{shared:,} + {steps} parameters; {len(examples.training):,} attempts to learn from, "
-            f"{len(examples.validation):,} questions held out, {examples.too_long:,} attempts too "
-            f"long; {self.total:,} steps on {self.processes.count} x {self.loaded.device}"
+            f"{shared:,} + {steps} parameters; {len(examples.training):,} attempts to learn from; "
+            f"held-out questions: {len(examples.validation):,}; attempts too long: "
+            f"{examples.too_long:,}; {self.total:,} steps on {self.processes.count} x "
+            f"{self.loaded.device}"
         )
         if not self.plan.attempts.finished:
             self.progress.say("the attempts' run has not ended; what it holds so far is used")

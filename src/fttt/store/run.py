@@ -68,9 +68,10 @@ class Run:
             raise UsageError(
                 f"There is no run folder {str(path)!r}; name one that `fttt run` made."
             )
-        if not (path / CONFIG).is_file():
+        if not (path / CONFIG).is_file() or not any(map(Path.exists, _own_files(path))):
+            missing = CONFIG if not (path / CONFIG).is_file() else ENVIRONMENT
             raise UsageError(
-                f"The folder {str(path)!r} is no run folder: it holds no {CONFIG}; "
+                f"The folder {str(path)!r} is no run folder: it holds no {missing}; "
                 "name one that `fttt run` made."
             )
         try:
@@ -229,6 +230,11 @@ def _record(question: Question, trials: Sequence[Trial]) -> Record:
     for trial in trials:
         usage += trial.usage
     return Record(question, tuple(trials), usage)
+
+
+def _own_files(path: Path) -> list[Path]:
+    """What no other folder with a ``config.toml`` holds."""
+    return [path / name for name in (ENVIRONMENT, QUESTIONS, TRIALS)]
 
 
 def _broken(path: Path, what: str) -> str:

@@ -1,0 +1,71 @@
+"""The folder of a training: begun empty, written by one process at a time."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from fttt.errors import RunError, UsageError
+
+__all__ = ["begin_folder", "held_folder"]
+
+
+def begin_folder(folder: Path, command: str) -> None:
+    """Make a folder for a new training.
+
+    Args:
+        folder: new or empty.
+        command: what goes on with a training, without the folder, for the sentence.
+
+    Raises:
+        UsageError: it holds something, or is a file.
+        RunError: it cannot be made or written.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"--out {str(folder)!r} is a file; name a folder.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        held = any(folder.iterdir())
+    except OSError as error:
+        raise _cannot_write(folder, error) from error
+    if held:
+        raise UsageError(
+            f"The folder {str(folder)!r} is not empty; name another with --out, or go on with "
+            f"the training in it by `{command} {folder}`."
+        )
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise _cannot_write(folder, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
+
+
+@contextmanager
+def held_folder(folder: Path) -> Iterator[None]:
+    """Keep other processes from training in ``folder`` until the block ends.
+
+    Raises:
+        UsageError: another process trains there.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UsageError(
+                f"The folder {str(folder)!r} is in use by another process; wait for it or stop it "
+                "first."
+            ) from error
+        except OSError:
+            pass  # a file system without locks
+        yield
+    finally:
+        os.close(handle)
+
+
+def _cannot_write(folder: Path, error: OSError) -> RunError:
+    return RunError(
+        f"Cannot write the output folder {str(folder)!r}: {error.strerror}; "
+        "name another with --out."
+    )
