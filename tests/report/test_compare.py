@@ -183,5 +183,5 @@ def test_one_side_or_one_run_twice_is_refused(make_run: MakeRun) -> None:
     run = make_run("a", solved("1-"))
     with pytest.raises(UsageError, match="named twice"):
         compare([run, run])
-    with pytest.raises(UsageError, match="seeds of one side"):
+    with pytest.raises(UsageError, match="only one side"):
         compare([run, make_run("b", solved("1-"), seed=85)])

@@ -18,6 +18,13 @@ __all__ = ["build", "in_sections", "key_values", "merge", "read_toml", "resolve"
 
 COMMAND_LINE = "the command line"
 
+_PLAIN = {
+    "string_too_short": "should not be empty",
+    "too_short": "should not be empty",
+    "tuple_type": 'should be a list as ["one", "two"]',
+}
+"""What to say instead of the validator's own words."""
+
 M = TypeVar("M", bound=BaseModel)
 
 
@@ -146,7 +153,7 @@ def _sentence(model: type[BaseModel], error: ValidationError, source: str) -> st
         return f"Unknown key {name!r} in {source}; {hint} there: {', '.join(known) or 'none'}."
     if fault["type"] == "missing":
         return f"{name!r} is missing in {source}; give it there or by its flag."
-    message = str(fault["msg"]).removeprefix("Input ")
+    message = _PLAIN.get(fault["type"], str(fault["msg"]).removeprefix("Input "))
     if source == COMMAND_LINE:
         what = f"--{path[-1].replace('_', '-')}" if path else source
     else:

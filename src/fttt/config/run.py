@@ -24,7 +24,7 @@ DEFAULT_TRIALS = 32
 class Section(BaseModel):
     """A table of a recipe: nothing but its own keys, and nothing changes once it is made."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 def section(kind: type[Section]) -> Any:

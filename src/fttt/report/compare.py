@@ -124,8 +124,8 @@ def compare(
     arms = form_arms(runs, ids)
     if len(arms) < 2:
         raise UsageError(
-            f"The {len(runs)} runs are seeds of one side ({arms[0].label}), so there is nothing "
-            "to compare it with; name a run of another method or of other settings."
+            f"There is only one side, {arms[0].label} ({len(runs)} of its seeds), and nothing to "
+            "compare it with; name a run of another method or of other settings."
         )
     pairs = _pair_up(arms, baseline)
     results: list[PairResult] = []
