@@ -89,3 +89,15 @@ def _luminance(colour: str) -> float:
     channels = [int(colour[n : n + 2], 16) / 255 for n in (1, 3, 5)]
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
     return float(np.dot(linear, [0.2126, 0.7152, 0.0722]))
+
+
+def test_long_names_of_sides_push_no_legend_out_of_the_figure(make_run: MakeRun) -> None:
+    method = "optune (checkpoint a-folder-with-a-long-name)"
+    run = make_run("a", {"x": "iuc", "y": "uiii"}, method=method, critique="Look again.")
+    figure = outcome_figure(spending(form_arms([run])))
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    box = legend.get_window_extent()
+    assert len(legend.get_texts()) == 4
+    assert box.x0 >= 0
+    assert box.x1 <= figure.bbox.x1

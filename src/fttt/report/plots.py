@@ -200,8 +200,8 @@ def _bars(
         axes.grid(axis="x")
         axes.spines["left"].set_visible(False)
         axes.set_xlabel(title)
-        axes.legend(
-            loc="lower left", bbox_to_anchor=(0, 1), ncols=4, fontsize=8, borderaxespad=0.2,
+        figure.legend(  # as wide as the figure: long names of sides leave the axes little room
+            loc="outside upper right", ncols=4, fontsize=8, borderaxespad=0.2,
             handlelength=1, handleheight=1, columnspacing=1.4,
         )  # fmt: skip
     return figure
