@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fttt.config import resolve
 from fttt.engine.request import GenerateRequest, Generation
 from fttt.experiment.ahead import Ahead
+from fttt.experiment.plan import prepare
+from fttt.experiment.runner import make_engine
 from fttt.methods.base import MethodSettings
 from fttt.methods.best_of_n import BestOfN
-from fttt.testing import Scene, play
+from fttt.testing import Scene, play, save_tiny_model, tiny_model
 from fttt.types import Trial
 
 METHOD = BestOfN(MethodSettings())
@@ -102,3 +106,13 @@ def test_what_nobody_asks_for_is_stopped_and_errors_are_raised_once() -> None:
         assert engine.running == 0
 
     asyncio.run(main())
+
+
+def test_the_engine_has_room_for_a_questions_next_answers(tmp_path: Path) -> None:
+    folder = save_tiny_model(tmp_path / "tiny")
+    settings = {"model": str(folder), "data": {"limit": 1}, "sampling": {"max_new_tokens": 8}}
+    for method, lanes in (("best-of-n", 8), ("revision", 1)):
+        plan = prepare(resolve({**settings, "method": method, "budget": {"trials": 8}}))
+        engine = make_engine([plan], tiny_model())
+        asyncio.run(engine.close())
+        assert engine.idle == lanes

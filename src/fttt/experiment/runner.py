@@ -94,7 +94,9 @@ def make_engine(plans: Sequence[Plan], loaded: LoadedModel) -> CountingEngine:
         UsageError: a question does not fit the model's context, or the memory does not suffice.
     """
     widths = [
-        (plan.config.budget.trials or 1) if plan.method.together or plan.method.searches else 1
+        (plan.config.budget.trials or 1)
+        if plan.method.together or plan.method.searches or plan.method.fresh
+        else 1
         for plan in plans
     ]
     sequences = sum(len(p.questions) * width for p, width in zip(plans, widths, strict=True))
