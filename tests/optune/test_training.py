@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from fttt.config import resolve, to_toml
 from fttt.config.optune import OpTuneConfig
-from fttt.errors import UsageError
+from fttt.errors import RunError, UsageError
 from fttt.experiment.plan import prepare
 from fttt.experiment.progress import Quiet
 from fttt.experiment.runner import Cell, run_cells
@@ -107,6 +107,12 @@ def test_it_learns_and_says_what_it_did(attempts: Path, tmp_path: Path) -> None:
     assert list(tmp_path.glob("logs/events.out.tfevents.*"))
     network = load_checkpoint(tmp_path).network
     assert sum(network.count_parameters()) == info.parameters
+
+
+def test_a_training_that_diverges_stops_and_says_so(attempts: Path, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"no example of step \d+ has a finite loss.*lower --lr"):
+        train(attempts, tmp_path, lr=1e36, checkpoint_every=1)
+    assert read_info(tmp_path).step >= 1
 
 
 def test_a_killed_training_goes_on_as_if_it_had_not_been(

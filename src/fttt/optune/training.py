@@ -133,7 +133,8 @@ class Trainer:
         """Train to the last step; checkpoints are written on the way.
 
         Raises:
-            RunError: a checkpoint could not be written, or the device ran out of memory.
+            RunError: a checkpoint could not be written, the device ran out of memory, or a whole
+                window was not finite.
         """
         self._greet()
         seconds, seen = 0.0, 0
@@ -217,12 +218,15 @@ class Trainer:
         whole = processes.sum(torch.cat([sums.gradient_P, counted]))
         used = int(whole[-1])
         self.skipped += len(window) - used
-        loss = norm = math.nan
-        if used:
-            gradient_P, loss = whole[:-2] / used, float(whole[-2]) / used
-            norm = self._update(gradient_P)
+        if not used:
+            raise RunError(
+                f"Training diverged: no example of step {self.step + 1} has a finite loss and "
+                f"gradient at a learning rate of {config.lr:g}; the checkpoints in "
+                f"{str(self.folder)!r} are from before, so train again with a lower --lr."
+            )
+        norm = self._update(whole[:-2] / used)
         self.step += 1
-        return loss, norm
+        return float(whole[-2]) / used, norm
 
     def _update(self, gradient_P: Tensor) -> float:
         """One step of AdamW on the window's mean gradient."""

@@ -45,7 +45,7 @@ class Spending:
     wrong: float
     blank: float
     other: float
-    """Generated outside attempts: critiques, reflections."""
+    """Generated beside the attempts that were judged: critiques, spare beams."""
 
 
 def curves(arms: Sequence[Arm], axis: Axis) -> list[Curve]:
