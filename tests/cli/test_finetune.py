@@ -47,6 +47,7 @@ def call(*words: str) -> int:
         (["lora", "--set", "targets=['q']"], "cannot take the method 'lora' on 'q'"),
         (["adapter", "--set", "reduction=64"], "reduction must be from 1 to 32, not 64"),
         (["full", "--set", "weights=bfloat16"], "weights=bfloat16 needs optimizer=adamw-8bit"),
+        (["prefix", "--set", "length=99999"], "leaves nothing of the model's"),
         (["prefix", "--gradient-checkpointing"], "'prefix' cannot take --gradient-checkpointing"),
         (["lora", "--epochs", "1", "--max-steps", "1"], "--epochs and --max-steps both say"),
         (["lora", "--early-stop", "1", "--held-out", "0"], "--early-stop needs a validation loss"),

@@ -103,6 +103,7 @@ def plan_finetune(config: FinetuneConfig) -> FinetunePlan:
 
     pick_dtype(config.engine.dtype, pick_device(config.engine.device))
     shape_of: Any = load_config(config.model)
+    _check_prefix(settings, int(shape_of.max_position_embeddings))
     data = config.data
     options = TaskOptions(data.data_dir, data.split, data.prompt, data.seed)
     questions = task.load(options)[: data.limit]
@@ -131,6 +132,15 @@ def _task(config: FinetuneConfig) -> Task:
             f"The task {config.task!r} does not take the option "
             f"{', '.join(map(repr, options))}; `fttt list tasks` names what each one takes."
         ) from None
+
+
+def _check_prefix(settings: Section, context: int) -> None:
+    length = getattr(settings, "length", 0)
+    if length >= context:
+        raise UsageError(
+            f"A prefix of {length} positions leaves nothing of the model's {context}; "
+            "choose a smaller --set length."
+        )
 
 
 def _check_options(config: FinetuneConfig, settings: Section) -> None:
