@@ -90,7 +90,7 @@ def outcome_figure(spendings: Sequence[Spending]) -> Figure:
         "correct": "correct attempts",
         "wrong": "wrong attempts",
         "blank": "unanswered attempts",
-        "other": "not judged: critiques, spare beams",
+        "other": "not judged",
     }
     return _bars(spendings, colours, names, "Generated tokens a question")
 
