@@ -17,38 +17,13 @@ import time
 from typing import Any
 
 import torch
+from shapes import random_loaded
 
 from fttt.engine.measure import Workload, bandwidth, decode_floor, run_workload
-from fttt.models import ChatFormat, LoadedModel, load_model
-from fttt.testing import tiny_tokenizer
+from fttt.models import LoadedModel, load_model
 
 QUESTION = "A farmer has {} boxes with {} apples each and gives {} apples away. How many are left?"
 FEEDBACK = "Your answer is incorrect."
-
-
-def random_llama_8b(device: str) -> LoadedModel:
-    """Llama-3.1-8B's shape with random weights in bfloat16."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    config = LlamaConfig(
-        vocab_size=128256, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32,
-        num_attention_heads=32, num_key_value_heads=8, max_position_embeddings=131072,
-        rope_parameters={"rope_type": "default", "rope_theta": 500000.0},
-        tie_word_embeddings=False, bos_token_id=None, eos_token_id=None, pad_token_id=0,
-    )  # fmt: skip
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.bfloat16)
-    try:
-        with torch.device(device):
-            model: Any = LlamaForCausalLM(config)
-    finally:
-        torch.set_default_dtype(before)
-    model.eval().requires_grad_(False)
-    tokenizer = tiny_tokenizer()
-    return LoadedModel(
-        name="llama-8b-random", model=model, tokenizer=tokenizer, chat=ChatFormat(tokenizer),
-        stop_ids=(2,), max_context=131072, dtype="bfloat16", device=device,
-    )  # fmt: skip
 
 
 def reference(loaded: LoadedModel, workload: Workload, questions: int, trials: int) -> float:
@@ -112,7 +87,9 @@ def main() -> None:
     parser.add_argument("--reference", type=int, default=2, help="questions of the reference")
     options = parser.parse_args()
     if options.shape:
-        loaded = random_llama_8b("cuda" if torch.cuda.is_available() else "cpu")
+        loaded = random_loaded(
+            "llama-8b", torch.bfloat16, "cuda" if torch.cuda.is_available() else "cpu"
+        )
     else:
         loaded = load_model(options.model)
     numbers = range(3, 3 + options.questions)

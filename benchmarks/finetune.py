@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, PrinterCallback, TrainerCallback, set_seed
+from shapes import SHAPES, random_model
+from transformers import PrinterCallback, TrainerCallback, set_seed
 
 from fttt.config import SETTINGS, FinetuneConfig, build
 from fttt.finetune.methods import count_trained, prepare
@@ -31,34 +32,8 @@ from fttt.finetune.train import optimizer, training_arguments
 from fttt.finetune.trainer import Counts, SolutionTrainer
 from fttt.training.gold import GoldExample
 
-SHAPES: dict[str, dict[str, int]] = {
-    "llama-8b": {
-        "vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336,
-        "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
-        "max_position_embeddings": 131072,
-    },
-    "tiny": {
-        "vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 8192,
-    },
-}  # fmt: skip
 SAMPLES = 20
 WARM_UP = 2
-
-
-def random_model(shape: str, dtype: torch.dtype, device: torch.device) -> Any:
-    """Random weights of a shape."""
-    config = LlamaConfig(
-        **SHAPES[shape], tie_word_embeddings=False, bos_token_id=None, eos_token_id=None,
-        pad_token_id=0, rope_parameters={"rope_type": "default", "rope_theta": 500000.0},
-    )  # fmt: skip
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        with device:
-            return LlamaForCausalLM(config)
-    finally:
-        torch.set_default_dtype(before)
 
 
 def samples(count: int, vocabulary: int) -> list[GoldExample]:
@@ -181,7 +156,7 @@ def main() -> None:
     )  # fmt: skip
     data = samples(SAMPLES * options.steps, SHAPES[options.shape]["vocab_size"])
     set_seed(0)
-    model = random_model(options.shape, dtype, device)
+    model = random_model(options.shape, dtype, device.type)
     model = prepare(model, build(SETTINGS[method], config.settings, "the benchmark"))
     name = torch.cuda.get_device_name() if half else "CPU"
     print(

@@ -25,53 +25,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from shapes import SHAPES, random_loaded
 
 from fttt.engine import BatchedEngine, GenerateRequest
 from fttt.finetune.attach import attach
 from fttt.finetune.checkpoint import FinetuneInfo, architecture, read_info, write_info
-from fttt.models import ChatFormat, LoadedModel, load_model
-from fttt.testing import tiny_tokenizer
+from fttt.models import LoadedModel, load_model
 
 QUESTION = "A farmer has {} boxes with {} apples each and gives {} apples away. How many are left?"
-SHAPES: dict[str, dict[str, int]] = {
-    "llama-8b": {
-        "vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336,
-        "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
-        "max_position_embeddings": 131072,
-    },
-    "tiny": {
-        "vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 8192,
-    },
-}  # fmt: skip
-
 Answers = list[tuple[int, ...]]
-
-
-def random_model(shape: str) -> LoadedModel:
-    """Random weights of a shape."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    config = LlamaConfig(
-        **SHAPES[shape], tie_word_embeddings=False, bos_token_id=None, eos_token_id=None,
-        pad_token_id=0, rope_parameters={"rope_type": "default", "rope_theta": 500000.0},
-    )  # fmt: skip
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        with torch.device(device):
-            model: Any = LlamaForCausalLM(config)
-    finally:
-        torch.set_default_dtype(before)
-    model.eval().requires_grad_(False)
-    tokenizer = tiny_tokenizer()
-    return LoadedModel(
-        name=f"{shape}-random", model=model, tokenizer=tokenizer, chat=ChatFormat(tokenizer),
-        stop_ids=(2,), max_context=config.max_position_embeddings,
-        dtype=str(dtype).removeprefix("torch."), device=device,
-    )  # fmt: skip
 
 
 def random_checkpoint(loaded: LoadedModel, folder: Path) -> None:
@@ -202,7 +164,9 @@ def main() -> None:
         if options.checkpoint:
             loaded = load_model(read_info(folder).model)
         else:
-            loaded = random_model(options.shape)
+            gpu = torch.cuda.is_available()
+            dtype = torch.bfloat16 if gpu else torch.float32
+            loaded = random_loaded(options.shape, dtype, "cuda" if gpu else "cpu")
             random_checkpoint(loaded, folder)
         draw = random.Random(0)
         requests = [

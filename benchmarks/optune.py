@@ -22,9 +22,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from shapes import random_loaded
 from torch import Tensor
 
-from engine import random_llama_8b, synchronize
+from engine import synchronize
 from fttt.engine.sequences import prepared
 from fttt.models import LoadedModel, load_model
 from fttt.optune.data import AttemptExample
@@ -217,7 +218,7 @@ def main() -> None:
     options = parser.parse_args()
     on_gpu = torch.cuda.is_available()
     if options.shape:
-        loaded = random_llama_8b("cuda" if on_gpu else "cpu")
+        loaded = random_loaded("llama-8b", torch.bfloat16, "cuda" if on_gpu else "cpu")
     else:
         loaded = load_model(options.model, dtype=options.dtype)
     examples = make_examples(loaded, options)

@@ -17,8 +17,9 @@ import time
 from dataclasses import dataclass
 
 import torch
+from shapes import random_loaded
 
-from engine import FEEDBACK, QUESTION, random_llama_8b
+from engine import FEEDBACK, QUESTION
 from fttt.engine import (
     BatchedEngine,
     GenerateRequest,
@@ -113,7 +114,9 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     options = parser.parse_args()
     if options.shape:
-        loaded = random_llama_8b("cuda" if options.device == "auto" else options.device)
+        loaded = random_loaded(
+            "llama-8b", torch.bfloat16, "cuda" if options.device == "auto" else options.device
+        )
     else:
         loaded = load_model(options.model, device=options.device)
     load = Load(
