@@ -15,6 +15,7 @@ from fttt.finetune.checkpoint import METHODS, Architecture, architecture
 from fttt.naming import file_name, model_label
 from fttt.tasks import Task, TaskOptions, get_task
 from fttt.training.gold import check_trainable
+from fttt.training.precision import refuse_float16
 from fttt.types import Question
 
 __all__ = ["FinetunePlan", "check_names", "label", "plan_finetune", "processes", "published"]
@@ -145,11 +146,7 @@ def _check_prefix(settings: Section, context: int) -> None:
 
 def _check_options(config: FinetuneConfig, settings: Section) -> None:
     training = config.training
-    if config.engine.dtype == "float16":
-        raise UsageError(
-            "Training in float16 needs its losses scaled, which is not supported; "
-            "use --dtype bfloat16 or float32."
-        )
+    refuse_float16(config.engine.dtype)
     if config.engine.device not in {"auto", "cpu", "cuda"}:
         raise UsageError(
             f"--device cannot be {config.engine.device!r} here; use auto, cpu or cuda, and choose "

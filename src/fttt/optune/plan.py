@@ -16,6 +16,7 @@ from fttt.optune.layers import EditedLayer, edited_layers
 from fttt.store import Run, fingerprint
 from fttt.tasks import TaskOptions, get_task
 from fttt.training.gold import check_trainable
+from fttt.training.precision import refuse_float16
 from fttt.types import Question
 
 __all__ = ["CONFIG", "TrainingPlan", "default_folder", "plan_training", "read_settings", "resumed"]
@@ -57,11 +58,7 @@ def plan_training(config: OpTuneConfig) -> TrainingPlan:
         UsageError: any of them does not exist or does not go with the others.
     """
     _check_packages(config)
-    if config.dtype == "float16":
-        raise UsageError(
-            "Training in float16 needs its losses scaled, which is not supported; "
-            "use --dtype bfloat16 or float32."
-        )
+    refuse_float16(config.dtype)
     attempts = Run.open(config.attempts_from)
     model, task = config.model or attempts.model, config.task or attempts.task
     check_attempts(attempts, model, task)
