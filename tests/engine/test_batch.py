@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fttt.engine.batch import Batch, Segment, in_passes
+from fttt.engine.batch import Batch, Segment, by_length
 from fttt.engine.cache import KVCache
 
 LENGTHS = st.lists(st.integers(1, 7), min_size=1, max_size=6)
@@ -49,8 +49,7 @@ def test_gradients_are_those_of_each_segment_alone(lengths: list[int]) -> None:
 def test_passes_hold_every_segment_once_and_no_more_than_fits(
     lengths: list[int], tokens: int
 ) -> None:
-    segments = [Segment([1] * n, row, 0) for row, n in enumerate(lengths)]
-    parts = in_passes(segments, tokens)
-    assert sorted(s.row for part in parts for s in part) == list(range(len(lengths)))
+    parts = by_length(lengths, lambda padded, _: padded <= tokens)
+    assert sorted(n for part in parts for n in part) == list(range(len(lengths)))
     for part in parts:
-        assert len(part) == 1 or len(part) * max(len(s.token_ids) for s in part) <= tokens
+        assert len(part) == 1 or len(part) * max(lengths[n] for n in part) <= tokens

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fttt.engine import BatchedEngine, GenerateRequest, LoRASpec, Target, TrainRequest, trainer
+from fttt.engine.batch import by_length
 from fttt.engine.request import Kept
 from fttt.errors import RunError
 from fttt.models import LoadedModel
@@ -157,7 +158,7 @@ def steps(
 
 @given(st.lists(st.integers(1, 400), min_size=1, max_size=60))
 def test_a_pass_pads_little_and_leaves_no_target_out(lengths: list[int]) -> None:
-    parts = trainer._alike(lengths)
+    parts = by_length(lengths, trainer._worth_padding)
     assert sorted(n for part in parts for n in part) == list(range(len(lengths)))
     for part in parts:
         assert part == sorted(part)

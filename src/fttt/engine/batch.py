@@ -10,7 +10,7 @@ Axes: N packed tokens, B segments, T tokens of the longest segment.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
@@ -22,7 +22,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from fttt.engine.cache import KVCache
 
-__all__ = ["Batch", "Segment", "in_passes"]
+__all__ = ["Batch", "Segment", "by_length"]
 
 Mode = Literal["prefill", "decode", "train"]
 
@@ -144,15 +144,24 @@ class Batch:
         return flat if self.uniform else _unpad(flat, self.unpad_N)
 
 
-def in_passes(segments: Sequence[Segment], tokens: int) -> list[list[Segment]]:
-    """The segments by length, in parts of at most ``tokens`` padded tokens, or of one segment."""
-    parts: list[list[Segment]] = []
-    for segment in sorted(segments, key=lambda s: -len(s.token_ids)):
-        if parts and (len(parts[-1]) + 1) * len(parts[-1][0].token_ids) <= tokens:
-            parts[-1].append(segment)
+def by_length(lengths: Sequence[int], fits: Callable[[int, int], bool]) -> list[list[int]]:
+    """Indices of segments that are padded to one length, part by part, longest first.
+
+    Args:
+        lengths: of the segments.
+        fits: whether a part may hold so many tokens with padding, so many of them its own; a
+            segment that fits nowhere is a part of its own.
+    """
+    parts: list[list[int]] = []
+    own = 0
+    for n in sorted(range(len(lengths)), key=lambda n: -lengths[n]):
+        own += lengths[n]
+        if parts and fits((len(parts[-1]) + 1) * lengths[parts[-1][0]], own):
+            parts[-1].append(n)
         else:
-            parts.append([segment])
-    return parts
+            parts.append([n])
+            own = lengths[n]
+    return [sorted(part) for part in parts]
 
 
 class _Pad(torch.autograd.Function):

@@ -16,7 +16,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fttt.engine.attention import NAME
-from fttt.engine.batch import Batch, Segment, in_passes
+from fttt.engine.batch import Batch, Segment, by_length
 from fttt.engine.beam import BeamJob, BeamSearcher
 from fttt.engine.cache import KVCache
 from fttt.engine.decoder import CPUDecoder, CUDADecoder, Decoder, draw
@@ -289,8 +289,9 @@ class BatchedEngine:
 
     def _fill(self, segments: Sequence[Segment]) -> None:
         """Fill cache rows, in as few passes as the plan has room for."""
-        for part in in_passes(segments, self.plan.prefill_tokens):
-            self._run_prefill(part)
+        lengths = [len(segment.token_ids) for segment in segments]
+        for part in by_length(lengths, lambda padded, _: padded <= self.plan.prefill_tokens):
+            self._run_prefill([segments[n] for n in part])
 
     def _run_prefill(self, segments: Sequence[Segment]) -> torch.Tensor:
         """Fill cache rows; return the logits after each segment's last token."""

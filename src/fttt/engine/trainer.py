@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fttt.engine.adapters import LoRABank
-from fttt.engine.batch import Batch, Segment
+from fttt.engine.batch import Batch, Segment, by_length
 from fttt.engine.cache import KVCache
 from fttt.engine.request import Target
 from fttt.engine.slots import Slot
@@ -70,7 +70,7 @@ def train_step(
     index_Q = torch.tensor(slots, device=cache.device)
     weights_QP = bank.weights_SP[index_Q].requires_grad_()
     found: dict[int, Tensor] = {}
-    for part in _alike([len(segment.token_ids) for segment in segments]):
+    for part in by_length([len(segment.token_ids) for segment in segments], _worth_padding):
         batch = Batch.pack("train", [segments[n] for n in part], cache)
         owners = [owned[n][0] for n in part]
         with torch.enable_grad():
@@ -91,22 +91,9 @@ def train_step(
     return [tuple(per_target) for per_target in losses]
 
 
-def _alike(lengths: Sequence[int]) -> list[list[int]]:
-    """Segments that are worth padding to one length, each part in the order they came.
-
-    A part may hold a quarter more than its own tokens, and what a pass costs in any case.
-    """
-    parts: list[list[int]] = []
-    real = 0
-    for n in sorted(range(len(lengths)), key=lambda n: -lengths[n]):
-        real += lengths[n]
-        longest = lengths[parts[-1][0]] if parts else 0
-        if parts and (len(parts[-1]) + 1) * longest <= 1.25 * real + _WORTH_A_PASS:
-            parts[-1].append(n)
-        else:
-            parts.append([n])
-            real = lengths[n]
-    return [sorted(part) for part in parts]
+def _worth_padding(padded: int, own: int) -> bool:
+    """A part may hold a quarter more than its own tokens, and what a pass costs in any case."""
+    return padded <= 1.25 * own + _WORTH_A_PASS
 
 
 def _losses(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 
 from fttt.engine.request import GenerateRequest, Generation
 
@@ -22,7 +22,7 @@ class Ahead:
     def __init__(
         self,
         idle: Callable[[], int],
-        generate: Callable[[GenerateRequest], Awaitable[Generation]],
+        generate: Callable[[GenerateRequest], Coroutine[None, None, Generation]],
     ) -> None:
         """Take note of the engine: its idle lanes, and what writes an answer."""
         self._idle = idle
@@ -40,7 +40,7 @@ class Ahead:
             if n > number and lanes < 1:
                 break
             lanes -= 1
-            self._begun[n] = asyncio.create_task(self._write(request(n)))
+            self._begun[n] = asyncio.create_task(self._generate(request(n)))
         return await self._begun.pop(number)
 
     def close(self) -> None:
@@ -50,6 +50,3 @@ class Ahead:
                 task.exception()  # of an engine that failed; whoever waited for it has been told
             task.cancel()
         self._begun.clear()
-
-    async def _write(self, request: GenerateRequest) -> Generation:
-        return await self._generate(request)
