@@ -21,10 +21,7 @@ COMMON = ["--task", "arithmetic", "--limit", "2", "--max-new-tokens", "8", "--de
 Make = Any
 
 
-@pytest.fixture(autouse=True)
-def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+pytestmark = pytest.mark.usefixtures("elsewhere")
 
 
 def call(*words: str) -> int:

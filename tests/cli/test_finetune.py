@@ -19,11 +19,6 @@ from fttt.finetune.trainer import checkpoints
 from fttt.testing import save_tiny_model
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(save_tiny_model(tmp_path_factory.mktemp("models") / "tiny"))
-
-
 def call(*words: str) -> int:
     with pytest.raises(SystemExit) as ended:
         main(["finetune", "train", *words])
