@@ -26,7 +26,17 @@ ALLOWED = {
     "tasks": {"types", "errors", "verifiers"},
     "methods": {"types", "errors"},
     "training": {"types", "errors", "models", "tasks"},
-    "finetune": {"types", "errors", "models", "training", "tasks", "config", "naming", "progress"},
+    "finetune": {
+        "types",
+        "errors",
+        "models",
+        "engine",
+        "training",
+        "tasks",
+        "config",
+        "naming",
+        "progress",
+    },
     "config": {"types", "errors"},
     "report": {"types", "errors", "store"},
     "optune": {

@@ -1,14 +1,18 @@
-"""How a step's samples are cut, and that the cut changes nothing."""
+"""How a step's samples are packed and cut, and that the cut changes nothing."""
 
 from __future__ import annotations
 
-import itertools
+from typing import Any
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
-from fttt.finetune.batches import PickedLogits, collate, cut, groups
+from fttt.config import SETTINGS
+from fttt.finetune.batches import MOST_PADDING, Group, PackedPasses, groups
+from fttt.finetune.methods import prepare
 from fttt.testing import tiny_model
 from fttt.training.gold import GoldExample
 
@@ -18,60 +22,74 @@ def example(prompt: int, solution: int) -> GoldExample:
     return GoldExample("q", tuple(ids[:prompt]), tuple(ids[prompt:]))
 
 
-def cost(lengths: list[int], sizes: list[int], fixed: int) -> int:
-    starts = [0, *itertools.accumulate(sizes)][:-1]
-    return sum(size * lengths[at] + fixed for size, at in zip(sizes, starts, strict=True))
+SAMPLES = [example(3, 2), example(9, 5), example(4, 1), example(2, 17)]
 
 
 @given(
-    st.lists(st.integers(2, 50), min_size=1, max_size=7),
-    st.integers(10, 200),
-    st.integers(0, 60),
+    st.lists(st.integers(2, 50), min_size=1, max_size=9), st.integers(10, 200), st.integers(1, 4)
 )
-def test_the_cut_is_the_cheapest_that_fits(lengths: list[int], most: int, fixed: int) -> None:
-    lengths = sorted(lengths, reverse=True)
-    sizes = cut(lengths, most, fixed)
-    assert sum(sizes) == len(lengths)
-    starts = [0, *itertools.accumulate(sizes)][:-1]
-    for size, at in zip(sizes, starts, strict=True):
-        assert size == 1 or size * lengths[at] <= most
-    every = []
-    for marks in itertools.product([False, True], repeat=len(lengths) - 1):
-        edges = [0, *(i + 1 for i, mark in enumerate(marks) if mark), len(lengths)]
-        tried = [b - a for a, b in itertools.pairwise(edges)]
-        if all(s == 1 or s * lengths[a] <= most for s, a in zip(tried, edges, strict=False)):
-            every.append(cost(lengths, tried, fixed))
-    assert cost(lengths, sizes, fixed) == min(every)
-
-
-def test_only_tokens_of_solutions_carry_a_loss_and_each_sample_counts_the_same() -> None:
-    samples = [example(3, 2), example(6, 5), example(4, 1)]
-    (group,) = groups(collate(samples), 1000, 100)
-    longest_first = sorted(samples, key=lambda e: -len(e.prompt_ids) - len(e.solution_ids))
-    assert group.label_M.tolist() == [i for e in longest_first for i in e.solution_ids]
-    assert torch.isclose(group.weight_M.sum(), torch.tensor(3.0))
-    before = group.ids_BT.flatten()[group.at_M]
-    wanted = [i for e in longest_first for i in (e.prompt_ids[-1:] + e.solution_ids[:-1])]
-    assert before.tolist() == wanted
+def test_every_sample_runs_once_in_a_group_that_fits(
+    lengths: list[int], most: int, at_least: int
+) -> None:
+    samples = [GoldExample(f"{n}", (5,), (6,) * (size - 1)) for n, size in enumerate(lengths)]
+    cut = groups(samples, most, at_least)
+    ids = [e.question_id for group in cut for e in group.samples]
+    assert sorted(ids) == sorted(e.question_id for e in samples)
+    assert len(cut) >= min(at_least, len(samples))
+    for group in cut:
+        own = [len(e.prompt_ids) + len(e.solution_ids) for e in group.samples]
+        assert len(own) == 1 or sum(own) <= most
+        assert len(own) == 1 or len(own) * max(own) <= MOST_PADDING * most
 
 
 def test_a_processs_groups_can_be_made_as_many_as_anothers() -> None:
-    batch = collate([example(3, n) for n in range(2, 8)])
-    assert [len(groups(batch, 1000, 100, at_least=k)) for k in (1, 2, 5, 6, 9)] == [1, 2, 5, 6, 6]
+    samples = [example(3, n) for n in range(2, 8)]
+    assert [len(groups(samples, 1000, at_least=k)) for k in (1, 2, 5, 6, 9)] == [1, 2, 5, 6, 6]
 
 
-def test_the_loss_is_that_of_each_sample_alone() -> None:
-    samples = [example(3, 2), example(9, 5), example(4, 1), example(2, 17)]
-    for family in ("llama", "mistral", "gemma3"):
-        loaded = tiny_model(family)
-        picked = PickedLogits(loaded.model)
-        alone = 0.0
-        for sample in samples:
-            ids = torch.tensor([sample.prompt_ids + sample.solution_ids])
-            labels = ids.clone()
-            labels[:, : len(sample.prompt_ids)] = -100
-            alone += loaded.model(ids, labels=labels).loss.item()
+def test_only_tokens_of_solutions_carry_a_loss_and_each_sample_counts_the_same() -> None:
+    group = Group(tuple(SAMPLES))
+    flat = [i for own in group.sequences for i in own]
+    wanted = [i for e in SAMPLES for i in (e.prompt_ids[-1:] + e.solution_ids[:-1])]
+    assert [flat[n] for n in group.where] == wanted
+    logits_MV = torch.zeros(len(wanted), 300)
+    assert group.loss(logits_MV).item() == pytest.approx(4 * torch.tensor(300.0).log().item())
+
+
+def alone(model: Any, sample: GoldExample) -> Tensor:
+    """The mean cross-entropy of one solution by the model's own attention."""
+    logits = model(input_ids=torch.tensor([sample.prompt_ids + sample.solution_ids])).logits[0]
+    start = len(sample.prompt_ids) - 1
+    return torch.nn.functional.cross_entropy(logits[start:-1], torch.tensor(sample.solution_ids))
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma3"])
+def test_the_loss_is_that_of_each_sample_alone(family: str) -> None:
+    loaded = tiny_model(family)
+    with torch.no_grad():
+        wanted = sum(alone(loaded.model, sample).item() for sample in SAMPLES)
         for most in (1, 40, 1000):
-            parts = groups(collate(samples), most, 0)
-            total = sum(g.loss(picked(loaded.model, g)).item() for g in parts)
-            assert abs(total - alone) < 1e-4
+            with PackedPasses(loaded.model) as packed:
+                cut = groups(SAMPLES, most)
+                total = sum(g.loss(packed(loaded.model, g)).item() for g in cut)
+            assert total == pytest.approx(wanted, abs=1e-4)
+        again = sum(alone(loaded.model, sample).item() for sample in SAMPLES)
+    assert again == wanted, "the model has its own attention back"
+
+
+@pytest.mark.parametrize("method", SETTINGS)
+def test_the_gradient_is_that_of_each_sample_alone(method: str) -> None:
+    model = prepare(tiny_model(layers=4).model, SETTINGS[method]())
+    model.eval()  # without dropout
+    learned = [p for p in model.parameters() if p.requires_grad]
+    with torch.no_grad():  # what begins at zero would hide what it is multiplied with
+        for parameter in learned:
+            parameter += 0.1 * torch.randn(parameter.shape)
+    wanted = torch.autograd.grad(sum(alone(model, s) for s in SAMPLES), learned, allow_unused=True)
+    with PackedPasses(model) as packed:
+        group = Group(tuple(SAMPLES))
+        found = torch.autograd.grad(group.loss(packed(model, group)), learned, allow_unused=True)
+    for one, other in zip(found, wanted, strict=True):
+        assert (one is None) == (other is None)
+        if one is not None:
+            torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)

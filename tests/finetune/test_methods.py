@@ -8,7 +8,7 @@ from transformers import GPT2Config, LlamaConfig
 
 from fttt.config import SETTINGS
 from fttt.errors import UsageError
-from fttt.finetune.batches import PickedLogits, collate, groups
+from fttt.finetune.batches import Group, PackedPasses
 from fttt.finetune.methods import count_trained, on_meta, prefix_encoder, prepare
 from fttt.testing import tiny_model
 from fttt.training.gold import GoldExample
@@ -68,11 +68,11 @@ def test_a_gradient_arises_where_the_method_learns_and_nowhere_else(method: str)
     loaded = tiny_model(layers=4)
     before = {n: p.clone() for n, p in loaded.model.named_parameters()}
     plain = loaded.model
-    picked = PickedLogits(plain)
     model = prepare(plain, SETTINGS[method]())
     model.train()
-    (group,) = groups(collate([GoldExample("a", (5, 6, 7), (8, 9, 2))]), 100, 0)
-    group.loss(picked(model, group)).backward()
+    group = Group((GoldExample("a", (5, 6, 7), (8, 9, 2)),))
+    with PackedPasses(model) as packed:
+        group.loss(packed(model, group)).backward()
     with_gradient = {n for n, p in model.named_parameters() if p.grad is not None}
     for name in with_gradient:
         assert any(place in name.replace(".default", "") for place in WHERE[method]), name

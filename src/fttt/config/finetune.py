@@ -70,9 +70,7 @@ class TrainingSection(Section):
         ge=1,
         description="stop after N validations without a lower loss, and keep the best weights",
     )
-    batch_tokens: int = Field(
-        8192, ge=1, description="tokens that run at once, padding included; changes no result"
-    )
+    batch_tokens: int = Field(8192, ge=1, description="tokens that run at once; changes no result")
     gradient_checkpointing: bool = Field(
         False, description="compute activations twice instead of keeping them"
     )

@@ -51,7 +51,8 @@ def attend(
             query[0], key[0], value[0], batch, layer, scaling, sliding_window, softcap
         )
         return out_NHD.unsqueeze(0), None
-    q_NHD, k_NKD, v_NKD = (x[0].transpose(0, 1) for x in (query, key, value))
+    # under autocast rotary positions leave queries and keys in float32
+    q_NHD, k_NKD, v_NKD = (x[0].transpose(0, 1).to(value.dtype) for x in (query, key, value))
     if batch.mode != "train":
         rows_N = batch.row_B if batch.mode == "decode" else batch.row_B[batch.segment_N]
         batch.cache.write(layer, rows_N, batch.position_N, k_NKD, v_NKD)

@@ -79,7 +79,7 @@ def _close(a: Tensor, b: Tensor) -> bool:
 def rms_norm(x: Tensor, weight_D: Tensor, eps: float, offset: float) -> Tensor:
     """``x / rms(x) * (offset + weight)`` over the last axis, in float32 inside.
 
-    Differentiable in ``x``; the weights of a base model are frozen.
+    Differentiable in ``x``, and in the weight where it is trained.
     """
     apply: Any = _RMSNorm.apply
     out: Tensor = apply(x, weight_D, eps, offset)
@@ -100,7 +100,7 @@ class _RMSNorm(torch.autograd.Function):
         return out_ND.view(x.shape)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
         flat_ND, weight_D = ctx.saved_tensors
         dim = weight_D.shape[0]
         gradient_ND = gradients[0].reshape(-1, dim)
@@ -109,7 +109,12 @@ class _RMSNorm(torch.autograd.Function):
             flat_ND, weight_D, gradient_ND, out_ND, flat_ND.stride(0), gradient_ND.stride(0),
             dim, *ctx.constants, **_blocks(dim),
         )  # fmt: skip
-        return out_ND.view(gradients[0].shape), None, None, None
+        weight_gradient = None
+        if ctx.needs_input_grad[1]:
+            zeros_D = torch.zeros_like(weight_D)
+            unit_ND = rms_norm(flat_ND, zeros_D, ctx.constants[0], 1.0)
+            weight_gradient = (gradient_ND.float() * unit_ND).sum(0).to(weight_D.dtype)
+        return out_ND.view(gradients[0].shape), weight_gradient, None, None
 
 
 def _blocks(dim: int) -> dict[str, int]:

@@ -24,6 +24,7 @@ from fttt.engine.cache import KVCache
 from fttt.engine.plan import LOGIT_BYTES, kv_shape
 from fttt.engine.stand_ins import stand_ins_for
 from fttt.engine.trainer import run_model
+from fttt.models.loader import Prefix
 
 __all__ = ["pack_sequences", "prepared", "weighted_nll"]
 
@@ -47,6 +48,9 @@ def pack_sequences(
     sequences: Sequence[Sequence[int]],
     slots: Sequence[int] | None = None,
     cache: KVCache | None = None,
+    *,
+    prefix: Prefix | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Batch:
     """Lay sequences of token ids end to end; each attends to itself from its first token on.
 
@@ -55,12 +59,15 @@ def pack_sequences(
         sequences: token ids, of any lengths.
         slots: the adapter's slot of each; without them the base model runs.
         cache: an engine's, for the prefix that its rows begin with; nothing else of it is read.
+        prefix: what every sequence begins with where there is no engine; gradients reach it.
+        dtype: of keys and values, where it is not the model's.
     """
     if cache is None:
         layers, kv_heads, dim = kv_shape(model)
+        room = -(-prefix.length // 8) * 8 if prefix else 0  # aligned for the fused kernels
         cache = KVCache(
-            rows=0, capacity=0, layers=layers, kv_heads=kv_heads, head_dim=dim,
-            dtype=model.dtype, device=model.device,
+            rows=0, capacity=room, layers=layers, kv_heads=kv_heads, head_dim=dim,
+            dtype=dtype or model.dtype, device=model.device, prefix=prefix,
         )  # fmt: skip
     own = [-1] * len(sequences) if slots is None else slots
     segments = [Segment(ids, 0, 0, slot) for ids, slot in zip(sequences, own, strict=True)]

@@ -1,151 +1,172 @@
-"""The samples of one optimizer step, and how they are cut to run with little padding.
+"""The samples of one optimizer step, laid end to end so that nothing is padded.
 
-One batch holds all samples of a step, longest first. It is cut into groups of neighbours that run
-one after the other and whose gradients add up, so that neither the cut nor the memory at hand
-changes what a step learns. Padding stands behind a sample, where causal attention never looks at
-it: no mask is needed, and attention runs in its fastest form.
+One batch holds all samples of a step. They run as one row of tokens, as the engine's passes do
+(:mod:`fttt.engine.batch`): only attention looks at where a sample ends. A step of more tokens than
+may run at once is cut into groups, which run one after the other and whose gradients add up, so
+that neither the cut nor the memory at hand changes what a step learns.
 
-Axes: B samples, T tokens of the longest, M tokens that carry a loss, D width, V vocabulary.
+Axes: B samples, M tokens that carry a loss, D width, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from fttt.engine.attention import NAME
+from fttt.engine.batch import by_length
+from fttt.engine.sequences import pack_sequences
+from fttt.engine.stand_ins import stand_ins_for
+from fttt.models.loader import Prefix
 from fttt.training.gold import GoldExample
 
-__all__ = ["Group", "PickedLogits", "collate", "cut", "fixed_tokens", "groups"]
+__all__ = ["Group", "PackedPasses", "collate", "groups"]
+
+MOST_PADDING = 4
+"""How many times a group's tokens attention may see, which alone pads samples to the longest. It is
+a small part of the work, and a second pass through all layers costs more."""
 
 
-def collate(examples: Sequence[GoldExample]) -> dict[str, Tensor]:
-    """One batch: ``input_ids [B, T]``, ``prompt_length [B]``, ``length [B]``, longest first."""
-    rows = sorted(examples, key=lambda e: -len(e.prompt_ids) - len(e.solution_ids))
-    ids = [torch.tensor(e.prompt_ids + e.solution_ids) for e in rows]
+def collate(examples: Sequence[GoldExample]) -> dict[str, Any]:
+    """One batch: ``length [B]`` and ``prompt_length [B]`` in tokens, and the ``samples``."""
     return {
-        "input_ids": nn.utils.rnn.pad_sequence(ids, batch_first=True),
-        "prompt_length": torch.tensor([len(e.prompt_ids) for e in rows]),
-        "length": torch.tensor([len(i) for i in ids]),
+        "length": torch.tensor([len(e.prompt_ids) + len(e.solution_ids) for e in examples]),
+        "prompt_length": torch.tensor([len(e.prompt_ids) for e in examples]),
+        "samples": list(examples),
     }
-
-
-def cut(lengths: Sequence[int], most: int, fixed: int) -> list[int]:
-    """How many neighbours run together, group by group, so that a step costs least.
-
-    A group costs its samples times its longest sample, plus ``fixed``.
-
-    Args:
-        lengths: tokens of each sample, longest first.
-        most: tokens that a group may have, padding included; a longer sample runs alone.
-        fixed: what starting a group costs, in tokens.
-    """
-    cost = [0.0]
-    first = [0]
-    for end in range(1, len(lengths) + 1):
-        options = [
-            (cost[start] + (end - start) * lengths[start] + fixed, start)
-            for start in range(end)
-            if end - start == 1 or (end - start) * lengths[start] <= most
-        ]
-        best, start = min(options)
-        cost.append(best)
-        first.append(start)
-    sizes = []
-    end = len(lengths)
-    while end:
-        sizes.append(end - first[end])
-        end = first[end]
-    return sizes[::-1]
-
-
-def fixed_tokens(model: Any, device: torch.device) -> int:
-    """About what starting a pass costs, in tokens that could have run in that time.
-
-    A layer's kernels take some time to be launched, forward and backward, however few tokens they
-    see; a token takes 6 operations a parameter. What is assumed of the device only says how samples
-    are grouped.
-    """
-    launch, speed = (2e-3, 4e14) if device.type == "cuda" else (3e-4, 1e11)
-    layers = int(model.config.get_text_config().num_hidden_layers)
-    parameters = sum(int(p.numel()) for p in model.parameters())
-    return round(layers * launch * speed / (6 * parameters))
 
 
 @dataclass(frozen=True)
 class Group:
     """Samples that run together."""
 
-    ids_BT: Tensor
-    """Without the last token, which predicts nothing."""
-    at_M: Tensor
-    """The positions that predict a token of a solution, counted through all rows."""
-    label_M: Tensor
-    """The tokens predicted there, in the same order."""
-    weight_M: Tensor
-    """One over the length of the token's solution."""
+    samples: tuple[GoldExample, ...]
+
+    @property
+    def sequences(self) -> list[tuple[int, ...]]:
+        """What runs: all but the last token of each, which predicts nothing."""
+        return [e.prompt_ids + e.solution_ids[:-1] for e in self.samples]
+
+    @property
+    def where(self) -> list[int]:
+        """The packed positions that predict a token of a solution."""
+        found: list[int] = []
+        end = 0
+        for e in self.samples:
+            end += len(e.prompt_ids) + len(e.solution_ids) - 1
+            found += range(end - len(e.solution_ids), end)
+        return found
 
     def loss(self, logits_MV: Tensor) -> Tensor:
         """The sum over samples of the mean cross-entropy of their solutions."""
-        ce_M = F.cross_entropy(logits_MV.float(), self.label_M, reduction="none")
-        return (ce_M * self.weight_M).sum()
+        labels = [i for e in self.samples for i in e.solution_ids]
+        weights = [1 / len(e.solution_ids) for e in self.samples for _ in e.solution_ids]
+        label_M = torch.tensor(labels).to(logits_MV.device, non_blocking=True)
+        weight_M = torch.tensor(weights).to(logits_MV.device, non_blocking=True)
+        ce_M = F.cross_entropy(logits_MV.float(), label_M, reduction="none")
+        return (ce_M * weight_M).sum()
 
 
-def groups(batch: dict[str, Tensor], most: int, fixed: int, at_least: int = 1) -> list[Group]:
-    """Cut a batch; ``at_least`` groups come of it where it has as many samples."""
-    lengths = batch["length"].tolist()
-    sizes = cut(lengths, most, fixed)
-    while len(sizes) < min(at_least, len(lengths)):
-        widest = max(range(len(sizes)), key=lambda i: sizes[i])
-        half = sizes[widest] // 2
-        sizes[widest : widest + 1] = [sizes[widest] - half, half]
-    return list(_groups(batch, lengths, sizes))
+def groups(samples: Sequence[GoldExample], most: int, at_least: int = 1) -> list[Group]:
+    """Cut a step's samples into neighbours by length.
+
+    Args:
+        samples: of one step.
+        most: tokens that a group may have; a longer sample runs alone.
+        at_least: as many groups come of it where there are as many samples.
+    """
+    lengths = [len(e.prompt_ids) + len(e.solution_ids) for e in samples]
+    parts = by_length(
+        lengths, lambda padded, own: own <= most and padded <= MOST_PADDING * min(own, most)
+    )
+    while len(parts) < min(at_least, len(samples)):
+        fullest = max(range(len(parts)), key=lambda n: len(parts[n]))
+        half = len(parts[fullest]) // 2
+        parts[fullest : fullest + 1] = [parts[fullest][half:], parts[fullest][:half]]
+    return [Group(tuple(samples[n] for n in part)) for part in parts]
 
 
-def _groups(batch: dict[str, Tensor], lengths: list[int], sizes: list[int]) -> Iterator[Group]:
-    start = 0
-    for size in sizes:
-        rows = slice(start, start + size)
-        longest = lengths[start]
-        ids_BT = batch["input_ids"][rows, :longest]
-        prompt_B1 = batch["prompt_length"][rows].unsqueeze(1)
-        length_B1 = batch["length"][rows].unsqueeze(1)
-        at_T = torch.arange(1, longest, device=ids_BT.device)
-        where_BT = (at_T >= prompt_B1) & (at_T < length_B1)
-        at_M = where_BT.flatten().nonzero().squeeze(1)
-        weight_BT = (1.0 / (length_B1 - prompt_B1)).expand_as(where_BT)
-        labels_BT = ids_BT[:, 1:]
-        yield Group(ids_BT[:, :-1], at_M, labels_BT.flatten()[at_M], weight_BT.flatten()[at_M])
-        start += size
+class PackedPasses:
+    """Lets a model, and what wraps it, run groups of samples while this context is open.
 
-
-class PickedLogits:
-    """Lets a model compute logits only where they are asked for.
-
-    A vocabulary is many times as wide as a model; logits of prompts and padding would take most of
-    the memory and some of the time.
+    Logits are computed only where they are asked for: a vocabulary is many times as wide as a
+    model, and logits of prompts would take most of the memory and some of the time.
     """
 
-    def __init__(self, model: Any) -> None:
-        """Hook into the output layer of a ``transformers`` causal language model."""
-        self._at_M: Tensor | None = None
-        self._handle = model.get_output_embeddings().register_forward_pre_hook(self._pick)
+    def __init__(self, model: Any, *, fused: bool = False) -> None:
+        """Take a model that is prepared for a method.
+
+        Args:
+            model: a ``transformers`` causal language model, or PEFT's wrapper of one.
+            fused: let fused kernels stand in for its norms and rotary positions, on a GPU. They
+                hold the norms' weights as they are now.
+        """
+        self._inner: Any = getattr(model, "get_base_model", lambda: model)()
+        self._fused = fused
+        self._group: Group | None = None
+        self._open = ExitStack()
+
+    def __enter__(self) -> PackedPasses:
+        inner = self._inner
+        with ExitStack() as stack:
+            stack.callback(inner.set_attn_implementation, inner.config._attn_implementation)
+            inner.set_attn_implementation(NAME)
+            begin = inner.register_forward_pre_hook(self._begin, with_kwargs=True)
+            stack.callback(begin.remove)
+            pick = inner.get_output_embeddings().register_forward_pre_hook(self._pick)
+            stack.callback(pick.remove)
+            if self._fused and inner.device.type == "cuda":
+                stand_ins = stand_ins_for(inner, inner.device)
+                stand_ins.enable()
+                stack.callback(stand_ins.disable)
+            self._open = stack.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._open.close()
 
     def __call__(self, model: Any, group: Group) -> Tensor:
         """Logits ``[M, V]`` of ``model``, which may wrap the one that was hooked into."""
-        self._at_M = group.at_M
+        ids = torch.tensor([[i for own in group.sequences for i in own]])
+        self._group = group
         try:
-            logits_MV: Tensor = model(input_ids=group.ids_BT, use_cache=False).logits
+            logits_MV: Tensor = model(input_ids=ids.to(self._inner.device), use_cache=False).logits
         finally:
-            self._at_M = None
+            self._group = None
         return logits_MV
 
-    def _pick(self, _: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-        if self._at_M is None:
+    def _begin(self, inner: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Say where samples end; keys and values that PEFT hands down come before each of them."""
+        if self._group is None:
+            return None
+        kind = inner.device.type
+        half = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else inner.dtype
+        before = kwargs.pop("past_key_values", None)
+        prefix = None
+        if before is not None:
+            layers = before.layers
+            prefix = Prefix(
+                tuple(layer.keys[0] for layer in layers), tuple(layer.values[0] for layer in layers)
+            )
+        batch = pack_sequences(inner, self._group.sequences, prefix=prefix, dtype=half)
+        own = {"position_ids": batch.position_N[None], "fttt_batch": batch}
+        return args, {**kwargs, **own}
+
+    def _pick(self, _: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        if self._group is None:
             return None
         # by index_select, whose gradient is a plain addition where a mask's would sort
-        return (inputs[0].flatten(0, 1).index_select(0, self._at_M),)
+        where_M = torch.tensor(self._group.where).to(inputs[0].device, non_blocking=True)
+        return (inputs[0].flatten(0, 1).index_select(0, where_M),)

@@ -27,7 +27,7 @@ from transformers import Trainer
 from fttt.config.finetune import FullSettings
 from fttt.config.run import Section
 from fttt.errors import RunError
-from fttt.finetune.batches import Group, PickedLogits, collate, fixed_tokens, groups
+from fttt.finetune.batches import Group, PackedPasses, collate, groups
 from fttt.finetune.checkpoint import INFO_FILE, FinetuneInfo, cannot_save, write_info
 from fttt.finetune.methods import export, read_trained, write_trained
 from fttt.training.gold import GoldExample
@@ -80,7 +80,7 @@ class SolutionTrainer(Trainer):
             settings: of the method.
             describe: makes a checkpoint's description of step, epoch, counts and validation loss.
             counts: at zero, or of the checkpoint that is gone on from.
-            batch_tokens: tokens that run at once, padding included.
+            batch_tokens: tokens that run at once.
             tokenizer: goes into the folder of a whole model.
             train_dataset: what is learned.
             eval_dataset: what the validation loss is of; may be empty.
@@ -99,9 +99,14 @@ class SolutionTrainer(Trainer):
         self._batch_tokens = batch_tokens
         self._tokenizer = tokenizer
         whole: Any = self.model
-        self._picked = PickedLogits(whole)
-        self._fixed = fixed_tokens(whole, self.args.device)
+        # FSDP puts other weights in the place of those that fused kernels would hold
+        self._packed = PackedPasses(whole, fused=not self.is_fsdp_enabled)
         self._bound = 2 * math.log(whole.config.get_text_config().vocab_size)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As ever, in packed passes."""
+        with self._packed:
+            return super().train(*args, **kwargs)
 
     def training_step(
         self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None
@@ -120,7 +125,7 @@ class SolutionTrainer(Trainer):
             waits = i + 1 < len(cuts) and not self.is_fsdp_enabled
             with self.accelerator.no_sync(model) if waits else nullcontext():
                 with self.compute_loss_context_manager():
-                    logits_MV = self._picked(model, group)
+                    logits_MV = self._packed(model, group)
                     loss = group.loss(logits_MV) / samples
                 del logits_MV
                 self.accelerator.backward(loss)
@@ -132,15 +137,15 @@ class SolutionTrainer(Trainer):
         self._check(self.last_loss, f"the loss of step {self.state.global_step + 1}")
         return total
 
-    def _groups(self, batch: dict[str, Tensor]) -> list[Group]:
-        cuts = groups(batch, self._batch_tokens, self._fixed)
+    def _groups(self, batch: dict[str, Any]) -> list[Group]:
+        cuts = groups(batch["samples"], self._batch_tokens)
         if self.is_fsdp_enabled:  # whose processes must run equally many passes
             count = torch.tensor([len(cuts)], device=self.args.device)
             most = int(self.accelerator.gather(count).max())
-            cuts = groups(batch, self._batch_tokens, self._fixed, at_least=most)
+            cuts = groups(batch["samples"], self._batch_tokens, at_least=most)
         return cuts
 
-    def _count(self, batch: dict[str, Tensor]) -> None:
+    def _count(self, batch: dict[str, Any]) -> None:
         solutions = batch["length"] - batch["prompt_length"]
         own = torch.stack([batch["length"].sum(), solutions.sum()])
         tokens, trained = self.accelerator.reduce(own, "sum").tolist()
@@ -174,7 +179,7 @@ class SolutionTrainer(Trainer):
         total = torch.zeros((), device=self.args.device)
         with torch.no_grad(), self.compute_loss_context_manager():
             for group in self._groups(batch):
-                total += group.loss(self._picked(model, group))
+                total += group.loss(self._packed(model, group))
         return total / len(batch["length"]), None, None
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
