@@ -224,15 +224,18 @@ def test_gradients_through_fused_operations() -> None:
 
     torch.manual_seed(0)
     x = torch.randn(7, 96, device=DEVICE, requires_grad=True)
-    weight = torch.randn(96, device=DEVICE)
+    weight = torch.randn(96, device=DEVICE, requires_grad=True)
     up = torch.randn(7, 96, device=DEVICE)
-    rms_norm(x, weight, 1e-5, 1.0).backward(up)
-    wide = x.detach().double().requires_grad_()
-    norm = wide / (wide.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt() * (1 + weight.double())
-    norm.backward(up.double())
-    assert x.grad is not None
-    assert wide.grad is not None
-    assert error(x.grad, wide.grad) < 1e-5
+    for offset in (0.0, 1.0):
+        rms_norm(x, weight, 1e-5, offset).backward(up)
+        wide, wide_weight = (t.detach().double().requires_grad_() for t in (x, weight))
+        norm = wide / (wide.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt() * (offset + wide_weight)
+        norm.backward(up.double())
+        for own, expected in ((x, wide), (weight, wide_weight)):
+            assert own.grad is not None
+            assert expected.grad is not None
+            assert error(own.grad, expected.grad) < 1e-5
+            own.grad = None
     q, k = (torch.randn(1, h, 5, 64, device=DEVICE, requires_grad=True) for h in (3, 1))
     cos, sin = (torch.randn(1, 5, 64, device=DEVICE) for _ in range(2))
     ups = [torch.randn_like(q), torch.randn_like(k)]
