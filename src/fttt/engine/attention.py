@@ -60,6 +60,8 @@ def attend(
         out_NHD = _decode(q_NHD, batch, layer, scaling, sliding_window, softcap)
     elif batch.mode == "prefill":
         out_NHD = _prefill(q_NHD, k_NKD, v_NKD, batch, layer, scaling, sliding_window, softcap)
+    elif _fused(q_NHD, batch, sliding_window, softcap) and not batch.recompute:
+        out_NHD = _causal(q_NHD, k_NKD, v_NKD, batch, scaling)
     else:
         out_NHD = checkpoint(
             _train, q_NHD, k_NKD, v_NKD, batch, layer, scaling, sliding_window, softcap,
@@ -164,8 +166,7 @@ def _train(
     softcap: float | None,
 ) -> Tensor:
     """Segments after cached rows that take no gradient; the rows are read, never written."""
-    half = q_NHD.is_cuda and q_NHD.dtype != torch.float32  # for which the fused kernel is made
-    if half and _plainly_causal(batch, window, softcap):
+    if _fused(q_NHD, batch, window, softcap):
         return _causal(q_NHD, k_NKD, v_NKD, batch, scaling)
     cached = -(-max(batch.pasts) // 8) * 8  # aligned for the fused kernels
     cached = min(cached, batch.cache.capacity)
@@ -181,6 +182,12 @@ def _train(
         own = _visible(own_B11T, query_B1T1, window)
         batch.masks[window] = torch.cat([before, own], dim=-1)
     return _folded(q_NHD, k, v, batch, batch.masks[window], scaling, softcap)
+
+
+def _fused(q_NHD: Tensor, batch: Batch, window: int | None, softcap: float | None) -> bool:
+    """Whether a train pass needs no mask and has a precision that the fused kernel is made for."""
+    half = q_NHD.is_cuda and q_NHD.dtype != torch.float32
+    return half and _plainly_causal(batch, window, softcap)
 
 
 def _plainly_causal(batch: Batch, window: int | None, softcap: float | None) -> bool:

@@ -61,6 +61,8 @@ class Batch:
     row_of_BS: Tensor | None = None
     """The row that holds each earlier token of a decode step; ``None``: the segment's own."""
     slots: tuple[int, ...] = ()
+    recompute: bool = True
+    """Whether a train pass computes attention again for the gradient: less memory, more time."""
     masks: dict[int | None, Tensor] = field(default_factory=dict)
     """Attention masks by sliding window, built once a pass and shared by the layers."""
 

@@ -161,6 +161,7 @@ class PackedPasses:
                 tuple(layer.keys[0] for layer in layers), tuple(layer.values[0] for layer in layers)
             )
         batch = pack_sequences(inner, self._group.sequences, prefix=prefix, dtype=half)
+        batch.recompute = prefix is not None  # masks take more memory than what they come from
         own = {"position_ids": batch.position_N[None], "fttt_batch": batch}
         return args, {**kwargs, **own}
 
