@@ -64,6 +64,28 @@ def test_bad_input_is_one_sentence_before_a_model_is_loaded(
     assert len(shown.splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("words", "launch", "sentence"),
+    [
+        (["lora"], {}, "FSDP is for the method 'full'; launch 'lora' with --multi_gpu"),
+        (["full", "--set", "optimizer=adamw-8bit"], {}, "cannot share out moments in 8 bits"),
+        (["full"], {"FSDP_VERSION": "1"}, "add --fsdp_version 2"),
+        (["full"], {"FSDP_STATE_DICT_TYPE": ""}, "add --fsdp_state_dict_type FULL_STATE_DICT"),
+        (["full"], {"WORLD_SIZE": "3"}, "20 samples of a step cannot be shared evenly by 3"),
+    ],
+)
+def test_a_launch_that_cannot_serve_is_one_sentence_too(
+    words: list[str], launch: dict[str, str], sentence: str, model: str,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr("fttt.models.loader._read", lambda *_: pytest.fail("loaded"))
+    fsdp = {"FSDP_VERSION": "2", "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT"}
+    for key, value in {"ACCELERATE_USE_FSDP": "true", **fsdp, **launch}.items():
+        monkeypatch.setenv(key, value)
+    assert call(*words, "--model", model) == 2
+    assert sentence in capsys.readouterr().err
+
+
 def test_a_missing_package_is_named(
     model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import socket
-import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from subprocess import CompletedProcess, run
 
 import pytest
 import torch
@@ -14,35 +15,108 @@ from safetensors.torch import load_file
 
 from fttt.cli import main
 from fttt.finetune.checkpoint import read_info
+from fttt.models import load_model
 from fttt.testing import save_tiny_model
 
+pytestmark = pytest.mark.slow
 
-def free_port() -> str:
+SETTINGS = (
+    "--limit", "27", "--samples", "4", "--max-steps", "6", "--every", "3", "--device", "cpu",
+)  # fmt: skip
+TORCHRUN = ("torch.distributed.run", "--nproc_per_node", "2", "--master_port")
+FSDP = (
+    "accelerate.commands.launch", "--num_processes", "2", "--num_machines", "1",
+    "--mixed_precision", "no", "--dynamo_backend", "no", "--use_fsdp", "--fsdp_version", "2",
+    "--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP",
+    "--fsdp_state_dict_type", "FULL_STATE_DICT", "--main_process_port",
+)  # fmt: skip
+ON_CPUS = """
+import os, sys
+from torch.distributed import init_process_group
+from accelerate.state import PartialState
+from accelerate.utils import DistributedType
+from fttt.cli import main
+from fttt.finetune.trainer import SolutionTrainer
+
+# accelerate leaves FSDP out on CPUs, where torch itself can run it
+os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
+PartialState._prepare_backend = lambda *_, **__: ("gloo", DistributedType.MULTI_GPU)
+init_process_group("gloo")
+step = SolutionTrainer.training_step
+
+def stopping(self, model, *inputs):
+    assert type(model).__name__.startswith("FSDP")  # and not plain data parallel
+    if self.state.global_step == int(os.environ.get("STOPPED_AFTER", -1)):
+        os._exit(9)
+    return step(self, model, *inputs)
+
+SolutionTrainer.training_step = stopping
+main()
+"""
+
+
+def alone(*words: str) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["finetune", "train", *words])
+    assert ended.value.code == 0
+
+
+def together(launcher: Sequence[str], *words: str, stop: int = -1) -> CompletedProcess[str]:
+    """Two processes; ``launcher`` ends in its option for a port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
+        port = str(probe.getsockname()[1])
+    program, *rest = words
+    return run(
+        [sys.executable, "-m", *launcher, port, *program.split(), "finetune", "train", *rest],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "STOPPED_AFTER": str(stop)},
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
 
 
-@pytest.mark.slow
+def assert_same(one: Path, two: Path, weights: str) -> None:
+    """They ended alike but for rounding."""
+    left, right = read_info(one), read_info(two)
+    assert (left.tokens, left.trained_tokens) == (right.tokens, right.trained_tokens)
+    assert left.trained_parameters == right.trained_parameters
+    assert right.validation_loss == pytest.approx(left.validation_loss, abs=1e-5)
+    ours, theirs = load_file(one / weights), load_file(two / weights)
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        torch.testing.assert_close(value, ours[name], rtol=1e-4, atol=1e-5)
+
+
 def test_two_processes_end_where_one_does(tmp_path: Path) -> None:
     words = [
-        "finetune", "train", "lora", "--model", str(save_tiny_model(tmp_path / "tiny")),
-        "--limit", "27", "--samples", "4", "--max-steps", "6", "--every", "3", "--lr", "1e-2",
-        "--set", "dropout=0.0", "--device", "cpu", "--out",
+        "lora", "--model", str(save_tiny_model(tmp_path / "tiny")), *SETTINGS, "--lr", "1e-2",
+        "--set", "dropout=0.0", "--out",
     ]  # fmt: skip
-    with pytest.raises(SystemExit) as ended:
-        main([*words, str(tmp_path / "one")])
-    assert ended.value.code == 0
-    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port"]
-    done = subprocess.run(
-        [sys.executable, *launcher, free_port(), "-m", "fttt", *words, str(tmp_path / "two")],
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+    alone(*words, str(tmp_path / "one"))
+    done = together(TORCHRUN, "-m fttt", *words, str(tmp_path / "two"))
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("6 steps") == 1  # only one of them speaks
-    one, two = read_info(tmp_path / "one"), read_info(tmp_path / "two")
-    assert (one.tokens, one.trained_tokens) == (two.tokens, two.trained_tokens)
-    assert two.validation_loss == pytest.approx(one.validation_loss, abs=1e-5)
-    alone = load_file(tmp_path / "one/adapter_model.safetensors")
-    for name, value in load_file(tmp_path / "two/adapter_model.safetensors").items():
-        torch.testing.assert_close(value, alone[name], rtol=1e-4, atol=1e-5)
+    assert_same(tmp_path / "one", tmp_path / "two", "adapter_model.safetensors")
+
+
+def test_weights_that_are_shared_out_are_trained_saved_and_gone_on_with(tmp_path: Path) -> None:
+    # gemma's embeddings are tied; groups of one sample make the processes' passes unequal
+    model = save_tiny_model(tmp_path / "tiny", "gemma")
+    words = [
+        "full", "--model", str(model), *SETTINGS, "--lr", "1e-3", "--clip", "0.5",
+        "--batch-tokens", "250", "--out",
+    ]  # fmt: skip
+    alone(*words, str(tmp_path / "one"))
+    program, folder = tmp_path / "on_cpus.py", tmp_path / "two"
+    program.write_text(ON_CPUS, encoding="utf-8")
+    stopped = together(FSDP, str(program), *words, str(folder), stop=4)
+    assert stopped.returncode != 0
+    assert (folder / "checkpoints/checkpoint-3/finetune.json").is_file(), stopped.stderr
+    with pytest.raises(SystemExit) as refused:
+        main(["finetune", "train", "--resume", str(folder)])
+    assert refused.value.code == 2
+    done = together(FSDP, str(program), "--resume", str(folder))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("6 steps") == 1
+    assert_same(tmp_path / "one", folder, "model.safetensors")
+    assert not (folder / "pytorch_model_fsdp.bin").exists()
+    assert load_model(str(folder), dtype="float32", device="cpu").model is not None

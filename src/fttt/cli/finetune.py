@@ -159,10 +159,12 @@ def _resume(folder: Path, flags: dict[str, Any], *, given: bool) -> None:
             "config.toml of `fttt finetune train` in it; name one that was given as its --out."
         )
     from fttt.finetune.checkpoint import INFO_FILE, read_info
-    from fttt.finetune.plan import plan_finetune
+    from fttt.finetune.plan import plan_finetune, processes
 
     if (folder / INFO_FILE).is_file():
-        _show(read_info(folder), folder)
+        info = read_info(folder)
+        if processes()[0] == 0:
+            _show(info, folder)
         return
     config = build(FinetuneConfig, values, str(file))
     _train(plan_finetune(config), folder, resume=True)

@@ -204,6 +204,9 @@ def export(model: Any, settings: Section, folder: Path, base_model: str, state: 
         return
     with without_bars():
         if isinstance(settings, FullSettings):
+            if state is not None:  # gathered, so that tied weights do not show as one any more
+                tied = model.all_tied_weights_keys
+                state = {name: value for name, value in state.items() if name not in tied}
             model.save_pretrained(folder, state_dict=state)
             return
         model.peft_config["default"].base_model_name_or_path = base_model

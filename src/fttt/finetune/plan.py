@@ -18,7 +18,15 @@ from fttt.training.gold import check_trainable
 from fttt.training.precision import refuse_float16
 from fttt.types import Question
 
-__all__ = ["FinetunePlan", "check_names", "label", "plan_finetune", "processes", "published"]
+__all__ = [
+    "FinetunePlan",
+    "check_names",
+    "label",
+    "plan_finetune",
+    "processes",
+    "published",
+    "sharded",
+]
 
 PACKAGES = ("accelerate", "peft", "tensorboard")
 LEARNING_RATES = {
@@ -50,6 +58,11 @@ class FinetunePlan:
 def processes() -> tuple[int, int]:
     """This process's place and how many there are, as ``accelerate launch`` says it."""
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def sharded() -> bool:
+    """Whether the processes share the weights out, as ``accelerate launch --use_fsdp`` says it."""
+    return os.environ.get("ACCELERATE_USE_FSDP", "").lower() in {"1", "true"}
 
 
 def label(config: FinetuneConfig) -> str:
@@ -152,6 +165,8 @@ def _check_options(config: FinetuneConfig, settings: Section) -> None:
             f"--device cannot be {config.engine.device!r} here; use auto, cpu or cuda, and choose "
             "a GPU by CUDA_VISIBLE_DEVICES."
         )
+    if sharded():
+        _check_sharded(config, settings)
     _, world = processes()
     if training.samples % world:
         raise UsageError(
@@ -179,4 +194,24 @@ def _check_options(config: FinetuneConfig, settings: Section) -> None:
         raise UsageError(
             "weights=bfloat16 needs optimizer=adamw-8bit, which rounds stochastically: a plain "
             "step of a usual learning rate is lost in bfloat16's rounding."
+        )
+
+
+def _check_sharded(config: FinetuneConfig, settings: Section) -> None:
+    """What FSDP can take; each of these would fail, or be lost, only while it trains or saves."""
+    if config.method != "full":
+        raise UsageError(
+            f"FSDP is for the method 'full'; launch {config.method!r} with --multi_gpu."
+        )
+    if getattr(settings, "optimizer", "adamw") != "adamw":
+        raise UsageError(
+            "FSDP cannot share out moments in 8 bits; leave weights and optimizer at float32 and "
+            "adamw, or train on one GPU."
+        )
+    if os.environ.get("FSDP_VERSION", "1") != "2":
+        raise UsageError("FSDP serves in version 2 only; add --fsdp_version 2.")
+    if os.environ.get("FSDP_STATE_DICT_TYPE") != "FULL_STATE_DICT":
+        raise UsageError(
+            "With FSDP the weights must be saved as one; "
+            "add --fsdp_state_dict_type FULL_STATE_DICT to `accelerate launch`."
         )

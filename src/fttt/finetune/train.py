@@ -10,6 +10,7 @@ import math
 import os
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from fnmatch import fnmatch
 from importlib import import_module
 from pathlib import Path
@@ -24,7 +25,7 @@ from fttt.errors import RunError, UsageError
 from fttt.finetune.callbacks import EarlyStop, ShowSteps
 from fttt.finetune.checkpoint import INFO_FILE, FinetuneInfo, publish, read_info, write_info
 from fttt.finetune.methods import prepare
-from fttt.finetune.plan import FinetunePlan, processes
+from fttt.finetune.plan import FinetunePlan, processes, sharded
 from fttt.finetune.trainer import Counts, SolutionTrainer, checkpoints
 from fttt.models import LoadedModel, load_model, pick_device, pick_dtype
 from fttt.progress import StepProgress
@@ -33,9 +34,11 @@ from fttt.training.gold import GoldExample, gold_examples, held_out
 __all__ = ["optimizer", "train", "training_arguments"]
 
 CHECKPOINTS = "checkpoints"
+FSDP_FILE = "pytorch_model_fsdp.bin"
+"""The weights in a checkpoint that FSDP goes on with."""
 STATE_FILES = (
     "optimizer*", "scheduler.pt", "scaler.pt", "rng_state*", "trainer_state.json",
-    "trained.safetensors", "pytorch_model_fsdp*",
+    "trained.safetensors", FSDP_FILE,
 )  # fmt: skip
 """What a checkpoint holds only for training to go on."""
 LEAST_EVERY = 50
@@ -55,10 +58,10 @@ def train(plan: FinetunePlan, folder: Path, *, resume: bool = False) -> Finetune
     rank, _ = processes()
     begin = checkpoints(folder / CHECKPOINTS)[-1:] if resume else []
     if begin:
+        _check_launch(begin[0])
         state = TrainerState.load_from_json(str(begin[0] / "trainer_state.json"))
         if state.global_step >= state.max_steps:  # it was stopped after its last step
-            info = read_info(begin[0])
-            return _finish(folder, state, _counts(begin[0])) if rank == 0 else info
+            return _finish_together(folder, state, begin[0], plan.config.engine.device)
     try:
         trainer, progress = _trainer(plan, folder, begin[0] if begin else None)
         if rank == 0 and not resume:  # only now is it known that nothing is refused
@@ -77,7 +80,23 @@ def train(plan: FinetunePlan, folder: Path, *, resume: bool = False) -> Finetune
     if rank == 0:
         info = _finish(folder, trainer.state, trainer.counts)
     trainer.accelerator.wait_for_everyone()
+    trainer.accelerator.end_training()  # or a process may die of another's having gone
     return info
+
+
+def _check_launch(begin: Path) -> None:
+    """FSDP writes what it goes on with in its own form.
+
+    Raises:
+        UsageError: ``begin`` was written under the other launch.
+    """
+    if (begin / FSDP_FILE).is_file() == sharded():
+        return
+    how = "without --use_fsdp" if sharded() else "with the `accelerate launch --use_fsdp` of then"
+    raise UsageError(
+        f"The checkpoint {str(begin)!r} was written {'without' if sharded() else 'with'} FSDP; "
+        f"go on with it {how}."
+    )
 
 
 def _trainer(
@@ -130,6 +149,11 @@ def _trainer(
         optimizer_cls_and_kwargs=optimizer(config, settings),
         callbacks=[shown, *_callbacks(config, folder)],
     )
+    if half and sharded():  # or gradients would be added up over the processes in bfloat16
+        plugin: Any = trainer.accelerator.state.fsdp_plugin
+        plugin.mixed_precision_policy = replace(
+            plugin.mixed_precision_policy, reduce_dtype=torch.float32
+        )
     trainer.remove_callback(PrinterCallback)
     shown.trainer = trainer
     return trainer, progress
@@ -145,16 +169,7 @@ def _load(plan: FinetunePlan) -> tuple[LoadedModel, bool]:
         weights = getattr(torch, plan.settings.weights)
         half = half and weights == torch.float32
     where = device.type
-    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() in {"1", "true"}:
-        if not isinstance(plan.settings, FullSettings):
-            raise UsageError(
-                f"FSDP is for the method 'full'; launch {config.method!r} with --multi_gpu."
-            )
-        if os.environ.get("FSDP_STATE_DICT_TYPE") != "FULL_STATE_DICT":
-            raise UsageError(
-                "With FSDP the weights must be saved as one; "
-                "add --fsdp_state_dict_type FULL_STATE_DICT to `accelerate launch`."
-            )
+    if sharded():
         where = "cpu"  # each process keeps its own part of it on its device
     elif where == "cuda":
         where = f"cuda:{os.environ.get('LOCAL_RANK', torch.cuda.current_device())}"
@@ -199,6 +214,8 @@ def training_arguments(
     _, world = processes()
     every = training.every or max(LEAST_EVERY, math.ceil(samples / training.samples))
     own = training.samples // world
+    # else `accelerate launch --mixed_precision` would have its way where ``half`` is false
+    os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16" if half else "no"
     arguments = TrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=own,
@@ -267,6 +284,18 @@ def _callbacks(config: FinetuneConfig, folder: Path) -> Sequence[Any]:
     if config.training.early_stop is not None:
         callbacks.append(EarlyStop(config.training.early_stop))
     return callbacks
+
+
+def _finish_together(folder: Path, state: TrainerState, last: Path, device: str) -> FinetuneInfo:
+    """Finish once every process has seen that nothing is left to train; one of them does."""
+    others: Any = import_module("accelerate").PartialState(cpu=pick_device(device).type == "cpu")
+    info = read_info(last)
+    others.wait_for_everyone()
+    if others.is_main_process:
+        info = _finish(folder, state, _counts(last))
+    others.wait_for_everyone()
+    others.destroy_process_group()
+    return info
 
 
 def _finish(folder: Path, state: TrainerState, spent: Counts) -> FinetuneInfo:
