@@ -15,14 +15,18 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend
 from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface
 
 from fttt.engine.batch import Batch
 
-__all__ = ["NAME", "attend"]
+__all__ = ["KERNELS", "NAME", "attend"]
 
 NAME = "fttt"
+KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+"""For ``sdpa_kernel``. cuDNN's attention is left out: it plans anew for every shape, and shapes
+keep changing."""
 
 
 def attend(

@@ -13,9 +13,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention import sdpa_kernel
 
-from fttt.engine.attention import NAME
+from fttt.engine.attention import KERNELS, NAME
 from fttt.engine.batch import Batch, Segment, by_length
 from fttt.engine.beam import BeamJob, BeamSearcher
 from fttt.engine.cache import KVCache
@@ -233,12 +233,9 @@ class BatchedEngine:
             await asyncio.sleep(0)
 
     @torch.no_grad()
-    @sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
+    @sdpa_kernel(KERNELS)
     def _turn(self) -> None:
-        """One look at what runs, and one train or prefill pass where it is due.
-
-        cuDNN's attention is left out: it plans anew for every shape, and shapes keep changing.
-        """
+        """One look at what runs, and one train or prefill pass where it is due."""
         self._collect()
         running = len(self._running) + self._searcher.running
         searches = self._searcher.admissible(self._rows())

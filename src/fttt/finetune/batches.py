@@ -19,8 +19,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import sdpa_kernel
 
-from fttt.engine.attention import NAME
+from fttt.engine.attention import KERNELS, NAME
 from fttt.engine.batch import by_length
 from fttt.engine.sequences import pack_sequences
 from fttt.engine.stand_ins import stand_ins_for
@@ -118,6 +119,7 @@ class PackedPasses:
         with ExitStack() as stack:
             stack.callback(inner.set_attn_implementation, inner.config._attn_implementation)
             inner.set_attn_implementation(NAME)
+            stack.enter_context(sdpa_kernel(KERNELS))
             begin = inner.register_forward_pre_hook(self._begin, with_kwargs=True)
             stack.callback(begin.remove)
             pick = inner.get_output_embeddings().register_forward_pre_hook(self._pick)

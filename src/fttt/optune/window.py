@@ -17,8 +17,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention import sdpa_kernel
 
+from fttt.engine.attention import KERNELS
 from fttt.engine.batch import Batch
 from fttt.engine.deltas import FactoredDelta, changed
 from fttt.engine.factors import Factors, record_factors
@@ -30,9 +31,6 @@ from fttt.optune.network import OpTuneNetwork
 from fttt.training.gold import GoldExample
 
 __all__ = ["Part", "Sums", "WindowRunner"]
-
-_KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-"""cuDNN's attention is left out: it plans anew for every shape, and shapes keep changing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,12 +98,12 @@ class WindowRunner:
         self._hidden: dict[GoldExample, Tensor] = {}
         self._room = reuse_bytes
 
-    @sdpa_kernel(_KERNELS)
+    @sdpa_kernel(KERNELS)
     def record(self, examples: Sequence[AttemptExample]) -> list[Part]:
         """The factors of examples under the unmodified model, those not finite left out."""
         return [part for group in self._groups(examples) for part in self._record(group)]
 
-    @sdpa_kernel(_KERNELS)
+    @sdpa_kernel(KERNELS)
     def gradient(self, parts: Sequence[Part], seed: int, step: int) -> Sums:
         """The sums of loss and gradient of recorded examples, under dropout.
 
@@ -123,7 +121,7 @@ class WindowRunner:
         return sums
 
     @torch.no_grad()
-    @sdpa_kernel(_KERNELS)
+    @sdpa_kernel(KERNELS)
     def losses(self, parts: Sequence[Part], *, change: bool = True) -> Sums:
         """The sum of losses without dropout or gradient; ``change=False`` is the base model's."""
         sums = self.nothing()
