@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fttt.engine import BatchedEngine, GenerateRequest, Target, TrainRequest, WeightDeltaSpec
-from fttt.engine.deltas import DeltaBank
+from fttt.engine.deltas import DeltaBank, FactoredDelta
 from fttt.engine.factors import Factors
 from fttt.engine.plan import plan_memory
 from fttt.errors import RunError, UsageError
@@ -238,12 +238,13 @@ def test_the_plan_counts_changes_and_refuses_what_does_not_fit(
         plan_memory(loaded, concurrency=10**6, **{**settings, "batch_size": 10**6})
 
 
-def test_a_batch_of_several_passes_equals_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_of_several_passes_and_predictions_equals_one() -> None:
     loaded = tiny_model()
 
-    async def main(tokens: int) -> list[float]:
+    async def main(tokens: int, questions: int) -> list[float]:
         engine = BatchedEngine(loaded, max_length=200, concurrency=8, adapter=spec())
         object.__setattr__(engine.plan, "train_tokens", tokens)
+        object.__setattr__(engine.plan, "train_questions", questions)
         slots = [await engine.open_adapter(spec(), seed=n) for n in range(8)]
         contexts = [tuple(range(3 + n, 30 + 5 * n)) for n in range(8)]
         trained = await asyncio.gather(
@@ -258,4 +259,38 @@ def test_a_batch_of_several_passes_equals_one(monkeypatch: pytest.MonkeyPatch) -
         await engine.close()
         return [t.loss for t in trained] + sums
 
-    assert asyncio.run(main(100)) == pytest.approx(asyncio.run(main(10_000)), rel=1e-4)
+    one = asyncio.run(main(10_000, 8))
+    assert asyncio.run(main(100, 8)) == pytest.approx(one, rel=1e-4)
+    assert asyncio.run(main(10_000, 3)) == pytest.approx(one, rel=1e-4)
+
+
+def test_factors_in_half_precision_lose_little_more_than_their_product_does() -> None:
+    torch.manual_seed(0)
+    made = FactoredDelta(torch.randn(2, 170, 64) * 1e-4, torch.randn(2, 170, 96))
+    exact = made.dense()
+    for found, most in ((exact.bfloat16(), 0.002), (made.dense(torch.bfloat16), 0.0035)):
+        assert float((found.float() - exact).norm() / exact.norm()) < most
+    assert torch.equal(made.dense(torch.float32), exact)
+
+
+def test_factored_changes_are_set_and_added_as_dense_ones_are() -> None:
+    model = tiny_model().model
+    torch.manual_seed(0)
+    made = {}
+    for name in LAYERS:
+        outputs, inputs = model.get_submodule(name).weight.shape
+        made[name] = FactoredDelta(torch.randn(2, 5, outputs), torch.randn(2, 5, inputs))
+    for accumulate in (False, True):
+        banks = [
+            DeltaBank(model, spec(accumulate=accumulate), 3, torch.device("cpu")) for _ in "ab"
+        ]
+        for _ in range(2):
+            assert banks[0].step([2, 0], made) == [True, True]
+            banks[1].step([2, 0], {name: delta.dense() for name, delta in made.items()})
+        for name, delta in made.items():
+            assert torch.equal(banks[0].delta_SOI[name], banks[1].delta_SOI[name])
+            times = 2 if accumulate else 1
+            torch.testing.assert_close(banks[0].delta_SOI[name][[2, 0]], times * delta.dense())
+            assert not banks[0].delta_SOI[name][1].any()
+        for bank in banks:
+            bank.detach()

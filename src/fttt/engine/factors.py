@@ -50,6 +50,20 @@ class Factors:
         """Q."""
         return len(self.lengths)
 
+    def groups(self, size: int) -> Iterator[Factors]:
+        """The same in groups of ``size`` examples, the last one smaller; nothing is copied."""
+        end = 0
+        for first in range(0, self.examples, size):
+            lengths = self.lengths[first : first + size]
+            own = slice(end, end := end + sum(lengths))
+            yield Factors(
+                x_NI={name: x_NI[own] for name, x_NI in self.x_NI.items()},
+                delta_NO={name: delta_NO[own] for name, delta_NO in self.delta_NO.items()},
+                lengths=lengths,
+                segment_N=self.segment_N[own] - first,
+                loss_Q=self.loss_Q[first : first + size],
+            )
+
 
 def record_factors(
     model: Any,

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 from fttt.types import FinishReason
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
+    from fttt.engine.deltas import Delta
     from fttt.engine.factors import Factors
 
 __all__ = [
@@ -62,8 +61,9 @@ class WeightDeltaSpec:
 
     layers: tuple[str, ...]
     """Full names of the linear layers whose weights are changed."""
-    predict: Callable[[Factors], Mapping[str, Tensor]] = field(compare=False, repr=False)
-    """From the factors of Q attempts to a change ``[Q, out, in]`` of each layer's weight."""
+    predict: Callable[[Factors], Mapping[str, Delta]] = field(compare=False, repr=False)
+    """From the factors of Q attempts to a change of each layer's weight, ``[Q, out, in]`` or
+    factored. Attempts may come in several calls."""
     accumulate: bool
     """Whether a change is added to the one before, under which the factors are then taken; else it
     takes its place, and the factors are those of the model as it is."""
@@ -82,7 +82,7 @@ class AdapterSlot(Protocol):
 
 
 class Kept(Protocol):
-    """The keys and values of a finished sequence, held in the engine's cache."""
+    """What the engine's cache holds of a finished sequence: keys and values, first of all."""
 
     @property
     def token_ids(self) -> tuple[int, ...]:
@@ -163,7 +163,9 @@ class TrainRequest:
 
     adapter: AdapterSlot
     context: Kept | tuple[int, ...]
-    """Kept keys and values, or token ids that the engine prefills under the adapter as it is."""
+    """A kept sequence, or token ids that the engine runs under the adapter as it is. A predicted
+    change of weights takes from a kept one only what the layers below the edited ones gave, so it
+    may have been written with any adapter or without."""
     targets: tuple[Target, ...]
 
 

@@ -13,8 +13,7 @@ from fttt.methods import LoRASettings, MethodSettings
 from fttt.methods.optune import OpTuneSettings
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
+    from fttt.engine.deltas import Delta
     from fttt.engine.factors import Factors
     from fttt.engine.request import AdapterSpec
     from fttt.optune import OpTuneInfo
@@ -30,9 +29,8 @@ def adapter_spec(settings: MethodSettings) -> AdapterSpec | None:
     if isinstance(settings, OpTuneSettings):
         folder = settings.checkpoint
 
-        def predict(factors: Factors) -> Mapping[str, Tensor]:
-            changes: dict[str, Tensor] = _network(folder, str(factors.segment_N.device))(factors)
-            return changes
+        def predict(factors: Factors) -> Mapping[str, Delta]:
+            return _network(folder, str(factors.segment_N.device)).changes(factors)
 
         layers = tuple(layer.name for layer in _info(settings).layers)
         return WeightDeltaSpec(layers, predict, settings.schedule == "accumulate", folder)

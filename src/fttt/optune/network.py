@@ -101,10 +101,17 @@ class OpTuneNetwork(nn.Module):
 
     def forward(self, factors: Factors) -> dict[str, Tensor]:
         """The change ``[Q, out, in]`` of each edited layer's weight, by the layer's name."""
+        return {name: delta.dense() for name, delta in self.changes(factors).items()}
+
+    def changes(self, factors: Factors) -> dict[str, FactoredDelta]:
+        """The same as factors, which whoever applies them may multiply out."""
         if self.constant is None:
-            return {name: delta.dense() for name, delta in self.factored(factors).items()}
-        one = self.factored(self.constant)
-        return {n: d.dense().expand(factors.examples, -1, -1) for n, d in one.items()}
+            return self.factored(factors)
+        size = (factors.examples, -1, -1)
+        return {
+            name: FactoredDelta(one.left_BFO.expand(size), one.right_BFI.expand(size))
+            for name, one in self.factored(self.constant).items()
+        }
 
     def factored(
         self, factors: Factors, dropout_keys_Q: Tensor | None = None

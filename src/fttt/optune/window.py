@@ -42,16 +42,7 @@ class Part:
 
     def apart(self) -> Iterator[Part]:
         """Its examples, one by one."""
-        end = 0
-        for q, example in enumerate(self.examples):
-            own = slice(end, end := end + self.factors.lengths[q])
-            one = Factors(
-                x_NI={name: x[own] for name, x in self.factors.x_NI.items()},
-                delta_NO={name: delta[own] for name, delta in self.factors.delta_NO.items()},
-                lengths=(self.factors.lengths[q],),
-                segment_N=torch.zeros_like(self.factors.segment_N[own]),
-                loss_Q=self.factors.loss_Q[q : q + 1],
-            )
+        for example, one in zip(self.examples, self.factors.groups(1), strict=True):
             yield Part((example,), one)
 
 
