@@ -55,13 +55,16 @@ async def question(
         answer = await engine.generate(
             GenerateRequest(
                 prompt, load.new_tokens, 0.6, 0.95, derive_key("measure", n, trial),
-                adapter=None if base else slot,
+                adapter=None if base else slot, keep=base or arm == "accumulate",
             )
         )  # fmt: skip
-        if slot is not None and trial < trials - 1 and (base or arm == "accumulate"):
+        if answer.kept is None:
+            continue
+        if slot is not None and trial < trials - 1:
             ids = prompt[1:] + answer.token_ids + load.feedback
             target = Target(ids, (1 / len(ids),) * len(ids), after=1)
-            await engine.train(TrainRequest(slot, prompt, (target,)))
+            await engine.train(TrainRequest(slot, answer.kept, (target,)))
+        answer.kept.close()
     if slot is not None:
         slot.close()
 
@@ -71,7 +74,7 @@ def measure(loaded: LoadedModel, load: Load, arm: str, network: OpTuneNetwork) -
     names = tuple(layer.name for layer in network.layers)
     spec = None
     if arm != "best-of-n":
-        spec = WeightDeltaSpec(names, network, arm == "accumulate", key=arm)
+        spec = WeightDeltaSpec(names, network.changes, arm == "accumulate", key=arm)
 
     async def main() -> float:
         engine = BatchedEngine(
@@ -91,7 +94,8 @@ def measure(loaded: LoadedModel, load: Load, arm: str, network: OpTuneNetwork) -
         finally:
             await engine.close()
         busy = ", ".join(f"{kind} {spent:.2f} s" for kind, spent in engine.busy.items() if spent)
-        print(f"{arm}: {seconds:.2f} s: {busy}; {engine.plan.describe()}", flush=True)
+        steps = f"{engine.decode_steps} decode steps"
+        print(f"{arm}: {seconds:.2f} s: {busy}, {steps}; {engine.plan.describe()}", flush=True)
         return seconds
 
     if loaded.device == "cpu":

@@ -24,8 +24,8 @@ def cache(rows: int) -> KVCache:
 def test_rows_are_handed_out_low_ones_first_and_kept_ones_last() -> None:
     held = cache(3)
     assert [held.take(), held.take()] == [0, 1]
-    old = held.keep(0, (1, 2, 3), adapted=True)
-    new = held.keep(1, (4, 5), adapted=True)
+    old = held.keep(0, (1, 2, 3), adapted=True, awaited=True)
+    new = held.keep(1, (4, 5), adapted=True, awaited=True)
     assert held.take() == 2
     assert (held.free, held.kept) == (0, 2)
     assert held.take() == 0  # the one kept longest
@@ -36,6 +36,18 @@ def test_rows_are_handed_out_low_ones_first_and_kept_ones_last() -> None:
     new.close()
     new.close()
     assert (held.free, held.kept) == (1, 0)
+
+
+def test_rows_that_a_train_step_waits_for_are_taken_back_last() -> None:
+    held = cache(2)
+    waits = held.keep(held.take(), (1, 2, 3), adapted=False, awaited=True)
+    turn = held.keep(held.take(), (1, 2, 3), adapted=False, awaited=False)
+    assert (held.kept, held.spare) == (2, 1)
+    assert held.take() == 1
+    assert turn.row is None
+    waits.awaited = False  # once it was taken
+    assert held.spare == 1
+    assert held.take() == 0
 
 
 def plan(**changes: Any) -> Any:

@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 
 from fttt.engine import BatchedEngine, GenerateRequest, Target, TrainRequest, WeightDeltaSpec
+from fttt.engine.cache import KeptRow
 from fttt.engine.factors import Factors, record_factors
 from fttt.engine.sequences import pack_sequences, prepared
+from fttt.engine.upper import upper_part
 from fttt.models import LoadedModel
 from fttt.testing import tiny_model
 
@@ -30,6 +32,7 @@ pytestmark = [
 on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
 LAYERS = ("model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.v_proj")
+UPPER = ("model.layers.2.self_attn.q_proj", "model.layers.3.self_attn.v_proj")  # of four
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -100,9 +103,16 @@ def on_gpu(loaded: LoadedModel) -> LoadedModel:
     return LoadedModel(**{**fields, "device": "cuda"})
 
 
-def trials(loaded: LoadedModel, batch_size: int, *, accumulate: bool) -> list[Any]:
+def trials(
+    loaded: LoadedModel,
+    batch_size: int,
+    *,
+    accumulate: bool,
+    layers: tuple[str, ...] = LAYERS,
+    keep: bool = False,
+) -> list[Any]:
     """Tokens and losses of some questions' trials with changes between; some run the base model."""
-    spec = WeightDeltaSpec(LAYERS, predict, accumulate, key="test")
+    spec = WeightDeltaSpec(layers, predict, accumulate, key="test")
     said = loaded.chat.turn_ids("Your answer is incorrect.", answer=False)
 
     async def question(engine: BatchedEngine, n: int) -> list[Any]:
@@ -111,10 +121,14 @@ def trials(loaded: LoadedModel, batch_size: int, *, accumulate: bool) -> list[An
         seen: list[Any] = []
         for t in range(4):
             adapter = slot if accumulate or t % 2 else None
-            answer = await engine.generate(GenerateRequest(prompt, 20 + n % 9, adapter=adapter))
+            answer = await engine.generate(
+                GenerateRequest(prompt, 20 + n % 9, adapter=adapter, keep=keep)
+            )
             ids = prompt[1:] + answer.token_ids + said
             target = Target(ids, (1 / len(ids),) * len(ids), after=1)
-            trained = await engine.train(TrainRequest(slot, prompt, (target,)))
+            trained = await engine.train(TrainRequest(slot, answer.kept or prompt, (target,)))
+            if answer.kept:
+                answer.kept.close()
             seen += [answer.token_ids, trained.loss]
         slot.close()
         return seen
@@ -137,7 +151,26 @@ def test_tokens_and_losses_equal_those_of_the_cpu(family: str, accumulate: bool)
     expected = trials(tiny_model(family), 8, accumulate=accumulate)
     got = trials(on_gpu(tiny_model(family)), 8, accumulate=accumulate)
     again = trials(on_gpu(tiny_model(family)), 3, accumulate=accumulate)
-    for other in (got, again):
+    close(expected, got, again)
+
+
+@on_a_gpu
+@pytest.mark.parametrize("family", ["llama", "qwen", "gemma2"])
+@pytest.mark.parametrize("accumulate", [False, True])
+def test_what_captured_steps_kept_gives_the_losses_of_the_cpu(
+    family: str, accumulate: bool
+) -> None:
+    """There the tokens are read again through all layers."""
+    more: dict[str, Any] = {"accumulate": accumulate, "layers": UPPER}
+    expected = trials(tiny_model(family, layers=4), 8, **more)
+    got = trials(on_gpu(tiny_model(family, layers=4)), 8, keep=True, **more)
+    again = trials(on_gpu(tiny_model(family, layers=4)), 3, keep=True, **more)
+    close(expected, got, again)
+
+
+def close(expected: list[Any], *others: list[Any]) -> None:
+    """Tokens are the same and losses nearly."""
+    for other in others:
         same = [a == b for a, b in zip(expected, other, strict=True) if isinstance(a, tuple)]
         # rounding may turn a draw between two near tokens, and what follows from it
         assert sum(same) >= 0.9 * len(same)
@@ -145,6 +178,40 @@ def test_tokens_and_losses_equal_those_of_the_cpu(family: str, accumulate: bool)
             numbers = [a for a in expected if not isinstance(a, tuple)]
             others = [a for a in other if not isinstance(a, tuple)]
             assert others == pytest.approx(numbers, rel=1e-3, abs=1e-3)
+
+
+@on_a_gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_row_holds_what_the_layers_below_give(dtype: torch.dtype) -> None:
+    """Of prompts, those that another row was copied from as well, and of what was written."""
+    loaded = on_gpu(tiny_model(layers=4))
+    loaded.model.to(dtype)
+    spec = WeightDeltaSpec(UPPER, predict, False, key="test")
+    upper = upper_part(loaded.model, UPPER)
+    assert upper is not None
+    prompts = [tuple(range(5, 5 + n)) for n in (30, 7, 30, 64)]
+
+    async def main() -> None:
+        engine = BatchedEngine(loaded, max_length=200, batch_size=4, concurrency=4, adapter=spec)
+        requests = [
+            GenerateRequest(prompt, 21, 0.8, 0.95, noise_key=n, keep=True)
+            for n, prompt in enumerate(prompts)
+        ]
+        answers = await asyncio.gather(*map(engine.generate, requests))
+        kept = [answer.kept for answer in answers]
+        sequences = [one.token_ids[:-1] for one in kept if one]
+        batch = pack_sequences(loaded.model, sequences, cache=engine._cache)
+        hidden = engine._cache.hidden
+        assert hidden is not None
+        expected = upper.hidden(batch).double().split(batch.lengths)
+        for one, other_ND in zip(kept, expected, strict=True):
+            assert isinstance(one, KeptRow)
+            held_ND = hidden[one.row, : len(other_ND)].double()
+            error = (held_ND - other_ND).norm(dim=-1) / other_ND.norm(dim=-1)
+            assert float(error.max()) < (1e-4 if dtype is torch.float32 else 0.05)
+        await engine.close()
+
+    asyncio.run(main())
 
 
 @on_a_gpu

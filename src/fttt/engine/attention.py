@@ -58,8 +58,7 @@ def attend(
     # under autocast rotary positions leave queries and keys in float32
     q_NHD, k_NKD, v_NKD = (x[0].transpose(0, 1).to(value.dtype) for x in (query, key, value))
     if batch.mode != "train":
-        rows_N = batch.row_B if batch.mode == "decode" else batch.row_B[batch.segment_N]
-        batch.cache.write(layer, rows_N, batch.position_N, k_NKD, v_NKD)
+        batch.cache.write(layer, batch.row_N, batch.position_N, k_NKD, v_NKD)
     if batch.mode == "decode":
         out_NHD = _decode(q_NHD, batch, layer, scaling, sliding_window, softcap)
     elif batch.mode == "prefill":

@@ -114,6 +114,11 @@ class Batch:
         )
 
     @cached_property
+    def row_N(self) -> Tensor:
+        """The cache row that each packed token belongs to."""
+        return self.row_B if self.mode == "decode" else self.row_B[self.segment_N]
+
+    @cached_property
     def pad_BT(self) -> Tensor:
         """Where to read each padded token in the packed row; padding reads token 0."""
         length_B1 = torch.tensor(self.lengths).unsqueeze(1)

@@ -29,7 +29,7 @@ from fttt.engine.jobs import (
     check_fits,
 )
 from fttt.engine.learner import learner_for, make_bank
-from fttt.engine.plan import kv_shape, plan_memory
+from fttt.engine.plan import plan_memory
 from fttt.engine.request import (
     AdapterSpec,
     BeamRequest,
@@ -98,16 +98,12 @@ class BatchedEngine:
         self._model.set_attn_implementation(NAME)
         self._stand_ins = stand_ins_for(self._model, self._device)
         self._stand_ins.enable()
-        layers, kv_heads, dim = kv_shape(loaded.model)
-        self._cache = KVCache(
+        self._cache = KVCache.of(
+            self._model,
             rows=self.plan.rows,
             capacity=self.plan.capacity,
-            layers=layers,
-            kv_heads=kv_heads,
-            head_dim=dim,
-            dtype=next(loaded.model.parameters()).dtype,
-            device=self._device,
             prefix=loaded.prefix,
+            hidden=self.plan.hidden,
         )
         self._bank = (
             make_bank(self._model, adapter, self.plan.slots, self._device) if adapter else None
@@ -361,7 +357,9 @@ class BatchedEngine:
             self._cache.give(lane.row)
         else:
             whole = request.prompt_ids + ids
-            kept = self._cache.keep(lane.row, whole, adapted=lane.slot >= 0)
+            adapted = lane.slot >= 0
+            awaited = self._learner is not None and self._learner.reads(adapted=adapted)
+            kept = self._cache.keep(lane.row, whole, adapted=adapted, awaited=awaited)
         if job.answer.cancelled():
             return
         scores = tuple(lane.scores[:end]) if request.logprobs else None

@@ -4,17 +4,22 @@ A row holds one sequence from its first token on, ``capacity`` tokens at most, a
 owner at a time. Where the model has a prefix, each row begins with its keys and values, written
 once; whoever names a place in a row counts the sequence's own tokens, and :class:`Batch` adds the
 prefix. Rows that only wait for a train step or for the next turn may be taken back when no other is
-free; their tokens are then prefilled again.
+free; their tokens are then computed again.
+
+Where only upper layers learn, a row also has what the first of them was given at each token
+(:mod:`fttt.engine.below`).
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from fttt.engine.plan import kv_shape
 from fttt.models.loader import Prefix
 
 __all__ = ["KVCache", "KeptRow"]
@@ -23,8 +28,9 @@ __all__ = ["KVCache", "KeptRow"]
 class KVCache:
     """Stacked rows of keys and values.
 
-    ``keys[layer]`` and ``values[layer]`` are ``[rows + 1, kv_heads, capacity, head_dim]``; the
-    last row takes what the unused lanes of a captured decode step write.
+    ``keys[layer]`` and ``values[layer]`` are ``[rows + 1, kv_heads, capacity, head_dim]``, and
+    ``hidden``, where it is wanted, ``[rows + 1, capacity, width]``; the last row takes what the
+    unused lanes of a captured decode step write.
     """
 
     def __init__(
@@ -38,13 +44,18 @@ class KVCache:
         dtype: torch.dtype,
         device: torch.device,
         prefix: Prefix | None = None,
+        hidden: int = 0,
     ) -> None:
+        """Take the memory; ``hidden`` is the width of the hidden states that are kept, if any."""
         shape = (rows + 1, kv_heads, capacity, head_dim)
         self.rows = rows
         self.capacity = capacity
         self.device = device
         self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(layers)]
         self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(layers)]
+        self.hidden: Tensor | None = None
+        if hidden:
+            self.hidden = torch.zeros(rows + 1, capacity, hidden, dtype=dtype, device=device)
         self.prefix = prefix.length if prefix else 0
         """P: positions at the start of every row that belong to no sequence."""
         if prefix:
@@ -53,6 +64,31 @@ class KVCache:
                 self.values[layer][:, :, : self.prefix] = prefix.values[layer]
         self._free = list(range(rows - 1, -1, -1))
         self._kept: OrderedDict[int, KeptRow] = OrderedDict()
+
+    @classmethod
+    def of(
+        cls,
+        model: Any,
+        *,
+        rows: int,
+        capacity: int,
+        prefix: Prefix | None = None,
+        hidden: int = 0,
+        dtype: torch.dtype | None = None,
+    ) -> KVCache:
+        """A cache of a model's own shape, on its device, in its precision or another."""
+        layers, kv_heads, dim = kv_shape(model)
+        return cls(
+            rows=rows,
+            capacity=capacity,
+            layers=layers,
+            kv_heads=kv_heads,
+            head_dim=dim,
+            dtype=dtype or model.dtype,
+            device=model.device,
+            prefix=prefix,
+            hidden=hidden,
+        )
 
     @property
     def free(self) -> int:
@@ -67,13 +103,13 @@ class KVCache:
     @property
     def spare(self) -> int:
         """Those of them that it would take back first, as no train step waits for them."""
-        return sum(not kept.adapted for kept in self._kept.values())
+        return sum(not kept.awaited for kept in self._kept.values())
 
     def take(self) -> int:
         """Take a free row, or the one that was kept longest, a train step's last."""
         if not self._free:
             oldest = next(iter(self._kept.values()))
-            spare = next((kept for kept in self._kept.values() if not kept.adapted), oldest)
+            spare = next((kept for kept in self._kept.values() if not kept.awaited), oldest)
             self.release(spare)
         row = min(self._free)  # low rows first, so that a CPU step reads a short prefix of rows
         self._free.remove(row)
@@ -83,9 +119,11 @@ class KVCache:
         """Give a row back."""
         self._free.append(row)
 
-    def keep(self, row: int, token_ids: tuple[int, ...], *, adapted: bool) -> KeptRow:
+    def keep(
+        self, row: int, token_ids: tuple[int, ...], *, adapted: bool, awaited: bool
+    ) -> KeptRow:
         """Hold a finished sequence's row; all its tokens but the last are in it."""
-        kept = KeptRow(self, row, token_ids, adapted=adapted)
+        kept = KeptRow(self, row, token_ids, adapted=adapted, awaited=awaited)
         self._kept[row] = kept
         return kept
 
@@ -108,6 +146,8 @@ class KVCache:
         end = self.prefix + tokens
         for part in (*self.keys, *self.values):
             part[target_B, :, :end] = part[source_B, :, :end]
+        if self.hidden is not None:
+            self.hidden[target_B, :end] = self.hidden[source_B, :end]
 
     def write(
         self, layer: int, row_N: Tensor, position_N: Tensor, k_NHD: Tensor, v_NHD: Tensor
@@ -121,13 +161,15 @@ class KeptRow:
     """The engine's :class:`fttt.engine.request.Kept`."""
 
     def __init__(
-        self, cache: KVCache, row: int, token_ids: tuple[int, ...], *, adapted: bool
+        self, cache: KVCache, row: int, token_ids: tuple[int, ...], *, adapted: bool, awaited: bool
     ) -> None:
         self._cache = cache
         self._token_ids = token_ids
         self.row: int | None = row
         self.adapted = adapted
         """Whether an adapter made it, as it was then."""
+        self.awaited = awaited
+        """Whether a train step is to read it, so that it is taken back last."""
 
     @property
     def token_ids(self) -> tuple[int, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -10,7 +11,8 @@ from torch import nn
 
 from fttt.engine.adapters import LoRABank
 from fttt.engine.batch import Segment
-from fttt.engine.cache import KVCache
+from fttt.engine.below import Below
+from fttt.engine.cache import KeptRow, KVCache
 from fttt.engine.deltas import DeltaBank
 from fttt.engine.factors import record_factors
 from fttt.engine.jobs import LessonQueue, TrainJob
@@ -19,6 +21,7 @@ from fttt.engine.request import AdapterSpec, LoRASpec, TrainRequest
 from fttt.engine.sequences import pack_sequences
 from fttt.engine.slots import Bank, Slot
 from fttt.engine.trainer import train_step
+from fttt.engine.upper import upper_part
 from fttt.errors import UsageError
 
 __all__ = ["DeltaLearner", "Learner", "LoRALearner", "learner_for", "make_bank"]
@@ -36,6 +39,9 @@ class Learner(Protocol):
         Raises:
             UsageError: the request is such.
         """
+
+    def reads(self, *, adapted: bool) -> bool:
+        """Whether a step reads the rows of sequences written with an adapter, or without one."""
 
     def due(self, queue: LessonQueue) -> int:
         """How many requests could be carried out now, 0 where the first one must wait."""
@@ -61,6 +67,10 @@ class LoRALearner:
     def check(self, request: TrainRequest) -> None:
         """Anything can be learned from."""
 
+    def reads(self, *, adapted: bool) -> bool:
+        """The adapter's own, whose keys and values are what it learns from."""
+        return adapted
+
     def due(self, queue: LessonQueue) -> int:
         """All, where the first one's context has a row or can have one."""
         return len(queue) if queue.has_row(self._cache) else 0
@@ -80,10 +90,18 @@ class LoRALearner:
 
 
 class DeltaLearner:
-    """One predicted change of the weights each, from the factors of the whole sequence's loss."""
+    """One predicted change of the weights each, from the factors of the whole sequence's loss.
 
-    def __init__(self, model: Any, bank: DeltaBank, cache: KVCache, plan: MemoryPlan) -> None:
+    Only layers from the first edited one on run all of it. Those below run what follows the context
+    where that is still kept.
+    """
+
+    def __init__(
+        self, model: Any, bank: DeltaBank, cache: KVCache, plan: MemoryPlan, below: Below | None
+    ) -> None:
+        """``below`` is ``None`` where the lowest layer is edited."""
         self._model, self._bank, self._cache, self._plan = model, bank, cache, plan
+        self._below = below
 
     def check(self, request: TrainRequest) -> None:
         """Refuse several targets, and teachers.
@@ -97,6 +115,10 @@ class DeltaLearner:
                 f"one without a teacher, not {len(request.targets)}, or train another kind of "
                 "adapter."
             )
+
+    def reads(self, *, adapted: bool) -> bool:
+        """Any: what the layers below the edited ones gave is the same."""
+        return self._below is not None
 
     def due(self, queue: LessonQueue) -> int:
         """All: none needs a row."""
@@ -121,7 +143,7 @@ class DeltaLearner:
         sequences: list[tuple[int, ...]] = []
         slots: set[object] = set()
         longest = 0  # the attention and a network may pad all of them to it
-        while queue and len(jobs) < self._plan.train_questions:
+        while queue:
             request = queue[0].request
             ids = _sequence(request)
             longest = max(longest, len(ids))
@@ -142,11 +164,19 @@ class DeltaLearner:
             for ids, target in zip(sequences, (r.targets[0] for r in requests), strict=True)
         ]
         under = slots if spec.accumulate else None
+        contexts = [request.context for request in requests]
         batch = pack_sequences(self._model, sequences, under, self._cache)
+        changed: list[bool] = []
         with torch.no_grad():
-            with self._bank.applied(batch):
+            start = self._below.given(sequences, contexts) if self._below else nullcontext()
+            with start, self._bank.applied(batch):
                 factors = record_factors(self._model, batch, spec.layers, weights)
-            changed = self._bank.step(slots, spec.predict(factors))
+            for part in factors.groups(self._plan.train_questions):
+                own = slots[len(changed) : len(changed) + part.examples]
+                changed += self._bank.step(own, spec.predict(part))
+        for context in contexts:
+            if isinstance(context, KeptRow):
+                context.awaited = False  # its owner may still go on from it
         losses = factors.loss_Q.tolist()
         return [loss if done else float("nan") for loss, done in zip(losses, changed, strict=True)]
 
@@ -168,7 +198,13 @@ def learner_for(
     """What carries out the train requests of a bank's adapters."""
     if isinstance(bank, LoRABank):
         return LoRALearner(model, bank, cache, plan, fill)
-    return DeltaLearner(model, bank, cache, plan) if isinstance(bank, DeltaBank) else None
+    if not isinstance(bank, DeltaBank):
+        return None
+    upper = upper_part(model, bank.spec.layers)
+    below = Below(upper, cache) if upper else None
+    if below:
+        bank.hooks.append(below.hook)  # which the bank takes off with its own
+    return DeltaLearner(model, bank, cache, plan, below)
 
 
 def _sequence(request: TrainRequest) -> tuple[int, ...]:

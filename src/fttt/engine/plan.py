@@ -16,6 +16,7 @@ import torch
 from fttt.engine.adapters import count_parameters, layers_by_name
 from fttt.engine.deltas import delta_bytes
 from fttt.engine.request import AdapterSpec, LoRASpec, WeightDeltaSpec
+from fttt.engine.upper import upper_part
 from fttt.errors import UsageError
 from fttt.models.loader import LoadedModel
 
@@ -42,12 +43,14 @@ class MemoryPlan:
     """Tokens a row holds."""
     slots: int
     """Adapters that are open at once."""
+    hidden: int
+    """Width of the hidden states that a row holds beside keys and values, 0 for none."""
     prefill_tokens: int
     """Tokens of one prefill pass."""
     train_tokens: int
     """Tokens of one train pass, whose activations are held for the gradient."""
     train_questions: int
-    """Questions of one train pass that predicts changes of weights."""
+    """Questions whose changes of weights are predicted at once."""
     search_lanes: int
     """Beams, of one question or more, that are searched at once; 0 where none are asked for."""
     weight_bytes: int
@@ -80,6 +83,13 @@ def kv_shape(model: Any) -> tuple[int, int, int]:
     return config.num_hidden_layers, kv_heads, dim
 
 
+def hidden_width(model: Any, adapter: AdapterSpec | None) -> int:
+    """Width of what is kept of the layers below the edited ones; 0 where there are none below."""
+    if not isinstance(adapter, WeightDeltaSpec) or upper_part(model, adapter.layers) is None:
+        return 0
+    return int(model.config.get_text_config().hidden_size)
+
+
 def plan_memory(
     loaded: LoadedModel,
     *,
@@ -92,9 +102,9 @@ def plan_memory(
     """Size the engine for sequences of ``max_length`` tokens.
 
     A batch size that was asked for is kept or refused, never lowered; without one, as many
-    sequences run as the free memory takes, 1,024 on a GPU and 16 on a CPU at most. Where methods
-    train low-rank weights, up to as many rows again hold finished sequences until their train step.
-    Where methods search, there is room for the ``beams`` of one question at least.
+    sequences run as the free memory takes, 1,024 on a GPU and 16 on a CPU at most. Where train
+    steps read rows, up to as many rows again hold finished sequences until then. Where methods
+    search, there is room for the ``beams`` of one question at least.
 
     Raises:
         UsageError: it does not fit; the sentence names the options to change.
@@ -104,10 +114,12 @@ def plan_memory(
     layers, kv_heads, dim = kv_shape(loaded.model)
     prefix = loaded.prefix.length if loaded.prefix else 0
     capacity = -(-(prefix + max_length + 8) // 16) * 16  # room for the steps between two looks
-    row_bytes = 2 * layers * kv_heads * dim * dtype.itemsize * capacity
     slot_bytes = _slot_bytes(loaded, adapter)
+    hidden = hidden_width(loaded.model, adapter)
+    layer_bytes = 2 * kv_heads * dim * dtype.itemsize * capacity
+    row_bytes = layers * layer_bytes + hidden * dtype.itemsize * capacity
     passes = _passes(loaded, device, adapter, max_length)
-    lane_bytes = _search_bytes(loaded, row_bytes // layers, max_length) if beams else 0
+    lane_bytes = _search_bytes(loaded, layer_bytes, max_length) if beams else 0
     free = free_bytes(device)
     if batch_size is not None and beams > batch_size:
         raise UsageError(
@@ -115,7 +127,7 @@ def plan_memory(
             f"{beams}, or lower --trials."
         )
     wanted = max(1, beams, min(batch_size or DEFAULT_BATCH[device.type], concurrency))
-    keeps = isinstance(adapter, LoRASpec)
+    keeps = isinstance(adapter, LoRASpec) or hidden > 0
     rows = max(wanted, min(2 * wanted, concurrency)) if keeps else wanted
     slots = concurrency if adapter else 0
 
@@ -145,6 +157,7 @@ def plan_memory(
         rows=rows,
         capacity=capacity,
         slots=slots,
+        hidden=hidden,
         prefill_tokens=passes.prefill_tokens,
         train_tokens=passes.train_tokens,
         train_questions=passes.train_questions,
@@ -184,7 +197,7 @@ def _passes(
     layer_bytes = (12 * config.hidden_size + 4 * config.intermediate_size) * itemsize
     if isinstance(adapter, WeightDeltaSpec):
         token_bytes, question_bytes = _delta_train_bytes(loaded, adapter, layer_bytes)
-        share, least = 0.1, max(1024, max_length)  # an attempt is run again as a whole
+        share, least = 0.1, max(1024, max_length)  # an attempt is run as a whole
     else:  # activations of all layers, what adapters on two linear layers of each read (in float32,
         # before and after dropout), and logits in float32 with their gradient
         held = layer_bytes + 16 * config.hidden_size
@@ -219,15 +232,17 @@ def _delta_train_bytes(
 ) -> tuple[int, int]:
     """What a token and a question of a pass hold that takes factors and predicts changes.
 
-    Activations from the first edited layer on; inputs and output gradients of the edited weights,
-    as they are and as a network rewrites them, in float32; the changes in float32, twice.
+    What the first edited layer is given, twice, and activations from there on; inputs and output
+    gradients of the edited weights, as they are and as a network rewrites them, in float32; the
+    changes in float32, twice.
     """
     config: Any = loaded.model.config.get_text_config()
     layers = layers_by_name(loaded.model, spec.layers)
     numbers = [int(n) for name in layers for n in re.findall(r"\.(\d+)\.", name)[:1]]
     above = config.num_hidden_layers - min(numbers, default=0)
     widths = [layer.in_features + layer.out_features for layer in layers.values()]
-    token_bytes = layer_bytes * above + 12 * (sum(widths) + max(widths))
+    given = 2 * config.hidden_size * next(loaded.model.parameters()).element_size()
+    token_bytes = given + layer_bytes * above + 12 * (sum(widths) + max(widths))
     return token_bytes, 8 * sum(layer.weight.numel() for layer in layers.values())
 
 

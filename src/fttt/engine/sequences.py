@@ -14,14 +14,13 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from fttt.engine.attention import NAME
 from fttt.engine.batch import Batch, Segment
 from fttt.engine.cache import KVCache
-from fttt.engine.plan import LOGIT_BYTES, kv_shape
+from fttt.engine.plan import LOGIT_BYTES
 from fttt.engine.stand_ins import stand_ins_for
 from fttt.engine.trainer import run_model
 from fttt.models.loader import Prefix
@@ -63,12 +62,8 @@ def pack_sequences(
         dtype: of keys and values, where it is not the model's.
     """
     if cache is None:
-        layers, kv_heads, dim = kv_shape(model)
         room = -(-prefix.length // 8) * 8 if prefix else 0  # aligned for the fused kernels
-        cache = KVCache(
-            rows=0, capacity=room, layers=layers, kv_heads=kv_heads, head_dim=dim,
-            dtype=dtype or model.dtype, device=model.device, prefix=prefix,
-        )  # fmt: skip
+        cache = KVCache.of(model, rows=0, capacity=room, prefix=prefix, dtype=dtype)
     own = [-1] * len(sequences) if slots is None else slots
     segments = [Segment(ids, 0, 0, slot) for ids, slot in zip(sequences, own, strict=True)]
     return Batch.pack("train", segments, cache)
@@ -112,12 +107,16 @@ class _ChunkedNLL(torch.autograd.Function):
             part = slice(start, start + size)
             with torch.set_grad_enabled(wanted):
                 hidden = hidden_MD[part].detach().requires_grad_(wanted)
-                logits = _head(model, batch, hidden).float()
-                nll_m = F.cross_entropy(logits, label_M[part], reduction="none")
-                if gradient_MD is not None:
-                    loss = (nll_m * weight_M[part]).sum()
-                    gradient_MD[part] = torch.autograd.grad(loss, hidden)[0]
-            nll.append(nll_m.detach())
+                logits = _head(model, batch, hidden)
+            label_m1 = label_M[part, None]
+            log_p_mV = logits.detach().log_softmax(-1, dtype=torch.float32)
+            nll.append(-log_p_mV.gather(1, label_m1)[:, 0])
+            if gradient_MD is not None:
+                # Written out, since autograd would hold several of these large tensors.
+                one = log_p_mV.new_ones(label_m1.shape)
+                up_mV = log_p_mV.exp_().scatter_add_(1, label_m1, -one)
+                up_mV *= weight_M[part, None]
+                gradient_MD[part] = torch.autograd.grad(logits, hidden, up_mV.to(logits.dtype))[0]
         nll_M = torch.cat(nll)
         if gradient_MD is not None:
             ctx.save_for_backward(gradient_MD)

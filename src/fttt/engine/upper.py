@@ -9,13 +9,14 @@ Axes: N packed tokens, D hidden width.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from fttt.engine.batch import Batch
 
@@ -52,16 +53,24 @@ class Upper:
         self._model = model
         self._below, self._first = layers[:first], layers[first]
 
+    def reached(self, note: Callable[[Batch, Tensor], None]) -> RemovableHandle:
+        """Show what the upper part is given in each pass, ``[N, D]``, until the hook is removed."""
+
+        def see(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            note(kwargs["fttt_batch"], (args[0] if args else kwargs["hidden_states"])[0])
+
+        return self._first.register_forward_pre_hook(see, with_kwargs=True)
+
     @torch.no_grad()
     def hidden(self, batch: Batch) -> Tensor:
         """What the upper part is given for packed sequences, ``[N, D]``."""
         seen: list[Tensor] = []
 
-        def stop(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            seen.append(args[0] if args else kwargs["hidden_states"])
+        def stop(_: Batch, hidden_ND: Tensor) -> None:
+            seen.append(hidden_ND)
             raise _ReachedError
 
-        handle = self._first.register_forward_pre_hook(stop, with_kwargs=True)
+        handle = self.reached(stop)
         try:
             self._model.base_model(
                 input_ids=batch.token_ids_N[None],
@@ -70,7 +79,7 @@ class Upper:
                 fttt_batch=batch,
             )
         except _ReachedError:
-            return seen[0][0]
+            return seen[0]
         finally:
             handle.remove()
         raise RuntimeError("the pass ended without reaching the edited layers")

@@ -18,8 +18,6 @@ from fttt.engine.request import (
     Engine,
     GenerateRequest,
     Generation,
-    Kept,
-    LoRASpec,
     Target,
     TrainRequest,
 )
@@ -27,6 +25,7 @@ from fttt.errors import FTTTError, RunError
 from fttt.experiment.ahead import Ahead
 from fttt.experiment.attempt import QuestionAttempt
 from fttt.experiment.ledger import Ledger
+from fttt.experiment.written import Written, WrittenSequences
 from fttt.methods import Adapter, Attempt, Method
 from fttt.models.chat import ChatFormat
 from fttt.store import GenerationEvent, Journal
@@ -63,29 +62,6 @@ class Bench:
     method: Method
     """What it says of itself counts: see :class:`fttt.methods.Method`."""
 
-    @property
-    def keeps(self) -> bool:
-        """Whether a train step reads an attempt's keys and values; else it runs its tokens anew."""
-        return isinstance(self.adapter_spec, LoRASpec)
-
-
-@dataclass
-class Written:
-    """A conversation as the model saw it, and its keys and values while they are held."""
-
-    prompt_ids: tuple[int, ...]
-    completion: Completion
-    kept: Kept | None
-
-    @property
-    def context(self) -> Kept | tuple[int, ...]:
-        return self.kept or self.prompt_ids + self.completion.token_ids
-
-    def release(self) -> None:
-        if self.kept is not None:
-            self.kept.close()
-            self.kept = None
-
 
 class QuestionSession:
     """One question's view of a run. Implements :class:`fttt.methods.Session`."""
@@ -96,10 +72,9 @@ class QuestionSession:
         self.ledger = Ledger(bench.budget)
         self.history = bench.journal.history(question.id)
         self._written = bench.journal.written(question.id)
-        self._sequences: dict[int, Written] = {}
-        self._held: Kept | None = None  # of the base model's last turn, for the next one
+        self._sequences = WrittenSequences(bench.engine, bench.adapter_spec)
         self._generations = 0
-        self._ahead = Ahead(lambda: bench.engine.idle, self._generate)
+        self._ahead = Ahead(lambda: bench.engine.idle, self._sequences.generate)
         self._attempts: list[QuestionAttempt] = []
         self._judged = asyncio.Event()
 
@@ -202,38 +177,19 @@ class QuestionSession:
             if bench.method.fresh and number == trial and self.ledger.limited_by_trials:
                 generation = await self._ahead.take(number, request, self.budget - 1)
             else:
-                generation = await self._generate(request(number))
+                generation = await self._sequences.generate(request(number))
             kept = generation.kept
             completion = self._completion(number, len(prompt_ids), generation)
             bench.journal.generation(GenerationEvent(self.question.id, trial, completion))
-        self._sequences[number] = Written(prompt_ids, completion, kept)
+        self._sequences.add(number, Written(prompt_ids, completion, kept))
         self.ledger.spend(completion.usage)
         return completion
 
     def _keeps(self, adapter: Adapter | None, trial: int | None) -> bool:
         """Whether a train step, or another generation of the base model, may follow."""
         if adapter is not None:
-            return trial is not None and self.bench.keeps
+            return trial is not None and self._sequences.learns_from_adapted
         return self.budget > 1 and not self.bench.method.together
-
-    async def _generate(self, request: GenerateRequest) -> Generation:
-        """Generate; the base model's last sequence may begin as this one does."""
-        if request.adapter is not None:
-            return await self.bench.engine.generate(request)
-        held, self._held = self._held, None
-        try:
-            generation = await self.bench.engine.generate(replace(request, reuse=held))
-        finally:
-            if held is not None:
-                held.close()
-        self._let_go()
-        self._held = generation.kept
-        return replace(generation, kept=None)
-
-    def _let_go(self) -> None:
-        if self._held is not None:
-            self._held.close()
-            self._held = None
 
     async def search(self, beams: int, trial: int) -> tuple[Completion, ...]:
         """Search, or take from the journal what an earlier process found.
@@ -270,7 +226,7 @@ class QuestionSession:
                 bench.journal.generation(event)
         for event in events:
             completion = event.completion
-            self._sequences[completion.generation] = Written(prompt_ids, completion, None)
+            self._sequences.add(completion.generation, Written(prompt_ids, completion))
             self.ledger.spend(completion.usage)
         return tuple(event.completion for event in events)
 
@@ -299,7 +255,9 @@ class QuestionSession:
         sequence = self._sequences[after.generation]
         targets = tuple(self._target(sequence, feedback) for feedback in on)
         trained = await self.bench.engine.train(
-            TrainRequest(cast(AdapterSlot, adapter), sequence.context, targets)
+            TrainRequest(
+                cast(AdapterSlot, adapter), self._sequences.context(after.generation), targets
+            )
         )
         usage = Usage(trained_tokens=trained.trained_tokens, seconds=trained.seconds)
         self.ledger.spend(usage)
@@ -315,8 +273,7 @@ class QuestionSession:
         for attempt in self._attempts:
             attempt.end()
         self._attempts.clear()
-        for sequence in self._sequences.values():
-            sequence.release()
+        self._sequences.release()
 
     def record(self, trial: Trial) -> None:
         """Write down a trial, unless an earlier process has."""
@@ -327,9 +284,7 @@ class QuestionSession:
     def close(self) -> None:
         """Let everything go without writing."""
         self._ahead.close()
-        self._let_go()
-        for sequence in self._sequences.values():
-            sequence.release()
+        self._sequences.close()
 
     def _completion(
         self, number: int, prompt_tokens: int, generation: Generation, of: int = 1
@@ -374,7 +329,7 @@ class QuestionSession:
                 answer = number < len(feedback.turns)
                 ids, after = ids + self.bench.chat.turn_ids(turn, after, answer=answer), None
         if feedback.on == "conversation":
-            ids = (*sequence.prompt_ids, *before.token_ids, *ids)[1:]
+            ids = (*sequence.token_ids, *ids)[1:]
             return Target(ids, _mean_weights(0, len(ids), feedback.weight), after=1)
         return Target(ids, _mean_weights(quiet, len(ids), feedback.weight))
 
