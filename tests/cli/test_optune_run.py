@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from fttt.cli import main
+from fttt.engine import below
 from fttt.engine.factors import Factors
 from fttt.optune import load_checkpoint
 from fttt.store import Run
@@ -112,10 +113,24 @@ class Alone:
 
 
 @pytest.mark.parametrize("schedule", ["alternate", "accumulate"])
-def test_a_run_equals_one_question_at_a_time(flags: list[str], schedule: str) -> None:
+def test_a_run_equals_one_question_at_a_time(
+    flags: list[str], schedule: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[int] = []
+    held_tokens = below._held_tokens
+
+    def counted(context: Any, ids: tuple[int, ...]) -> tuple[int, int]:
+        row, past = held_tokens(context, ids)
+        taken.append(past)
+        return row, past
+
+    monkeypatch.setattr(below, "_held_tokens", counted)
     more = ["--schedule", schedule] if schedule == "accumulate" else []
     assert run("optune", "evaluate", *flags, *more, "--out", "whole") == 0
     whole = Run.open(Path("whole"))
+    steps = [trial.loss for record in whole.records for trial in record.trials if trial.loss]
+    assert len(taken) == len(steps) > 0
+    assert min(taken) > 12  # each began with what was kept of its question and attempt
     assert whole.config["method"] == "optune"
     assert whole.config["model"] == "tiny-llama"  # as the checkpoint names it
     alone = Alone(Path(whole.config["settings"]["checkpoint"]))

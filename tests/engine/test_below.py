@@ -217,10 +217,19 @@ def test_a_step_leaves_the_row_to_its_owner() -> None:
                 assert seen[3] == len(ids)
                 assert 0 < part.loss < whole.loss
         assert engine._cache.spare == 1
-        again = await engine.generate(GenerateRequest((*kept.token_ids, 7), 5, reuse=kept))
-        alone = await engine.generate(GenerateRequest((*kept.token_ids, 7), 5))
+        grown = (*kept.token_ids, 7)
+        again = await engine.generate(GenerateRequest(grown, 5, reuse=kept, keep=True))
+        alone = await engine.generate(GenerateRequest(grown, 5))
         assert again.token_ids == alone.token_ids
         assert kept.row is None
+        assert isinstance(again.kept, KeptRow)
+        ids = grown + again.token_ids
+        target = everything(ids, (7, 8, 9))
+        losses = [
+            (await engine.train(TrainRequest(slot, context, (target,)))).loss
+            for context in (ids, again.kept)
+        ]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-5)
         await engine.close()
 
     asyncio.run(main())
