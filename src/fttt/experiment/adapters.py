@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from fttt.errors import UsageError
 from fttt.methods import LoRASettings, MethodSettings
 from fttt.methods.optune import OpTuneSettings
+from fttt.naming import model_label
 
 if TYPE_CHECKING:
     from fttt.engine.deltas import Delta
@@ -89,7 +90,8 @@ def check_edits(settings: MethodSettings, model: Any) -> None:
         model: a model, or the name of one, whose weights are then not loaded.
 
     Raises:
-        UsageError: a weight is missing or has another shape; both shapes are named.
+        UsageError: a weight is missing or has another shape; both shapes are named. Or the name is
+            that of another model: shapes alone tell few models of one size apart.
     """
     if not isinstance(settings, OpTuneSettings):
         return
@@ -98,6 +100,11 @@ def check_edits(settings: MethodSettings, model: Any) -> None:
 
     info = _info(settings)
     check_layers(info.layers, model_outline(model) if isinstance(model, str) else model, info.model)
+    if isinstance(model, str) and model_label(model) != model_label(info.model):
+        raise UsageError(
+            f"The checkpoint {settings.checkpoint!r} was trained on {info.model!r} and cannot be "
+            f"used with {model!r}; give --model {info.model}, or train one for this model."
+        )
 
 
 def _info(settings: OpTuneSettings) -> OpTuneInfo:
