@@ -142,8 +142,9 @@ def test_half_precision_learns_about_the_same_with_float32_weights(
     assert losses[1] == pytest.approx(losses[0], rel=1e-2)
 
 
+@pytest.mark.parametrize("method", ["lora", "prefix"])  # whose prefix takes from the context
 def test_samples_that_are_too_long_are_left_out_and_counted(
-    tmp_path: Path, run_train: Any, make_plan: Any, capsys: pytest.CaptureFixture[str]
+    method: str, tmp_path: Path, run_train: Any, make_plan: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plan = make_plan("lora")
     chat = load_model(plan.config.model).chat
@@ -152,8 +153,12 @@ def test_samples_that_are_too_long_are_left_out_and_counted(
     )
     most = lengths[12]
     over = sum(n > most for n in lengths)
-    run_train("lora", tmp_path, data={"max_length": most})
-    assert f"finetune lora: {over} samples over {most} tokens are left out" in (
+    context = load_model(plan.config.model).max_context
+    short = {"data": {"max_length": most}}
+    if method == "prefix":
+        short = {"settings": {"length": context - most}}
+    run_train(method, tmp_path, **short, training={"max_steps": 1})
+    assert f"finetune {method}: {over} samples over {most} tokens are left out" in (
         capsys.readouterr().err
     )
 

@@ -182,7 +182,8 @@ def _examples(
 ) -> tuple[list[GoldExample], list[GoldExample]]:
     """What is trained on and what is validated on."""
     data = plan.config.data
-    most = min(data.max_length, loaded.max_context)
+    prefix = getattr(plan.settings, "length", 0)
+    most = min(data.max_length, loaded.max_context - prefix)
     all_of_them = gold_examples(plan.questions, loaded.chat)
     fitting = [e for e in all_of_them if len(e.prompt_ids) + len(e.solution_ids) <= most]
     kept = held_out([e.question_id for e in fitting], data.held_out, plan.config.seed)
@@ -190,7 +191,7 @@ def _examples(
     if not learned:
         raise UsageError(
             f"None of the {len(all_of_them)} solutions fits into {most} tokens with its question; "
-            "raise --max-length."
+            f"{'raise --max-length' if most == data.max_length else 'the context is too short'}."
         )
     if len(fitting) < len(all_of_them):
         progress.say(f"{len(all_of_them) - len(fitting)} samples over {most:,} tokens are left out")
