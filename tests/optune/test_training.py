@@ -152,7 +152,7 @@ def test_micro_batches_and_a_longer_training_change_nothing_before(
 
 def test_two_processes_learn_what_one_does(attempts: Path, tmp_path: Path) -> None:
     """Started with the environment that ``torchrun`` and ``accelerate launch`` set."""
-    config = settings(attempts, held_out=0.3, max_steps=4, clip=1.0)
+    config = settings(attempts, held_out=0.3, max_steps=4, clip=1.0, device="auto")
     (tmp_path / "recipe.toml").write_text(to_toml(config), encoding="utf-8")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -165,6 +165,7 @@ def test_two_processes_learn_what_one_does(attempts: Path, tmp_path: Path) -> No
             env={
                 **os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1",
                 "MASTER_PORT": port, "WORLD_SIZE": "2", "RANK": rank, "LOCAL_RANK": rank,
+                "CUDA_VISIBLE_DEVICES": "",
             },
         )
         for rank in ("0", "1")

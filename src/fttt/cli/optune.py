@@ -242,7 +242,8 @@ def _carry_out(plan: TrainingPlan, folder: Path, processes: Processes, *, begun:
 
 
 def _show(trained: Trained, folder: Path) -> None:
-    typer.echo(f"{trained.step} steps, {trained.examples_per_second:.1f} examples/s")
+    rate = trained.examples_per_second  # none where there was nothing left to train
+    typer.echo(f"{trained.step} steps" + (f", {rate:.1f} examples/s" if rate else ""))
     if trained.skipped:
         typer.echo(f"{trained.skipped} examples were left out: something was not finite")
     for step, loss in trained.validation.items():

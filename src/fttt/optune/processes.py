@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fttt.models import pick_device
+
 __all__ = ["Processes"]
 
 RUNS = "logs"
@@ -28,14 +30,15 @@ class Processes:
         """Join the other processes.
 
         Args:
-            device: ``cpu`` keeps to the CPU; with several processes and ``cuda``, each has the GPU
-                of its number.
+            device: ``cpu`` keeps to the CPU, and so does ``auto`` without a GPU; with several
+                processes and ``cuda``, each has the GPU of its number.
             tracker: a name that ``accelerate`` knows, or ``none``.
             folder: the training folder, for trackers that write files.
         """
         accelerate: Any = import_module("accelerate")
         self._accelerator = accelerate.Accelerator(
-            cpu=device == "cpu",
+            cpu=pick_device(device).type
+            == "cpu",  # else it would take each process for the only one
             log_with=None if tracker == "none" else tracker,
             project_dir=str(folder),
         )
