@@ -150,6 +150,14 @@ def test_micro_batches_and_a_longer_training_change_nothing_before(
     equal(tmp_path / "whole", tmp_path / "short")
 
 
+def test_several_processes_are_not_given_one_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match="--device cuda:1 names one GPU for several processes"):
+        Processes("cuda:1", "none", tmp_path)
+
+
 def test_two_processes_learn_what_one_does(attempts: Path, tmp_path: Path) -> None:
     """Started with the environment that ``torchrun`` and ``accelerate launch`` set."""
     config = settings(attempts, held_out=0.3, max_steps=4, clip=1.0, device="auto")

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fttt.errors import UsageError
 from fttt.models import pick_device
 
 __all__ = ["Processes"]
@@ -34,7 +35,15 @@ class Processes:
                 processes and ``cuda``, each has the GPU of its number.
             tracker: a name that ``accelerate`` knows, or ``none``.
             folder: the training folder, for trackers that write files.
+
+        Raises:
+            UsageError: there is no such device, or it is one GPU for several processes.
         """
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and device.startswith("cuda:"):
+            raise UsageError(
+                f"--device {device} names one GPU for several processes; use --device cuda, which "
+                "gives each process its own, and choose GPUs by CUDA_VISIBLE_DEVICES."
+            )
         accelerate: Any = import_module("accelerate")
         self._accelerator = accelerate.Accelerator(
             cpu=pick_device(device).type
