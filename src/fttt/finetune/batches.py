@@ -36,12 +36,9 @@ a small part of the work, and a second pass through all layers costs more."""
 
 
 def collate(examples: Sequence[GoldExample]) -> dict[str, Any]:
-    """One batch: ``length [B]`` and ``prompt_length [B]`` in tokens, and the ``samples``."""
-    return {
-        "length": torch.tensor([len(e.prompt_ids) + len(e.solution_ids) for e in examples]),
-        "prompt_length": torch.tensor([len(e.prompt_ids) for e in examples]),
-        "samples": list(examples),
-    }
+    """One batch: the ``samples``, and their ``length [B]``, which the trainer counts them by."""
+    lengths = [len(e.prompt_ids) + len(e.solution_ids) for e in examples]
+    return {"length": torch.tensor(lengths), "samples": list(examples)}
 
 
 @dataclass(frozen=True)
@@ -101,15 +98,19 @@ class PackedPasses:
     model, and logits of prompts would take most of the memory and some of the time.
     """
 
-    def __init__(self, model: Any, *, fused: bool = False) -> None:
+    def __init__(
+        self, model: Any, *, dtype: torch.dtype | None = None, fused: bool = False
+    ) -> None:
         """Take a model that is prepared for a method.
 
         Args:
             model: a ``transformers`` causal language model, or PEFT's wrapper of one.
+            dtype: that attention is computed in, where it is not the model's.
             fused: let fused kernels stand in for its norms and rotary positions, on a GPU. They
                 hold the norms' weights as they are now.
         """
         self._inner: Any = getattr(model, "get_base_model", lambda: model)()
+        self._dtype = dtype
         self._fused = fused
         self._group: Group | None = None
         self._open = ExitStack()
@@ -153,8 +154,6 @@ class PackedPasses:
         """Say where samples end; keys and values that PEFT hands down come before each of them."""
         if self._group is None:
             return None
-        kind = inner.device.type
-        half = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else inner.dtype
         before = kwargs.pop("past_key_values", None)
         prefix = None
         if before is not None:
@@ -162,7 +161,7 @@ class PackedPasses:
             prefix = Prefix(
                 tuple(layer.keys[0] for layer in layers), tuple(layer.values[0] for layer in layers)
             )
-        batch = pack_sequences(inner, self._group.sequences, prefix=prefix, dtype=half)
+        batch = pack_sequences(inner, self._group.sequences, prefix=prefix, dtype=self._dtype)
         batch.recompute = prefix is not None  # masks take more memory than what they come from
         own = {"position_ids": batch.position_N[None], "fttt_batch": batch}
         return args, {**kwargs, **own}

@@ -100,7 +100,8 @@ class SolutionTrainer(Trainer):
         self._tokenizer = tokenizer
         whole: Any = self.model
         # FSDP puts other weights in the place of those that fused kernels would hold
-        self._packed = PackedPasses(whole, fused=not self.is_fsdp_enabled)
+        half = torch.bfloat16 if self.args.bf16 else None
+        self._packed = PackedPasses(whole, dtype=half, fused=not self.is_fsdp_enabled)
         self._bound = 2 * math.log(whole.config.get_text_config().vocab_size)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
@@ -117,37 +118,57 @@ class SolutionTrainer(Trainer):
             RunError: the loss says that training has diverged; the weights are those before.
         """
         model.train()
-        batch = self._prepare_inputs(inputs)
-        samples = len(batch["length"])
-        cuts = self._groups(batch)
+        own, everyone = self._share(inputs["samples"], self.train_dataset)
+        passes = self._passes(own, inputs["samples"][0])
+        scale = self.args.world_size / everyone  # processes take the mean of their gradients
         total = torch.zeros((), device=self.args.device)
-        for i, group in enumerate(cuts):
-            waits = i + 1 < len(cuts) and not self.is_fsdp_enabled
+        for i, (group, counts) in enumerate(passes):
+            waits = i + 1 < len(passes) and not self.is_fsdp_enabled
             with self.accelerator.no_sync(model) if waits else nullcontext():
                 with self.compute_loss_context_manager():
                     logits_MV = self._packed(model, group)
-                    loss = group.loss(logits_MV) / samples
+                    loss = group.loss(logits_MV) * (scale * counts)
                 del logits_MV
                 self.accelerator.backward(loss)
             total += loss.detach()
-        self._count(batch)
+        self._count(own)
         self.last_loss = self.accelerator.reduce(total, "mean").item()
         if self.state.global_step == 0 and math.isfinite(self.last_loss):
             self._bound = max(self._bound, 2 * self.last_loss)
         self._check(self.last_loss, f"the loss of step {self.state.global_step + 1}")
         return total
 
-    def _groups(self, batch: dict[str, Any]) -> list[Group]:
-        cuts = groups(batch["samples"], self._batch_tokens)
-        if self.is_fsdp_enabled:  # whose processes must run equally many passes
+    def _share(self, samples: list[GoldExample], of: Any) -> tuple[list[GoldExample], int]:
+        """This process's samples that count, and how many count in all processes.
+
+        Where the samples ``of`` a pass do not divide, each process's last batch is filled up with
+        some from the beginning; those do not count, and for some process all may be such.
+        """
+        size = self.args.per_device_train_batch_size
+        everyone = size * self.args.world_size
+        if self.accelerator.gradient_state.end_of_dataloader:
+            everyone = len(of) % everyone or everyone
+        return samples[: max(everyone - self.args.process_index * size, 0)], everyone
+
+    def _passes(self, own: list[GoldExample], other: GoldExample) -> list[tuple[Group, bool]]:
+        """The groups of a batch, and whether they count.
+
+        Every process runs one pass at least, and under FSDP as many as the others; it runs
+        ``other`` for nothing where it has no more samples of its own.
+        """
+        cuts = groups(own, self._batch_tokens)
+        most = 1
+        if self.is_fsdp_enabled:
             count = torch.tensor([len(cuts)], device=self.args.device)
             most = int(self.accelerator.gather(count).max())
-            cuts = groups(batch["samples"], self._batch_tokens, at_least=most)
-        return cuts
+            cuts = groups(own, self._batch_tokens, at_least=most)
+        idle = max(most - len(cuts), 0)
+        return [(group, True) for group in cuts] + [(Group((other,)), False)] * idle
 
-    def _count(self, batch: dict[str, Any]) -> None:
-        solutions = batch["length"] - batch["prompt_length"]
-        own = torch.stack([batch["length"].sum(), solutions.sum()])
+    def _count(self, samples: list[GoldExample]) -> None:
+        prompts = sum(len(e.prompt_ids) for e in samples)
+        solutions = sum(len(e.solution_ids) for e in samples)
+        own = torch.tensor([prompts + solutions, solutions], device=self.args.device)
         tokens, trained = self.accelerator.reduce(own, "sum").tolist()
         self.counts.tokens += tokens
         self.counts.trained_tokens += trained
@@ -174,13 +195,13 @@ class SolutionTrainer(Trainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[Tensor, None, None]:
-        """The mean over a validation batch of each solution's mean cross-entropy."""
-        batch = self._prepare_inputs(inputs)
+        """The mean over all processes' samples of each solution's mean cross-entropy."""
+        own, everyone = self._share(inputs["samples"], self.eval_dataset)
         total = torch.zeros((), device=self.args.device)
         with torch.no_grad(), self.compute_loss_context_manager():
-            for group in self._groups(batch):
-                total += group.loss(self._packed(model, group))
-        return total / len(batch["length"]), None, None
+            for group, counts in self._passes(own, inputs["samples"][0]):
+                total += group.loss(self._packed(model, group)) * counts
+        return self.accelerator.reduce(total, "sum") / everyone, None, None
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """As ever, and keep the loss for the checkpoint that follows.
