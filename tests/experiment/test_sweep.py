@@ -160,6 +160,12 @@ def test_a_folder_of_another_sweep_is_refused(play: Play) -> None:
         play(config(methods=["best-of-n"], seeds=[7]))
 
 
+def test_a_sweep_goes_on_with_fewer_sequences_at_once(play: Play) -> None:
+    (run,) = play(config(methods=["best-of-n"]))
+    (again,) = play(config(methods=["best-of-n"], base={**BASE, "engine": {"batch_size": 2}}))
+    assert again.trials == run.trials
+
+
 def test_a_run_whose_beginning_was_killed_begins_again(play: Play) -> None:
     torn = play.folder / "best-of-n-arithmetic-s42"
     torn.mkdir(parents=True)

@@ -11,10 +11,11 @@ from fttt.experiment.adapters import network_fingerprint
 from fttt.experiment.plan import Plan, prepare, settle
 from fttt.store import Run, fingerprint
 
-__all__ = ["resume_plan"]
+__all__ = ["MAY_DIFFER", "resume_plan"]
 
-_FREE = frozenset({"engine.batch_size", "engine.device"})
-"""Settings that may differ, since they change no draw: another machine may finish a run."""
+MAY_DIFFER = frozenset({"engine.batch_size", "engine.device"})
+"""Settings that change no draw, so that another machine, or one with less memory free, may finish a
+run."""
 
 
 def resume_plan(run: Run, values: Mapping[str, Any]) -> Plan:
@@ -27,7 +28,7 @@ def resume_plan(run: Run, values: Mapping[str, Any]) -> Plan:
     own = dict(_leaves(build(RunConfig, run.config, f"{run.path}/config.toml").to_toml()))
     asked = dict(_leaves(config.to_toml()))
     for name in sorted({*own, *asked}, key=lambda name: (name.count("."), name)):
-        if own.get(name) != asked.get(name) and name not in _FREE:
+        if own.get(name) != asked.get(name) and name not in MAY_DIFFER:
             raise UsageError(
                 f"The run in {str(run.path)!r} was made with {name} = {own.get(name)!r} and cannot "
                 f"go on with {asked.get(name)!r}; leave that setting away, or start a new run."

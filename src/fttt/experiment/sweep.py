@@ -6,6 +6,7 @@ Runs that start from different fine-tuned checkpoints of it have one after the o
 from __future__ import annotations
 
 import gc
+import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from fttt.config import RunConfig, build, merge
 from fttt.errors import RunError, UsageError
 from fttt.experiment.plan import check_names, prepare, with_weights
 from fttt.experiment.progress import Progress
-from fttt.experiment.resume import resume_plan
+from fttt.experiment.resume import MAY_DIFFER, resume_plan
 from fttt.experiment.runner import Cell, MakeEngine, run_cells
 from fttt.methods import find_method
 from fttt.models import LoadedModel
@@ -226,7 +227,7 @@ def _check_folder(grid: Grid) -> None:
     """Refuse a folder that is another sweep's."""
     path = grid.folder / GRID_FILE
     try:
-        if path.is_file() and path.read_text(encoding="utf-8") != _content(grid):
+        if path.is_file() and _drawn(path.read_text(encoding="utf-8")) != _drawn(_content(grid)):
             raise UsageError(
                 f"The folder {str(grid.folder)!r} holds another sweep than the one asked for; "
                 "choose another --out."
@@ -248,6 +249,13 @@ def _claim(grid: Grid) -> None:
 
 def _content(grid: Grid) -> str:
     return tomli_w.dumps(grid.config.model_dump(mode="json", exclude_none=True))
+
+
+def _drawn(content: str) -> dict[str, Any]:
+    """What a sweep's file says of what is drawn."""
+    table = tomllib.loads(content)
+    engine = table.get("base", {}).pop("engine", {})
+    return {**table, "engine": {k: v for k, v in engine.items() if f"engine.{k}" not in MAY_DIFFER}}
 
 
 def _cannot_write(grid: Grid, error: OSError) -> RunError:
