@@ -259,3 +259,10 @@ class SolutionTrainer(Trainer):
         else:
             whole: Any = self.model
             read_trained(whole, Path(resume_from_checkpoint))
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """As ever, but a tied weight is saved once, and its other name is not missing."""
+        whole: Any = self.model
+        tied = whole._tied_weights_keys or {}
+        missing = [key for key in load_result.missing_keys if key not in tied]
+        super()._issue_warnings_after_load(load_result._replace(missing_keys=missing))
