@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fttt.engine import BatchedEngine, GenerateRequest, Target, TrainRequest, WeightDeltaSpec
-from fttt.engine.deltas import DeltaBank, FactoredDelta
-from fttt.engine.factors import Factors
+from fttt.engine.deltas import DeltaBank
+from fttt.engine.factors import FactoredDelta, Factors
 from fttt.engine.plan import plan_memory
 from fttt.errors import RunError, UsageError
 from fttt.models import LoadedModel

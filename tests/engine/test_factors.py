@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch.func import functional_call
 
 from fttt.engine import attention, sequences
-from fttt.engine.deltas import FactoredDelta, changed
-from fttt.engine.factors import Factors, record_factors
+from fttt.engine.deltas import changed
+from fttt.engine.factors import FactoredDelta, Factors
+from fttt.engine.record import record_factors
 from fttt.engine.sequences import pack_sequences, prepared, weighted_nll
 from fttt.errors import UsageError
 from fttt.testing import tiny_model

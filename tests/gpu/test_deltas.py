@@ -15,7 +15,8 @@ from torch import Tensor
 
 from fttt.engine import BatchedEngine, GenerateRequest, Target, TrainRequest, WeightDeltaSpec
 from fttt.engine.cache import KeptRow
-from fttt.engine.factors import Factors, record_factors
+from fttt.engine.factors import Factors
+from fttt.engine.record import record_factors
 from fttt.engine.sequences import pack_sequences, prepared
 from fttt.engine.upper import upper_part
 from fttt.models import LoadedModel

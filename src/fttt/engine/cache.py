@@ -19,10 +19,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fttt.engine.plan import kv_shape
 from fttt.models.loader import Prefix
 
-__all__ = ["KVCache", "KeptRow"]
+__all__ = ["KVCache", "KeptRow", "kv_shape"]
+
+
+def kv_shape(model: Any) -> tuple[int, int, int]:
+    """Layers, key-value heads and head dimension of a model."""
+    config: Any = model.config.get_text_config()
+    heads = config.num_attention_heads
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return config.num_hidden_layers, kv_heads, dim
 
 
 class KVCache:

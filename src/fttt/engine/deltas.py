@@ -12,36 +12,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from fttt.engine.adapters import layers_by_name
 from fttt.engine.batch import Batch
+from fttt.engine.factors import Delta, FactoredDelta
 from fttt.engine.request import WeightDeltaSpec
 from fttt.engine.slots import Bank
 
-__all__ = ["Delta", "DeltaBank", "FactoredDelta", "changed", "delta_bytes"]
-
-
-@dataclass(frozen=True, slots=True)
-class FactoredDelta:
-    """``ΔW_b = sum_f left_bf right_bfᵀ``; shorter examples are padded with zeros."""
-
-    left_BFO: Tensor
-    right_BFI: Tensor
-
-    def dense(self, dtype: torch.dtype | None = None) -> Tensor:
-        """``[B, O, I]``, multiplied in the factors' dtype or another."""
-        left_BFO, right_BFI = self.left_BFO, self.right_BFI
-        if dtype is not None:
-            left_BFO, right_BFI = left_BFO.to(dtype), right_BFI.to(dtype)
-        return left_BFO.transpose(1, 2) @ right_BFI
-
-
-Delta = Tensor | FactoredDelta
-"""One layer's changes, ``[B, O, I]`` or factored."""
+__all__ = ["DeltaBank", "changed", "delta_bytes"]
 
 
 @contextmanager

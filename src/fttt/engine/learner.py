@@ -14,9 +14,9 @@ from fttt.engine.batch import Segment
 from fttt.engine.below import Below
 from fttt.engine.cache import KeptRow, KVCache
 from fttt.engine.deltas import DeltaBank
-from fttt.engine.factors import record_factors
 from fttt.engine.jobs import LessonQueue, TrainJob
 from fttt.engine.plan import MemoryPlan
+from fttt.engine.record import record_factors
 from fttt.engine.request import AdapterSpec, LoRASpec, TrainRequest
 from fttt.engine.sequences import pack_sequences
 from fttt.engine.slots import Bank, Slot

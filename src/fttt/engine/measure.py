@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 
 from fttt.engine.batched import BatchedEngine
+from fttt.engine.cache import kv_shape
 from fttt.engine.noise import derive_key
-from fttt.engine.plan import kv_shape
 from fttt.engine.request import GenerateRequest, LoRASpec, Target, TrainRequest
 from fttt.models.loader import LoadedModel
 

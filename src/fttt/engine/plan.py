@@ -14,13 +14,14 @@ import psutil
 import torch
 
 from fttt.engine.adapters import count_parameters, layers_by_name
+from fttt.engine.cache import kv_shape
 from fttt.engine.deltas import delta_bytes
 from fttt.engine.request import AdapterSpec, LoRASpec, WeightDeltaSpec
 from fttt.engine.upper import upper_part
 from fttt.errors import UsageError
 from fttt.models.loader import LoadedModel
 
-__all__ = ["MemoryPlan", "kv_shape", "plan_memory"]
+__all__ = ["MemoryPlan", "plan_memory"]
 
 DEFAULT_BATCH = {"cpu": 16, "cuda": 1024}
 DELTA_BYTES = 2**32
@@ -72,15 +73,6 @@ class MemoryPlan:
             f"cache {self.cache_bytes / gib:.2f}, adapters {self.adapter_bytes / gib:.2f}, "
             f"working {self.working_bytes / gib:.2f}, in all {self.total_bytes / gib:.2f}"
         )
-
-
-def kv_shape(model: Any) -> tuple[int, int, int]:
-    """Layers, key-value heads and head dimension of a model."""
-    config: Any = model.config.get_text_config()
-    heads = config.num_attention_heads
-    kv_heads = getattr(config, "num_key_value_heads", None) or heads
-    dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-    return config.num_hidden_layers, kv_heads, dim
 
 
 def hidden_width(model: Any, adapter: AdapterSpec | None) -> int:

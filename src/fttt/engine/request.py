@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 from fttt.types import FinishReason
 
 if TYPE_CHECKING:
-    from fttt.engine.deltas import Delta
-    from fttt.engine.factors import Factors
+    from fttt.engine.factors import Delta, Factors
 
 __all__ = [
     "AdapterSlot",

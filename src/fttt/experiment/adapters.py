@@ -14,8 +14,7 @@ from fttt.methods.optune import OpTuneSettings
 from fttt.naming import model_label
 
 if TYPE_CHECKING:
-    from fttt.engine.deltas import Delta
-    from fttt.engine.factors import Factors
+    from fttt.engine.factors import Delta, Factors
     from fttt.engine.request import AdapterSpec
     from fttt.optune import OpTuneInfo
     from fttt.optune.network import OpTuneNetwork

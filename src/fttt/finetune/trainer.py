@@ -99,8 +99,8 @@ class SolutionTrainer(Trainer):
         self._batch_tokens = batch_tokens
         self._tokenizer = tokenizer
         whole: Any = self.model
-        # FSDP puts other weights in the place of those that fused kernels would hold
         half = torch.bfloat16 if self.args.bf16 else None
+        # FSDP puts other weights in the place of those that fused kernels would hold
         self._packed = PackedPasses(whole, dtype=half, fused=not self.is_fsdp_enabled)
         self._bound = 2 * math.log(whole.config.get_text_config().vocab_size)
 

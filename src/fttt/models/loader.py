@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from fttt.errors import RunError, UsageError
+from fttt.hub import from_hub
 from fttt.models.chat import ChatFormat
 from fttt.models.source import ModelSource, check_model, find_model
 
@@ -111,7 +112,8 @@ def load_config(name: str) -> Any:
     check_model(name)
     path = _folder_or_hub_name(find_model(name))
     try:
-        return AutoConfig.from_pretrained(path, trust_remote_code=False)
+        with from_hub():
+            return AutoConfig.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
         raise UsageError(f"The config of {name!r} cannot be read: {first}") from error
@@ -158,7 +160,7 @@ def _read(source: ModelSource, dtype: torch.dtype, device: torch.device) -> tupl
 
     path = _folder_or_hub_name(source)
     try:
-        with without_bars():
+        with without_bars(), from_hub():
             tokenizer = AutoTokenizer.from_pretrained(path)
             model: Any = AutoModelForCausalLM.from_pretrained(
                 path, dtype=dtype, use_safetensors=True, trust_remote_code=False

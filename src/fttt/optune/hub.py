@@ -7,6 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from fttt.errors import RunError, UsageError
+from fttt.hub import from_hub
 from fttt.optune.checkpoint import INFO, NETWORK, OpTuneInfo, find_checkpoint, read_info
 
 __all__ = ["is_hub_name", "pull", "push"]
@@ -33,7 +34,8 @@ def pull(name: str, revision: str | None = None) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=[*SHARED]))
+        with from_hub():
+            return Path(snapshot_download(name, revision=revision, allow_patterns=[*SHARED]))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise RunError(
             f"There is no folder {name!r}, and no OpTune checkpoint could be downloaded by that "

@@ -25,8 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from fttt.engine.deltas import FactoredDelta
-from fttt.engine.factors import Factors
+from fttt.engine.factors import FactoredDelta, Factors
 from fttt.engine.noise import derive_key, keep_mask
 from fttt.optune.layers import EditedLayer
 from fttt.optune.statistics import RunningStatistics

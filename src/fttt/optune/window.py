@@ -21,9 +21,10 @@ from torch.nn.attention import sdpa_kernel
 
 from fttt.engine.attention import KERNELS
 from fttt.engine.batch import Batch
-from fttt.engine.deltas import FactoredDelta, changed
-from fttt.engine.factors import Factors, record_factors
+from fttt.engine.deltas import changed
+from fttt.engine.factors import FactoredDelta, Factors
 from fttt.engine.noise import derive_key
+from fttt.engine.record import record_factors
 from fttt.engine.sequences import pack_sequences, weighted_nll
 from fttt.engine.upper import Upper, upper_part
 from fttt.optune.data import AttemptExample

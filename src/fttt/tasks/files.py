@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fttt.errors import UsageError
+from fttt.hub import from_hub
 
 __all__ = ["Row", "check_split", "find", "read_hub", "read_jsonl", "read_parquet"]
 
@@ -107,7 +108,8 @@ def read_hub(name: str, config: str | None, split: str, fields: Sequence[str]) -
             "pip install 'fttt[hub]', or give a local copy with --data-dir."
         ) from None
     try:
-        rows = [dict(row) for row in datasets.load_dataset(name, config, split=split)]
+        with from_hub():
+            rows = [dict(row) for row in datasets.load_dataset(name, config, split=split)]
     except Exception as error:  # datasets raises whatever its transport, cache or parser raises
         reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
         raise UsageError(

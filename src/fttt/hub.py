@@ -1,0 +1,36 @@
+"""The Hugging Face hub, and what is cached of it where it is out of reach."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from unittest.mock import patch
+from urllib.parse import urlsplit
+from urllib.request import getproxies
+
+from huggingface_hub import constants
+
+__all__ = ["from_hub"]
+
+
+@contextmanager
+def from_hub() -> Iterator[None]:
+    """Read from the hub, or from its cache alone where the hub's name cannot be resolved.
+
+    The hub's client would retry for half a minute, and say so each time, before it looks there.
+    Behind a proxy names are the proxy's to resolve, so nothing is asked.
+    """
+    with patch.object(constants, "HF_HUB_OFFLINE", constants.HF_HUB_OFFLINE or not _resolves()):
+        yield
+
+
+def _resolves() -> bool:
+    if getproxies():
+        return True
+    address = urlsplit(constants.ENDPOINT)
+    try:
+        socket.getaddrinfo(address.hostname, address.port or 443)
+    except OSError:
+        return False
+    return True
