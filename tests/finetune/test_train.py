@@ -93,7 +93,7 @@ def test_steps_are_those_of_a_plain_loop_over_single_samples(
     learned = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(learned, lr=1e-2, weight_decay=0.0)
     samples = gold_examples(plan.questions, loaded.chat)
-    for factor in (0.0, 0.5, 1.0):  # two steps of warm-up, then the first of the cosine
+    for factor in (0.0, 1.0, 0.5):  # a step of warm-up, then a cosine over two
         for group in optimizer.param_groups:
             group["lr"] = 1e-2 * factor
         for sample in samples:
@@ -109,6 +109,11 @@ def test_steps_are_those_of_a_plain_loop_over_single_samples(
     for name, value in ours.items():
         mine = state[name.replace(".weight", ".default.weight") if method == "lora" else name]
         torch.testing.assert_close(value, mine, rtol=1e-3, atol=1e-4)
+
+
+def test_a_training_of_one_step_learns(tmp_path: Path, run_train: Any) -> None:
+    run_train("ln-tuning", tmp_path / "one", training={"max_steps": 1})
+    assert any(bool((value != 1).any()) for value in weights(tmp_path / "one").values())
 
 
 def test_what_fits_into_memory_at_once_does_not_change_the_result(

@@ -213,7 +213,9 @@ def training_arguments(
     """
     training = config.training
     _, world = processes()
-    every = training.every or max(LEAST_EVERY, math.ceil(samples / training.samples))
+    per_epoch = math.ceil(samples / training.samples)
+    every = training.every or max(LEAST_EVERY, per_epoch)
+    steps = training.max_steps or math.ceil(per_epoch * (training.epochs or 1.0))
     own = training.samples // world
     # else `accelerate launch --mixed_precision` would have its way where ``half`` is false
     os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16" if half else "no"
@@ -225,7 +227,8 @@ def training_arguments(
         max_steps=training.max_steps or -1,
         learning_rate=training.lr or 0.0,
         lr_scheduler_type="cosine",
-        warmup_steps=training.warmup,
+        # of a share ``transformers`` makes one step at least, whose rate is 0
+        warmup_steps=round(training.warmup * steps),
         weight_decay=training.weight_decay,
         max_grad_norm=training.clip,
         seed=config.seed,
