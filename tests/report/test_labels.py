@@ -29,14 +29,14 @@ def test_sides_of_two_checkpoints_are_named_by_what_differs_in_their_paths() -> 
     folder = "/dev/shm/somewhere/very/deep/indeed/checkpoints"
     settings = [{"checkpoint": f"{folder}/{name}", "rank": 4} for name in ("real", "shuffled")]
     names = name_sides(["optune", "optune"], settings)
-    assert names == ["optune (checkpoint real)", "optune (checkpoint shuffled)"]
+    assert names == ["optune (real)", "optune (shuffled)"]
 
 
 def test_a_long_folder_name_keeps_its_end() -> None:
     settings = [{"adapter": "x" * 50 + end} for end in ("first", "second")]
     first, second = name_sides(["fttt", "fttt"], settings)
-    assert first == "fttt (adapter …" + "x" * 34 + "first)"
-    assert second == "fttt (adapter …" + "x" * 33 + "second)"
+    assert first == "fttt (…" + "x" * 34 + "first)"
+    assert second == "fttt (…" + "x" * 33 + "second)"
 
 
 def test_what_cannot_be_told_apart_has_no_name() -> None:

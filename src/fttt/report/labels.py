@@ -29,6 +29,8 @@ def name_sides(methods: Sequence[str], settings: Sequence[Mapping[str, Any]]) ->
         if "checkpoint" in differing and own.get("adapter") == own["checkpoint"]:
             differing.remove("adapter")  # the same folder, by its other name
         told = ", ".join(f"{key} {_value(key, [own, *twins])}" for key in differing)
+        if len(differing) == 1 and all(_is_path(differing[0], s) for s in [own, *twins]):
+            told = _value(differing[0], [own, *twins])  # folders speak for themselves
         names.append((f"{method} ({told})" if told else None) if twins else method)
     # Two sides may still share a name: settings that only the other has, texts that were cut.
     times = Counter(names)
@@ -60,11 +62,15 @@ def show(value: Any) -> str:
 def _value(key: str, settings: Sequence[Mapping[str, Any]]) -> str:
     """How the first side's value is shown beside the others'."""
     value = settings[0][key]
-    if key in PATHS and isinstance(value, str):
+    if _is_path(key, settings[0]):
         others = {str(s[key]) for s in settings if s.get(key) is not None}
         value = shorten_paths(others)[value]
         return value if len(value) <= LONGEST else "…" + value[1 - LONGEST :]
     return show(value)
+
+
+def _is_path(key: str, settings: Mapping[str, Any]) -> bool:
+    return key in PATHS and isinstance(settings.get(key), str)
 
 
 def _shared(all_parts: Sequence[Sequence[str]], most: int) -> int:
