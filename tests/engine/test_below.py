@@ -13,7 +13,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from fttt.engine import BatchedEngine, GenerateRequest, Target, TrainRequest, WeightDeltaSpec
+from fttt.engine import (
+    BatchedEngine,
+    GenerateRequest,
+    LoRASpec,
+    Target,
+    TrainRequest,
+    WeightDeltaSpec,
+)
 from fttt.engine.cache import KeptRow, KVCache
 from fttt.engine.deltas import DeltaBank
 from fttt.engine.factors import Factors
@@ -230,6 +237,51 @@ def test_a_step_leaves_the_row_to_its_owner() -> None:
             for context in (ids, again.kept)
         ]
         assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+        await engine.close()
+
+    asyncio.run(main())
+
+
+def test_a_row_that_no_step_will_read_is_the_first_to_go() -> None:
+    """As those of a method that does not train and shares the engine with one that does."""
+    loaded = of_shape("llama")
+
+    async def main() -> None:
+        engine = BatchedEngine(loaded, max_length=200, batch_size=2, concurrency=3, adapter=spec())
+        request = GenerateRequest(tuple(range(20, 40)), 8, keep=True)
+        waits = (await engine.generate(request)).kept
+        turn = (await engine.generate(replace(request, awaited=False))).kept
+        assert isinstance(waits, KeptRow)
+        assert isinstance(turn, KeptRow)
+        assert (engine._cache.kept, engine._cache.spare) == (2, 1)
+        await asyncio.gather(*(engine.generate(replace(request, keep=False)) for _ in range(2)))
+        assert turn.row is None
+        assert waits.row is not None
+        await engine.close()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("kind", ["low-rank", "change"])
+def test_a_cancelled_step_does_not_reach_the_next_owner_of_its_place(kind: str) -> None:
+    loaded = of_shape("llama")
+    chosen = LoRASpec() if kind == "low-rank" else spec()
+    ids = tuple(range(20, 40))
+
+    async def main() -> None:
+        engine = BatchedEngine(loaded, max_length=200, concurrency=1, adapter=chosen)
+        slot = await engine.open_adapter(chosen, seed=1)
+        step = asyncio.create_task(
+            engine.train(TrainRequest(slot, ids, (everything(ids, (7, 8, 9)),)))
+        )
+        await asyncio.sleep(0)
+        step.cancel()
+        slot.close()
+        other = await engine.open_adapter(chosen, seed=2)
+        assert other.index == slot.index
+        await engine.generate(GenerateRequest(ids, 3, adapter=other))
+        assert step.cancelled()
+        assert engine.trained_tokens == 0
         await engine.close()
 
     asyncio.run(main())

@@ -46,7 +46,10 @@ def reused(engine: FakeEngine) -> list[int | None]:
 def test_a_generation_is_handed_the_base_models_last_one(
     method: Method, expected: list[int | None]
 ) -> None:
-    assert reused(play(method, lambda *_: "1", trials=4).engine) == expected
+    engine = play(method, lambda *_: "1", trials=4).engine
+    assert reused(engine) == expected
+    awaited = [request.awaited for request in engine.generations]
+    assert awaited == [request.adapter is not None for request in engine.generations]
 
 
 @pytest.mark.parametrize("method", ["revision", "self-refine", "best-of-n"])

@@ -55,6 +55,7 @@ def test_a_change_comes_from_question_attempt_and_feedback_together(
     assert scene.engine.kept[0].token_ids == attempt
     # The next trial of the base model may go on from it; nothing is learned from edited ones.
     assert [r.keep for r in scene.engine.generations] == [True, False, True]
+    assert [r.awaited for r in scene.engine.generations] == [True, False, True]
     assert scene.engine.generations[2].reuse is scene.engine.kept[0]
     (target,) = request.targets
     assert target.after == 1

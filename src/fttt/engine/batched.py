@@ -233,6 +233,7 @@ class BatchedEngine:
     def _turn(self) -> None:
         """One look at what runs, and one train or prefill pass where it is due."""
         self._collect()
+        self._lessons.drop_cancelled()
         running = len(self._running) + self._searcher.running
         searches = self._searcher.admissible(self._rows())
         lessons = self._learner.due(self._lessons) if self._learner else 0
@@ -358,7 +359,8 @@ class BatchedEngine:
         else:
             whole = request.prompt_ids + ids
             adapted = lane.slot >= 0
-            awaited = self._learner is not None and self._learner.reads(adapted=adapted)
+            reads = self._learner is not None and self._learner.reads(adapted=adapted)
+            awaited = reads and request.awaited
             kept = self._cache.keep(lane.row, whole, adapted=adapted, awaited=awaited)
         if job.answer.cancelled():
             return

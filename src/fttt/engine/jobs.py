@@ -164,6 +164,11 @@ class TrainPass:
 class LessonQueue(deque[TrainJob]):
     """Train requests in the order of their arrival."""
 
+    def drop_cancelled(self) -> None:
+        """Forget requests that nobody waits for; their slots may be others' by now."""
+        for job in [job for job in self if job.answer.cancelled()]:
+            self.remove(job)
+
     def next_pass(self, cache: KVCache, tokens: int) -> TrainPass:
         """Take requests of different adapters until ``tokens`` are reached, one at least.
 

@@ -106,6 +106,8 @@ class GenerateRequest:
     adapter: AdapterSlot | None = None
     keep: bool = False
     """Hold keys and values after the end (``Generation.kept``) until they are closed."""
+    awaited: bool = True
+    """Whether a train step may come for what is kept, so that rows are taken back there last."""
     reuse: Kept | None = None
     """A kept sequence that begins as the prompt does, the last turn of a conversation, say. Where
     neither has an adapter and most of the prompt is still held, its row becomes this request's and

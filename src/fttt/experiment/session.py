@@ -168,6 +168,8 @@ class QuestionSession:
                 stop_ids=bench.stop_ids,
                 adapter=None if adapter is None else cast(AdapterSlot, adapter),
                 keep=self._keeps(adapter, trial),
+                awaited=trial is not None
+                and self._sequences.learns_from(adapted=adapter is not None),
             )
 
             def request(n: int) -> GenerateRequest:
@@ -188,7 +190,7 @@ class QuestionSession:
     def _keeps(self, adapter: Adapter | None, trial: int | None) -> bool:
         """Whether a train step, or another generation of the base model, may follow."""
         if adapter is not None:
-            return trial is not None and self._sequences.learns_from_adapted
+            return trial is not None and self._sequences.learns_from(adapted=True)
         return self.budget > 1 and not self.bench.method.together
 
     async def search(self, beams: int, trial: int) -> tuple[Completion, ...]:

@@ -59,11 +59,12 @@ class WrittenSequences:
         """Take note of a sequence."""
         self._written[number] = written
 
-    @property
-    def learns_from_adapted(self) -> bool:
-        """Whether train steps read what the adapter wrote, not only what the base model did."""
+    def learns_from(self, *, adapted: bool) -> bool:
+        """Whether train steps read what the adapter wrote, or what the base model did."""
         spec = self._spec
-        return isinstance(spec, LoRASpec) or (isinstance(spec, WeightDeltaSpec) and spec.accumulate)
+        if isinstance(spec, WeightDeltaSpec):
+            return spec.accumulate or not adapted
+        return isinstance(spec, LoRASpec) and adapted
 
     async def generate(self, request: GenerateRequest) -> Generation:
         """Generate; the base model's last sequence may begin as this one does."""
