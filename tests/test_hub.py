@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from fttt.errors import UsageError
 from fttt.hub import from_hub
 from fttt.models.loader import load_config
 from fttt.tasks.files import read_hub
+from fttt.testing import save_tiny_model
 
 
 def unknown(*_: Any, **__: Any) -> None:
@@ -27,7 +29,7 @@ def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("no_proxy")
 def test_without_a_connection_only_the_cache_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
-    with from_hub():
+    with from_hub("nobody/nothing"):
         assert is_offline_mode()
     assert not is_offline_mode()
 
@@ -37,7 +39,7 @@ def test_with_one_the_hub_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
     monkeypatch.setattr(socket, "getaddrinfo", lambda *a: asked.append(a))
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "https://mirror.example:8443/hf")
-    with from_hub():
+    with from_hub("nobody/nothing"):
         assert not is_offline_mode()
     assert asked == [("mirror.example", 8443)]
 
@@ -45,8 +47,14 @@ def test_with_one_the_hub_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_proxy_resolves_names_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
     monkeypatch.setattr(fttt.hub, "getproxies", lambda: {"https": "http://proxy:3128"})
-    with from_hub():
+    with from_hub("nobody/nothing"):
         assert not is_offline_mode()
+
+
+@pytest.mark.usefixtures("no_proxy")
+def test_a_folder_needs_no_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_: pytest.fail("asked"))
+    assert load_config(str(save_tiny_model(tmp_path / "tiny"))).model_type == "llama"
 
 
 @pytest.mark.usefixtures("no_proxy")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from unittest.mock import patch
 from urllib.parse import urlsplit
 from urllib.request import getproxies
@@ -15,13 +16,15 @@ __all__ = ["from_hub"]
 
 
 @contextmanager
-def from_hub() -> Iterator[None]:
+def from_hub(name: str) -> Iterator[None]:
     """Read from the hub, or from its cache alone where the hub's name cannot be resolved.
 
     The hub's client would retry for half a minute, and say so each time, before it looks there.
-    Behind a proxy names are the proxy's to resolve, so nothing is asked.
+    Behind a proxy names are the proxy's to resolve, so nothing is asked; nor for a ``name`` that is
+    a folder here, since to learn that nothing resolves may take as long.
     """
-    with patch.object(constants, "HF_HUB_OFFLINE", constants.HF_HUB_OFFLINE or not _resolves()):
+    offline = constants.HF_HUB_OFFLINE or not (Path(name).is_dir() or _resolves())
+    with patch.object(constants, "HF_HUB_OFFLINE", offline):
         yield
 
 

@@ -160,6 +160,13 @@ def test_a_folder_of_another_sweep_is_refused(play: Play) -> None:
         play(config(methods=["best-of-n"], seeds=[7]))
 
 
+def test_a_sweep_file_that_was_cut_off_is_one_sentence(play: Play) -> None:
+    play(config(methods=["best-of-n"]))
+    (play.folder / "sweep.toml").write_text('methods = ["best')
+    with pytest.raises(UsageError, match=r"sweep\.toml' cannot be read: .*; remove it"):
+        play(config(methods=["best-of-n"]))
+
+
 def test_a_sweep_goes_on_with_fewer_sequences_at_once(play: Play) -> None:
     (run,) = play(config(methods=["best-of-n"]))
     (again,) = play(config(methods=["best-of-n"], base={**BASE, "engine": {"batch_size": 2}}))

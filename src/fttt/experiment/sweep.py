@@ -232,6 +232,11 @@ def _check_folder(grid: Grid) -> None:
                 f"The folder {str(grid.folder)!r} holds another sweep than the one asked for; "
                 "choose another --out."
             )
+    except ValueError as error:  # half written, or not ours
+        raise UsageError(
+            f"The file {str(path)!r} cannot be read: {error}; remove it if the folder's runs are "
+            "those of this sweep, or choose another --out."
+        ) from None
     except OSError as error:
         raise _cannot_write(grid, error) from error
 

@@ -112,7 +112,7 @@ def load_config(name: str) -> Any:
     check_model(name)
     path = _folder_or_hub_name(find_model(name))
     try:
-        with from_hub():
+        with from_hub(path):
             return AutoConfig.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
@@ -160,7 +160,7 @@ def _read(source: ModelSource, dtype: torch.dtype, device: torch.device) -> tupl
 
     path = _folder_or_hub_name(source)
     try:
-        with without_bars(), from_hub():
+        with without_bars(), from_hub(path):
             tokenizer = AutoTokenizer.from_pretrained(path)
             model: Any = AutoModelForCausalLM.from_pretrained(
                 path, dtype=dtype, use_safetensors=True, trust_remote_code=False

@@ -34,7 +34,7 @@ def pull(name: str, revision: str | None = None) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        with from_hub():
+        with from_hub(name):
             return Path(snapshot_download(name, revision=revision, allow_patterns=[*SHARED]))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise RunError(

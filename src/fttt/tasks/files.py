@@ -108,7 +108,7 @@ def read_hub(name: str, config: str | None, split: str, fields: Sequence[str]) -
             "pip install 'fttt[hub]', or give a local copy with --data-dir."
         ) from None
     try:
-        with from_hub():
+        with from_hub(name):
             rows = [dict(row) for row in datasets.load_dataset(name, config, split=split)]
     except Exception as error:  # datasets raises whatever its transport, cache or parser raises
         reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
