@@ -90,6 +90,15 @@ def test_what_cannot_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         plan(batch_size=10**6, concurrency=10**6)
 
 
+def test_the_last_row_for_a_finished_sequence_is_given_up_before_a_batch_size_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    least = plan(batch_size=4, concurrency=4)
+    free = least.total_bytes - least.weight_bytes
+    monkeypatch.setattr("fttt.engine.plan.free_bytes", lambda device: free)
+    assert plan(batch_size=4, concurrency=5) == least
+
+
 def test_an_unknown_projection_is_refused_by_name() -> None:
     with pytest.raises(UsageError, match=r"No linear layer 'query'.*q_proj"):
         target_layers(tiny_model().model, LoRASpec(targets=("query",)))

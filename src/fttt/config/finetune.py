@@ -70,7 +70,11 @@ class TrainingSection(Section):
         ge=1,
         description="stop after N validations without a lower loss, and keep the best weights",
     )
-    batch_tokens: int = Field(8192, ge=1, description="tokens that run at once; changes no result")
+    batch_tokens: int = Field(
+        8192,
+        ge=1,
+        description="tokens that run at once; changes no result but the draw of LoRA's dropout",
+    )
     gradient_checkpointing: bool = Field(
         False, description="compute activations twice instead of keeping them"
     )

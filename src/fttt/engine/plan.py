@@ -130,7 +130,7 @@ def plan_memory(
     while needed() > free:
         if slots > rows:
             slots = max(rows, slots * 7 // 8)
-        elif rows > wanted + 1:
+        elif rows > wanted:
             rows = max(wanted, rows * 7 // 8)
         elif batch_size is None and wanted > max(1, beams):
             wanted = rows = max(1, beams, wanted * 7 // 8)

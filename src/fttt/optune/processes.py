@@ -45,9 +45,10 @@ class Processes:
                 "gives each process its own, and choose GPUs by CUDA_VISIBLE_DEVICES."
             )
         accelerate: Any = import_module("accelerate")
+        # where that is not said of a machine without a GPU, each process would be the only one
+        cpu = pick_device(device).type == "cpu"
         self._accelerator = accelerate.Accelerator(
-            cpu=pick_device(device).type
-            == "cpu",  # else it would take each process for the only one
+            cpu=cpu,
             log_with=None if tracker == "none" else tracker,
             project_dir=str(folder),
         )
