@@ -1,6 +1,7 @@
 """Generation against ``transformers.generate``, and its independence of the batch."""
 
 import asyncio
+import gc
 from collections.abc import Sequence
 from typing import Any
 
@@ -138,6 +139,21 @@ def test_closing_fails_what_waits_and_frees_the_model() -> None:
 
     asyncio.run(main())
     assert loaded.model.config._attn_implementation == before
+
+
+def test_a_failed_engine_refuses_what_comes_later_and_says_no_more(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def main() -> None:
+        engine = BatchedEngine(tiny_model(), max_length=200)
+        engine._fail(RunError("The device is lost."))
+        with pytest.raises(RunError, match="lost"):
+            await engine.generate(GenerateRequest((5, 6, 7), 3))
+        await engine.close()
+
+    asyncio.run(main())
+    gc.collect()
+    assert not caplog.records  # as asyncio writes of errors that nobody asked for
 
 
 def test_a_cancelled_request_gives_its_row_back() -> None:

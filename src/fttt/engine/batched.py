@@ -144,9 +144,9 @@ class BatchedEngine:
             RunError: the device ran out of memory, or the engine was closed.
         """
         check_fits(request, self.max_length)
+        self._start()
         job: GenerateJob = Job(request, asyncio.get_running_loop().create_future())
         self._waiting.append(job)
-        self._start()
         return await job.answer
 
     async def beam(self, request: BeamRequest) -> tuple[Generation, ...]:
@@ -162,9 +162,9 @@ class BatchedEngine:
                 f"This engine searches with 1 to {self.plan.search_lanes} beams, not "
                 f"{request.beams}; plan it with beams={request.beams}."
             )
+        self._start()
         job: BeamJob = Job(request, asyncio.get_running_loop().create_future())
         self._searcher.waiting.append(job)
-        self._start()
         return await job.answer
 
     async def train(self, request: TrainRequest) -> Trained:
@@ -177,9 +177,9 @@ class BatchedEngine:
         if self._learner is None:
             raise RunError("This engine was built without adapters, so it cannot train.")
         self._learner.check(request)
+        self._start()
         job: TrainJob = Job(request, asyncio.get_running_loop().create_future())
         self._lessons.append(job)
-        self._start()
         return await job.answer
 
     async def open_adapter(self, spec: AdapterSpec, seed: int) -> Slot:
@@ -201,6 +201,7 @@ class BatchedEngine:
             self._bank.detach()
 
     def _start(self) -> None:
+        """Let the loop look at what is about to be queued; an engine that failed takes nothing."""
         if self._failure is not None:
             raise self._failure
         self._wake.set()
