@@ -26,8 +26,11 @@ def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fttt.hub, "getproxies", dict)
 
 
-@pytest.mark.usefixtures("no_proxy")
-def test_without_a_connection_only_the_cache_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("proxies", [{}, {"no": "localhost"}])
+def test_without_a_connection_only_the_cache_is_asked(
+    proxies: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fttt.hub, "getproxies", lambda: proxies)
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
     with from_hub("nobody/nothing"):
         assert is_offline_mode()

@@ -29,9 +29,9 @@ def from_hub(name: str) -> Iterator[None]:
 
 
 def _resolves() -> bool:
-    if getproxies():
-        return True
     address = urlsplit(constants.ENDPOINT)
+    if {address.scheme, "all"} & getproxies().keys():  # not "no", which names exceptions
+        return True
     try:
         socket.getaddrinfo(address.hostname, address.port or 443)
     except OSError:
