@@ -214,7 +214,7 @@ def test_a_training_that_was_stopped_after_its_last_step_only_writes_its_result(
 
 
 def test_an_early_stop_keeps_the_best_weights(
-    tmp_path: Path, run_train: Any, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, run_train: Any, make_plan: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     losses = {1: 5.0, 2: 3.0, 3: 4.0, 4: 3.5, 5: 1.0}
 
@@ -224,6 +224,17 @@ def test_an_early_stop_keeps_the_best_weights(
     monkeypatch.setattr(SolutionTrainer, "prediction_step", scripted)
     info = run_train("lora", tmp_path / "out", training={"every": 1, "early_stop": 2})
     assert (info.step, info.validation_loss) == (2, 3.0)
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    early = {"every": 1, "early_stop": 2}
+    with monkeypatch.context() as patch:
+        patch.setattr(train_module, "_finish", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run_train("lora", tmp_path / "killed", training=early)
+    again = train(make_plan("lora", training=early), tmp_path / "killed", resume=True)
+    assert (again.step, again.tokens) == (2, info.tokens), "it had stopped, and trains no further"
     with monkeypatch.context():
         shorter = {"every": 1, "max_steps": 6}
         kept = weights(tmp_path / "out")

@@ -10,7 +10,15 @@ from transformers import TrainerCallback
 from fttt.finetune.trainer import SolutionTrainer
 from fttt.progress import StepProgress
 
-__all__ = ["EarlyStop", "ShowSteps"]
+__all__ = ["EarlyStop", "ShowSteps", "has_stopped"]
+
+
+def has_stopped(state: Any, patience: int | None) -> bool:
+    """Whether so many validations up to a ``TrainerState`` have not lowered the loss."""
+    if patience is None:
+        return False
+    since: int = state.global_step - (state.best_global_step or 0)
+    return since >= patience * int(state.eval_steps)
 
 
 class EarlyStop(TrainerCallback):
@@ -21,9 +29,7 @@ class EarlyStop(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """The trainer has compared the validation loss with the best one before it saves."""
-        since = state.global_step - (state.best_global_step or 0)
-        if since >= self._patience * args.eval_steps:
-            control.should_training_stop = True
+        control.should_training_stop |= has_stopped(state, self._patience)
 
 
 class ShowSteps(TrainerCallback):

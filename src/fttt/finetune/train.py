@@ -22,7 +22,7 @@ from transformers import PrinterCallback, TrainerState, TrainingArguments, set_s
 from fttt.config import FinetuneConfig, to_toml
 from fttt.config.finetune import FullSettings
 from fttt.errors import RunError, UsageError
-from fttt.finetune.callbacks import EarlyStop, ShowSteps
+from fttt.finetune.callbacks import EarlyStop, ShowSteps, has_stopped
 from fttt.finetune.checkpoint import INFO_FILE, FinetuneInfo, publish, read_info, write_info
 from fttt.finetune.methods import prepare
 from fttt.finetune.plan import FinetunePlan, processes, sharded
@@ -60,7 +60,8 @@ def train(plan: FinetunePlan, folder: Path, *, resume: bool = False) -> Finetune
     if begin:
         _check_launch(begin[0])
         state = TrainerState.load_from_json(str(begin[0] / "trainer_state.json"))
-        if state.global_step >= state.max_steps:  # it was stopped after its last step
+        early = has_stopped(state, plan.config.training.early_stop)
+        if early or state.global_step >= state.max_steps:  # it was stopped after its last step
             return _finish_together(folder, state, begin[0], plan.config.engine.device)
     try:
         trainer, progress = _trainer(plan, folder, begin[0] if begin else None)
