@@ -15,13 +15,14 @@ from unittest.mock import patch
 
 import torch
 from torch import Tensor
+from torch.nn.attention import sdpa_kernel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from fttt.engine.attention import NAME
+from fttt.engine.attention import KERNELS, NAME
 from fttt.engine.batch import Batch, Segment
 from fttt.engine.cache import KVCache
 from fttt.engine.plan import LOGIT_BYTES
-from fttt.engine.stand_ins import stand_ins_for
+from fttt.engine.stand_ins import StandIns, stand_ins_for
 from fttt.engine.trainer import run_model
 from fttt.models.loader import Prefix
 
@@ -29,14 +30,18 @@ __all__ = ["pack_sequences", "prepared", "weighted_nll"]
 
 
 @contextmanager
-def prepared(model: Any) -> Iterator[None]:
-    """Let a model run packed sequences outside an engine; it gets its own code back at the end."""
+def prepared(model: Any, *, faster: bool = True) -> Iterator[None]:
+    """Let a model run packed sequences outside an engine; it gets its own code back at the end.
+
+    ``faster=False`` leaves all but attention to the model's own code.
+    """
     before = model.config._attn_implementation
-    stand_ins = stand_ins_for(model, model.device)
+    stand_ins = stand_ins_for(model, model.device) if faster else StandIns([])
     model.set_attn_implementation(NAME)
     stand_ins.enable()
     try:
-        yield
+        with sdpa_kernel(KERNELS):
+            yield
     finally:
         stand_ins.disable()
         model.set_attn_implementation(before)

@@ -19,12 +19,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention import sdpa_kernel
 
-from fttt.engine.attention import KERNELS, NAME
 from fttt.engine.batch import by_length
-from fttt.engine.sequences import pack_sequences
-from fttt.engine.stand_ins import stand_ins_for
+from fttt.engine.sequences import pack_sequences, prepared
 from fttt.models.loader import Prefix
 from fttt.training.gold import GoldExample
 
@@ -118,17 +115,12 @@ class PackedPasses:
     def __enter__(self) -> PackedPasses:
         inner = self._inner
         with ExitStack() as stack:
-            stack.callback(inner.set_attn_implementation, inner.config._attn_implementation)
-            inner.set_attn_implementation(NAME)
-            stack.enter_context(sdpa_kernel(KERNELS))
+            faster = self._fused and inner.device.type == "cuda"
+            stack.enter_context(prepared(inner, faster=faster))
             begin = inner.register_forward_pre_hook(self._begin, with_kwargs=True)
             stack.callback(begin.remove)
             pick = inner.get_output_embeddings().register_forward_pre_hook(self._pick)
             stack.callback(pick.remove)
-            if self._fused and inner.device.type == "cuda":
-                stand_ins = stand_ins_for(inner, inner.device)
-                stand_ins.enable()
-                stack.callback(stand_ins.disable)
             self._open = stack.pop_all()
         return self
 

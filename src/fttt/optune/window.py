@@ -17,9 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.attention import sdpa_kernel
 
-from fttt.engine.attention import KERNELS
 from fttt.engine.batch import Batch
 from fttt.engine.deltas import changed
 from fttt.engine.factors import FactoredDelta, Factors
@@ -90,12 +88,10 @@ class WindowRunner:
         self._hidden: dict[GoldExample, Tensor] = {}
         self._room = reuse_bytes
 
-    @sdpa_kernel(KERNELS)
     def record(self, examples: Sequence[AttemptExample]) -> list[Part]:
         """The factors of examples under the unmodified model, those not finite left out."""
         return [part for group in self._groups(examples) for part in self._record(group)]
 
-    @sdpa_kernel(KERNELS)
     def gradient(self, parts: Sequence[Part], seed: int, step: int) -> Sums:
         """The sums of loss and gradient of recorded examples, under dropout.
 
@@ -113,7 +109,6 @@ class WindowRunner:
         return sums
 
     @torch.no_grad()
-    @sdpa_kernel(KERNELS)
     def losses(self, parts: Sequence[Part], *, change: bool = True) -> Sums:
         """The sum of losses without dropout or gradient; ``change=False`` is the base model's."""
         sums = self.nothing()
