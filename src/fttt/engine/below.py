@@ -83,6 +83,4 @@ def _held_tokens(context: Kept | tuple[int, ...], ids: tuple[int, ...]) -> tuple
     """The row that holds a sequence's first tokens, and how many; one at least is left to run."""
     if not isinstance(context, KeptRow) or context.row is None:
         return 0, 0
-    most = min(len(context.token_ids), len(ids)) - 1  # the last of the row's own is not held
-    pairs = zip(context.token_ids[:most], ids, strict=False)
-    return context.row, next((n for n, (a, b) in enumerate(pairs) if a != b), most)
+    return context.row, context.shared(ids)

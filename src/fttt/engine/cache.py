@@ -184,6 +184,15 @@ class KeptRow:
         """Prompt and completion, as the model saw them."""
         return self._token_ids
 
+    def shared(self, ids: Sequence[int]) -> int:
+        """How many of the first of ``ids`` are its own as well and lie in the row.
+
+        Of either, the last token is left: its own is not held, and theirs has to be run.
+        """
+        most = min(len(self._token_ids), len(ids)) - 1
+        pairs = zip(self._token_ids[:most], ids, strict=False)
+        return next((n for n, (a, b) in enumerate(pairs) if a != b), most)
+
     def evict(self) -> int:
         """Forget the row and return it; the tokens stay known."""
         assert self.row is not None

@@ -139,9 +139,7 @@ def _held_tokens(request: GenerateRequest) -> int:
         return 0
     if kept.adapted or request.adapter is not None:
         return 0
-    most = min(len(kept.token_ids), len(prompt)) - 1  # a last token is not held, or has to be run
-    pairs = zip(kept.token_ids[:most], prompt, strict=False)
-    same = next((n for n, (a, b) in enumerate(pairs) if a != b), most)
+    same = kept.shared(prompt)
     return same if 2 * same >= len(prompt) else 0
 
 
