@@ -86,8 +86,9 @@ class WrittenSequences:
         if written.kept is not None:
             return written.kept
         ids, held = written.token_ids, self._held
-        reads_any = isinstance(self._spec, WeightDeltaSpec)
-        return held if reads_any and held is not None and held.token_ids == ids else ids
+        if held is not None and held.token_ids == ids and self.learns_from(adapted=False):
+            return held
+        return ids
 
     def release(self) -> None:
         """Let go what was held for the train steps of a trial."""
