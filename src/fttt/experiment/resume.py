@@ -11,7 +11,7 @@ from fttt.experiment.adapters import network_fingerprint
 from fttt.experiment.plan import Plan, prepare, settle
 from fttt.store import Run, fingerprint
 
-__all__ = ["MAY_DIFFER", "resume_plan"]
+__all__ = ["MAY_DIFFER", "leaves", "resume_plan"]
 
 MAY_DIFFER = frozenset({"engine.batch_size", "engine.device"})
 """Settings that change no draw, so that another machine, or one with less memory free, may finish a
@@ -25,8 +25,8 @@ def resume_plan(run: Run, values: Mapping[str, Any]) -> Plan:
         UsageError: a setting contradicts the folder's, or the data have changed since.
     """
     config, _, settings = settle(build(RunConfig, values, "the settings"))
-    own = dict(_leaves(build(RunConfig, run.config, f"{run.path}/config.toml").to_toml()))
-    asked = dict(_leaves(config.to_toml()))
+    own = dict(leaves(build(RunConfig, run.config, f"{run.path}/config.toml").to_toml()))
+    asked = dict(leaves(config.to_toml()))
     for name in sorted({*own, *asked}, key=lambda name: (name.count("."), name)):
         if own.get(name) != asked.get(name) and name not in MAY_DIFFER:
             raise UsageError(
@@ -63,9 +63,10 @@ def _check_weights(run: Run, config: RunConfig) -> None:
         )
 
 
-def _leaves(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The settings of nested tables, by their names as ``section.field``."""
     for key, value in table.items():
         if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
+            yield from leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value

@@ -19,7 +19,7 @@ from fttt.config import RunConfig, build, merge
 from fttt.errors import RunError, UsageError
 from fttt.experiment.plan import check_names, prepare, with_weights
 from fttt.experiment.progress import Progress
-from fttt.experiment.resume import MAY_DIFFER, resume_plan
+from fttt.experiment.resume import MAY_DIFFER, leaves, resume_plan
 from fttt.experiment.runner import Cell, MakeEngine, run_cells
 from fttt.methods import find_method
 from fttt.models import LoadedModel
@@ -258,9 +258,8 @@ def _content(grid: Grid) -> str:
 
 def _drawn(content: str) -> dict[str, Any]:
     """What a sweep's file says of what is drawn."""
-    table = tomllib.loads(content)
-    engine = table.get("base", {}).pop("engine", {})
-    return {**table, "engine": {k: v for k, v in engine.items() if f"engine.{k}" not in MAY_DIFFER}}
+    found = dict(leaves(tomllib.loads(content)))
+    return {key: v for key, v in found.items() if key.removeprefix("base.") not in MAY_DIFFER}
 
 
 def _cannot_write(grid: Grid, error: OSError) -> RunError:
