@@ -34,7 +34,7 @@ a small part of the work, and a second pass through all layers costs more."""
 
 def collate(examples: Sequence[GoldExample]) -> dict[str, Any]:
     """One batch: the ``samples``, and their ``length [B]``, which the trainer counts them by."""
-    lengths = [len(e.prompt_ids) + len(e.solution_ids) for e in examples]
+    lengths = [e.length for e in examples]
     return {"length": torch.tensor(lengths), "samples": list(examples)}
 
 
@@ -55,7 +55,7 @@ class Group:
         found: list[int] = []
         end = 0
         for e in self.samples:
-            end += len(e.prompt_ids) + len(e.solution_ids) - 1
+            end += e.length - 1
             found += range(end - len(e.solution_ids), end)
         return found
 
@@ -77,7 +77,7 @@ def groups(samples: Sequence[GoldExample], most: int, at_least: int = 1) -> list
         most: tokens that a group may have; a longer sample runs alone.
         at_least: as many groups come of it where there are as many samples.
     """
-    lengths = [len(e.prompt_ids) + len(e.solution_ids) for e in samples]
+    lengths = [e.length for e in samples]
     parts = by_length(
         lengths, lambda padded, own: own <= most and padded <= MOST_PADDING * min(own, most)
     )

@@ -186,7 +186,7 @@ def _examples(
     prefix = getattr(plan.settings, "length", 0)
     most = min(data.max_length, loaded.max_context - prefix)
     all_of_them = gold_examples(plan.questions, loaded.chat)
-    fitting = [e for e in all_of_them if len(e.prompt_ids) + len(e.solution_ids) <= most]
+    fitting = [e for e in all_of_them if e.length <= most]
     kept = held_out([e.question_id for e in fitting], data.held_out, plan.config.seed)
     learned = [e for e in fitting if e.question_id not in kept]
     if not learned:

@@ -166,9 +166,9 @@ class SolutionTrainer(Trainer):
         return [(group, True) for group in cuts] + [(Group((other,)), False)] * idle
 
     def _count(self, samples: list[GoldExample]) -> None:
-        prompts = sum(len(e.prompt_ids) for e in samples)
         solutions = sum(len(e.solution_ids) for e in samples)
-        own = torch.tensor([prompts + solutions, solutions], device=self.args.device)
+        both = sum(e.length for e in samples)
+        own = torch.tensor([both, solutions], device=self.args.device)
         tokens, trained = self.accelerator.reduce(own, "sum").tolist()
         self.counts.tokens += tokens
         self.counts.trained_tokens += trained

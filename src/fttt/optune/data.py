@@ -115,7 +115,7 @@ def attempt_examples(
         chosen = [t for t in record.trials if attempts == "all" or t.verdict != "correct"]
         for trial in chosen[:max_attempts]:
             ids = conversation_ids(chat, gold.prompt_ids, trial, feedback)
-            if max(len(ids), len(gold.prompt_ids) + len(gold.solution_ids)) > max_length:
+            if max(len(ids), gold.length) > max_length:
                 too_long += 1
                 continue
             examples.append(AttemptExample(f"{trial.question_id}#{trial.trial}", ids, gold))

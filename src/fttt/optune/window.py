@@ -203,8 +203,7 @@ class WindowRunner:
 
 
 def _tokens(example: AttemptExample) -> int:
-    gold = example.gold
-    return len(example.conversation_ids) + len(gold.prompt_ids) + len(gold.solution_ids)
+    return len(example.conversation_ids) + example.gold.length
 
 
 def _solution_tokens(batch: Batch, counts: Sequence[int]) -> tuple[Tensor, Tensor]:

@@ -28,6 +28,11 @@ class GoldExample:
     solution_ids: tuple[int, ...]
     """What follows, the token that ends an answer included: the tokens that carry the loss."""
 
+    @property
+    def length(self) -> int:
+        """Tokens of both."""
+        return len(self.prompt_ids) + len(self.solution_ids)
+
 
 def check_trainable(task: Task, split: str) -> None:
     """Refuse a task that has nothing to learn from.
