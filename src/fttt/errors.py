@@ -13,7 +13,9 @@ A message is one sentence that names what failed, the value, what is allowed, an
 
 from __future__ import annotations
 
-__all__ = ["FTTTError", "RunError", "UsageError"]
+from pathlib import Path
+
+__all__ = ["FTTTError", "RunError", "UsageError", "cannot_write"]
 
 
 class FTTTError(Exception):
@@ -32,3 +34,11 @@ class RunError(FTTTError):
     """A run that had begun could not go on; what was finished is on disk."""
 
     exit_code = 1
+
+
+def cannot_write(folder: Path, error: OSError) -> RunError:
+    """The error of an output folder that cannot be made or written."""
+    return RunError(
+        f"Cannot write the output folder {str(folder)!r}: {error.strerror}; "
+        "name another with --out."
+    )

@@ -16,7 +16,7 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field
 
 from fttt.config import RunConfig, build, merge
-from fttt.errors import RunError, UsageError
+from fttt.errors import UsageError, cannot_write
 from fttt.experiment.plan import check_names, prepare, with_weights
 from fttt.experiment.progress import Progress
 from fttt.experiment.resume import MAY_DIFFER, leaves, resume_plan
@@ -238,7 +238,7 @@ def _check_folder(grid: Grid) -> None:
             "those of this sweep, or choose another --out."
         ) from None
     except OSError as error:
-        raise _cannot_write(grid, error) from error
+        raise cannot_write(grid.folder, error) from error
 
 
 def _claim(grid: Grid) -> None:
@@ -249,7 +249,7 @@ def _claim(grid: Grid) -> None:
             grid.folder.mkdir(parents=True, exist_ok=True)
             path.write_text(_content(grid), encoding="utf-8")
     except OSError as error:
-        raise _cannot_write(grid, error) from error
+        raise cannot_write(grid.folder, error) from error
 
 
 def _content(grid: Grid) -> str:
@@ -260,13 +260,6 @@ def _drawn(content: str) -> dict[str, Any]:
     """What a sweep's file says of what is drawn."""
     found = dict(leaves(tomllib.loads(content)))
     return {key: v for key, v in found.items() if key.removeprefix("base.") not in MAY_DIFFER}
-
-
-def _cannot_write(grid: Grid, error: OSError) -> RunError:
-    return RunError(
-        f"Cannot write the output folder {str(grid.folder)!r}: {error.strerror}; "
-        "name another with --out."
-    )
 
 
 def _unsolved(run: Run) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import tomli_w
 
-from fttt.errors import RunError, UsageError
+from fttt.errors import RunError, UsageError, cannot_write
 from fttt.store.events import (
     GenerationEvent,
     History,
@@ -136,10 +136,7 @@ class RunWriter:
             write_whole(path / ENVIRONMENT, json.dumps(environment, indent=2) + "\n")
             write_whole(path / CONFIG, heading + tomli_w.dumps(config, multiline_strings=True))
         except OSError as error:
-            raise RunError(
-                f"Cannot write the output folder {str(path)!r}: {error.strerror}; "
-                "name another with --out."
-            ) from error
+            raise cannot_write(path, error) from error
         return cls(path)
 
     def history(self, question_id: str) -> History:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fttt.errors import RunError, UsageError
+from fttt.errors import UsageError, cannot_write
 
 __all__ = ["begin_folder", "held_folder"]
 
@@ -31,14 +31,14 @@ def begin_folder(folder: Path, command: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         held = any(folder.iterdir())
     except OSError as error:
-        raise _cannot_write(folder, error) from error
+        raise cannot_write(folder, error) from error
     if held:
         raise UsageError(
             f"The folder {str(folder)!r} is not empty; name another with --out, or go on with "
             f"the training in it by `{command} {folder}`."
         )
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise _cannot_write(folder, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
+        raise cannot_write(folder, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
 
 
 @contextmanager
@@ -62,10 +62,3 @@ def held_folder(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
-
-
-def _cannot_write(folder: Path, error: OSError) -> RunError:
-    return RunError(
-        f"Cannot write the output folder {str(folder)!r}: {error.strerror}; "
-        "name another with --out."
-    )
