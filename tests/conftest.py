@@ -1,7 +1,7 @@
-"""What tests of several layers share: checkpoints that need no training."""
+"""What tests of several layers share: one thread, and checkpoints that need no training."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,15 @@ class Tuned:
     """With PEFT's modules (or our adapters) in it, unmerged, in float32."""
     loaded: LoadedModel
     """The base model."""
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Threads of a tiny model only wait for one another, and round sums in another way."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 MakeCheckpoint = Callable[..., Tuned]

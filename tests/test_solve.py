@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 import fttt
 from fttt.methods.base import MethodSettings
@@ -19,11 +18,8 @@ from fttt.testing import TinyVerifier, save_tiny_model, tiny_model
 
 
 @pytest.fixture(scope="module")
-def model() -> Iterator[Any]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield tiny_model()
-    torch.set_num_threads(threads)
+def model(one_thread: None) -> Any:
+    return tiny_model()
 
 
 def test_a_question_is_tried_until_it_verifies(model: Any) -> None:

@@ -22,13 +22,7 @@ TRIALS, QUESTIONS = 4, 3
 FOLDERS = ("whole", "torn")
 
 
-@pytest.fixture(autouse=True)
-def _quiet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.chdir(tmp_path)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("elsewhere")
 
 
 def run(*words: str) -> int:

@@ -10,12 +10,13 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 
 from fttt.cli import main
 from fttt.store import Run
 from fttt.testing import save_tiny_model
 from fttt.types import Trial
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 QUESTIONS, TRIALS = 4, 6
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -28,13 +29,8 @@ def command(*words: str) -> list[str]:
 
 def run_here(*words: str) -> None:
     """Run to the end within this process, which has loaded torch already."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with pytest.raises(SystemExit) as ended:
-            main(["run", *words])
-    finally:
-        torch.set_num_threads(threads)
+    with pytest.raises(SystemExit) as ended:
+        main(["run", *words])
     assert ended.value.code == 0
 
 

@@ -23,30 +23,19 @@ from fttt.engine import (
 )
 from fttt.engine.cache import KeptRow, KVCache
 from fttt.engine.deltas import DeltaBank
-from fttt.engine.factors import Factors
 from fttt.engine.plan import plan_memory
 from fttt.engine.request import Kept
 from fttt.models import LoadedModel, Prefix
 from fttt.testing import tiny_model
+from fttt.testing.deltas import uphill
 
 EDITED = ("model.layers.3.self_attn.q_proj", "model.layers.2.self_attn.v_proj")  # of four
 PROMPTS = ("Hello", "What is 2 + 2?", "A longer question with more words.", "Hello", "And one more")
 FEEDBACK = ("Your answer is incorrect.", "No.", "Wrong again, think.")
 
 
-def predict(factors: Factors) -> dict[str, Tensor]:
-    """Uphill along the gradient's entries: large, and different for each example."""
-    found = {}
-    for name, x_NI in factors.x_NI.items():
-        pairs = [factors.segment_N == q for q in range(factors.examples)]
-        found[name] = torch.stack(
-            [3 * (factors.delta_NO[name][own].T @ x_NI[own].float()).tanh() for own in pairs]
-        )
-    return found
-
-
 def spec(*, accumulate: bool = False) -> WeightDeltaSpec:
-    return WeightDeltaSpec(EDITED, predict, accumulate, key="test")
+    return WeightDeltaSpec(EDITED, uphill, accumulate, key="test")
 
 
 def everything(context: tuple[int, ...], said: tuple[int, ...]) -> Target:

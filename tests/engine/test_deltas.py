@@ -19,6 +19,7 @@ from fttt.engine.plan import plan_memory
 from fttt.errors import RunError, UsageError
 from fttt.models import LoadedModel
 from fttt.testing import tiny_model
+from fttt.testing.deltas import uphill
 
 LAYERS = ("model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.v_proj")
 PROMPTS = ("Hello", "What is 2 + 2?", "A longer question with more words.", "Hi!", "And one more")
@@ -27,14 +28,7 @@ STEP = 3.0
 
 
 def predict(factors: Factors) -> dict[str, Tensor]:
-    """Uphill along the sign of the gradient's rows: large, and different for each example."""
-    found = {}
-    for name, x_NI in factors.x_NI.items():
-        pairs = [factors.segment_N == q for q in range(factors.examples)]
-        found[name] = torch.stack(
-            [STEP * (factors.delta_NO[name][own].T @ x_NI[own].float()).tanh() for own in pairs]
-        )
-    return found
+    return uphill(factors, STEP)
 
 
 def spec(*, accumulate: bool = False, predict: Any = predict) -> WeightDeltaSpec:

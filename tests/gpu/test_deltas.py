@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from fttt.engine import BatchedEngine, GenerateRequest, Target, TrainRequest, WeightDeltaSpec
 from fttt.engine.cache import KeptRow
@@ -21,6 +20,7 @@ from fttt.engine.sequences import pack_sequences, prepared
 from fttt.engine.upper import upper_part
 from fttt.models import LoadedModel
 from fttt.testing import tiny_model
+from fttt.testing.deltas import uphill
 
 pytest.importorskip("triton", reason="Triton is not installed (it comes with CUDA builds of torch)")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -87,17 +87,6 @@ def test_a_captured_step_reads_slots_and_changes_as_they_are_at_replay() -> None
         torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-4)
 
 
-def predict(factors: Factors) -> dict[str, Tensor]:
-    """Along the sign of the gradient's entries: large, and different for each example."""
-    found = {}
-    for name, x_NI in factors.x_NI.items():
-        pairs = [factors.segment_N == q for q in range(factors.examples)]
-        found[name] = torch.stack(
-            [3 * (factors.delta_NO[name][own].T @ x_NI[own].float()).tanh() for own in pairs]
-        )
-    return found
-
-
 def on_gpu(loaded: LoadedModel) -> LoadedModel:
     loaded.model.to("cuda")
     fields = {name: getattr(loaded, name) for name in loaded.__dataclass_fields__}
@@ -113,7 +102,7 @@ def trials(
     keep: bool = False,
 ) -> list[Any]:
     """Tokens and losses of some questions' trials with changes between; some run the base model."""
-    spec = WeightDeltaSpec(layers, predict, accumulate, key="test")
+    spec = WeightDeltaSpec(layers, uphill, accumulate, key="test")
     said = loaded.chat.turn_ids("Your answer is incorrect.", answer=False)
 
     async def question(engine: BatchedEngine, n: int) -> list[Any]:
@@ -187,7 +176,7 @@ def test_a_row_holds_what_the_layers_below_give(dtype: torch.dtype) -> None:
     """Of prompts, those that another row was copied from as well, and of what was written."""
     loaded = on_gpu(tiny_model(layers=4))
     loaded.model.to(dtype)
-    spec = WeightDeltaSpec(UPPER, predict, False, key="test")
+    spec = WeightDeltaSpec(UPPER, uphill, False, key="test")
     upper = upper_part(loaded.model, UPPER)
     assert upper is not None
     prompts = [tuple(range(5, 5 + n)) for n in (30, 7, 30, 64)]
