@@ -76,16 +76,7 @@ def tiny_model(
         torch.manual_seed(seed)
         model = _architecture(family, vocab_size, layers, max_context)
     model.eval().requires_grad_(False)
-    return LoadedModel(
-        name=f"tiny-{family}",
-        model=model,
-        tokenizer=tokenizer,
-        chat=ChatFormat(tokenizer),
-        stop_ids=(tokenizer.convert_tokens_to_ids("<|im_end|>"),),
-        max_context=max_context,
-        dtype="float32",
-        device="cpu",
-    )
+    return _loaded(f"tiny-{family}", model, tokenizer, max_context)
 
 
 def _architecture(family: str, vocab_size: int, layers: int, max_context: int) -> Any:
@@ -123,10 +114,13 @@ def fake_model(max_context: int = 4096) -> LoadedModel:
     """A loaded model without weights, to stand beside a :class:`FakeEngine`."""
     import torch
 
-    tokenizer = tiny_tokenizer()
+    return _loaded("fake", torch.nn.Identity(), tiny_tokenizer(), max_context)
+
+
+def _loaded(name: str, model: Any, tokenizer: Any, max_context: int) -> LoadedModel:
     return LoadedModel(
-        name="fake",
-        model=torch.nn.Identity(),
+        name=name,
+        model=model,
         tokenizer=tokenizer,
         chat=ChatFormat(tokenizer),
         stop_ids=(tokenizer.convert_tokens_to_ids("<|im_end|>"),),
