@@ -20,6 +20,7 @@ from fttt.engine.batch import Batch, Segment, by_length
 from fttt.engine.beam import BeamJob, BeamSearcher
 from fttt.engine.cache import KVCache
 from fttt.engine.decoder import CPUDecoder, CUDADecoder, Decoder, draw
+from fttt.engine.handover import handed_over
 from fttt.engine.jobs import (
     GenerateJob,
     Job,
@@ -27,6 +28,7 @@ from fttt.engine.jobs import (
     PrefillQueue,
     TrainJob,
     check_fits,
+    let_go,
 )
 from fttt.engine.learner import learner_for, make_bank
 from fttt.engine.plan import plan_memory
@@ -147,7 +149,7 @@ class BatchedEngine:
         self._start()
         job: GenerateJob = Job(request, asyncio.get_running_loop().create_future())
         self._waiting.append(job)
-        return await job.answer
+        return await handed_over(job.answer, let_go)
 
     async def beam(self, request: BeamRequest) -> tuple[Generation, ...]:
         """Search for the best continuations of one prompt; they come best first.
@@ -183,7 +185,12 @@ class BatchedEngine:
         return await job.answer
 
     async def open_adapter(self, spec: AdapterSpec, seed: int) -> Slot:
-        """Wait for a free slot and make it fresh; what is drawn is drawn from ``seed``."""
+        """Wait for a free slot and make it fresh; what is drawn is drawn from ``seed``.
+
+        Raises:
+            RunError: the engine was closed, or was built for other adapters.
+        """
+        self._start()
         if self._bank is None or spec != self._bank.spec:
             raise RunError(f"This engine was not built for adapters of {spec}.")
         return await self._bank.open(seed)
@@ -387,7 +394,7 @@ class BatchedEngine:
         for job in jobs:
             if not job.answer.done():
                 job.answer.set_exception(error)
-        self._waiting.clear()
-        self._running.clear()
-        self._lessons.clear()
-        self._searcher.clear()
+        for held in (self._waiting, self._running, self._lessons, self._searcher):
+            held.clear()
+        if self._bank is not None:
+            self._bank.fail(error)

@@ -25,6 +25,7 @@ __all__ = [
     "TrainJob",
     "TrainPass",
     "check_fits",
+    "let_go",
 ]
 
 Request = TypeVar("Request")
@@ -61,6 +62,12 @@ def check_fits(request: GenerateRequest | BeamRequest, max_length: int) -> None:
             f"A prompt of {len(request.prompt_ids)} tokens and {request.max_new_tokens} new ones "
             f"do not fit the {max_length} tokens of a row; lower --max-new-tokens."
         )
+
+
+def let_go(generation: Generation) -> None:
+    """Give back what is held of an answer that nobody waits for any more."""
+    if generation.kept is not None:
+        generation.kept.close()
 
 
 def lane_for(request: GenerateRequest, row: int, slot: int) -> Lane:

@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager
 from torch.utils.hooks import RemovableHandle
 
 from fttt.engine.batch import Batch
+from fttt.engine.handover import handed_over
 from fttt.engine.request import AdapterSpec
 
 __all__ = ["Bank", "Slot"]
@@ -50,13 +51,17 @@ class Bank(ABC):
         """Add each segment's adapter to the model's layers for one forward pass."""
 
     async def open(self, seed: int) -> Slot:
-        """Wait for a free slot and make it fresh."""
+        """Wait for a free slot and make it fresh.
+
+        Raises:
+            Exception: what :meth:`fail` was given before one came free.
+        """
         if self._free:
             index = self._free.popleft()
         else:
             future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
             self._waiting.append(future)
-            index = await future
+            index = await handed_over(future, self.give)
         self.fill(index, seed)
         return Slot(self, index)
 
@@ -68,6 +73,13 @@ class Bank(ABC):
                 future.set_result(index)
                 return
         self._free.append(index)
+
+    def fail(self, error: BaseException) -> None:
+        """Answer all that wait for a slot with an error."""
+        for future in self._waiting:
+            if not future.done():
+                future.set_exception(error)
+        self._waiting.clear()
 
     def detach(self) -> None:
         """Take the adapters off the model's layers."""
