@@ -68,8 +68,8 @@ class LoRALearner:
         """Anything can be learned from."""
 
     def reads(self, *, adapted: bool) -> bool:
-        """The adapter's own, whose keys and values are what it learns from."""
-        return adapted
+        """Those that the adapter learns from, by their keys and values."""
+        return self._bank.spec.learns_from(adapted=adapted)
 
     def due(self, queue: LessonQueue) -> int:
         """All, where the first one's context has a row or can have one."""
@@ -117,8 +117,8 @@ class DeltaLearner:
             )
 
     def reads(self, *, adapted: bool) -> bool:
-        """Any: what the layers below the edited ones gave is the same."""
-        return self._below is not None
+        """Those that the change learns from, by what the layers below the edited ones gave."""
+        return self._below is not None and self._bank.spec.learns_from(adapted=adapted)
 
     def due(self, queue: LessonQueue) -> int:
         """All: none needs a row."""

@@ -50,6 +50,10 @@ class LoRASpec:
     eps: float = 1e-8
     weight_decay: float = 0.0
 
+    def learns_from(self, *, adapted: bool) -> bool:
+        """Whether steps read what the adapter wrote, or what the base model did: the adapter's."""
+        return adapted
+
 
 @dataclass(frozen=True, slots=True)
 class WeightDeltaSpec:
@@ -68,6 +72,13 @@ class WeightDeltaSpec:
     takes its place, and the factors are those of the model as it is."""
     key: str
     """Names what ``predict`` does: specs of the same key and layers are the same."""
+
+    def learns_from(self, *, adapted: bool) -> bool:
+        """Whether steps read what the change wrote, or what the base model did.
+
+        The base model's; the change's too where another is added to it.
+        """
+        return self.accumulate or not adapted
 
 
 AdapterSpec = LoRASpec | WeightDeltaSpec

@@ -9,15 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from fttt.engine.request import (
-    AdapterSpec,
-    Engine,
-    GenerateRequest,
-    Generation,
-    Kept,
-    LoRASpec,
-    WeightDeltaSpec,
-)
+from fttt.engine.request import AdapterSpec, Engine, GenerateRequest, Generation, Kept
 from fttt.types import Completion
 
 __all__ = ["Written", "WrittenSequences"]
@@ -61,10 +53,7 @@ class WrittenSequences:
 
     def learns_from(self, *, adapted: bool) -> bool:
         """Whether train steps read what the adapter wrote, or what the base model did."""
-        spec = self._spec
-        if isinstance(spec, WeightDeltaSpec):
-            return spec.accumulate or not adapted
-        return isinstance(spec, LoRASpec) and adapted
+        return self._spec is not None and self._spec.learns_from(adapted=adapted)
 
     async def generate(self, request: GenerateRequest) -> Generation:
         """Generate; the base model's last sequence may begin as this one does."""
