@@ -156,6 +156,29 @@ def test_a_killed_zygote_is_replaced_and_its_submission_judged_again() -> None:
     assert use(judge).passed
 
 
+def test_an_event_loop_that_is_held_up_makes_nothing_look_late(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As by an engine's long pass on a CPU, while the sandbox starts and while a box runs."""
+    monkeypatch.setattr(module, "_START_SECONDS", 0.5)
+    monkeypatch.setattr(module, "_GRACE_SECONDS", 0.1)
+
+    async def judge(sandbox: Sandbox) -> Judgement:
+        starting = asyncio.create_task(sandbox.start())
+        await asyncio.sleep(0.01)
+        time.sleep(3)  # noqa: ASYNC251
+        await starting
+        first = sandbox._running
+        task = asyncio.create_task(sandbox.judge(Submission(ADD, RIGHT)))
+        await until(lambda: sandbox.busy > 0)
+        time.sleep(2)  # noqa: ASYNC251
+        found = await task
+        assert sandbox._running is first
+        return found
+
+    assert use(judge, limits=Limits(wall_seconds=1)).passed
+
+
 def test_a_closed_sandbox_starts_again_and_closing_twice_is_harmless() -> None:
     async def judge(sandbox: Sandbox) -> Judgement:
         await sandbox.judge(Submission(ADD, RIGHT))

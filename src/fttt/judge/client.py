@@ -16,7 +16,9 @@ from fttt.judge.sandbox import Sandbox
 __all__ = ["Judge", "JudgeClient", "find_judge"]
 
 _ATTEMPTS = 8
-_ANSWER_SECONDS = 120.0
+# For an answer and for a connection. Much longer than either takes, since the engine's passes may
+# hold this event loop for seconds at a time; to wait for one's own other requests is no failure.
+_PATIENCE = httpx.Timeout(120.0, connect=30.0, pool=None)
 
 
 class Judge(Protocol):
@@ -57,8 +59,7 @@ class JudgeClient:
         self._url = url
         self._attempts = attempts
         self._pause = tenacity.wait_random_exponential(multiplier=first_pause, max=10.0)
-        timeout = httpx.Timeout(_ANSWER_SECONDS, connect=5.0)
-        self._http = httpx.AsyncClient(timeout=timeout, transport=transport, trust_env=False)
+        self._http = httpx.AsyncClient(timeout=_PATIENCE, transport=transport, trust_env=False)
 
     async def judge(self, submission: Submission) -> Judgement:
         """Judge one submission by the service."""

@@ -168,11 +168,10 @@ class Sandbox:
             "layers": sorted(names),
         }
         zygote.control.setblocking(False)
-        loop = asyncio.get_running_loop()
-        with contextlib.suppress(OSError):  # it ended already, and said why
+        with contextlib.suppress(OSError):  # it ended already, and said why, or says nothing
             zygote.control.send(json.dumps(plan).encode())
-            listening = loop.sock_recv(zygote.control, 1 << 16)
-            answer = await asyncio.wait_for(listening, _START_SECONDS)
+            await _something_to_read(zygote.control, _START_SECONDS)
+            answer = zygote.control.recv(1 << 16)
             if answer:
                 return zygote, json.loads(answer)["layers"]
         words = zygote.last_words()
@@ -232,8 +231,12 @@ class Sandbox:
     ) -> dict[str, Any]:
         patience = self.limits.wall_seconds + _GRACE_SECONDS
         try:
-            return await asyncio.wait_for(asyncio.shield(end), patience)
+            async with asyncio.timeout(patience):
+                return await asyncio.shield(end)
         except TimeoutError:
+            running.listen()  # where the event loop was held up, the report lies there unread
+            if end.done():
+                return end.result()
             running.fail()
             raise _ZygoteLost("a box did not end at its wall limit") from None
         except asyncio.CancelledError:
@@ -248,6 +251,21 @@ class Sandbox:
         running, self._running = self._running, None
         if running is not None:
             running.fail()
+
+
+async def _something_to_read(control: socket.socket, seconds: float) -> None:
+    """Wait for a message, which stays where it is, or until the time is up.
+
+    So nothing is lost where the event loop was held up until both were true.
+    """
+    loop, ready = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(control.fileno(), ready.set)
+    try:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await ready.wait()
+    finally:
+        loop.remove_reader(control.fileno())
 
 
 def _filter() -> tuple[bytes, str]:
