@@ -186,6 +186,16 @@ def test_a_foreign_trial_is_named(tmp_path: Path) -> None:
         _ = Run.open(tmp_path / "run").histories
 
 
+def test_a_folder_that_could_not_be_opened_is_let_go(tmp_path: Path) -> None:
+    create(tmp_path / "run").close()
+    trials = tmp_path / "run" / "trials.jsonl"
+    trials.write_text('{"question_id": "other"}\n{"x": 1}\n')
+    with pytest.raises(UsageError, match="is no trial"):
+        RunWriter(tmp_path / "run")
+    trials.write_text("")
+    RunWriter(tmp_path / "run").close()
+
+
 def test_the_clock_goes_on_where_it_stopped(tmp_path: Path) -> None:
     create(tmp_path / "run").close()
     path = tmp_path / "run" / "events.jsonl"

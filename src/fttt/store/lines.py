@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import time
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fttt.errors import RunError, UsageError
+from fttt.lock import hold
 
 __all__ = ["LineFile", "read_lines"]
 
@@ -41,16 +41,16 @@ class LineFile:
         except OSError as error:
             raise RunError(_cannot_write(path, error)) from error
         try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            hold(self._fd, path.parent)
+            self._size = _whole_lines(path)
+            if path.is_file():
+                os.ftruncate(self._fd, self._size)
         except OSError as error:
-            os.close(self._fd)
-            raise UsageError(
-                f"The run folder {str(path.parent)!r} is in use by another process; "
-                "wait for it or stop it first."
-            ) from error
-        self._size = _whole_lines(path)
-        if path.is_file():
-            os.ftruncate(self._fd, self._size)
+            self._let_go()
+            raise RunError(_cannot_write(path, error)) from error
+        except UsageError:
+            self._let_go()
+            raise
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Write one line.
@@ -90,8 +90,11 @@ class LineFile:
             if self._broken is None:
                 self.sync()
         finally:
-            os.close(self._fd)
-            self._fd = -1
+            self._let_go()
+
+    def _let_go(self) -> None:
+        os.close(self._fd)
+        self._fd = -1
 
     def _fail(self, error: OSError) -> None:
         self._broken = _cannot_write(self.path, error)

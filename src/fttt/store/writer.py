@@ -6,6 +6,7 @@ import json
 import os
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -93,9 +94,16 @@ class RunWriter:
         """
         Run.open(path)
         self.path = path
-        self._events = LineFile(path / EVENTS)
-        self._trials = LineFile(path / TRIALS)
-        run = Run.open(path)
+        with ExitStack() as on_error:
+            self._events = LineFile(path / EVENTS)
+            on_error.callback(self._events.close)
+            self._trials = LineFile(path / TRIALS)
+            on_error.callback(self._trials.close)
+            self._read(Run.open(path))
+            on_error.pop_all()
+
+    def _read(self, run: Run) -> None:
+        """Take note of what an earlier process wrote."""
         self._histories = dict(run.histories)
         self._written: dict[str, set[int]] = {}
         for trial in run.trials:
@@ -183,8 +191,9 @@ class RunWriter:
 
     def close(self) -> None:
         """Sync and let the folder go. Calling it twice is harmless."""
-        self._events.close()
-        self._trials.close()
+        with ExitStack() as both:
+            both.callback(self._trials.close)
+            both.callback(self._events.close)
 
     def _append_event(self, record: dict[str, Any]) -> None:
         self._events.append({**record, "at": round(self.seconds, 3)})

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from fttt.errors import UsageError, cannot_write
+from fttt.lock import hold
 
 __all__ = ["begin_folder", "held_folder"]
 
@@ -50,15 +50,7 @@ def held_folder(folder: Path) -> Iterator[None]:
     """
     handle = os.open(folder, os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UsageError(
-                f"The folder {str(folder)!r} is in use by another process; wait for it or stop it "
-                "first."
-            ) from error
-        except OSError:
-            pass  # a file system without locks
+        hold(handle, folder)
         yield
     finally:
         os.close(handle)
