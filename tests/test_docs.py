@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import fttt
 from fttt.config import FinetuneConfig, RunConfig, field_help
 from fttt.config.optune import OpTuneConfig
 from fttt.methods import METHODS
+from fttt.tasks import get_task
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -80,3 +82,23 @@ def test_the_example_of_a_method_runs(tmp_path: Path, monkeypatch: pytest.Monkey
     scene = play(method, ["1", "7"], trials=4)
     assert [trial.verdict for trial in scene.trials] == ["incorrect", "correct"]
     assert [r.temperature for r in scene.engine.generations] == [1.0, 0.5]
+
+
+def test_the_example_of_a_task_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = re.search(r"```python\n# backwards\.py\n(.*?)```", page("tasks.md"), flags=re.DOTALL)
+    assert code is not None
+    (tmp_path / "backwards_from_docs.py").write_text(code.group(1))
+    monkeypatch.chdir(tmp_path)
+    task = get_task("backwards_from_docs:Backwards")
+    first, *others = task.load(fttt.TaskOptions())
+    assert others
+    assert first.prompt.startswith("Spell the word cat backwards.")
+
+    async def judge() -> list[str]:
+        verifier = task.verifier()
+        texts = ("It is tac.", "cat", " ")
+        found = [(await verifier.verify(first, text)).outcome for text in texts]
+        await verifier.close()
+        return found
+
+    assert asyncio.run(judge()) == ["correct", "incorrect", "unanswered"]

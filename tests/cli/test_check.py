@@ -57,13 +57,22 @@ def test_what_fails_is_named(
     assert (report["golds"]["judged"], report["golds"]["mistakes"]) == (2, [])
 
 
+def test_an_empty_check_is_no_success(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "mine.jsonl"
+    path.write_text('{"question": "1+1?", "answer": "2"}\n')
+    arguments = ["jsonl", "--data-dir", str(path), "--verifier", "python:os.path:exists"]
+    code, _, message = check(capsys, *arguments)
+    assert code == 2
+    assert "nothing to judge in the 1 questions" in message
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["gsm8"], "did you mean 'gsm8k'"),
         (["arithmetic", "--split", "dev"], "no split 'dev'"),
-        (["arithmetic", "--verifier", "number"], "does not take --verifier"),
-        (["gsm8k", "--math-rule", "strict"], "does not take --rule"),
+        (["arithmetic", "--verifier", "number"], "does not take the option 'verifier'"),
+        (["gsm8k", "--math-rule", "strict"], "does not take the option 'rule'"),
         (["gsm8k", "--data-dir", "/nowhere"], "is not in '/nowhere'"),
         (["jsonl"], "needs a verifier"),
     ],

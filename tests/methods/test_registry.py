@@ -41,7 +41,7 @@ def test_a_class_of_the_users_own_is_found(tmp_path: Path, monkeypatch: pytest.M
     assert issubclass(find_method("mine_for_test:Mine"), Method)
     for wrong, match in [
         ("mine_for_test:other", "is no method"),
-        ("mine_for_test:Nope", "has no attribute 'Nope'"),
+        ("mine_for_test:Nope", "has no method 'Nope'"),
         ("no_such_module:X", "No module named 'no_such_module'"),
     ]:
         with pytest.raises(UsageError, match=match):

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from fttt.errors import UsageError
-from fttt.tasks import TASKS, get_task
+from fttt.tasks import TASKS, TaskOptions, get_task
 from fttt.tasks.arithmetic import ArithmeticTask
 from fttt.tasks.math500 import Math500Task
+from fttt.types import Question
 
 
 def test_every_task_has_its_name_and_splits() -> None:
@@ -25,8 +26,36 @@ def test_a_task_takes_what_its_class_takes() -> None:
     strict = get_task("math500", rule="strict")
     assert isinstance(strict, Math500Task)
     assert strict.rule == "strict"
-    with pytest.raises(TypeError):
+    with pytest.raises(UsageError, match="does not take the option 'verifier'; it takes none"):
         get_task("gsm8k", verifier="number")
+    with pytest.raises(UsageError, match="does not take the option 'rle'; it takes rule"):
+        get_task("math500", rle="strict")
+    with pytest.raises(UsageError, match="cannot be made with levels = 3: "):
+        get_task("arithmetic", levels=3)
+
+
+def test_a_class_of_the_users_own_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_task_for_test.py").write_text(
+        "import fttt\n"
+        "class Mine(fttt.Task):\n"
+        "    name, splits = 'mine', ('test',)\n"
+        "    def load(self, options): return [fttt.Question('a', 'b')]\n"
+        "    def verifier(self): ...\n"
+        "class Half:\n"
+        "    name, splits = 'half', ('test',)\n"
+        "    def load(self, options): ...\n"
+    )
+    (tmp_path / "broken_for_test.py").write_text("a b\n")
+    monkeypatch.chdir(tmp_path)
+    assert get_task("my_task_for_test:Mine").load(TaskOptions()) == [Question("a", "b")]
+    for wrong, match in [
+        ("my_task_for_test:Half", "is no task, since it has no 'verifier'"),
+        ("my_task_for_test:Nope", "has no task 'Nope'"),
+        ("broken_for_test:Mine", "cannot be imported .SyntaxError"),
+        (":Mine", "is incomplete; name it as module:Name"),
+    ]:
+        with pytest.raises(UsageError, match=match):
+            get_task(wrong)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ from typing import Annotated
 
 import typer
 
-from fttt.errors import UsageError
 from fttt.tasks import TaskOptions, get_task
 from fttt.tasks.checking import CheckReport, check_task
 
@@ -20,7 +19,9 @@ _SHOWN = 20
 
 
 def check_command(
-    task: Annotated[str, typer.Argument(help="The task: one of `fttt list tasks`.")],
+    task: Annotated[
+        str, typer.Argument(help="The task: one of `fttt list tasks`, or module:Class.")
+    ],
     data_dir: Annotated[
         Path | None, typer.Option(help="The benchmark's folder (or jsonl file); else the hub.")
     ] = None,
@@ -41,12 +42,7 @@ def check_command(
     Exits with 0 where every gold is correct and every wrong answer is not, else with 1.
     """
     choices = {"verifier": verifier, "rule": math_rule, "judge_url": judge_url}
-    choices = {name: value for name, value in choices.items() if value is not None}
-    try:
-        made = get_task(task, **choices)
-    except TypeError:
-        flags = ", ".join(f"--{name.replace('_', '-')}" for name in choices)
-        raise UsageError(f"The task {task!r} does not take {flags}; leave it out.") from None
+    made = get_task(task, **{key: value for key, value in choices.items() if value is not None})
     report = asyncio.run(check_task(made, TaskOptions(data_dir=data_dir, split=split)))
     if as_json:
         typer.echo(json.dumps(asdict(report) | {"as_expected": report.as_expected}))

@@ -48,7 +48,11 @@ def evaluate_command(
     ],
     task: Annotated[
         str | None,
-        typer.Option("--task", "-t", help="a task of `fttt list tasks` (what it was trained on)"),
+        typer.Option(
+            "--task",
+            "-t",
+            help="a task of `fttt list tasks`, or module:Class (what it was trained on)",
+        ),
     ] = None,
     model: Annotated[
         str | None,

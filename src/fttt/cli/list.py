@@ -45,17 +45,20 @@ def _methods() -> list[tuple[str, str]]:
             text = ", ".join(default) if isinstance(default, tuple) else str(default)
             text = "required" if field.is_required() else text
             rows.append((f"  --set {name}=", f"{field.description} ({text})"))
-    return rows
+    return [*rows, ("module:Class", "a method of your own (see fttt.Method)")]
 
 
 def _tasks() -> list[tuple[str, str]]:
-    from fttt.tasks import TASKS
+    from fttt.tasks import TASKS, task_options
 
     rows = []
     for name, task in TASKS.items():
-        first = (task.__doc__ or "").strip().partition("\n\n")[0]
-        rows.append((name, f"{' '.join(first.split())} Splits: {', '.join(task.splits)}."))
-    return rows
+        first = " ".join((task.__doc__ or "").strip().partition("\n\n")[0].split())
+        said = [first, f"Splits: {', '.join(task.splits)}."]
+        if options := task_options(task):
+            said.append(f"Options (--task-option KEY=VALUE): {', '.join(options)}.")
+        rows.append((name, " ".join(said)))
+    return [*rows, ("module:Class", "a task of your own (see fttt.Task)")]
 
 
 def _models() -> list[tuple[str, str]]:

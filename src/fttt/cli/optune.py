@@ -50,7 +50,8 @@ def generate_command(
         typer.Option("--model", "-m", help="hub name, folder, GGUF file or embedded name"),
     ] = None,
     task: Annotated[
-        str | None, typer.Option("--task", "-t", help="a task of `fttt list tasks`")
+        str | None,
+        typer.Option("--task", "-t", help="a task of `fttt list tasks`, or module:Class"),
     ] = None,
     data_dir: Annotated[
         Path | None, typer.Option(help="folder with the benchmark in its own layout")

@@ -98,7 +98,7 @@ class FinetuneConfig(Section):
     model: str = Field(
         "smollm2-135m", min_length=1, description="hub name, folder, GGUF file, or smollm2-135m"
     )
-    task: str = Field("arithmetic", description="a task of `fttt list tasks`")
+    task: str = Field("arithmetic", description="a task of `fttt list tasks`, or module:Class")
     seed: int = Field(42, description="seed of fresh weights, dropout and the order of questions")
     data: GoldSection = section(GoldSection)
     training: TrainingSection = section(TrainingSection)

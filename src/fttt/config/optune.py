@@ -21,7 +21,9 @@ class OpTuneConfig(Section):
     model: str | None = Field(
         None, description="hub name, folder, GGUF file or embedded name (the attempts' own)"
     )
-    task: str | None = Field(None, description="a task of `fttt list tasks` (the attempts' own)")
+    task: str | None = Field(
+        None, description="a task of `fttt list tasks`, or module:Class (the attempts' own)"
+    )
     data_dir: Path | None = Field(
         None, description="folder with the benchmark in its own layout (the attempts' own)"
     )

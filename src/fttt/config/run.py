@@ -125,7 +125,7 @@ class RunConfig(Section):
         None,
         description="fine-tuned checkpoint to start from; without a model, its own base model",
     )
-    task: str = Field("arithmetic", description="a task of `fttt list tasks`")
+    task: str = Field("arithmetic", description="a task of `fttt list tasks`, or module:Class")
     seed: int = Field(42, description="seed of sampling and of fresh adapter weights")
     save_correct_cases: bool | None = Field(
         None, description="write the ids of solved questions to metadata/ (greedy: on)"

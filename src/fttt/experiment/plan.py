@@ -192,14 +192,7 @@ def task_of(config: RunConfig) -> Task:
     Raises:
         UsageError: there is no such task, or it does not take the options.
     """
-    options = config.data.options
-    try:
-        return get_task(config.task, **options)
-    except TypeError:
-        raise UsageError(
-            f"The task {config.task!r} does not take the option "
-            f"{', '.join(map(repr, options))}; `fttt list tasks` names what each one takes."
-        ) from None
+    return get_task(config.task, **config.data.options)
 
 
 def check_weights(config: RunConfig) -> None:

@@ -93,7 +93,7 @@ def check_names(config: FinetuneConfig) -> tuple[FinetuneConfig, Section, Task]:
         )
     kind = SETTINGS[config.method]
     settings = build(kind, config.settings, f"the settings of {config.method!r}")
-    task = _task(config)
+    task = get_task(config.task, **config.data.options)
     check_trainable(task, config.data.split)
     _check_options(config, settings)
     missing = [name for name in PACKAGES if find_spec(name) is None]
@@ -135,17 +135,6 @@ def plan_finetune(config: FinetuneConfig) -> FinetunePlan:
         over["training"]["epochs"] = given.epochs or epochs
     config = build(FinetuneConfig, merge(config.to_toml(), over), "the settings")
     return FinetunePlan(config, settings, tuple(questions), shape, trained)
-
-
-def _task(config: FinetuneConfig) -> Task:
-    options = config.data.options
-    try:
-        return get_task(config.task, **options)
-    except TypeError:
-        raise UsageError(
-            f"The task {config.task!r} does not take the option "
-            f"{', '.join(map(repr, options))}; `fttt list tasks` names what each one takes."
-        ) from None
 
 
 def _check_prefix(settings: Section, context: int) -> None:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import difflib
-import sys
-from importlib import import_module
 
 from fttt.errors import UsageError
+from fttt.extension import find_own
 from fttt.methods.base import Method
 from fttt.methods.beam_search import BeamSearch
 from fttt.methods.best_of_n import BestOfN
@@ -60,13 +59,7 @@ def find_method(name: str) -> type[Method]:
 
 
 def _imported(name: str) -> type[Method]:
-    module_name, _, class_name = name.partition(":")
-    if "" not in sys.path:
-        sys.path.insert(0, "")
-    try:
-        found = getattr(import_module(module_name), class_name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UsageError(f"No method {name!r}: {error}.") from error
+    found = find_own(name, "method")
     if not (isinstance(found, type) and issubclass(found, Method)):
         raise UsageError(
             f"{name!r} is no method: derive the class from fttt.Method and write solve()."

@@ -5,12 +5,14 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Mapping
 from importlib import import_module
+from inspect import signature
 from typing import Any
 
 from fttt.errors import UsageError
+from fttt.extension import find_own
 from fttt.tasks.base import Task, TaskOptions
 
-__all__ = ["TASKS", "Task", "TaskOptions", "get_task"]
+__all__ = ["TASKS", "Task", "TaskOptions", "get_task", "task_options"]
 
 _PLACES = {
     "arithmetic": "fttt.tasks.arithmetic:ArithmeticTask",
@@ -40,18 +42,50 @@ class _Tasks(Mapping[str, type[Task]]):
 TASKS: Mapping[str, type[Task]] = _Tasks()
 
 
-def get_task(name: str, **choices: Any) -> Task:
-    """A task by its name.
+def get_task(name: str, **options: Any) -> Task:
+    """A task by its name, or of the class that ``module:Class`` names.
 
     Args:
-        name: one of :data:`TASKS`.
-        choices: what the task's class takes, as ``verifier="number"`` for ``jsonl``.
+        name: one of :data:`TASKS`, or a class of the user's own (see :class:`Task`).
+        options: what the task's class takes, as ``verifier="number"`` for ``jsonl``.
 
     Raises:
-        UsageError: there is no such task.
+        UsageError: there is no such task, or it does not take the options.
     """
-    if name not in TASKS:
+    kind = TASKS[name] if name in TASKS else _own(name)
+    taken = task_options(kind)
+    unknown = [option for option in options if option not in taken]
+    if unknown:
+        raise UsageError(
+            f"The task {name!r} does not take the option {unknown[0]!r}; "
+            f"it takes {', '.join(taken) or 'none'}."
+        )
+    try:
+        return kind(**options)
+    except TypeError as error:
+        said = ", ".join(f"{option} = {value!r}" for option, value in options.items())
+        raise UsageError(
+            f"The task {name!r} cannot be made with {said or 'no option'}: {error}."
+        ) from error
+
+
+def task_options(kind: type[Task]) -> tuple[str, ...]:
+    """The names of the options that a task's class takes."""
+    parameters = signature(kind).parameters.values()
+    return tuple(p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD))
+
+
+def _own(name: str) -> type[Task]:
+    if ":" not in name:
         near = difflib.get_close_matches(name.lower(), TASKS, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}? The tasks are" if near else "choose from"
-        raise UsageError(f"There is no task {name!r}; {hint} {', '.join(TASKS)}.")
-    return TASKS[name](**choices)
+        raise UsageError(
+            f"There is no task {name!r}; {hint} {', '.join(TASKS)}; "
+            "a class of your own is named as module:Class."
+        )
+    found = find_own(name, "task")
+    missing = [part for part in ("name", "splits", "load", "verifier") if not hasattr(found, part)]
+    if not isinstance(found, type) or missing:
+        what = f"it has no {missing[0]!r}" if missing else "it is no class"
+        raise UsageError(f"{name!r} is no task, since {what}; see fttt.Task.")
+    return found

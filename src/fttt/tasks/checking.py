@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from fttt.errors import UsageError
 from fttt.tasks.base import Task, TaskOptions
 from fttt.tasks.perturb import rewritten_answers, wrong_answers, wrong_programs
 from fttt.tasks.prompts import fenced
@@ -67,7 +68,7 @@ async def check_task(task: Task, options: TaskOptions) -> CheckReport:
     """Judge every gold answer, gold solution and deliberately wrong answer of a split.
 
     Raises:
-        UsageError: the questions cannot be read.
+        UsageError: the questions cannot be read, or nothing in them can be judged.
         RunError: judging is impossible (the judge is down).
     """
     questions = task.load(options)
@@ -79,6 +80,12 @@ async def check_task(task: Task, options: TaskOptions) -> CheckReport:
         rewritten = [(q, text) for q in sound for text in _rewritten(q, verifier)]
         solutions = [(q, q.solution) for q in sound if q.solution is not None]
         wrong = [(q, text) for q in sound for text in _wrong(q, verifier)]
+        if not (golds or rewritten or solutions or wrong):
+            raise UsageError(
+                f"There is nothing to judge in the {len(questions)} questions of {task.name!r}: "
+                "none has a worked solution, and how an answer is stated is known for numbers, "
+                "mathematics and programs only; give them solutions."
+            )
         return CheckReport(
             task=task.name,
             split=options.split,

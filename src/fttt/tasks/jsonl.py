@@ -30,7 +30,9 @@ PROBLEM_FIELDS = ("prompt", "test", "entry_point")
 
 
 class JsonlTask:
-    """Questions of a file whose lines hold these fields:
+    """Questions of your own, one JSON object a line; answers are judged as --verifier says.
+
+    A line holds these fields:
 
     - ``question``, to which the verifier's contract is added ('End your answer with …'), or
       ``prompt``, which the model gets as it is;

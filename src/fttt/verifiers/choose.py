@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from fttt.errors import UsageError
+from fttt.extension import find_own
 from fttt.verifiers.base import Verifier
 
 __all__ = ["CHOICES", "choose_verifier", "split_choice"]
@@ -87,22 +85,12 @@ def choose_verifier(
 
 def _function(path: str) -> Callable[..., Any]:
     """The function that ``MODULE:FUNCTION`` names; modules beside the user are found too."""
-    module_name, _, name = path.rpartition(":")
-    if not module_name or not name:
+    if not all(path.rpartition(":")):
         raise UsageError(f"The verifier 'python:{path}' is incomplete; write {CHOICES['python']}.")
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.append(here)
-    try:
-        found: Any = importlib.import_module(module_name)
-    except Exception as error:  # whatever the user's module raises while it is imported
-        raise UsageError(
-            f"The verifier's module {module_name!r} cannot be imported "
-            f"({type(error).__name__}: {error}); check its name and that it runs on its own."
-        ) from None
-    for part in name.split("."):
-        found = getattr(found, part, None)
+    found = find_own(path, "verifier function")
     if not callable(found):
-        raise UsageError(f"The module {module_name!r} has no function {name!r}; check its name.")
+        raise UsageError(
+            f"{path!r} is no verifier function but {found!r}; write {CHOICES['python']}."
+        )
     function: Callable[..., Any] = found
     return function
