@@ -162,10 +162,26 @@ def test_a_trained_network_is_used_where_it_fits(
         ({"model": "nope"}, "No model 'nope'"),
         ({"settings": {"lrr": 1}}, "did you mean 'lr'"),
         ({"verify": 3}, "verify cannot be 3"),
+        ({"verify": "reg:x"}, "no verifier 'reg:x'; choose from number, math"),
+        ({"verify": "number"}, "'number' needs a gold answer"),
+        ({"verify": 3, "model": "nobody/nothing"}, "verify cannot be 3"),
+        ({"method": "self-consistency"}, "votes over the answers that the verifier reads"),
+        ({"method": "self-consistency", "verify": "regex:x"}, "votes over the answers"),
+        ({"question": " "}, "The question cannot be ' '"),
+        ({"question": None}, "The question cannot be None"),
         ({"max_new_tokens": 4096}, "is longer than the context"),
     ],
 )
 def test_faults_are_named(arguments: dict[str, Any], match: str, model: Any) -> None:
-    given = {"verify": bool, "model": model, **arguments}
+    given = {"question": "Hi", "verify": bool, "model": model, **arguments}
     with pytest.raises(fttt.UsageError, match=match):
-        fttt.solve("Hi", **given)
+        fttt.solve(**given)
+
+
+def test_a_verifier_as_on_the_command_line(model: Any) -> None:
+    asked: dict[str, Any] = {"model": model, "trials": 1, "max_new_tokens": 4}
+    found = fttt.solve("Hi", verify=r"regex:(?s)\A.", **asked)
+    assert found.solved
+    question = fttt.Question("sum", "1+1?", gold="2")
+    result = fttt.solve(question, verify="number", **asked)
+    assert [trial.question_id for trial in result.trials] == ["sum"]

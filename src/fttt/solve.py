@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from fttt.errors import UsageError
 from fttt.types import Question, Trial, Usage
 from fttt.verifiers.base import Verifier
+from fttt.verifiers.choose import choose_verifier, needs_gold, reads_answers
+from fttt.verifiers.function import FunctionVerifier
 
 if TYPE_CHECKING:
     from fttt.experiment.plan import Plan
@@ -38,7 +40,7 @@ class Result:
 def solve(
     question: str | Question,
     *,
-    verify: Verifier | Callable[..., Any],
+    verify: Verifier | Callable[..., Any] | str,
     model: str | LoadedModel | None = None,
     adapter: str | Path | None = None,
     method: str | Method = "fttt",
@@ -62,8 +64,10 @@ def solve(
     Args:
         question: what the model reads, or a :class:`fttt.Question` with a gold for the verifier.
         verify: a function ``check(completion)`` or ``check(completion, question)`` that returns
-            whether the answer is right, or a verifier object. A function runs in a child process
-            under a time limit of 30 seconds; :class:`fttt.FunctionVerifier` offers more.
+            whether the answer is right, a verifier object, or a text as after ``--verifier``, such
+            as ``regex:PATTERN``, ``command:LINE`` or, with a gold, ``number`` or ``math``. A
+            function runs in a child process under a time limit of 30 seconds;
+            :class:`fttt.FunctionVerifier` offers more.
         model: a hub name, a folder, a GGUF file, ``smollm2-135m`` (the default), or a loaded
             model. The model that was used last stays loaded.
         adapter: a folder that ``fttt finetune train`` wrote, to start from; without ``model`` its
@@ -87,6 +91,8 @@ def solve(
         RunError: the run could not go on.
     """
     asked = Question("question", question) if isinstance(question, str) else question
+    if not isinstance(asked, Question) or not asked.prompt.strip():
+        raise UsageError(f"The question cannot be {question!r}; give its text, or a fttt.Question.")
     values = {
         "method": method if isinstance(method, str) else method.name,
         "model": model if model is None or isinstance(model, str) else model.name,
@@ -107,7 +113,7 @@ def solve(
         "settings": dict(settings or {}),
     }
     plan = _plan(values, method, _Asked(asked, verify))
-    config = plan.config
+    config, verifier = plan.config, plan.task.verifier()
     from fttt.experiment.adapters import check_edits
 
     if model is None or isinstance(model, str):
@@ -124,7 +130,7 @@ def solve(
     else:
         check_edits(plan.settings, model.model)
     loaded, borrowed = model, isinstance(verify, Verifier)
-    return _anywhere(lambda: asyncio.run(_solve(plan, loaded, borrowed=borrowed)))
+    return _anywhere(lambda: asyncio.run(_solve(plan, loaded, verifier, borrowed=borrowed)))
 
 
 @dataclass(frozen=True)
@@ -132,22 +138,34 @@ class _Asked:
     """A task of one question."""
 
     question: Question
-    verify: Verifier | Callable[..., Any]
+    verify: Verifier | Callable[..., Any] | str
     name: ClassVar[str] = "python"
     splits: ClassVar[tuple[str, ...]] = ("test",)
 
     def load(self, options: Any) -> list[Question]:
         return [self.question]
 
-    def verifier(self) -> Verifier:
-        from fttt.verifiers.function import FunctionVerifier
+    @property
+    def reads_answers(self) -> bool:
+        """Whether the verifier can say what is voted on."""
+        if isinstance(self.verify, str):
+            return reads_answers(self.verify)
+        return isinstance(self.verify, Verifier)
 
+    def verifier(self) -> Verifier:
         if isinstance(self.verify, Verifier):
             return self.verify
+        if isinstance(self.verify, str):
+            if needs_gold(self.verify) and self.question.gold is None:
+                raise UsageError(
+                    f"The verifier {self.verify!r} needs a gold answer to compare with; give the "
+                    "question as fttt.Question(id, prompt, gold)."
+                )
+            return choose_verifier(self.verify)
         if not callable(self.verify):
             raise UsageError(
-                f"verify cannot be {self.verify!r}; give a function check(completion) or a "
-                "verifier object."
+                f"verify cannot be {self.verify!r}; give a function check(completion), a verifier "
+                "object, or a text such as 'regex:PATTERN'."
             )
         return FunctionVerifier(self.verify)
 
@@ -155,18 +173,20 @@ class _Asked:
 def _plan(values: Mapping[str, Any], method: str | Method, task: _Asked) -> Plan:
     from fttt.config import RunConfig, build, in_sections
     from fttt.experiment.adapters import with_network
-    from fttt.experiment.plan import Plan, settle, with_fixed, with_weights
+    from fttt.experiment.plan import Plan, check_vote, settle, with_fixed, with_weights
     from fttt.methods import MethodSettings
 
     config = build(RunConfig, in_sections(values), "fttt.solve()")
     if isinstance(method, str):
         resolved, made, settings = settle(config)
+        check_vote(made, task)
         return Plan(resolved, made, settings, task, (task.question,))
     given = getattr(method, "settings", None) or MethodSettings()
     settings = with_network(given)
     if settings != given:
         method = type(method)(settings)
     config = with_weights(config, settings)
+    check_vote(method, task)
     return Plan(with_fixed(config, method), method, settings, task, (task.question,))
 
 
@@ -177,14 +197,13 @@ def _load(model: str, adapter: Path | None, dtype: str, device: str) -> LoadedMo
     return load_weights(model, adapter, dtype=dtype, device=device)
 
 
-async def _solve(plan: Plan, loaded: LoadedModel, *, borrowed: bool) -> Result:
+async def _solve(plan: Plan, loaded: LoadedModel, verifier: Verifier, *, borrowed: bool) -> Result:
     from fttt.experiment.progress import Quiet
     from fttt.experiment.runner import Job, ask_all, make_bench, make_engine
     from fttt.store import MemoryJournal, solved_within, vote
 
     journal = MemoryJournal()
     question = plan.questions[0]
-    verifier = plan.task.verifier()
     engine = make_engine([plan], loaded)
     try:
         bench = make_bench(plan, loaded, engine, verifier, journal, Quiet())

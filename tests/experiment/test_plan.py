@@ -60,6 +60,14 @@ def test_a_resolved_config_resolves_to_itself() -> None:
         ),
         ({"data": {"split": "tset"}}, "no split 'tset'"),
         ({"data": {"options": {"levls": [1]}}}, "does not take the option 'levls'"),
+        (
+            {
+                "method": "self-consistency",
+                "task": "jsonl",
+                "data": {"options": {"verifier": "regex:x"}},
+            },
+            "votes over the answers that the verifier reads",
+        ),
         ({"data": {"questions": ["x"]}}, "No question has the id 'x'"),
         ({"data": {"skip_cases": "no.json"}}, "no file of correct cases 'no.json'"),
     ],

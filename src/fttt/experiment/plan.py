@@ -26,6 +26,7 @@ __all__ = [
     "Plan",
     "check_fits",
     "check_names",
+    "check_vote",
     "check_weights",
     "default_folder",
     "load_weights",
@@ -165,6 +166,7 @@ def prepare(config: RunConfig, *, only: Sequence[str] | None = None) -> Plan:
     resolved, method, settings = settle(config)
     data = resolved.data
     task = task_of(resolved)
+    check_vote(method, task)
     options = TaskOptions(data.data_dir, data.split, data.prompt, data.seed)
     questions = task.load(options)
     if not questions:
@@ -193,6 +195,20 @@ def task_of(config: RunConfig) -> Task:
         UsageError: there is no such task, or it does not take the options.
     """
     return get_task(config.task, **config.data.options)
+
+
+def check_vote(method: Method, task: Task) -> None:
+    """Refuse a vote where the task's verifier says whether, but not what, an answer is.
+
+    Raises:
+        UsageError: no completion would have a vote.
+    """
+    if method.decided_by == "vote" and not getattr(task, "reads_answers", True):
+        raise UsageError(
+            f"The method {method.name!r} votes over the answers that the verifier reads, and a "
+            "function, command or pattern reads none; use another method, the verifier number, "
+            "math or code, or from Python fttt.FunctionVerifier(check, extract=...)."
+        )
 
 
 def check_weights(config: RunConfig) -> None:

@@ -13,7 +13,13 @@ from fttt.tasks.files import Row, check_split, read_jsonl
 from fttt.tasks.prompts import fill_prompt
 from fttt.types import Question
 from fttt.verifiers.base import Verifier
-from fttt.verifiers.choose import CHOICES, choose_verifier, split_choice
+from fttt.verifiers.choose import (
+    CHOICES,
+    choose_verifier,
+    needs_gold,
+    reads_answers,
+    split_choice,
+)
 from fttt.verifiers.number import read_number
 
 __all__ = ["JsonlTask"]
@@ -70,6 +76,11 @@ class JsonlTask:
         self._file = None if file is None else Path(file)
         self._time_limit = time_limit
         self._judge_url = judge_url
+
+    @property
+    def reads_answers(self) -> bool:
+        """Whether the verifier says what the answer is, which a vote needs."""
+        return not isinstance(self._verifier, str) or reads_answers(self._verifier)
 
     def load(self, options: TaskOptions) -> list[Question]:
         """Read the file; its order is the order of the questions."""
@@ -134,8 +145,8 @@ class JsonlTask:
 
     def _gold(self, where: str, row: Row) -> Any:
         gold = row.get("answer", row.get("gold"))
-        kind, value = self._kind
-        if kind in ("number", "math", "math-strict", "code") or (kind == "regex" and value is None):
+        kind = self._kind[0]
+        if kind is not None and isinstance(self._verifier, str) and needs_gold(self._verifier):
             if gold is None:
                 raise UsageError(
                     f"{where} has neither a field 'answer' nor 'gold', which the verifier "

@@ -9,7 +9,7 @@ from fttt.errors import UsageError
 from fttt.extension import find_own
 from fttt.verifiers.base import Verifier
 
-__all__ = ["CHOICES", "choose_verifier", "split_choice"]
+__all__ = ["CHOICES", "choose_verifier", "needs_gold", "reads_answers", "split_choice"]
 
 CHOICES = {
     "number": "the gold number by value",
@@ -40,6 +40,17 @@ def split_choice(choice: str) -> tuple[str, str | None]:
     if _WITH_VALUE.get(kind) and not value.strip():
         raise UsageError(f"The verifier {choice!r} is incomplete; write {CHOICES[kind]}.")
     return kind, value or None
+
+
+def needs_gold(choice: str) -> bool:
+    """Whether the verifier compares with a gold answer."""
+    kind, value = split_choice(choice)
+    return kind in ("number", "math", "math-strict", "code") or (kind == "regex" and value is None)
+
+
+def reads_answers(choice: str) -> bool:
+    """Whether the verifier says what the answer is, which a vote needs."""
+    return split_choice(choice)[0] not in ("regex", "command", "python")
 
 
 def choose_verifier(
