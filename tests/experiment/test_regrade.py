@@ -75,7 +75,21 @@ def test_grading_twice_changes_nothing(run: Run, tmp_path: Path) -> None:
     assert twice.trials == once.trials
 
 
-def test_a_folder_that_is_taken_is_refused(run: Run) -> None:
+def test_the_copy_of_an_unfinished_run_is_unfinished(run: Run, tmp_path: Path) -> None:
+    (run.path / "summary.json").unlink()
+    events = run.path / "events.jsonl"
+    lines = events.read_text().splitlines(keepends=True)
+    assert '"done"' in lines[-1]
+    events.write_text("".join(lines[:-1]))
+    new, changes = regrade(Run.open(run.path), tmp_path / "new")
+    assert len(changes) == 1
+    assert new.owed == (run.questions[1].id,)
+    assert not new.finished
+    assert new.summary["solved"] == 1
+
+
+def test_a_folder_that_is_taken_is_refused(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("fttt.experiment.regrade._judge")  # and nothing is judged before
     with pytest.raises(UsageError, match="is not empty"):
         regrade(run, run.path)
 

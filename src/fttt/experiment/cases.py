@@ -9,6 +9,7 @@ from pathlib import Path
 
 from fttt.errors import RunError, UsageError
 from fttt.naming import file_name
+from fttt.store import write_whole
 from fttt.types import Question
 
 __all__ = ["cases_file", "chosen", "in_order", "save_cases", "without_cases"]
@@ -103,9 +104,7 @@ def save_cases(path: Path, asked: Iterable[str], solved: Iterable[str]) -> None:
     kept = [case for case in old if isinstance(case, str) and case not in asked]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text(json.dumps(kept + solved, indent=1) + "\n", encoding="utf-8")
-        partial.replace(path)
+        write_whole(path, json.dumps(kept + solved, indent=1) + "\n")
     except OSError as error:
         raise RunError(
             f"Cannot write the correct cases to {str(path)!r}: {error.strerror}; the run itself "

@@ -10,7 +10,7 @@ from pathlib import Path
 from fttt.config import RunConfig, build
 from fttt.errors import RunError
 from fttt.experiment.plan import task_of
-from fttt.store import Run, RunWriter
+from fttt.store import Run, RunWriter, check_free
 from fttt.store.lines import read_lines
 from fttt.types import Question, Trial, Verdict
 from fttt.verifiers.base import Verifier
@@ -32,12 +32,14 @@ def regrade(run: Run, out: Path) -> tuple[Run, list[Change]]:
     """Judge every stored completion again and write a copy of the run with the new verdicts.
 
     Which trials were made stays as it was: a question that was solved too early by a wrong verdict
-    has no more of them, and one that went on after a right answer keeps the later ones.
+    has no more of them, and one that went on after a right answer keeps the later ones. The copy
+    of an unfinished run is unfinished.
 
     Raises:
         UsageError: the folder is broken or ``out`` is not empty.
         RunError: nothing can be judged (the judge is down), or ``out`` cannot be written.
     """
+    check_free(out)
     config = build(RunConfig, run.config, f"{run.path}/config.toml")
     verifier = task_of(config).verifier()
     trials = asyncio.run(_judge(run, verifier))
@@ -56,9 +58,11 @@ def regrade(run: Run, out: Path) -> tuple[Run, list[Change]]:
             verdict = Verdict(trial.verdict, trial.extracted, trial.detail)
             writer.verdict(trial.question_id, trial.generation, verdict)
             writer.trial(trial)
-        regraded = writer.finish()
+        if not run.owed:
+            writer.finish()
     finally:
         writer.close()
+    regraded = Run.open(out)
     pairs = zip(run.trials, trials, strict=True)
     return regraded, [Change(old, new) for old, new in pairs if old.verdict != new.verdict]
 

@@ -24,7 +24,7 @@ from fttt.experiment.runner import Cell, MakeEngine, run_cells
 from fttt.methods import find_method
 from fttt.models import LoadedModel
 from fttt.naming import file_name
-from fttt.store import Run, solved_within
+from fttt.store import Run, solved_within, write_whole
 
 __all__ = ["Grid", "SweepConfig", "run_sweep"]
 
@@ -247,7 +247,7 @@ def _claim(grid: Grid) -> None:
     try:
         if not path.is_file():
             grid.folder.mkdir(parents=True, exist_ok=True)
-            path.write_text(_content(grid), encoding="utf-8")
+            write_whole(path, _content(grid))
     except OSError as error:
         raise cannot_write(grid.folder, error) from error
 

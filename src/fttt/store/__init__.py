@@ -6,7 +6,7 @@
 from fttt.store.events import GenerationEvent, History
 from fttt.store.outcome import DecidedBy, Unanswered, solved_within, spent, vote, wilson
 from fttt.store.run import Run, fingerprint
-from fttt.store.writer import Journal, MemoryJournal, RunWriter
+from fttt.store.writer import Journal, MemoryJournal, RunWriter, check_free, write_whole
 
 __all__ = [
     "DecidedBy",
@@ -17,9 +17,11 @@ __all__ = [
     "Run",
     "RunWriter",
     "Unanswered",
+    "check_free",
     "fingerprint",
     "solved_within",
     "spent",
     "vote",
     "wilson",
+    "write_whole",
 ]

@@ -33,7 +33,7 @@ from fttt.store.run import (
 )
 from fttt.types import Question, Trial, Verdict
 
-__all__ = ["Journal", "MemoryJournal", "RunWriter"]
+__all__ = ["Journal", "MemoryJournal", "RunWriter", "check_free", "write_whole"]
 
 
 class Journal(Protocol):
@@ -132,12 +132,8 @@ class RunWriter:
             UsageError: the folder exists and is not empty.
             RunError: it cannot be written.
         """
+        check_free(path)
         try:
-            if path.exists() and not _is_free(path):
-                raise UsageError(
-                    f"The output folder {str(path)!r} exists and is not empty; choose another "
-                    f"--out, or go on with that run by --resume {path}."
-                )
             path.mkdir(parents=True, exist_ok=True)
             lines = [json.dumps(question_line(q), ensure_ascii=False) for q in questions]
             write_whole(path / QUESTIONS, "".join(line + "\n" for line in lines))
@@ -199,10 +195,25 @@ class RunWriter:
         self._events.append({**record, "at": round(self.seconds, 3)})
 
 
-def _is_free(path: Path) -> bool:
-    """Whether a folder is empty, but for what a beginning that was killed may have left."""
+def check_free(path: Path) -> None:
+    """Refuse a place for a new run that holds more than a beginning that was killed may leave.
+
+    Raises:
+        UsageError: it does.
+        RunError: it cannot be read.
+    """
     begun = {name + end for name in (QUESTIONS, ENVIRONMENT, CONFIG) for end in ("", ".partial")}
-    return path.is_dir() and {entry.name for entry in path.iterdir()} <= begun - {CONFIG}
+    try:
+        if not path.exists():
+            return
+        if path.is_dir() and {entry.name for entry in path.iterdir()} <= begun - {CONFIG}:
+            return
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    raise UsageError(
+        f"The output folder {str(path)!r} exists and is not empty; choose another --out, or go on "
+        f"with that run by --resume {path}."
+    )
 
 
 def write_whole(path: Path, text: str) -> None:

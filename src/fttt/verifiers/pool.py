@@ -117,7 +117,9 @@ class WorkerPool:
 
     def _take(self) -> _Worker:
         with contextlib.suppress(queue.Empty):
-            return self._idle.get_nowait()
+            while not (worker := self._idle.get_nowait()).waiting:
+                worker.end()  # somebody killed it since, or its zygote
+            return worker
         for _ in range(2):
             with self._lock:
                 if self._closed:
@@ -150,6 +152,17 @@ class _Worker:
         self._zygote = zygote
         self._number = number
         self._connection = connection
+
+    @property
+    def waiting(self) -> bool:
+        """Whether it waits for a request: there is nothing to hear from it, not even its end."""
+        try:
+            self._connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return False
 
     def ask(self, request: Any, seconds: float) -> dict[str, Any] | None:
         """The worker's reply, how it died, or ``None`` where the time is up."""
