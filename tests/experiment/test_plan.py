@@ -99,11 +99,12 @@ def test_folders_are_named_by_method_task_model_seed_and_time(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     plan = prepare(config(seed=7))
-    folder = default_folder(plan)
-    assert folder.parent == Path("outputs")
-    assert folder.name.startswith("fttt-arithmetic-smollm2-135m-s7-")
-    folder.mkdir(parents=True)
-    assert default_folder(plan) != folder
+    with default_folder(plan) as folder, default_folder(plan) as other:  # both begin at once
+        assert folder.parent == Path("outputs")
+        assert folder.name.startswith("fttt-arithmetic-smollm2-135m-s7-")
+        assert other != folder
+        (folder / "config.toml").touch()
+    assert list(Path("outputs").iterdir()) == [folder]  # nothing was begun in the other
 
 
 @pytest.mark.parametrize(

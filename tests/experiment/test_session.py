@@ -123,6 +123,23 @@ def test_an_adapter_needs_settings() -> None:
         play(NoWeights(MethodSettings()), [], trials=1)
 
 
+class Twice(Method):
+    """Would have two verdicts for one trial of its budget."""
+
+    name = "twice"
+    summary = "for tests"
+
+    async def solve(self, question: Question, session: Session) -> None:
+        async for trial in session.trials():
+            await trial.verify(await trial.generate())
+            await trial.verify(await trial.generate())
+
+
+def test_a_verdict_is_a_trial_of_the_budget() -> None:
+    with pytest.raises(RuntimeError, match="judged a second answer in trial 0"):
+        play(Twice(MethodSettings()), ["1", "7"], trials=1)
+
+
 class Talks(Method):
     """Continues a conversation without saying so."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 from typing import Any
 
@@ -196,6 +198,18 @@ def test_a_full_disk_keeps_the_checkpoint_before(
         run_train("lora", tmp_path, training={"max_steps": 9})
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["checkpoint-3"]
     assert read_info(tmp_path / "checkpoints/checkpoint-3").step == 3
+
+
+def test_a_file_system_without_second_names_takes_the_result(
+    tmp_path: Path, run_train: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    run_train("lora", tmp_path, training={"max_steps": 1})
+    assert weights(tmp_path)
+    assert not (tmp_path / "checkpoints").exists()
 
 
 def test_a_training_that_was_stopped_after_its_last_step_only_writes_its_result(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -197,7 +198,8 @@ def run_flags(
 
     from fttt.experiment.runner import Cell
 
-    _carry_out(Cell(plan, out or default_folder(plan)))
+    with default_folder(plan) if out is None else nullcontext(out) as folder:
+        _carry_out(Cell(plan, folder))
 
 
 def _resume(folder: Path, flags: dict[str, Any]) -> None:
@@ -231,7 +233,8 @@ def _carry_out(cell: Any) -> None:
         run = run_cells([cell], loaded, Progress(config.method))[0]
     except FTTTError as error:
         command = f"fttt run --resume {cell.folder}"
-        if isinstance(error, RunError) and cell.folder.is_dir() and command not in str(error):
+        begun = (cell.folder / "config.toml").is_file()
+        if isinstance(error, RunError) and begun and command not in str(error):
             typer.echo(f"fttt: Go on with `{command}`.", err=True)
         raise
     _show(run)

@@ -57,13 +57,16 @@ class QuestionAttempt:
         return found
 
     async def verify(self, completion: Completion) -> Verdict:
-        """Judge a completion; the trial's record is written with this verdict."""
+        """Judge the trial's answer; its record is written with this verdict."""
+        if self._result is not None:
+            raise RuntimeError(
+                f"the method judged a second answer in trial {self._index}; a trial is one answer "
+                "that is judged, so ask the session for the next one"
+            )
         verdict, usage = await self._session.judge(completion)
         self.usage += usage
-        first = self._result is None
         self._result = (completion, verdict)
-        if first:
-            self._session.attempt_judged(verdict)
+        self._session.attempt_judged(verdict)
         if self._ends_with_verdict:
             self.end()
         return verdict

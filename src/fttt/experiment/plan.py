@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fttt.config import RunConfig, build, merge
-from fttt.errors import UsageError
+from fttt.errors import UsageError, cannot_write
 from fttt.experiment.adapters import adapter_spec, check_edits, made_for, with_network
 from fttt.experiment.cases import cases_file, chosen, in_order, without_cases
 from fttt.methods import Method, MethodSettings, find_method
@@ -270,15 +272,30 @@ def check_fits(plan: Plan, loaded: LoadedModel) -> int:
     return min(limit, longest + needed)
 
 
-def default_folder(plan: Plan) -> Path:
-    """Where a run goes without ``--out``: a name that does not exist yet."""
+@contextmanager
+def default_folder(plan: Plan) -> Iterator[Path]:
+    """Where a run goes without ``--out``: a folder that is made here, so that no other run has it.
+
+    It is taken away again where nothing was begun in it.
+
+    Raises:
+        RunError: it cannot be made.
+    """
     name = f"{plan.folder_name}-{datetime.now().strftime('%Y%m%d-%H%M%S')}"
-    folder = Path("outputs") / name
-    number = 1
-    while folder.exists():
-        number += 1
-        folder = Path("outputs") / f"{name}-{number}"
-    return folder
+    for number in count(1):
+        folder = Path("outputs") / (name if number == 1 else f"{name}-{number}")
+        try:
+            folder.mkdir(parents=True)
+            break
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise cannot_write(folder, error) from error
+    try:
+        yield folder
+    finally:
+        with suppress(OSError):
+            folder.rmdir()  # unless it holds something
 
 
 def weights_label(config: RunConfig) -> str:

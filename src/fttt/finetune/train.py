@@ -320,8 +320,16 @@ def _finish(folder: Path, state: TrainerState, spent: Counts) -> FinetuneInfo:
     with publish(folder) as beside:
         for file in chosen.iterdir():
             if not any(fnmatch(file.name, pattern) for pattern in STATE_FILES):
-                os.link(file, beside / file.name)
+                _place(file, beside / file.name)
         (beside / INFO_FILE).unlink()
         write_info(beside, info)
     shutil.rmtree(folder / CHECKPOINTS)
     return info
+
+
+def _place(file: Path, target: Path) -> None:
+    """Let ``target`` be the file, by a second name where the file system has such, else a copy."""
+    try:
+        os.link(file, target)
+    except OSError:
+        shutil.copyfile(file, target)

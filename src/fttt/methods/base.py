@@ -83,7 +83,7 @@ class Attempt(Protocol):
         """
 
     async def verify(self, completion: Completion) -> Verdict:
-        """Judge a completion. The trial's record is written with this verdict."""
+        """Judge the trial's answer, once: each verdict is a trial of the budget."""
 
     async def train(
         self, adapter: Adapter, *, after: Completion, on: Feedback | Sequence[Feedback]
