@@ -21,7 +21,7 @@ ALLOWED = {
     "hub": set(),
     "lock": {"errors"},
     "progress": set(),
-    "models": {"types", "errors", "hub"},
+    "models": {"types", "errors", "hub", "naming"},
     "engine": {"types", "errors", "models"},
     "verifiers": {"types", "errors", "extension", "judge"},
     "judge": {"types", "errors"},

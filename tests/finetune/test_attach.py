@@ -132,6 +132,9 @@ def test_fttt_trains_on_top_kept_and_replayed(make_checkpoint: Make, method: Met
 def test_what_does_not_belong_together_is_refused_by_name(make_checkpoint: Make) -> None:
     tuned = make_checkpoint("lora")
     other = save_tiny_model(tuned.base.parent / "another", "llama")
+    assert load_finetuned(tuned.folder, model=str(other)).name == "another"  # a copy of it
+    weights = other / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\1")
     with pytest.raises(UsageError, match="'tiny-llama' and cannot be used with 'another'"):
         check_checkpoint(tuned.folder, str(other))
     wider = save_tiny_model(tuned.base.parent / "wide" / "tiny-llama", "llama", layers=3)

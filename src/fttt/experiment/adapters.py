@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from fttt.errors import UsageError
 from fttt.methods import LoRASettings, MethodSettings
 from fttt.methods.optune import OpTuneSettings
-from fttt.naming import model_label
 
 if TYPE_CHECKING:
     from fttt.engine.factors import Delta, Factors
@@ -94,12 +93,13 @@ def check_edits(settings: MethodSettings, model: Any) -> None:
     """
     if not isinstance(settings, OpTuneSettings):
         return
+    from fttt.models.identity import same_model
     from fttt.models.outline import model_outline
     from fttt.optune.layers import check_layers
 
     info = _info(settings)
     check_layers(info.layers, model_outline(model) if isinstance(model, str) else model, info.model)
-    if isinstance(model, str) and model_label(model) != model_label(info.model):
+    if isinstance(model, str) and not same_model(info.model, model):
         raise UsageError(
             f"The checkpoint {settings.checkpoint!r} was trained on {info.model!r} and cannot be "
             f"used with {model!r}; give --model {info.model}, or train one for this model."

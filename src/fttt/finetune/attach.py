@@ -32,7 +32,8 @@ from fttt.finetune.checkpoint import (
 )
 from fttt.finetune.halves import keep_in
 from fttt.models import LoadedModel, Prefix, find_model, load_config, load_model
-from fttt.models.weights import find_fault
+from fttt.models.identity import same_model
+from fttt.models.weights import find_fault, size_and_ends
 
 __all__ = ["attach", "check_checkpoint", "describe_checkpoint", "load_finetuned"]
 
@@ -45,8 +46,6 @@ _PEFT_TYPES: dict[Method, str] = {
 _TYPES = {**_PEFT_TYPES, "adapter": PEFT_TYPE}
 _TRAINED = (".lora_", ".ia3_", ".ln_tuning_layers.")
 """What PEFT's names of trained tensors say after the module's own name."""
-_ENDS = 2**20
-"""Bytes of each end of a weight file that its fingerprint covers."""
 
 
 def check_checkpoint(folder: str | Path, model: str) -> FinetuneInfo:
@@ -58,7 +57,7 @@ def check_checkpoint(folder: str | Path, model: str) -> FinetuneInfo:
     folder = Path(folder)
     info = read_info(folder)
     _check_files(info, folder)
-    if model != info.model:
+    if model != info.model and not same_model(info.model, model):
         _check_name(info, find_model(model).name, folder)
     # After full fine-tuning the base model itself need not be there.
     whole = info.method == "full"
@@ -86,7 +85,7 @@ def load_finetuned(
     info = check_checkpoint(folder, name)
     if info.method == "full":
         return _whole_model(info, Path(folder), dtype, device)
-    return attach(load_model(name, dtype=dtype, device=device), folder)
+    return _attached(info, load_model(name, dtype=dtype, device=device), Path(folder))
 
 
 def attach(loaded: LoadedModel, folder: str | Path) -> LoadedModel:
@@ -109,6 +108,11 @@ def attach(loaded: LoadedModel, folder: str | Path) -> LoadedModel:
     check_base(info, loaded.model.config, loaded.name, folder)
     if info.method == "full":
         return _whole_model(info, folder, loaded.dtype, loaded.device)
+    return _attached(info, loaded, folder)
+
+
+def _attached(info: FinetuneInfo, loaded: LoadedModel, folder: Path) -> LoadedModel:
+    """The model with what a checkpoint of it adds."""
     described = describe_checkpoint(folder)
     model, prefix, context = loaded.model, None, loaded.max_context
     if info.method == "prefix":
@@ -258,10 +262,6 @@ def _fingerprint(folder: Path) -> str:
     """A name for the content: ``finetune.json``, and each weight file's size and two ends."""
     digest = hashlib.sha256((folder / INFO_FILE).read_bytes())
     for file in sorted(folder.glob("*.safetensors")):
-        size = file.stat().st_size
-        digest.update(f"{file.name} {size}".encode())
-        with file.open("rb") as handle:
-            digest.update(handle.read(_ENDS))
-            handle.seek(max(0, size - _ENDS))
-            digest.update(handle.read())
+        size, first, last = size_and_ends(file)
+        digest.update(f"{file.name} {size}".encode() + first + last)
     return digest.hexdigest()[:16]

@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 
 from fttt.errors import UsageError
+from fttt.models.weights import size_and_ends
 
 __all__ = ["convert", "end_of_turn"]
 
@@ -85,13 +86,8 @@ def _write(file: Path, folder: Path) -> None:
 
 def _fingerprint(file: Path) -> str:
     """A name for the content: size, and the first and last mebibyte."""
-    size = file.stat().st_size
-    digest = hashlib.blake2b(f"{_FORMAT} {size}".encode(), digest_size=8)
-    with file.open("rb") as handle:
-        digest.update(handle.read(2**20))
-        handle.seek(max(0, size - 2**20))
-        digest.update(handle.read())
-    return digest.hexdigest()
+    size, first, last = size_and_ends(file)
+    return hashlib.blake2b(f"{_FORMAT} {size}".encode() + first + last, digest_size=8).hexdigest()
 
 
 def _cache() -> Path:

@@ -17,7 +17,7 @@ import torch
 from fttt.engine.noise import derive_key
 from fttt.errors import UsageError
 from fttt.models.chat import ChatFormat
-from fttt.models.source import find_model
+from fttt.models.identity import same_model
 from fttt.optune.checkpoint import Ablation
 from fttt.store import Run
 from fttt.training.gold import GoldExample
@@ -54,7 +54,7 @@ def check_attempts(run: Run, model: str, task: str) -> None:
         UsageError: another model, another task, no trials, or trials that followed others.
     """
     where = f"The attempts in {str(run.path)!r}"
-    if find_model(run.model).name != find_model(model).name:
+    if not same_model(run.model, model):
         raise UsageError(
             f"{where} are those of the model {run.model!r}, not of {model!r}, so their token ids "
             f"mean something else; train with --model {run.model} or generate attempts of "
