@@ -13,7 +13,8 @@ from fttt.config import SETTINGS, build
 from fttt.finetune.checkpoint import FinetuneInfo, Method, architecture, write_info
 from fttt.finetune.methods import count_trained, export, prepare
 from fttt.models import LoadedModel
-from fttt.optune.checkpoint import OpTuneInfo, TrainingState, write_checkpoint
+from fttt.optune.checkpoint import TrainingState, write_checkpoint
+from fttt.optune.info import OpTuneInfo
 from fttt.optune.layers import edited_layers
 from fttt.optune.network import OpTuneNetwork
 from fttt.optune.statistics import RunningStatistics

@@ -14,10 +14,9 @@ import pytest
 import torch
 
 from fttt.errors import RunError, UsageError
+from fttt.optune import OpTuneInfo, hub, load_checkpoint, push, read_info
 from fttt.optune import checkpoint as module
-from fttt.optune import hub, load_checkpoint, push, read_info
 from fttt.optune.checkpoint import (
-    OpTuneInfo,
     TrainingState,
     check_training,
     load_training,

@@ -76,7 +76,7 @@ def network_fingerprint(settings: MethodSettings) -> str | None:
     """SHA-256 of the settings' network, if they name one."""
     if not isinstance(settings, OpTuneSettings):
         return None
-    from fttt.optune.checkpoint import NETWORK
+    from fttt.optune.info import NETWORK
 
     return hashlib.sha256((_folder(settings.checkpoint) / NETWORK).read_bytes()).hexdigest()
 
@@ -107,17 +107,16 @@ def check_edits(settings: MethodSettings, model: Any) -> None:
 
 
 def _info(settings: OpTuneSettings) -> OpTuneInfo:
-    from fttt.optune.checkpoint import read_info
+    from fttt.optune.info import read_info
 
     return read_info(_folder(settings.checkpoint))
 
 
 def _folder(source: str) -> Path:
     """The folder of one checkpoint, downloaded where it is a hub's."""
-    from fttt.optune.checkpoint import find_checkpoint
-    from fttt.optune.hub import is_hub_name, pull
+    from fttt.optune.hub import fetch
 
-    return find_checkpoint(pull(source) if is_hub_name(source) else source).resolve()
+    return fetch(source).resolve()
 
 
 @lru_cache(maxsize=1)

@@ -18,12 +18,23 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from fttt.errors import RunError, UsageError
-from fttt.optune.layers import EditedLayer
+from fttt.optune.hub import fetch
+from fttt.optune.info import (
+    FORMAT,
+    INFO,
+    NETWORK,
+    OpTuneInfo,
+    broken,
+    check_whole,
+    find_checkpoint,
+    read_info,
+    step_folders,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,49 +43,18 @@ if TYPE_CHECKING:
     from fttt.optune.network import OpTuneNetwork
 
 __all__ = [
-    "INFO",
-    "NETWORK",
-    "Ablation",
     "OpTuneCheckpoint",
-    "OpTuneInfo",
     "TrainingState",
     "check_training",
-    "find_checkpoint",
     "load_checkpoint",
     "load_training",
-    "read_info",
     "write_checkpoint",
 ]
 
-INFO = "optune.json"
-NETWORK = "network.safetensors"
 STATE = "training.json"
 TENSORS = "training.safetensors"
-FORMAT = 1
 KEPT = 2
 """Checkpoints that a training folder holds."""
-
-Ablation = Literal["none", "shuffle-attempts", "constant-input"]
-
-
-@dataclass(frozen=True, slots=True)
-class OpTuneInfo:
-    """What ``optune.json`` says of a checkpoint."""
-
-    model: str
-    """The model whose factors it was trained on, as ``--model`` was given."""
-    task: str
-    layers: tuple[EditedLayer, ...]
-    rank: int
-    dropout: float
-    feedback: str
-    """The user's turn after an attempt, the same in training and at test time."""
-    step: int
-    parameters: int
-    ablation: Ablation = "none"
-    validation_loss: float | None = None
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    """Everything else that training was asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,52 +115,9 @@ def write_checkpoint(
             "or fix the folder's permissions, then go on with --resume (the checkpoint before it "
             "is whole)."
         ) from error
-    for old in _steps(folder)[:-KEPT]:
+    for old in step_folders(folder)[:-KEPT]:
         shutil.rmtree(old, ignore_errors=True)
     return target
-
-
-def find_checkpoint(source: str | Path) -> Path:
-    """The folder of a checkpoint: itself, or the newest of a training folder.
-
-    Raises:
-        UsageError: there is none.
-    """
-    folder = Path(source)
-    if not folder.is_dir():
-        raise UsageError(
-            f"There is no checkpoint folder {str(source)!r}; name one that `fttt optune train` "
-            "wrote."
-        )
-    found = folder if (folder / INFO).is_file() else next(iter(_steps(folder)[::-1]), None)
-    if found is None:
-        raise UsageError(
-            f"The folder {str(source)!r} holds no OpTune checkpoint: there is no {INFO} in it and "
-            "no step-N folder; name one that `fttt optune train` wrote."
-        )
-    return found
-
-
-def read_info(source: str | Path) -> OpTuneInfo:
-    """What a checkpoint was made for, without loading it.
-
-    Raises:
-        UsageError: the folder holds no checkpoint, or one that is torn or of another kind.
-    """
-    folder = find_checkpoint(source)
-    try:
-        values = json.loads((folder / INFO).read_text(encoding="utf-8"))
-        if values.pop("format") != FORMAT:
-            raise UsageError(
-                f"The checkpoint {str(folder)!r} has another format than {FORMAT}, which this "
-                "version of fttt reads; use the version that wrote it."
-            )
-        values["layers"] = tuple(EditedLayer(**layer) for layer in values["layers"])
-        info = OpTuneInfo(**values)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UsageError(_broken(folder, f"{INFO} cannot be read ({error})")) from error
-    _check_whole(folder, NETWORK)
-    return info
 
 
 def load_checkpoint(source: str | Path, device: str = "cpu") -> OpTuneCheckpoint:
@@ -192,10 +129,9 @@ def load_checkpoint(source: str | Path, device: str = "cpu") -> OpTuneCheckpoint
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    from fttt.optune.hub import is_hub_name, pull
     from fttt.optune.network import OpTuneNetwork
 
-    folder = find_checkpoint(pull(str(source)) if is_hub_name(source) else source)
+    folder = fetch(source)
     info = read_info(folder)
     network = OpTuneNetwork(info.layers, rank=info.rank, dropout=info.dropout)
     try:
@@ -205,7 +141,7 @@ def load_checkpoint(source: str | Path, device: str = "cpu") -> OpTuneCheckpoint
         network.load_state_dict(tensors)
     except (SafetensorError, OSError, RuntimeError, KeyError) as error:
         first = " ".join(str(error).split())
-        raise UsageError(_broken(folder, f"{NETWORK} does not fit {INFO} ({first})")) from error
+        raise UsageError(broken(folder, f"{NETWORK} does not fit {INFO} ({first})")) from error
     return OpTuneCheckpoint(info, network.to(device))
 
 
@@ -218,7 +154,7 @@ def check_training(source: str | Path) -> None:
     read_info(source)
     folder = find_checkpoint(source)
     _numbers(folder)
-    _check_whole(folder, TENSORS)
+    check_whole(folder, TENSORS)
 
 
 def load_training(source: str | Path) -> TrainingState:
@@ -234,7 +170,7 @@ def load_training(source: str | Path) -> TrainingState:
     try:
         return TrainingState(_numbers(folder), load_file(folder / TENSORS))
     except (OSError, SafetensorError) as error:
-        raise UsageError(_broken(folder, f"{TENSORS} cannot be read ({error})")) from error
+        raise UsageError(broken(folder, f"{TENSORS} cannot be read ({error})")) from error
 
 
 def _numbers(folder: Path) -> dict[str, Any]:
@@ -242,7 +178,7 @@ def _numbers(folder: Path) -> dict[str, Any]:
         numbers: dict[str, Any] = json.loads((folder / STATE).read_text(encoding="utf-8"))
         return {"step": numbers["step"], **numbers}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(_broken(folder, f"{STATE} cannot be read ({error})")) from error
+        raise UsageError(broken(folder, f"{STATE} cannot be read ({error})")) from error
 
 
 def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -273,18 +209,6 @@ def _read_constant(info: OpTuneInfo, tensors: dict[str, Tensor], device: str) ->
     return Factors(x_NI, delta_NO, (tokens,), segment_N, torch.zeros(1, device=device))
 
 
-def _steps(folder: Path) -> list[Path]:
-    return sorted(path.parent for path in folder.glob(f"step-*/{INFO}"))
-
-
-def _check_whole(folder: Path, name: str) -> None:
-    from fttt.models.weights import find_fault
-
-    fault = find_fault(folder / name)
-    if fault is not None:
-        raise UsageError(_broken(folder, fault))
-
-
 def _json(values: Mapping[str, Any]) -> bytes:
     return (json.dumps(values, indent=2) + "\n").encode()
 
@@ -302,10 +226,3 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _broken(folder: Path, what: str) -> str:
-    return (
-        f"The OpTune checkpoint {str(folder)!r} is broken: {what}; restore it from a copy or "
-        "train it again."
-    )

@@ -18,7 +18,7 @@ from fttt.engine.noise import derive_key
 from fttt.errors import UsageError
 from fttt.models.chat import ChatFormat
 from fttt.models.identity import same_model
-from fttt.optune.checkpoint import Ablation
+from fttt.optune.info import Ablation
 from fttt.store import Run
 from fttt.training.gold import GoldExample
 from fttt.types import Completion, Trial

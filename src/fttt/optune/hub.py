@@ -8,9 +8,9 @@ from tempfile import TemporaryDirectory
 
 from fttt.errors import RunError, UsageError
 from fttt.hub import from_hub
-from fttt.optune.checkpoint import INFO, NETWORK, OpTuneInfo, find_checkpoint, read_info
+from fttt.optune.info import INFO, NETWORK, OpTuneInfo, find_checkpoint, read_info
 
-__all__ = ["is_hub_name", "pull", "push"]
+__all__ = ["fetch", "is_hub_name", "pull", "push"]
 
 SHARED = (INFO, NETWORK)
 """What is shared of a checkpoint; the optimizer's state is not."""
@@ -22,6 +22,16 @@ def is_hub_name(source: str | Path) -> bool:
     """Whether ``source`` reads as ``owner/name`` and is no folder here."""
     text = str(source)
     return bool(_HUB_NAME.fullmatch(text)) and not Path(text).exists()
+
+
+def fetch(source: str | Path) -> Path:
+    """The folder of one checkpoint: of a folder here, or downloaded as ``owner/name``.
+
+    Raises:
+        UsageError: there is none.
+        RunError: the hub could not be reached, or has no such repository.
+    """
+    return find_checkpoint(pull(str(source)) if is_hub_name(source) else source)
 
 
 def pull(name: str, revision: str | None = None) -> Path:

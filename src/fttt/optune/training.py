@@ -25,13 +25,13 @@ from fttt.engine.sequences import prepared
 from fttt.errors import RunError, UsageError
 from fttt.models import LoadedModel
 from fttt.optune.checkpoint import (
-    OpTuneInfo,
     TrainingState,
     load_checkpoint,
     load_training,
     write_checkpoint,
 )
 from fttt.optune.data import AttemptExample, attempt_examples, in_windows, with_ablation
+from fttt.optune.info import OpTuneInfo
 from fttt.optune.network import OpTuneNetwork
 from fttt.optune.plan import TrainingPlan
 from fttt.optune.processes import Processes
