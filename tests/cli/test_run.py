@@ -119,6 +119,22 @@ def test_a_users_own_questions_and_check(model: str, capsys: pytest.CaptureFixtu
     assert [(t.question_id, t.verdict) for t in run.trials] == [("mine", "correct")]
 
 
+def test_what_casts_doubt_on_a_result_is_said(
+    model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("q.jsonl").write_text('{"question": "Say anything."}\n')
+    Path("broken_check.py").write_text("def check(text): return text[1_000_000]\n")
+    flags = ["--task", "jsonl", "--data-dir", "q.jsonl", "--max-new-tokens", "2", "--trials", "3"]
+    words = ["run", "best-of-n", "--model", model, *flags, "--device", "cpu"]
+    assert call(*words, "--verifier", "python:broken_check:check", "--out", "r") == 0
+    shown = capsys.readouterr().out
+    assert "note: the verifier itself failed in 3 of 3 trials" in shown
+    assert "the verifier raised IndexError: string index out of range" in shown
+    assert "3 of 3 trials were cut off at --max-new-tokens 2" in shown
+    assert call(*words, "--verifier", "regex:.?", "--out", "s") == 0
+    assert "verifier itself" not in capsys.readouterr().out
+
+
 def test_a_question_longer_than_the_context_stops_before_the_run(
     model: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -151,7 +151,7 @@ def test_trials_are_ordered_by_question_then_number(tmp_path: Path) -> None:
 
 def test_a_folder_that_is_not_empty_is_refused(tmp_path: Path) -> None:
     (tmp_path / "other.txt").write_text("mine")
-    with pytest.raises(UsageError, match="is not empty"):
+    with pytest.raises(UsageError, match=r"is not empty; choose another --out\.$"):
         create(tmp_path)
     with pytest.raises(UsageError, match="is not empty"):
         create(tmp_path / "other.txt")

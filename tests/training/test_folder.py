@@ -14,6 +14,9 @@ def test_a_training_begins_in_an_empty_folder(tmp_path: Path) -> None:
     begin_folder(tmp_path / "a" / "b", "go on by")
     begin_folder(tmp_path / "a" / "b", "go on by")
     (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match=r"is not empty; name another with --out\.$"):
+        begin_folder(tmp_path, "go on by")
+    (tmp_path / "config.toml").touch()
     with pytest.raises(UsageError, match=r"is not empty; .* by `go on by .*`"):
         begin_folder(tmp_path, "go on by")
     with pytest.raises(UsageError, match=r"file' is a file; name a folder"):

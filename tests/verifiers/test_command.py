@@ -43,6 +43,13 @@ def ended(pid: int) -> bool:
     return False
 
 
+def test_a_program_that_is_missing_is_told_from_a_wrong_answer() -> None:
+    (verdict,) = judge("cat >/dev/null; ./no-such-check", "42")
+    assert verdict.outcome == "incorrect"
+    assert verdict.detail.startswith("the command could not be run: ")
+    assert "./no-such-check: not found" in verdict.detail
+
+
 def test_the_exit_status_decides() -> None:
     right, wrong = judge('grep -q "$FTTT_GOLD"', "It is 42.", "It is 41.")
     assert right.outcome == "correct"

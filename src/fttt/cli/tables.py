@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -11,12 +12,22 @@ from fttt.store import Run
 
 __all__ = ["show_runs"]
 
+_CUT = 0.1
+"""Share of trials that end at their length limit from which on it is said."""
+_FAILED = re.compile(
+    "the (verifier|command|regular expression .*) "
+    "(raised|took longer|used more than|died|returned the text|could not be run)",
+    re.DOTALL,
+)
+"""How a verdict's detail begins where the verifier and not the answer failed."""
+
 
 def show_runs(runs: Sequence[Run], console: Console | None = None) -> None:
     """Print one table of finished runs, and their folders.
 
     Several runs are named by their folders. They may have shared the engine's batch, so their
-    seconds overlap and no speed is made of them.
+    seconds overlap and no speed is made of them. What casts doubt on a run's figures stands
+    under its folder.
     """
     console = console or Console()
     if not console.is_terminal:
@@ -36,6 +47,27 @@ def show_runs(runs: Sequence[Run], console: Console | None = None) -> None:
     console.print(table)
     for run in runs:
         console.print(str(run.path), soft_wrap=True, highlight=False)
+        for warning in _warnings(run):
+            console.print(f"  note: {warning}", soft_wrap=True, highlight=False, markup=False)
+
+
+def _warnings(run: Run) -> list[str]:
+    """What a reader of the figures should know: trials that were cut, or judged by nobody."""
+    said = []
+    trials = run.trials
+    failed = [trial.detail for trial in trials if _FAILED.match(trial.detail)]
+    if failed:
+        said.append(
+            f"the verifier itself failed in {len(failed):,} of {len(trials):,} trials, which count "
+            f"as incorrect (the first: {failed[0][:200]})"
+        )
+    cut = sum(trial.finish_reason == "length" for trial in trials)
+    if cut > _CUT * len(trials):
+        longest = run.config["sampling"]["max_new_tokens"]
+        said.append(f"{cut:,} of {len(trials):,} trials were cut off at --max-new-tokens {longest}")
+    if run.decided_by == "vote" and not any(trial.extracted for trial in trials):
+        said.append("no trial had an answer to vote on")
+    return said
 
 
 def _figures(run: Run) -> list[str]:

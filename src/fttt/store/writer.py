@@ -210,9 +210,9 @@ def check_free(path: Path) -> None:
             return
     except OSError as error:
         raise cannot_write(path, error) from error
+    go_on = f", or go on with that run by --resume {path}" if (path / CONFIG).is_file() else ""
     raise UsageError(
-        f"The output folder {str(path)!r} exists and is not empty; choose another --out, or go on "
-        f"with that run by --resume {path}."
+        f"The output folder {str(path)!r} exists and is not empty; choose another --out{go_on}."
     )
 
 

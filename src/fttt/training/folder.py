@@ -33,9 +33,10 @@ def begin_folder(folder: Path, command: str) -> None:
     except OSError as error:
         raise cannot_write(folder, error) from error
     if held:
+        begun = (folder / "config.toml").is_file()
+        go_on = f", or go on with the training in it by `{command} {folder}`" if begun else ""
         raise UsageError(
-            f"The folder {str(folder)!r} is not empty; name another with --out, or go on with "
-            f"the training in it by `{command} {folder}`."
+            f"The folder {str(folder)!r} is not empty; name another with --out{go_on}."
         )
     if not os.access(folder, os.W_OK | os.X_OK):
         raise cannot_write(folder, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))

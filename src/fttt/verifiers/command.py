@@ -23,6 +23,8 @@ __all__ = ["CommandVerifier", "run"]
 _SHOWN = 500
 """Characters of the command's output that a verdict's detail keeps: its end."""
 
+_NOT_RUN = (126, 127)
+"""The shell's exit statuses for a program that is missing or may not be executed."""
 _PROGRAM = re.compile(r"[\w./+-]+")
 """A first word that names a program or a builtin, and is no shell syntax."""
 
@@ -69,7 +71,9 @@ class CommandVerifier:
         request = {"command": self._command, "completion": completion, **asdict(question)}
         try:
             status, detail = await self._pool.run(request)
-            if status != 0 and not detail:
+            if status in _NOT_RUN:
+                detail = f"the command could not be run: {detail}"
+            elif status != 0 and not detail:
                 detail = f"the command ended with exit status {status}"
         except JobError as failure:
             status, detail = 1, f"the command {failure}"
