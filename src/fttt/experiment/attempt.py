@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
+from fttt.experiment.work import QuestionWork
 from fttt.methods import Adapter
 from fttt.types import Completion, Feedback, Trial, Turn, Usage, Verdict
-
-if TYPE_CHECKING:
-    from fttt.experiment.session import QuestionSession
 
 __all__ = ["QuestionAttempt"]
 
@@ -17,8 +14,8 @@ __all__ = ["QuestionAttempt"]
 class QuestionAttempt:
     """One trial in progress. Implements :class:`fttt.methods.Attempt`."""
 
-    def __init__(self, session: QuestionSession, index: int, *, ends_with_verdict: bool) -> None:
-        self._session = session
+    def __init__(self, work: QuestionWork, index: int, *, ends_with_verdict: bool) -> None:
+        self._work = work
         self._index = index
         self._ends_with_verdict = ends_with_verdict
         self._result: tuple[Completion, Verdict] | None = None
@@ -34,7 +31,7 @@ class QuestionAttempt:
     @property
     def last(self) -> bool:
         """Whether the budget grants no trial after this one, once this one is judged."""
-        return not self._session.ledger.grants()
+        return not self._work.ledger.grants()
 
     async def generate(
         self,
@@ -43,7 +40,7 @@ class QuestionAttempt:
         temperature: float | None = None,
     ) -> Completion:
         """Write an answer to the question followed by ``turns``."""
-        completion = await self._session.write(
+        completion = await self._work.write(
             turns, adapter=adapter, temperature=temperature, trial=self._index
         )
         self.usage += completion.usage
@@ -51,7 +48,7 @@ class QuestionAttempt:
 
     async def search(self, beams: int) -> tuple[Completion, ...]:
         """Write ``beams`` answers by one beam search, the best one first."""
-        found = await self._session.search(beams, self._index)
+        found = await self._work.search(beams, self._index)
         for completion in found:
             self.usage += completion.usage
         return found
@@ -63,10 +60,10 @@ class QuestionAttempt:
                 f"the method judged a second answer in trial {self._index}; a trial is one answer "
                 "that is judged, so ask the session for the next one"
             )
-        verdict, usage = await self._session.judge(completion)
+        verdict, usage = await self._work.judge(completion)
         self.usage += usage
         self._result = (completion, verdict)
-        self._session.attempt_judged(verdict)
+        self._work.count(verdict)
         if self._ends_with_verdict:
             self.end()
         return verdict
@@ -76,7 +73,7 @@ class QuestionAttempt:
     ) -> float:
         """Take one step on what was said after an attempt; return the loss before it."""
         said = (on,) if isinstance(on, Feedback) else tuple(on)
-        self._loss, usage = await self._session.learn(adapter, after, said)
+        self._loss, usage = await self._work.learn(adapter, after, said)
         self.usage += usage
         return self._loss
 
@@ -89,11 +86,11 @@ class QuestionAttempt:
         self.ended = True
         completion, verdict = self._result
         extracted = verdict.extracted
-        if self._session.bench.method.decided_by == "vote":
-            extracted = self._session.extract(completion)  # the normal form, which is voted on
-        self._session.record(
+        if self._work.bench.method.decided_by == "vote":
+            extracted = self._work.extract(completion)  # the normal form, which is voted on
+        self._work.record(
             Trial(
-                question_id=self._session.question.id,
+                question_id=self._work.question.id,
                 trial=self._index,
                 generation=completion.generation,
                 completion=completion.text,

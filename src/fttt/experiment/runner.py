@@ -15,11 +15,12 @@ from typing import Any, Protocol
 from fttt.engine import BatchedEngine
 from fttt.engine.request import AdapterSpec, Engine
 from fttt.errors import FTTTError, RunError
+from fttt.experiment.bench import Bench, Observer
 from fttt.experiment.cases import save_cases
 from fttt.experiment.environment import describe_environment
 from fttt.experiment.plan import Plan, check_fits
 from fttt.experiment.progress import Progress
-from fttt.experiment.session import Bench, Observer, QuestionSession
+from fttt.experiment.session import QuestionSession
 from fttt.methods import Method
 from fttt.models import LoadedModel
 from fttt.store import Journal, Run, RunWriter, solved_within

@@ -56,8 +56,9 @@ def play(
     """
     from fttt.config import BudgetSection, SamplingSection, build
     from fttt.experiment.adapters import adapter_spec
+    from fttt.experiment.bench import Bench
     from fttt.experiment.progress import Quiet
-    from fttt.experiment.session import Bench, QuestionSession
+    from fttt.experiment.session import QuestionSession
     from fttt.methods import MethodSettings
     from fttt.store import MemoryJournal
 
