@@ -132,3 +132,22 @@ def test_defaults_that_are_words_are_shown_in_help(capsys: pytest.CaptureFixture
     shown = capsys.readouterr().out
     assert "[tensorboard]" in shown
     assert "[q_proj,v_proj]" in shown
+
+
+@pytest.mark.parametrize(
+    ("command", "shown"),
+    [
+        (("run",), ("[0.6]", "[0.95]", "[2048]", "[42]", "[count]")),
+        (("finetune", "train"), ("[0.03]", "[20]", "--gradient-checkpointing ")),
+    ],
+)
+def test_help_shows_what_a_flag_is_when_it_is_not_given(
+    command: tuple[str, ...],
+    shown: tuple[str, ...],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    _, out, _ = inside(capsys, *command, "--help")
+    for text in shown:
+        assert text in out

@@ -66,7 +66,7 @@ def train_command(
     batch_tokens: Annotated[int | None, _option("training.batch_tokens", panel=PRECISION)] = None,
     gradient_checkpointing: Annotated[
         bool | None,
-        _option("training.gradient_checkpointing", panel=PRECISION),
+        _option("training.gradient_checkpointing", "--gradient-checkpointing", panel=PRECISION),
     ] = None,
     dtype: Annotated[str | None, _option("engine.dtype", panel=PRECISION)] = None,
     device: Annotated[str | None, _option("engine.device", panel=PRECISION)] = None,

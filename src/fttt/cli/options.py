@@ -9,10 +9,11 @@ from typing import Annotated, Any
 import typer
 from pydantic import BaseModel
 
-from fttt.config import RunConfig, field_help
+from fttt.config import RunConfig, field_default, field_help
 
 __all__ = [
     "BUDGET",
+    "CASES",
     "DATA",
     "ENGINE",
     "SAMPLING",
@@ -38,6 +39,8 @@ __all__ = [
 ]
 
 DATA, BUDGET, SAMPLING, ENGINE = "Questions", "Budget", "Sampling", "Engine"
+CASES = "Correct cases"
+"""A panel of its own, since a pair of long flags would squeeze the others."""
 
 
 def option(
@@ -47,7 +50,7 @@ def option(
     model: type[BaseModel] = RunConfig,
     **more: Any,
 ) -> Any:
-    """An option whose help is the description of a field of the config.
+    """An option whose help is the description of a field of the config, and its default.
 
     Args:
         path: the field, as ``section.field`` or ``field``.
@@ -56,9 +59,12 @@ def option(
         model: the config.
         more: of :func:`typer.Option`.
     """
-    return typer.Option(
-        *names, help=field_help(path, model), rich_help_panel=panel, show_default=False, **more
-    )
+    text = field_help(path, model)
+    default = field_default(path, model)
+    if default is not None:
+        shown = ",".join(default) if isinstance(default, tuple) else default
+        text += f" \\[{shown}]"  # no markup
+    return typer.Option(*names, help=text, rich_help_panel=panel, show_default=False, **more)
 
 
 DataDir = Annotated[Path | None, option("data.data_dir", panel=DATA)]

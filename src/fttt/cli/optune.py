@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from functools import wraps
+from functools import partial, wraps
 from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fttt.cli.options import Recipe, name_list
+from fttt.cli.options import Recipe, name_list, option
 from fttt.cli.run import run_command, run_flags
 from fttt.config import build, in_sections, key_values, merge, read_toml, resolve, to_toml
 from fttt.config.optune import OpTuneConfig
@@ -33,14 +33,7 @@ optune_app = typer.Typer(
 EXAMPLES, NETWORK, OPTIMIZER, MACHINE = "Examples", "Network", "Optimizer", "Machine"
 
 
-def _field(name: str, *names: str, panel: str | None = None, **more: Any) -> Any:
-    """An option whose help is the description of a field of a training's settings."""
-    field = OpTuneConfig.model_fields[name]
-    shown = ",".join(field.default) if isinstance(field.default, tuple) else field.default
-    known = not field.is_required() and shown is not None
-    text = f"{field.description} \\[{shown}]" if known else field.description  # no markup
-    flags = names or (f"--{name.replace('_', '-')}",)
-    return typer.Option(*flags, help=text, rich_help_panel=panel, show_default=False, **more)
+_field = partial(option, model=OpTuneConfig)
 
 
 @optune_app.command("generate")

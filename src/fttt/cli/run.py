@@ -10,6 +10,7 @@ import typer
 
 from fttt.cli.options import (
     BUDGET,
+    CASES,
     DATA,
     ENGINE,
     BatchSize,
@@ -65,7 +66,7 @@ def run_command(
     skip_cases: Annotated[
         Path | None, option("data.skip_cases", panel=DATA, metavar="FILE")
     ] = None,
-    save_correct_cases: Annotated[bool | None, option("save_correct_cases", panel=DATA)] = None,
+    save_correct_cases: Annotated[bool | None, option("save_correct_cases", panel=CASES)] = None,
     prompt: Annotated[
         Path | None,
         typer.Option(
@@ -80,7 +81,7 @@ def run_command(
         str | None,
         typer.Option(
             help="how answers are judged, for the task jsonl: number, math, code, regex, "
-            "command:LINE or python:MODULE:FUNCTION",
+            "regex:PATTERN, command:LINE or python:MODULE:FUNCTION",
             rich_help_panel=DATA,
             show_default=False,
         ),

@@ -8,6 +8,7 @@ from fttt.config.run import (
     EngineSection,
     RunConfig,
     SamplingSection,
+    field_default,
     field_help,
 )
 
@@ -20,6 +21,7 @@ __all__ = [
     "RunConfig",
     "SamplingSection",
     "build",
+    "field_default",
     "field_help",
     "in_sections",
     "key_values",
