@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fttt.cli.finetune_evaluate import evaluate_command
-from fttt.cli.options import DATA, DataDir, DryRun, Recipe, Setting, TaskOption, option
+from fttt.cli.flags import PANELS, PRECISION, with_flags
+from fttt.cli.options import DryRun, Recipe
 from fttt.config import (
     FinetuneConfig,
     build,
     field_help,
-    in_sections,
-    key_values,
     merge,
     read_toml,
     to_toml,
@@ -28,49 +26,30 @@ if TYPE_CHECKING:
 
 __all__ = ["finetune_app"]
 
-TRAINING, PRECISION = "Training", "Precision"
-
 finetune_app = typer.Typer(
     help="Fine-tune a model on gold solutions, and evaluate what came of it.", no_args_is_help=True
 )
-_option = partial(option, model=FinetuneConfig)
 
 
 @finetune_app.command("train")
+@with_flags(
+    FinetuneConfig,
+    without=["method", "data.prompt"],
+    panels={
+        **PANELS,
+        "engine": PRECISION,
+        "training.batch_tokens": PRECISION,
+        "training.gradient_checkpointing": PRECISION,
+    },
+)
 def train_command(
+    flags: dict[str, Any],
     method: Annotated[
         str | None,
         typer.Argument(
             metavar="METHOD", help=field_help("method", FinetuneConfig), show_default=False
         ),
     ] = None,
-    model: Annotated[str | None, _option("model", "--model", "-m")] = None,
-    task: Annotated[str | None, _option("task", "--task", "-t")] = None,
-    seed: Annotated[int | None, _option("seed")] = None,
-    data_dir: DataDir = None,
-    split: Annotated[str | None, _option("data.split", panel=DATA)] = None,
-    limit: Annotated[int | None, _option("data.limit", panel=DATA)] = None,
-    data_seed: Annotated[int | None, _option("data.seed", panel=DATA)] = None,
-    task_option: TaskOption = None,
-    held_out: Annotated[float | None, _option("data.held_out", panel=DATA)] = None,
-    max_length: Annotated[int | None, _option("data.max_length", panel=DATA)] = None,
-    samples: Annotated[int | None, _option("training.samples", panel=TRAINING)] = None,
-    epochs: Annotated[float | None, _option("training.epochs", panel=TRAINING)] = None,
-    max_steps: Annotated[int | None, _option("training.max_steps", panel=TRAINING)] = None,
-    lr: Annotated[float | None, _option("training.lr", panel=TRAINING)] = None,
-    warmup: Annotated[float | None, _option("training.warmup", panel=TRAINING)] = None,
-    weight_decay: Annotated[float | None, _option("training.weight_decay", panel=TRAINING)] = None,
-    clip: Annotated[float | None, _option("training.clip", panel=TRAINING)] = None,
-    every: Annotated[int | None, _option("training.every", panel=TRAINING)] = None,
-    early_stop: Annotated[int | None, _option("training.early_stop", panel=TRAINING)] = None,
-    batch_tokens: Annotated[int | None, _option("training.batch_tokens", panel=PRECISION)] = None,
-    gradient_checkpointing: Annotated[
-        bool | None,
-        _option("training.gradient_checkpointing", "--gradient-checkpointing", panel=PRECISION),
-    ] = None,
-    dtype: Annotated[str | None, _option("engine.dtype", panel=PRECISION)] = None,
-    device: Annotated[str | None, _option("engine.device", panel=PRECISION)] = None,
-    setting: Setting = None,
     out: Annotated[
         Path | None, typer.Option(help="folder to begin (else one under outputs/)")
     ] = None,
@@ -79,36 +58,7 @@ def train_command(
     dry_run: DryRun = False,
 ) -> None:
     """Train a method on the gold solutions of a task's training split."""
-    flags = in_sections(
-        {
-            "method": method,
-            "model": model,
-            "task": task,
-            "seed": seed,
-            "data_dir": data_dir,
-            "split": split,
-            "limit": limit,
-            "data.seed": data_seed,
-            "options": key_values(task_option or [], "--task-option"),
-            "held_out": held_out,
-            "max_length": max_length,
-            "samples": samples,
-            "epochs": epochs,
-            "max_steps": max_steps,
-            "lr": lr,
-            "warmup": warmup,
-            "weight_decay": weight_decay,
-            "clip": clip,
-            "every": every,
-            "early_stop": early_stop,
-            "batch_tokens": batch_tokens,
-            "gradient_checkpointing": gradient_checkpointing,
-            "dtype": dtype,
-            "device": device,
-            "settings": key_values(setting or [], "--set"),
-        },
-        FinetuneConfig,
-    )
+    flags |= {} if method is None else {"method": method}
     if resume is not None:
         _resume(resume, flags, given=out is not None or recipe is not None)
         return

@@ -9,27 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fttt.cli.options import (
-    DATA,
-    SAMPLING,
-    BatchSize,
-    DataDir,
-    Device,
-    DType,
-    JudgeURL,
-    Limit,
-    MaxNewTokens,
-    Split,
-    TaskOption,
-    Temperature,
-    TopP,
-    Trials,
-    Unanswered,
-    ask_judge,
-    option,
-)
+from fttt.cli.flags import DATA, with_flags
+from fttt.cli.options import JudgeURL, ask_judge
 from fttt.cli.run import load
-from fttt.config import in_sections, key_values
 
 if TYPE_CHECKING:
     from fttt.experiment.evaluate import Evaluated
@@ -41,49 +23,29 @@ KEPT = 0.9
 """Share of a trained change that merged weights should hold."""
 
 
+@with_flags(
+    without=[
+        "method", "adapter", "save_correct_cases", "data.questions", "data.prompt", "data.seed",
+        "budget.token_budget", "budget.time_budget", "engine.max_length", "settings",
+    ],
+    texts={
+        "task": "a task of `fttt list tasks`, or module:Class (what it was trained on)",
+        "model": "base model (the one that the checkpoint names)",
+        "data.skip_cases": "the hard questions are those that this file does not name, as "
+        "`fttt run greedy` of the base model writes it (else those that the checkpoint's greedy "
+        "decoding fails)",
+    },
+)  # fmt: skip
 def evaluate_command(
     checkpoints: Annotated[
         list[Path],
         typer.Argument(metavar="DIR...", help="folders that `fttt finetune train` wrote"),
     ],
-    task: Annotated[
-        str | None,
-        typer.Option(
-            "--task",
-            "-t",
-            help="a task of `fttt list tasks`, or module:Class (what it was trained on)",
-        ),
-    ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option("--model", "-m", help="base model (the one that the checkpoint names)"),
-    ] = None,
-    data_dir: DataDir = None,
-    split: Split = None,
-    limit: Limit = None,
-    skip_cases: Annotated[
-        Path | None,
-        typer.Option(
-            help="the hard questions are those that this file does not name, as `fttt run greedy` "
-            "of the base model writes it (else those that the checkpoint's greedy decoding fails)",
-            metavar="FILE",
-            rich_help_panel=DATA,
-        ),
-    ] = None,
+    flags: dict[str, Any],
     hard_limit: Annotated[
         int | None, typer.Option(help="at most this many hard questions", rich_help_panel=DATA)
     ] = None,
-    task_option: TaskOption = None,
     judge_url: JudgeURL = None,
-    trials: Trials = None,
-    unanswered: Unanswered = None,
-    seed: Annotated[int | None, option("seed", panel=SAMPLING)] = None,
-    temperature: Temperature = None,
-    top_p: TopP = None,
-    max_new_tokens: MaxNewTokens = None,
-    batch_size: BatchSize = None,
-    dtype: DType = None,
-    device: Device = None,
     out: Annotated[
         Path | None,
         typer.Option(help="folder of the runs; that of an unfinished evaluation goes on"),
@@ -93,28 +55,8 @@ def evaluate_command(
 
     Several checkpoints are evaluated one after the other, and share one table.
     """
-    base = in_sections(
-        {
-            "task": task,
-            "model": model,
-            "seed": seed,
-            "data_dir": data_dir and str(data_dir),
-            "split": split,
-            "limit": limit,
-            "skip_cases": skip_cases and str(skip_cases),
-            "options": key_values(task_option or [], "--task-option"),
-            "trials": trials,
-            "unanswered": unanswered,
-            "temperature": temperature,
-            "top_p": top_p,
-            "max_new_tokens": max_new_tokens,
-            "batch_size": batch_size,
-            "dtype": dtype,
-            "device": device,
-        }
-    )
     ask_judge(judge_url)
-    _evaluate(checkpoints, base, hard_limit, out)
+    _evaluate(checkpoints, flags, hard_limit, out)
 
 
 def _evaluate(

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from functools import partial, wraps
+from functools import wraps
 from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fttt.cli.options import Recipe, name_list, option
+from fttt.cli.flags import with_flags
+from fttt.cli.options import Recipe
 from fttt.cli.run import run_command, run_flags
-from fttt.config import build, in_sections, key_values, merge, read_toml, resolve, to_toml
+from fttt.config import build, merge, read_toml, resolve, to_toml
 from fttt.config.optune import OpTuneConfig
 from fttt.errors import RunError, UsageError
 
@@ -30,69 +31,46 @@ optune_app = typer.Typer(
 )
 
 
-EXAMPLES, NETWORK, OPTIMIZER, MACHINE = "Examples", "Network", "Optimizer", "Machine"
-
-
-_field = partial(option, model=OpTuneConfig)
+_PANELS = {
+    "Examples": ("attempts", "max_attempts", "limit", "held_out", "max_length", "feedback"),
+    "Network": ("targets", "layers", "rank", "dropout", "alpha"),
+    "Optimizer": (
+        "window", "epochs", "max_steps", "lr", "weight_decay", "clip", "schedule", "warmup",
+    ),
+    "Machine": (
+        "validate_every", "checkpoint_every", "tracker", "batch_tokens", "dtype", "device",
+    ),
+}  # fmt: skip
+"""Headings of the help."""
 
 
 @optune_app.command("generate")
+@with_flags(
+    without=[
+        "method", "adapter", "save_correct_cases", "data.questions", "data.skip_cases",
+        "data.prompt", "data.seed", "budget.trials", "budget.unanswered", "budget.token_budget",
+        "budget.time_budget", "engine.max_length", "settings",
+    ],
+    texts={"data.split": "split of the task, never test \\[train]"},
+)  # fmt: skip
 def generate_command(
-    model: Annotated[
-        str | None,
-        typer.Option("--model", "-m", help="hub name, folder, GGUF file or embedded name"),
-    ] = None,
-    task: Annotated[
-        str | None,
-        typer.Option("--task", "-t", help="a task of `fttt list tasks`, or module:Class"),
-    ] = None,
-    data_dir: Annotated[
-        Path | None, typer.Option(help="folder with the benchmark in its own layout")
-    ] = None,
-    split: Annotated[str | None, typer.Option(help="split of the task, never test (train)")] = None,
-    limit: Annotated[int | None, typer.Option(help="only the first N questions")] = None,
-    task_option: Annotated[
-        list[str] | None, typer.Option(help="option of the task itself", metavar="KEY=VALUE")
-    ] = None,
+    flags: dict[str, Any],
     attempts: Annotated[
-        int | None, typer.Option(min=1, help="attempts at each question (10)", metavar="N")
+        int | None,
+        typer.Option(min=1, help="attempts at each question \\[10]", metavar="N"),
     ] = None,
-    temperature: Annotated[float | None, typer.Option(help="sampling temperature (0.6)")] = None,
-    top_p: Annotated[float | None, typer.Option(help="nucleus (0.95)")] = None,
-    max_new_tokens: Annotated[
-        int | None, typer.Option(help="longest attempt, in tokens (2048)")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="seed of sampling (42)")] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(help="sequences at once; default: what fits")
-    ] = None,
-    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N")] = None,
     out: Annotated[
         Path | None, typer.Option(help="run folder to begin (else one under outputs/)")
     ] = None,
     resume: Annotated[Path | None, typer.Option(help="run folder to go on with")] = None,
 ) -> None:
     """Make attempts at a training split, judge them, and keep them in a run folder."""
-    flags = in_sections(
-        {
-            "method": "sample",
-            "model": model,
-            "task": task,
-            "seed": seed,
-            "data_dir": data_dir,
-            "split": split if resume else split or "train",
-            "limit": limit,
-            "options": key_values(task_option or [], "--task-option"),
-            "trials": 10 if attempts is None and not resume else attempts,
-            "temperature": temperature,
-            "top_p": top_p,
-            "max_new_tokens": max_new_tokens,
-            "batch_size": batch_size,
-            "dtype": dtype,
-            "device": device,
-        }
-    )
+    own: dict[str, Any] = {"method": "sample"}
+    if resume is None:
+        own |= {"data": {"split": "train"}, "budget": {"trials": 10}}
+    if attempts is not None:
+        own["budget"] = {"trials": attempts}
+    flags = merge(own, flags)
     if resume is None:
         from fttt.experiment.plan import task_of
         from fttt.training.gold import check_trainable
@@ -103,24 +81,19 @@ def generate_command(
 
 
 @optune_app.command("train")
+@with_flags(
+    OpTuneConfig,
+    without=["ablation"],
+    panels={field: panel for panel, fields in _PANELS.items() for field in fields},
+)
 def train_command(
-    attempts_from: Annotated[Path | None, _field("attempts_from", "--from")] = None,
-    model: Annotated[str | None, _field("model", "--model", "-m")] = None,
-    task: Annotated[str | None, _field("task", "--task", "-t")] = None,
-    data_dir: Annotated[Path | None, _field("data_dir")] = None,
-    seed: Annotated[int | None, _field("seed")] = None,
-    attempts: Annotated[str | None, _field("attempts", panel=EXAMPLES, metavar="wrong|all")] = None,
-    max_attempts: Annotated[int | None, _field("max_attempts", panel=EXAMPLES)] = None,
-    limit: Annotated[int | None, _field("limit", panel=EXAMPLES)] = None,
-    held_out: Annotated[float | None, _field("held_out", panel=EXAMPLES)] = None,
-    max_length: Annotated[int | None, _field("max_length", panel=EXAMPLES)] = None,
-    feedback: Annotated[str | None, _field("feedback", panel=EXAMPLES)] = None,
+    flags: dict[str, Any],
     shuffle_attempts: Annotated[
         bool,
         typer.Option(
             "--shuffle-attempts",
             help="ablation: each example reads another question's attempt",
-            rich_help_panel=EXAMPLES,
+            rich_help_panel="Examples",
         ),
     ] = False,
     constant_input: Annotated[
@@ -128,30 +101,9 @@ def train_command(
         typer.Option(
             "--constant-input",
             help="ablation: every example reads the same attempt",
-            rich_help_panel=EXAMPLES,
+            rich_help_panel="Examples",
         ),
     ] = False,
-    targets: Annotated[str | None, _field("targets", panel=NETWORK, metavar="NAME,NAME")] = None,
-    layers: Annotated[int | None, _field("layers", panel=NETWORK)] = None,
-    rank: Annotated[int | None, _field("rank", panel=NETWORK)] = None,
-    dropout: Annotated[float | None, _field("dropout", panel=NETWORK)] = None,
-    alpha: Annotated[float | None, _field("alpha", panel=NETWORK)] = None,
-    window: Annotated[int | None, _field("window", panel=OPTIMIZER)] = None,
-    epochs: Annotated[int | None, _field("epochs", panel=OPTIMIZER)] = None,
-    max_steps: Annotated[int | None, _field("max_steps", panel=OPTIMIZER)] = None,
-    lr: Annotated[float | None, _field("lr", panel=OPTIMIZER)] = None,
-    weight_decay: Annotated[float | None, _field("weight_decay", panel=OPTIMIZER)] = None,
-    clip: Annotated[float | None, _field("clip", panel=OPTIMIZER)] = None,
-    schedule: Annotated[
-        str | None, _field("schedule", panel=OPTIMIZER, metavar="constant|cosine")
-    ] = None,
-    warmup: Annotated[float | None, _field("warmup", panel=OPTIMIZER)] = None,
-    validate_every: Annotated[int | None, _field("validate_every", panel=MACHINE)] = None,
-    checkpoint_every: Annotated[int | None, _field("checkpoint_every", panel=MACHINE)] = None,
-    tracker: Annotated[str | None, _field("tracker", panel=MACHINE)] = None,
-    batch_tokens: Annotated[int | None, _field("batch_tokens", panel=MACHINE)] = None,
-    dtype: Annotated[str | None, _field("dtype", panel=MACHINE)] = None,
-    device: Annotated[str | None, _field("device", panel=MACHINE)] = None,
     out: Annotated[
         Path | None, typer.Option(help="folder to begin (outputs/optune-TASK-MODEL-sSEED)")
     ] = None,
@@ -161,20 +113,6 @@ def train_command(
     """Train the network on attempts and gold solutions; several processes share the work."""
     if shuffle_attempts and constant_input:
         raise UsageError("--shuffle-attempts and --constant-input exclude each other; give one.")
-    flags = in_sections(
-        {
-            "attempts_from": attempts_from, "model": model, "task": task, "data_dir": data_dir,
-            "seed": seed, "attempts": attempts, "max_attempts": max_attempts, "limit": limit,
-            "held_out": held_out, "max_length": max_length, "feedback": feedback,
-            "targets": None if targets is None else name_list(targets),
-            "layers": layers, "rank": rank, "dropout": dropout, "alpha": alpha,
-            "window": window, "epochs": epochs, "max_steps": max_steps, "lr": lr,
-            "weight_decay": weight_decay, "clip": clip, "schedule": schedule, "warmup": warmup,
-            "validate_every": validate_every, "checkpoint_every": checkpoint_every,
-            "tracker": tracker, "batch_tokens": batch_tokens, "dtype": dtype, "device": device,
-        },
-        OpTuneConfig,
-    )  # fmt: skip
     if shuffle_attempts or constant_input:
         flags["ablation"] = "shuffle-attempts" if shuffle_attempts else "constant-input"
     if resume is not None and out is not None:
@@ -254,7 +192,7 @@ def _evaluate_command() -> Callable[..., None]:
 
     @wraps(run_command)
     def evaluate_command(**options: Any) -> None:
-        run_command("optune", **options)
+        run_command(method="optune", **options)
 
     run = signature(run_command, eval_str=True)
     options = [option for name, option in run.parameters.items() if name != "method"]

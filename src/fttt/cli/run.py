@@ -8,36 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fttt.cli.options import (
-    BUDGET,
-    CASES,
-    DATA,
-    ENGINE,
-    BatchSize,
-    DataDir,
-    Device,
-    DryRun,
-    DType,
-    JudgeURL,
-    Limit,
-    MaxNewTokens,
-    Recipe,
-    Setting,
-    Split,
-    TaskOption,
-    Temperature,
-    TopP,
-    Trials,
-    Unanswered,
-    ask_judge,
-    name_list,
-    option,
-)
+from fttt.cli.flags import DATA, PANELS, with_flags
+from fttt.cli.options import DryRun, JudgeURL, Recipe, ask_judge
 from fttt.config import (
     RunConfig,
     field_help,
     in_sections,
-    key_values,
     merge,
     read_toml,
     resolve,
@@ -51,22 +27,15 @@ if TYPE_CHECKING:
 __all__ = ["load", "run_command", "run_flags"]
 
 
+@with_flags(
+    without=["method", "data.prompt"],
+    panels={**PANELS, "save_correct_cases": "Correct cases"},  # whose long flags squeeze others
+)
 def run_command(
+    flags: dict[str, Any],
     method: Annotated[
         str | None, typer.Argument(metavar="METHOD", help=field_help("method"), show_default=False)
     ] = None,
-    model: Annotated[str | None, option("model", "--model", "-m")] = None,
-    adapter: Annotated[Path | None, option("adapter", metavar="DIR")] = None,
-    task: Annotated[str | None, option("task", "--task", "-t")] = None,
-    seed: Annotated[int | None, option("seed")] = None,
-    data_dir: DataDir = None,
-    split: Split = None,
-    limit: Limit = None,
-    questions: Annotated[str | None, option("data.questions", panel=DATA, metavar="ID,ID")] = None,
-    skip_cases: Annotated[
-        Path | None, option("data.skip_cases", panel=DATA, metavar="FILE")
-    ] = None,
-    save_correct_cases: Annotated[bool | None, option("save_correct_cases", panel=CASES)] = None,
     prompt: Annotated[
         Path | None,
         typer.Option(
@@ -75,8 +44,6 @@ def run_command(
             rich_help_panel=DATA,
         ),
     ] = None,
-    data_seed: Annotated[int | None, option("data.seed", panel=DATA)] = None,
-    task_option: TaskOption = None,
     verifier: Annotated[
         str | None,
         typer.Option(
@@ -95,18 +62,6 @@ def run_command(
         ),
     ] = None,
     judge_url: JudgeURL = None,
-    trials: Trials = None,
-    unanswered: Unanswered = None,
-    token_budget: Annotated[int | None, option("budget.token_budget", panel=BUDGET)] = None,
-    time_budget: Annotated[float | None, option("budget.time_budget", panel=BUDGET)] = None,
-    temperature: Temperature = None,
-    top_p: TopP = None,
-    max_new_tokens: MaxNewTokens = None,
-    batch_size: BatchSize = None,
-    dtype: DType = None,
-    device: Device = None,
-    max_length: Annotated[int | None, option("engine.max_length", panel=ENGINE)] = None,
-    setting: Setting = None,
     reflection: Annotated[
         bool, typer.Option("--reflection", help="fttt: learn from a written critique too")
     ] = False,
@@ -129,42 +84,19 @@ def run_command(
     dry_run: DryRun = False,
 ) -> None:
     """Try each question of a task by a method, and keep every trial in a run folder."""
-    own = {
-        "reflection": reflection or None,
-        "schedule": schedule,
-        "checkpoint": checkpoint and str(checkpoint),
+    further = {
+        "method": method,
+        "prompt": prompt and _text(prompt),
+        "options": _given({"verifier": verifier, "rule": math_rule}),
+        "settings": _given(
+            {
+                "reflection": reflection or None,
+                "schedule": schedule,
+                "checkpoint": checkpoint and str(checkpoint),
+            }
+        ),
     }
-    flags = in_sections(
-        {
-            "method": method,
-            "model": model,
-            "adapter": adapter and str(adapter),
-            "task": task,
-            "seed": seed,
-            "save_correct_cases": save_correct_cases,
-            "data_dir": data_dir,
-            "split": split,
-            "limit": limit,
-            "questions": None if questions is None else name_list(questions),
-            "skip_cases": skip_cases,
-            "prompt": prompt and _text(prompt),
-            "data.seed": data_seed,
-            "options": key_values(task_option or [], "--task-option")
-            | _given({"verifier": verifier, "rule": math_rule}),
-            "trials": trials,
-            "unanswered": unanswered,
-            "token_budget": token_budget,
-            "time_budget": time_budget,
-            "temperature": temperature,
-            "top_p": top_p,
-            "max_new_tokens": max_new_tokens,
-            "batch_size": batch_size,
-            "dtype": dtype,
-            "device": device,
-            "max_length": max_length,
-            "settings": key_values(setting or [], "--set") | _given(own),
-        }
-    )
+    flags = merge(flags, in_sections(further))
     ask_judge(judge_url)
     run_flags(flags, out, resume, recipe, dry_run=dry_run)
 

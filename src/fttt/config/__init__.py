@@ -8,7 +8,6 @@ from fttt.config.run import (
     EngineSection,
     RunConfig,
     SamplingSection,
-    field_default,
     field_help,
 )
 
@@ -21,7 +20,6 @@ __all__ = [
     "RunConfig",
     "SamplingSection",
     "build",
-    "field_default",
     "field_help",
     "in_sections",
     "key_values",

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
-from pydantic.fields import FieldInfo
 
 __all__ = [
     "BudgetSection",
@@ -15,7 +14,6 @@ __all__ = [
     "RunConfig",
     "SamplingSection",
     "Section",
-    "field_default",
     "field_help",
     "section",
 ]
@@ -147,20 +145,9 @@ class RunConfig(Section):
 
 def field_help(path: str, model: type[BaseModel] = RunConfig) -> str:
     """The help text of a field, named as ``section.field`` or ``field``."""
-    return _field(path, model).description or ""
-
-
-def field_default(path: str, model: type[BaseModel] = RunConfig) -> Any:
-    """The value of a field that nothing is given for; ``None`` where it follows from others."""
-    field = _field(path, model)
-    told = not field.is_required() and field.default_factory is None
-    return field.default if told and not isinstance(field.default, bool) else None
-
-
-def _field(path: str, model: type[BaseModel]) -> FieldInfo:
     *sections, name = path.split(".")
     for section in sections:
         found = model.model_fields[section].annotation
         assert isinstance(found, type)
         model = found
-    return model.model_fields[name]
+    return model.model_fields[name].description or ""

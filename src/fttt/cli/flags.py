@@ -1,0 +1,163 @@
+"""Flags that are fields of a config: named, typed and described where those are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from functools import wraps
+from inspect import Parameter, signature
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import typer
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from fttt.config import RunConfig, in_sections, key_values
+from fttt.config.run import Section
+
+__all__ = ["DATA", "PANELS", "PRECISION", "with_flags"]
+
+DATA, PRECISION = "Questions", "Precision"
+
+NAMES = {
+    "attempts_from": ("--from",),
+    "data.options": ("--task-option",),
+    "data.seed": ("--data-seed",),
+    "model": ("--model", "-m"),
+    "settings": ("--set", "-s"),
+    "task": ("--task", "-t"),
+}
+"""Where a flag is not called as its field."""
+METAVARS = {
+    "adapter": "DIR",
+    "data.questions": "ID,ID",
+    "data.skip_cases": "FILE",
+    "targets": "NAME,NAME",
+}
+PANELS = {
+    "data": DATA,
+    "budget": "Budget",
+    "sampling": "Sampling",
+    "engine": "Engine",
+    "training": "Training",
+}
+"""Under which heading the help shows a section."""
+
+Command = Callable[..., None]
+
+
+def with_flags(
+    model: type[BaseModel] = RunConfig,
+    *,
+    without: Collection[str] = (),
+    panels: Mapping[str, str] = PANELS,
+    texts: Mapping[str, str] | None = None,
+) -> Callable[[Command], Command]:
+    """Give a command a flag for each field of a config, in the place of its parameter ``flags``.
+
+    The command is called with what was given of them, in the config's sections.
+
+    Args:
+        model: the config.
+        without: fields that have no flag, as ``section.field`` or ``field``.
+        panels: headings of the help, by field or section.
+        texts: help texts other than the fields' own.
+    """
+    flags = [flag for flag in _flags(model) if flag.path not in without]
+
+    def decorate(command: Command) -> Command:
+        @wraps(command)
+        def called(**given: Any) -> None:
+            values = {flag.path: flag.read(given.pop(flag.parameter)) for flag in flags}
+            command(flags=in_sections(values, model), **given)
+
+        own = signature(command, eval_str=True)
+        parameters: list[Parameter] = []
+        for parameter in own.parameters.values():
+            if parameter.name == "flags":
+                parameters += [flag.shown(panels, texts or {}) for flag in flags]
+            else:
+                parameters.append(parameter)
+        called.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
+        called.__annotations__ = {p.name: p.annotation for p in parameters}
+        return called
+
+    return decorate
+
+
+@dataclass(frozen=True)
+class _Flag:
+    """A field of a config as a flag."""
+
+    path: str
+    field: FieldInfo
+
+    @property
+    def parameter(self) -> str:
+        return self.path.replace(".", "_")
+
+    @property
+    def kind(self) -> Any:
+        """The field's type, where a value is given."""
+        kind = self.field.annotation
+        if get_origin(kind) in (Union, UnionType):
+            kind = next(part for part in get_args(kind) if part is not NoneType)
+        return get_args(kind)[0] if get_origin(kind) is Annotated else kind
+
+    def read(self, given: Any) -> Any:
+        """The field's value; ``None`` or nothing where the flag was not given."""
+        if get_origin(self.kind) is dict:
+            return key_values(given or [], self.names[0])
+        if get_origin(self.kind) is tuple and given is not None:
+            return [part.strip() for part in given.split(",") if part.strip()]
+        return str(given) if isinstance(given, Path) else given
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        name = self.path.rpartition(".")[2].replace("_", "-")
+        either = self.kind is bool and self.field.default is not False
+        own = f"--{name}/--no-{name}" if either else f"--{name}"
+        return NAMES.get(self.path, (own,))
+
+    def shown(self, panels: Mapping[str, str], texts: Mapping[str, str]) -> Parameter:
+        """The parameter that a command line parser reads."""
+        origin, metavar = get_origin(self.kind), METAVARS.get(self.path)
+        kind: Any = self.kind
+        if origin is Literal:
+            kind, metavar = str, "|".join(get_args(self.kind))
+        elif origin is tuple:
+            kind = str
+        elif origin is dict:
+            kind, metavar = list[str], "KEY=VALUE"
+        option = typer.Option(
+            *self.names,
+            help=texts.get(self.path) or self._text(),
+            metavar=metavar,
+            rich_help_panel=panels.get(self.path) or panels.get(self.path.partition(".")[0]),
+            show_default=False,
+        )
+        annotation = Annotated[kind | None, option]
+        return Parameter(
+            self.parameter, Parameter.POSITIONAL_OR_KEYWORD, default=None, annotation=annotation
+        )
+
+    def _text(self) -> str:
+        """The field's own text, and its default where that says something."""
+        default = self.field.default
+        told = ",".join(default) if isinstance(default, tuple) else default
+        if told is PydanticUndefined or told is None or isinstance(told, bool):
+            return self.field.description or ""
+        return f"{self.field.description} \\[{told}]"  # no markup
+
+
+def _flags(model: type[BaseModel], section: str = "") -> Iterator[_Flag]:
+    """Fields and those of sections, as they stand in the config."""
+    for name, field in model.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, Section):
+            yield from _flags(kind, f"{name}.")
+        else:
+            yield _Flag(section + name, field)
