@@ -11,24 +11,16 @@ from typing import Any
 import pytest
 
 import fttt
-from fttt.cli import main
 from fttt.errors import UsageError
 from fttt.experiment.progress import Quiet
 from fttt.store import Run
-from fttt.testing import save_tiny_model
+from fttt.testing import call, save_tiny_model
 
 COMMON = ["--task", "arithmetic", "--limit", "2", "--max-new-tokens", "8", "--device", "cpu"]
 Make = Any
 
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
-
-
-def call(*words: str) -> int:
-    with pytest.raises(SystemExit) as ended:
-        main(list(words))
-    assert isinstance(ended.value.code, int)
-    return ended.value.code
 
 
 def completions(folder: str) -> list[tuple[int, ...]]:

@@ -4,16 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from fttt.cli import main
-from fttt.testing import save_tiny_model
+from fttt.testing import call, save_tiny_model
 
 
 def bench(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as ended:
-        main(["bench", *words])
+    code = call("bench", *words)
     said = capsys.readouterr()
-    assert isinstance(ended.value.code, int)
-    return ended.value.code, said.out, said.err
+    return code, said.out, said.err
 
 
 def test_engine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,16 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from fttt.cli import main
+from fttt.testing import call
 
 
 def check(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
     """Exit code, output, and what went wrong."""
-    with pytest.raises(SystemExit) as exit_:
-        main(["check", *arguments])
+    code = call("check", *arguments)
     printed = capsys.readouterr()
-    assert isinstance(exit_.value.code, int)
-    return exit_.value.code, printed.out, printed.err
+    return code, printed.out, printed.err
 
 
 @pytest.fixture

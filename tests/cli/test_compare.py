@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from fttt.cli import main
 from fttt.store import RunWriter
+from fttt.testing import call
 from fttt.types import Question, Trial, Usage
 
 QUESTIONS = [Question(f"q{n}", f"What is {n} + 1?", str(n + 1)) for n in range(12)]
@@ -38,11 +38,9 @@ def write_run(folder: Path, method: str, solved: int, model: str = "tiny") -> Pa
 
 def fttt(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
     """Exit code, output and error output of a command line."""
-    with pytest.raises(SystemExit) as exit_:
-        main(arguments)
+    code = call(*arguments)
     printed = capsys.readouterr()
-    assert isinstance(exit_.value.code, int)
-    return exit_.value.code, printed.out, printed.err
+    return code, printed.out, printed.err
 
 
 def test_the_text_says_what_follows_and_what_does_not(

@@ -9,21 +9,16 @@ import subprocess
 import sys
 import time
 import tomllib
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from fttt.cli import main
 from fttt.finetune.checkpoint import read_info
 from fttt.finetune.trainer import checkpoints
-from fttt.testing import save_tiny_model
+from fttt.testing import call, save_tiny_model
 
-
-def call(*words: str) -> int:
-    with pytest.raises(SystemExit) as ended:
-        main(["finetune", "train", *words])
-    assert isinstance(ended.value.code, int)
-    return ended.value.code
+train = partial(call, "finetune", "train")
 
 
 @pytest.mark.parametrize(
@@ -58,7 +53,7 @@ def test_bad_input_is_one_sentence_before_a_model_is_loaded(
 ) -> None:  # fmt: skip
     monkeypatch.setattr("fttt.models.loader._read", lambda *_: pytest.fail("loaded"))
     more = [] if "--resume" in words else ["--model", model]
-    assert call(*words, *more) == 2
+    assert train(*words, *more) == 2
     shown = capsys.readouterr().err.strip()
     assert sentence in shown
     assert len(shown.splitlines()) == 1
@@ -82,7 +77,7 @@ def test_a_launch_that_cannot_serve_is_one_sentence_too(
     fsdp = {"FSDP_VERSION": "2", "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT"}
     for key, value in {"ACCELERATE_USE_FSDP": "true", **fsdp, **launch}.items():
         monkeypatch.setenv(key, value)
-    assert call(*words, "--model", model) == 2
+    assert train(*words, "--model", model) == 2
     assert sentence in capsys.readouterr().err
 
 
@@ -90,11 +85,11 @@ def test_a_missing_package_is_named(
     model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("fttt.finetune.plan.find_spec", lambda name: None)
-    assert call("lora", "--model", model) == 2
+    assert train("lora", "--model", model) == 2
     assert "'accelerate', which is not installed; run: pip install 'fttt[train]'" in (
         capsys.readouterr().err
     )
-    assert call("full", "--set", "optimizer=adamw-8bit", "--model", model) == 2
+    assert train("full", "--set", "optimizer=adamw-8bit", "--model", model) == 2
     assert "pip install torchao" in capsys.readouterr().err
 
 
@@ -105,7 +100,7 @@ def test_the_published_settings_are_filled_in_and_run_again_as_a_recipe(
     rates = {}
     for method in ("full", "lora", "adapter", "ia3", "ln-tuning", "prefix"):
         for name in (model, mistral):
-            assert call(method, "--model", name, "--dry-run") == 0
+            assert train(method, "--model", name, "--dry-run") == 0
             shown = tomllib.loads(capsys.readouterr().out)
             rates[method, name] = shown["training"]["lr"]
     assert [rates[m, model] for m in ("full", "lora", "adapter")] == [1e-5, 2e-5, 1e-4]
@@ -113,12 +108,12 @@ def test_the_published_settings_are_filled_in_and_run_again_as_a_recipe(
     assert rates["prefix", mistral] == 5e-5
     assert {m for m in ("full", "lora", "ia3") if rates[m, mistral] != rates[m, model]} == set()
 
-    assert call("lora", "--model", model, "--max-steps", "7", "--set", "rank=3", "--dry-run") == 0
+    assert train("lora", "--model", model, "--max-steps", "7", "--set", "rank=3", "--dry-run") == 0
     text = capsys.readouterr().out
     (tmp_path / "recipe.toml").write_text(text)
-    assert call("--recipe", str(tmp_path / "recipe.toml"), "--dry-run") == 0
+    assert train("--recipe", str(tmp_path / "recipe.toml"), "--dry-run") == 0
     assert capsys.readouterr().out == text
-    assert call("--recipe", str(tmp_path / "recipe.toml"), "--epochs", "2", "--dry-run") == 0
+    assert train("--recipe", str(tmp_path / "recipe.toml"), "--epochs", "2", "--dry-run") == 0
     other = tomllib.loads(capsys.readouterr().out)
     assert other["training"]["epochs"] == 2
     assert "max_steps" not in other["training"]
@@ -147,7 +142,7 @@ def test_a_killed_process_is_gone_on_from(
     step = read_info(checkpoints(folder / "checkpoints")[-1]).step
     text = (folder / "config.toml").read_text()
     (folder / "config.toml").write_text(text.replace("max_steps = 400", f"max_steps = {step + 2}"))
-    assert call("--resume", str(folder)) == 0
+    assert train("--resume", str(folder)) == 0
     shown = capsys.readouterr()
     assert shown.err == ""
     assert read_info(folder).step == step + 2
@@ -157,5 +152,5 @@ def test_a_killed_process_is_gone_on_from(
     assert facts["trained_parameters"] == 1792
     assert facts["seconds"] > 0
     assert (folder / "adapter_model.safetensors").is_file()
-    assert call("--resume", str(folder)) == 0  # nothing is left to do
+    assert train("--resume", str(folder)) == 0  # nothing is left to do
     assert json.loads((folder / "finetune.json").read_text()) == facts

@@ -10,21 +10,14 @@ from typing import Any
 
 import pytest
 
-from fttt.cli import main
 from fttt.store import Run
+from fttt.testing import call
 
 COMMON = ["--limit", "3", "--trials", "2", "--max-new-tokens", "8", "--device", "cpu"]
 Make = Any
 
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
-
-
-def call(*words: str) -> int:
-    with pytest.raises(SystemExit) as ended:
-        main(list(words))
-    assert isinstance(ended.value.code, int)
-    return ended.value.code
 
 
 def test_two_checkpoints_end_in_one_table(make_checkpoint: Make) -> None:

@@ -9,6 +9,7 @@ import time
 import pytest
 
 from fttt.cli import main
+from fttt.testing import call
 
 
 def fttt(*words: str) -> subprocess.CompletedProcess[str]:
@@ -19,11 +20,9 @@ def fttt(*words: str) -> subprocess.CompletedProcess[str]:
 
 def inside(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
     """The same without a new process."""
-    with pytest.raises(SystemExit) as ended:
-        main(list(words))
+    code = call(*words)
     shown = capsys.readouterr()
-    assert isinstance(ended.value.code, int)
-    return ended.value.code, shown.out, shown.err
+    return code, shown.out, shown.err
 
 
 def test_a_wrong_flag_is_answered_fast_and_in_one_sentence() -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from fttt.cli import main
 from fttt.optune import read_info
 from fttt.store import Run
+from fttt.testing import call
 
 COMMON = ["--task", "arithmetic", "--limit", "2", "--max-new-tokens", "8", "--device", "cpu"]
 
@@ -16,54 +17,50 @@ COMMON = ["--task", "arithmetic", "--limit", "2", "--max-new-tokens", "8", "--de
 pytestmark = pytest.mark.usefixtures("elsewhere")
 
 
-def call(*words: str) -> int:
-    with pytest.raises(SystemExit) as ended:
-        main(["optune", *words])
-    assert isinstance(ended.value.code, int)
-    return ended.value.code
+optune = partial(call, "optune")
 
 
 def test_attempts_are_a_run_on_the_training_split(
     model: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert call("generate", "--model", model, "--attempts", "3", "--out", "r", *COMMON) == 0
+    assert optune("generate", "--model", model, "--attempts", "3", "--out", "r", *COMMON) == 0
     run = Run.open("r")
     assert run.method == "sample"
     assert all("/train/" in question.id for question in run.questions)
     assert [trial.trial for trial in run.trials] == [0, 1, 2] * 2
     assert run.config["sampling"]["temperature"] == 0.6
     shown = capsys.readouterr().out
-    assert call("generate", "--resume", "r") == 0
+    assert optune("generate", "--resume", "r") == 0
     assert capsys.readouterr().out == shown
 
 
 def test_what_cannot_be_trained_on_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    assert call("generate", "--task", "humaneval") == 2
+    assert optune("generate", "--task", "humaneval") == 2
     assert "has no training split, only 'test'" in capsys.readouterr().err
-    assert call("generate", "--split", "test") == 2
+    assert optune("generate", "--split", "test") == 2
     assert "choose from train." in capsys.readouterr().err
-    assert call("generate", "--attempts", "0") == 2
+    assert optune("generate", "--attempts", "0") == 2
     assert "'--attempts': Input should be greater" in capsys.readouterr().err
 
 
 def test_a_training_is_begun_and_gone_on_with(
     model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert call("generate", "--model", model, "--attempts", "3", "--out", "r", *COMMON) == 0
+    assert optune("generate", "--model", model, "--attempts", "3", "--out", "r", *COMMON) == 0
     Path("recipe.toml").write_text('attempts_from = "r"\nattempts = "all"\nwindow = 3\nlr = 1.0\n')
     words = ["train", "--recipe", "recipe.toml", "--lr", "1e-4", "--max-steps", "1"]
-    assert call(*words, "--held-out", "0", "--shuffle-attempts", "--out", "t") == 0
+    assert optune(*words, "--held-out", "0", "--shuffle-attempts", "--out", "t") == 0
     assert "validation" not in capsys.readouterr().out
     info = read_info("t")
     assert (info.step, info.ablation, info.model) == (1, "shuffle-attempts", model)
     assert info.settings["lr"] == 1e-4
-    assert call("train", "--resume", "t", "--max-steps", "2") == 0
+    assert optune("train", "--resume", "t", "--max-steps", "2") == 0
     assert read_info("t").step == 2
-    assert call("train", "--resume", "t", "--lr", "0.1") == 2
+    assert optune("train", "--resume", "t", "--lr", "0.1") == 2
     assert "begun with lr = 0.0001" in capsys.readouterr().err
     weights = tmp_path / "t/step-00000002/network.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
-    assert call("train", "--resume", "t", "--max-steps", "3") == 2
+    assert optune("train", "--resume", "t", "--max-steps", "3") == 2
     assert "is broken: network.safetensors has" in capsys.readouterr().err
 
 
@@ -77,5 +74,5 @@ def test_bad_input_of_a_training(capsys: pytest.CaptureFixture[str]) -> None:
         (["--resume", "nowhere"], "'nowhere' holds no OpTune training"),
         (["--resume", "t", "--out", "u"], "leave --out away"),
     ):
-        assert call("train", *words) == 2
+        assert optune("train", *words) == 2
         assert said in capsys.readouterr().err

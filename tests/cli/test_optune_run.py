@@ -10,12 +10,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fttt.cli import main
 from fttt.engine import below
 from fttt.engine.factors import Factors
 from fttt.optune import load_checkpoint
 from fttt.store import Run
-from fttt.testing import save_tiny_model, tiny_model
+from fttt.testing import call, save_tiny_model, tiny_model
 from fttt.types import Trial
 
 TRIALS, QUESTIONS = 4, 3
@@ -23,12 +22,6 @@ FOLDERS = ("whole", "torn")
 
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
-
-
-def run(*words: str) -> int:
-    with pytest.raises(SystemExit) as ended:
-        main(list(words))
-    return int(ended.value.code or 0)
 
 
 @pytest.fixture
@@ -120,7 +113,7 @@ def test_a_run_equals_one_question_at_a_time(
 
     monkeypatch.setattr(below, "_held_tokens", counted)
     more = ["--schedule", schedule] if schedule == "accumulate" else []
-    assert run("optune", "evaluate", *flags, *more, "--out", "whole") == 0
+    assert call("optune", "evaluate", *flags, *more, "--out", "whole") == 0
     whole = Run.open(Path("whole"))
     steps = [trial.loss for record in whole.records for trial in record.trials if trial.loss]
     assert len(taken) == len(steps) > 0
@@ -151,13 +144,13 @@ def test_a_run_equals_one_question_at_a_time(
 
 def test_a_torn_run_goes_on_with_the_changes_it_had(flags: list[str], tmp_path: Path) -> None:
     words = ["run", "optune", *flags, "--temperature", "1.0", "--schedule", "accumulate"]
-    assert run(*words, "--out", "whole") == 0
-    assert run(*words, "--out", "torn") == 0
+    assert call(*words, "--out", "whole") == 0
+    assert call(*words, "--out", "torn") == 0
     for name, lines in (("events.jsonl", 13), ("trials.jsonl", 5)):
         file = Path("torn") / name
         file.write_bytes(b"".join(file.read_bytes().splitlines(keepends=True)[:lines]))
     (Path("torn") / "summary.json").unlink()
-    assert run("run", "--resume", "torn") == 0
+    assert call("run", "--resume", "torn") == 0
     whole, torn = ([t for r in Run.open(Path(f)).records for t in r.trials] for f in FOLDERS)
     assert [t.token_ids for t in torn] == [t.token_ids for t in whole]
     assert [t.loss or 0.0 for t in torn] == pytest.approx([t.loss or 0.0 for t in whole], rel=1e-3)
@@ -167,14 +160,14 @@ def test_a_torn_run_goes_on_with_the_changes_it_had(flags: list[str], tmp_path: 
 def test_a_network_that_was_trained_anew_is_refused(
     flags: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run("run", "optune", *flags, "--out", "old") == 0
+    assert call("run", "optune", *flags, "--out", "old") == 0
     (Path("old") / "summary.json").unlink()
     checkpoint = Path(Run.open(Path("old")).config["settings"]["checkpoint"])
     file = checkpoint / "network.safetensors"
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
-    assert run("run", "--resume", "old") == 2
+    assert call("run", "--resume", "old") == 2
     assert "has changed since the run in 'old' began" in capsys.readouterr().err
 
 
@@ -182,7 +175,7 @@ def test_a_network_of_another_architecture_is_refused(
     flags: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     save_tiny_model(Path("shallow"), layers=1)
-    assert run("run", "optune", *flags, "--model", "shallow") == 2
+    assert call("run", "optune", *flags, "--model", "shallow") == 2
     said = capsys.readouterr().err
     assert "where 'model.layers.1.self_attn.q_proj' is 32 x 32" in said
     assert "Traceback" not in said

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from fttt.cli import main
 from fttt.store import RunWriter
+from fttt.testing import call
 from fttt.types import Question, Trial, Usage
 
 
@@ -33,21 +33,11 @@ def runs(tmp_path: Path) -> list[str]:
     return folders
 
 
-def exit_code(*arguments: str) -> int:
-    with pytest.raises(SystemExit) as exit_:
-        main(arguments)
-    assert isinstance(exit_.value.code, int)
-    return exit_.value.code
-
-
 def test_a_page_and_its_plots_are_written(
     tmp_path: Path, runs: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     page, plots = tmp_path / "new" / "report.html", tmp_path / "plots"
-    assert (
-        exit_code("report", *runs, "--out", str(page), "--plots", str(plots), "--format", "svg")
-        == 0
-    )
+    assert call("report", *runs, "--out", str(page), "--plots", str(plots), "--format", "svg") == 0
     assert page.read_text().startswith("<!doctype html>")
     names = {"accuracy-trials", "accuracy-tokens", "accuracy-seconds", "tokens", "generated"}
     assert {path.stem for path in plots.iterdir()} == names
@@ -57,26 +47,26 @@ def test_a_page_and_its_plots_are_written(
 
 def test_plots_are_png_unless_asked_otherwise(tmp_path: Path, runs: list[str]) -> None:
     arguments = ("--out", str(tmp_path / "r.html"), "--plots", str(tmp_path / "plots"))
-    assert exit_code("report", *runs, *arguments) == 0
+    assert call("report", *runs, *arguments) == 0
     for path in (tmp_path / "plots").iterdir():
         assert path.read_bytes().startswith(b"\x89PNG")
 
 
 def test_one_run_makes_a_page_too(tmp_path: Path, runs: list[str]) -> None:
-    assert exit_code("report", runs[0], "--out", str(tmp_path / "r.html")) == 0
+    assert call("report", runs[0], "--out", str(tmp_path / "r.html")) == 0
     assert "Paired comparisons" not in (tmp_path / "r.html").read_text()
 
 
 def test_a_place_that_cannot_be_written_is_one_sentence(
     tmp_path: Path, runs: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert exit_code("report", *runs, "--out", str(tmp_path)) == 2
+    assert call("report", *runs, "--out", str(tmp_path)) == 2
     assert "is a folder; name an HTML file" in capsys.readouterr().err
     (tmp_path / "file").write_text("")
-    assert exit_code("report", *runs, "--out", str(tmp_path / "file" / "r.html")) == 1
+    assert call("report", *runs, "--out", str(tmp_path / "file" / "r.html")) == 1
     assert "Cannot write" in capsys.readouterr().err
 
 
 def test_an_unknown_format_is_refused(runs: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert exit_code("report", *runs, "--format", "gif") == 2
+    assert call("report", *runs, "--format", "gif") == 2
     assert "png" in capsys.readouterr().err

@@ -8,20 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from fttt.cli import main
 from fttt.store import Run
+from fttt.testing import call
 
 COMMON = ["--task", "arithmetic", "--limit", "2", "--max-new-tokens", "8", "--device", "cpu"]
 
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
-
-
-def call(*words: str) -> int:
-    with pytest.raises(SystemExit) as ended:
-        main(list(words))
-    assert isinstance(ended.value.code, int)
-    return ended.value.code
 
 
 def test_a_run_ends_in_a_table_and_a_folder(model: str, capsys: pytest.CaptureFixture[str]) -> None:

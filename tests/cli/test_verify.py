@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from fttt.cli import main
+from fttt.testing import call
 
 PROBLEM = {
     "prompt": "",
@@ -23,11 +23,9 @@ def verify(
     capsys: pytest.CaptureFixture[str], *arguments: str
 ) -> tuple[int, list[dict[str, Any]], str]:
     """Exit code, the lines printed, and what went wrong."""
-    with pytest.raises(SystemExit) as exit_:
-        main(["verify", *arguments])
+    code = call("verify", *arguments)
     printed = capsys.readouterr()
-    assert isinstance(exit_.value.code, int)
-    return exit_.value.code, [json.loads(line) for line in printed.out.splitlines()], printed.err
+    return code, [json.loads(line) for line in printed.out.splitlines()], printed.err
 
 
 def write(path: Path, *rows: Any) -> str:

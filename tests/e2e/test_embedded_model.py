@@ -7,17 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from fttt.cli import main
 from fttt.models import load_model
 from fttt.store import Run
 from fttt.tasks import get_task
 from fttt.tasks.base import TaskOptions
+from fttt.testing import call
 
 
 def run(*words: str) -> Run:
-    with pytest.raises(SystemExit) as ended:
-        main(["run", *words])
-    assert ended.value.code == 0
+    assert call("run", *words) == 0
     return Run.open(Path(words[words.index("--out") + 1]))
 
 

@@ -13,10 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fttt.cli import main
 from fttt.finetune.checkpoint import read_info
 from fttt.models import load_model
-from fttt.testing import save_tiny_model
+from fttt.testing import call, save_tiny_model
 
 pytestmark = pytest.mark.slow
 
@@ -58,9 +57,7 @@ main()
 
 
 def alone(*words: str) -> None:
-    with pytest.raises(SystemExit) as ended:
-        main(["finetune", "train", *words])
-    assert ended.value.code == 0
+    assert call("finetune", "train", *words) == 0
 
 
 def together(launcher: Sequence[str], *words: str, stop: int = -1) -> CompletedProcess[str]:
@@ -114,9 +111,7 @@ def test_weights_that_are_shared_out_are_trained_saved_and_gone_on_with(tmp_path
     stopped = together(FSDP, str(program), *words, str(folder), stop=6)
     assert stopped.returncode != 0
     assert (folder / "checkpoints/checkpoint-5/finetune.json").is_file(), stopped.stderr
-    with pytest.raises(SystemExit) as refused:
-        main(["finetune", "train", "--resume", str(folder)])
-    assert refused.value.code == 2
+    assert call("finetune", "train", "--resume", str(folder)) == 2
     done = together(FSDP, str(program), "--resume", str(folder))
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("10 steps") == 1

@@ -11,9 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from fttt.cli import main
 from fttt.store import Run
-from fttt.testing import save_tiny_model
+from fttt.testing import call, save_tiny_model
 from fttt.types import Trial
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -29,9 +28,7 @@ def command(*words: str) -> list[str]:
 
 def run_here(*words: str) -> None:
     """Run to the end within this process, which has loaded torch already."""
-    with pytest.raises(SystemExit) as ended:
-        main(["run", *words])
-    assert ended.value.code == 0
+    assert call("run", *words) == 0
 
 
 @pytest.fixture

@@ -11,10 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from fttt.cli import main
 from fttt.optune import read_info
 from fttt.store import Run
-from fttt.testing import save_tiny_model
+from fttt.testing import call, save_tiny_model
 
 TRAIN = [
     "optune", "train", "--from", "attempts", "--window", "2", "--epochs", "9999", "--tracker",
@@ -25,11 +24,8 @@ TRAIN = [
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def call(*words: str) -> None:
-    """Within this process, which has loaded torch already."""
-    with pytest.raises(SystemExit) as ended:
-        main(list(words))
-    assert ended.value.code == 0
+def done(*words: str) -> None:
+    assert call(*words) == 0
 
 
 def test_from_attempts_to_an_evaluated_checkpoint(
@@ -37,7 +33,7 @@ def test_from_attempts_to_an_evaluated_checkpoint(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     model = str(save_tiny_model(tmp_path / "tiny"))
-    call(
+    done(
         "optune", "generate", "--model", model, "--task", "arithmetic", "--limit", "4",
         "--attempts", "3", "--max-new-tokens", "8", "--device", "cpu", "--out", "attempts",
     )  # fmt: skip
@@ -57,15 +53,15 @@ def test_from_attempts_to_an_evaluated_checkpoint(
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
     end = read_info("killed").step + 3
-    call(*TRAIN, "--max-steps", str(end), "--out", "whole")
+    done(*TRAIN, "--max-steps", str(end), "--out", "whole")
     capsys.readouterr()
-    call("optune", "train", "--resume", "killed", "--max-steps", str(end))
+    done("optune", "train", "--resume", "killed", "--max-steps", str(end))
     assert f"validation loss after {end} steps" in capsys.readouterr().out
     for name in ("network.safetensors", "training.safetensors", "training.json"):
         first, second = (Path(f) / f"step-{end:08d}" / name for f in ("whole", "killed"))
         assert first.read_bytes() == second.read_bytes()
 
-    call(
+    done(
         "optune", "evaluate", "--checkpoint", "killed", "--task", "arithmetic", "--limit", "2",
         "--trials", "4", "--max-new-tokens", "8", "--device", "cpu", "--out", "run",
     )  # fmt: skip

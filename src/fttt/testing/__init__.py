@@ -1,9 +1,10 @@
-"""Fakes for tests, ours and a user's: a scripted engine, tiny random models, a tiny task.
+"""For tests, ours and a user's: a scripted engine, tiny random models, a tiny task, a command.
 
 Nothing here needs a download. The tokenizer is a real one, byte by byte, with a chat template, so
 that conversations are formatted exactly as for a real model.
 """
 
+from fttt.testing.commands import call
 from fttt.testing.engine import FakeEngine, FakeKept, FakeSlot
 from fttt.testing.models import fake_model, save_tiny_model, tiny_model, tiny_tokenizer
 from fttt.testing.scene import Scene, play
@@ -16,6 +17,7 @@ __all__ = [
     "Scene",
     "TinyTask",
     "TinyVerifier",
+    "call",
     "fake_model",
     "play",
     "save_tiny_model",
