@@ -43,6 +43,11 @@ def test_a_budget_of_trials_is_kept(script: list[str], trials: int, rule: str) -
     assert [trial.trial for trial in scene.trials] == list(range(len(verdicts)))
 
 
+def test_trials_that_are_free_come_to_an_end() -> None:
+    scene = play(BestOfN(MethodSettings()), lambda *_: "no", trials=3, unanswered="retry")
+    assert len(scene.trials) == 2 * 3 + 1
+
+
 @given(OUTCOMES, st.integers(1, 12), st.sampled_from(["count", "retry"]))
 def test_trials_together_spend_the_same_budget(script: list[str], trials: int, rule: str) -> None:
     scene = play(SelfConsistency(MethodSettings()), script, trials=trials, unanswered=rule)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fttt.methods.base import MethodSettings
 from fttt.methods.best_of_n import BestOfN
 from fttt.testing import play
+from fttt.types import Question
 
 METHOD = BestOfN(MethodSettings())
 
@@ -26,9 +27,11 @@ def test_the_budget_is_the_number_of_samples() -> None:
 
 
 def test_samples_depend_on_the_seed_and_the_question_only() -> None:
-    def keys(seed: int) -> list[int]:
-        engine = play(METHOD, lambda *_: "1", trials=3, seed=seed).engine
+    def keys(seed: int, question: str = "one") -> list[int]:
+        asked = Question(question, "Write the number 7.", "7")
+        engine = play(METHOD, lambda *_: "1", trials=3, seed=seed, question=asked).engine
         return [request.noise_key for request in engine.generations]
 
     assert keys(42) == keys(42)
     assert not set(keys(42)) & set(keys(43))
+    assert not set(keys(42)) & set(keys(42, "another"))

@@ -7,6 +7,7 @@ import pytest
 from fttt.engine.request import LoRASpec
 from fttt.methods.fttt import FTTT, FTTTSettings
 from fttt.testing import FakeKept, play, tiny_tokenizer
+from fttt.types import Question
 
 METHOD = FTTT(FTTTSettings(feedback="Wrong."))
 TURN = "\n<|im_start|>user\nWrong.<|im_end|>\n"
@@ -61,8 +62,12 @@ def test_keys_and_values_are_let_go_after_every_trial() -> None:
 
 
 def test_the_weights_are_seeded_by_run_and_question() -> None:
-    seeds = [play(METHOD, ["7"], trials=1, seed=seed).engine.slots[0].seed for seed in (1, 1, 2)]
-    assert seeds[0] == seeds[1] != seeds[2]
+    def seed_of(seed: int, question: str = "one") -> int:
+        asked = Question(question, "Write the number 7.", "7")
+        return play(METHOD, ["7"], trials=1, seed=seed, question=asked).engine.slots[0].seed
+
+    assert seed_of(1) == seed_of(1)
+    assert len({seed_of(1), seed_of(2), seed_of(1, "another")}) == 3
 
 
 def test_settings_reach_the_adapter() -> None:
