@@ -302,6 +302,13 @@ def test_an_empty_gold_is_said(verifier: MathVerifier, gold: str | None) -> None
         assert verdict.detail == "the gold answer is empty"
 
 
+@pytest.mark.parametrize("gold", [0, 0.0, "0"])
+def test_nought_is_an_answer(verifier: MathVerifier, gold: float | str) -> None:
+    question = Question("q", "", gold)
+    assert asyncio.run(verifier.verify(question, r"\boxed{0}")).correct
+    assert not asyncio.run(verifier.verify(question, r"\boxed{1}")).correct
+
+
 def test_a_gold_may_be_a_number_or_boxed(verifier: MathVerifier) -> None:
     for gold in (7, 7.0, r"so \boxed{7}", "$7$"):
         verdict = asyncio.run(verifier.verify(Question("q", "", gold), r"\boxed{7}"))

@@ -75,7 +75,7 @@ class MathVerifier:
     async def verify(self, question: Question, completion: str) -> Verdict:
         """``unanswered`` where there is no answer, else whether it is the gold one."""
         start = time.perf_counter()
-        gold = str(question.gold or "").strip()
+        gold = "" if question.gold is None else str(question.gold).strip()
         gold = last_boxed(gold) or gold
         answer = self._find(completion)
         if answer is None:
