@@ -43,6 +43,25 @@ def fttt(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str,
     return code, printed.out, printed.err
 
 
+def test_of_many_sides_only_differences_are_told_one_by_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    solved = {"a": 12, "b": 12, "c": 12, "d": 12, "e": 0}
+    runs = [str(write_run(tmp_path / name, name, n)) for name, n in solved.items()]
+    code, printed, _ = fttt(capsys, "compare", *runs)
+    assert code == 0
+    told = " ".join(printed.split())
+    assert [f"{name} solved more than e" in told for name in "abcd"] == [True] * 4
+    assert "No difference was shown in the other 6 pairs." in told
+    assert "6 more pairs, none of which showed a difference, are in --json" in told
+    assert "a − b" not in told  # noqa: RUF001
+    assert all(len(line) <= 80 for line in printed.splitlines())
+    _, printed, _ = fttt(capsys, "compare", *runs, "--baseline", "a")
+    assert "b − a" in printed  # noqa: RUF001
+    assert "other" not in printed.partition("What does not")[0]
+
+
 def test_the_text_says_what_follows_and_what_does_not(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -32,6 +32,12 @@ def test_sides_of_two_checkpoints_are_named_by_what_differs_in_their_paths() -> 
     assert names == ["optune (real)", "optune (shuffled)"]
 
 
+def test_a_switch_is_named_by_itself() -> None:
+    settings = [{"reflection": True, "rank": 4}, {"reflection": False, "rank": 8}]
+    names = name_sides(["fttt", "fttt"], settings)
+    assert names == ["fttt (reflection, rank 4)", "fttt (no reflection, rank 8)"]
+
+
 def test_a_long_folder_name_keeps_its_end() -> None:
     settings = [{"adapter": "x" * 50 + end} for end in ("first", "second")]
     first, second = name_sides(["fttt", "fttt"], settings)

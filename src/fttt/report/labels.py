@@ -28,7 +28,7 @@ def name_sides(methods: Sequence[str], settings: Sequence[Mapping[str, Any]]) ->
         differing = [key for key in own if any(twin.get(key) != own[key] for twin in twins)]
         if "checkpoint" in differing and own.get("adapter") == own["checkpoint"]:
             differing.remove("adapter")  # the same folder, by its other name
-        told = ", ".join(f"{key} {_value(key, [own, *twins])}" for key in differing)
+        told = ", ".join(_told(key, [own, *twins]) for key in differing)
         if len(differing) == 1 and all(_is_path(differing[0], s) for s in [own, *twins]):
             told = _value(differing[0], [own, *twins])  # folders speak for themselves
         names.append((f"{method} ({told})" if told else None) if twins else method)
@@ -57,6 +57,14 @@ def show(value: Any) -> str:
     """A setting's value on one short line."""
     text = value if isinstance(value, str) else json.dumps(value, default=str)
     return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
+
+
+def _told(key: str, settings: Sequence[Mapping[str, Any]]) -> str:
+    """``rank 8``, ``reflection`` or ``no reflection``."""
+    value = settings[0][key]
+    if isinstance(value, bool):
+        return key if value else f"no {key}"
+    return f"{key} {_value(key, settings)}"
 
 
 def _value(key: str, settings: Sequence[Mapping[str, Any]]) -> str:

@@ -32,7 +32,7 @@ from fttt.report.plots import (
     save,
     token_figure,
 )
-from fttt.report.sentences import budget_label, caveats, conclusions
+from fttt.report.sentences import budget_label, caveats, conclusions, first_pairs
 from fttt.store import Run
 
 __all__ = ["Section", "build_page", "gather", "save_plots"]
@@ -148,7 +148,8 @@ def _view(section: Section, number: int) -> dict[str, Any]:
         "results": section.results,
         "comparison": section.comparison,
         "follows": conclusions(section.comparison) if section.comparison else [],
-        "shown": _pairs_shown(section.comparison),
+        "shown": _pairs_shown(section.comparison) if section.comparison else 0,
+        "brief": len(first_pairs(section.comparison)) if section.comparison else 0,
         "caveats": caveats(section.comparison) if section.comparison else [],
         "ks": ks,
         "legend": [
@@ -171,10 +172,8 @@ def _view(section: Section, number: int) -> dict[str, Any]:
     }
 
 
-def _pairs_shown(comparison: Comparison | None) -> int:
+def _pairs_shown(comparison: Comparison) -> int:
     """How many pairs showed a difference at either budget; their sentences come first."""
-    if comparison is None:
-        return 0
     return len({(pair.first, pair.second) for pair in comparison.pairs if pair.shown})
 
 

@@ -8,7 +8,9 @@ from fttt.report.compare import Comparison, PairResult
 from fttt.report.statistics import POWER, Estimate
 from fttt.report.wording import count, p_value, percent, points
 
-__all__ = ["budget_label", "caveats", "conclusion", "conclusions"]
+__all__ = ["budget_label", "caveats", "conclusion", "conclusions", "first_pairs"]
+
+_FEW, _AT_LEAST = 6, 4
 
 
 def budget_name(pair: PairResult) -> str:
@@ -37,11 +39,26 @@ def conclusion(at_trials: PairResult, at_tokens: PairResult) -> str:
 
 def conclusions(comparison: Comparison) -> list[str]:
     """One item a pair; pairs that showed a difference come first."""
+    return [conclusion(at_trials, at_tokens) for at_trials, at_tokens in _by_pair(comparison)]
+
+
+def first_pairs(comparison: Comparison) -> list[tuple[str, str]]:
+    """The pairs that a reader in a hurry is shown: all of a few, else those with a difference.
+
+    They are the first of :func:`conclusions`, and at least four.
+    """
+    ordered = _by_pair(comparison)
+    shown = sum(any(pair.shown for pair in both) for both in ordered)
+    told = len(ordered) if len(ordered) <= _FEW else max(shown, _AT_LEAST)
+    return [(both[0].first, both[0].second) for both in ordered[:told]]
+
+
+def _by_pair(comparison: Comparison) -> list[list[PairResult]]:
+    """The tests of each pair of sides; those that showed a difference come first."""
     by_pair: dict[tuple[str, str], list[PairResult]] = {}
     for pair in comparison.pairs:
         by_pair.setdefault((pair.first, pair.second), []).append(pair)
-    ordered = sorted(by_pair.values(), key=lambda both: [not pair.shown for pair in both])
-    return [conclusion(at_trials, at_tokens) for at_trials, at_tokens in ordered]
+    return sorted(by_pair.values(), key=lambda both: [not pair.shown for pair in both])
 
 
 def _leads(pair: PairResult) -> bool:
