@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import torch
 
@@ -168,3 +169,29 @@ def test_to_the_hub_and_back(
     with pytest.raises(RunError, match=r"no folder 'me/other', and .* no such repository"):
         load_checkpoint("me/other")
     assert not hub.is_hub_name(tmp_path / "run")
+
+
+def test_a_missing_folder_beside_others_is_no_name_of_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert hub.is_hub_name("outputs/optune")
+    (tmp_path / "outputs").mkdir()
+    assert not hub.is_hub_name("outputs/optune")
+    with pytest.raises(UsageError, match="'outputs/optune'"):
+        hub.fetch("outputs/optune")
+
+
+def test_a_hub_out_of_reach_is_named(
+    tmp_path: Path, info: OpTuneInfo, network: OpTuneNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    class Nowhere:
+        def create_repo(self, name: str, **_: Any) -> None:
+            raise httpx.ConnectError("Name or service not known")
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Nowhere)
+    write_checkpoint(tmp_path / "run", info, network, state(20))
+    with pytest.raises(RunError, match="'me/optune-tiny': Name or service not known; check the"):
+        push(tmp_path / "run", "me/optune-tiny")

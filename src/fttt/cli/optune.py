@@ -184,6 +184,9 @@ def _show(trained: Trained, folder: Path) -> None:
         typer.echo(f"validation loss with another's attempt {trained.shuffled_loss:.4f}")
     if trained.base_loss is not None:
         typer.echo(f"validation loss of the unchanged model {trained.base_loss:.4f}")
+        last = trained.validation.get(trained.step)
+        if last is not None and not last < trained.base_loss:
+            typer.echo("note: with its changes the model is no better than unchanged")
     typer.echo(f"{folder}")
 
 

@@ -19,9 +19,9 @@ _HUB_NAME = re.compile(r"[\w.-]*\w/[\w.-]+")
 
 
 def is_hub_name(source: str | Path) -> bool:
-    """Whether ``source`` reads as ``owner/name`` and is no folder here."""
+    """Whether ``source`` reads as ``owner/name`` and is no place here: there is no folder owner."""
     text = str(source)
-    return bool(_HUB_NAME.fullmatch(text)) and not Path(text).exists()
+    return bool(_HUB_NAME.fullmatch(text)) and not Path(text).parent.is_dir()
 
 
 def fetch(source: str | Path) -> Path:
@@ -61,8 +61,8 @@ def push(source: str | Path, name: str, *, private: bool = False) -> str:
         UsageError: ``source`` holds no whole checkpoint.
         RunError: the hub refused it or could not be reached.
     """
+    import httpx
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
 
     folder, info = find_checkpoint(source), read_info(source)
     if not _HUB_NAME.fullmatch(name):
@@ -77,7 +77,7 @@ def push(source: str | Path, name: str, *, private: bool = False) -> str:
             commit = api.upload_folder(
                 repo_id=name, folder_path=scratch, commit_message=f"OpTune, step {info.step}"
             )
-    except (HfHubHTTPError, OSError) as error:
+    except (httpx.HTTPError, OSError) as error:  # what the hub says is one of the first too
         raise RunError(
             f"The checkpoint {str(folder)!r} could not be uploaded to {name!r}: "
             f"{_line(error)}; check the name, the connection and the token of "
