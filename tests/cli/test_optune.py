@@ -83,5 +83,5 @@ def test_a_training_that_made_things_worse_says_so(
 ) -> None:
     assert optune("generate", "--model", model, "--attempts", "3", "--out", "r", *COMMON) == 0
     words = ["train", "--from", "r", "--window", "3", "--held-out", "0.5", "--attempts", "all"]
-    assert optune(*words, "--lr", "1e3", "--max-steps", "3", "--out", "t") == 0
+    assert optune(*words, "--lr", "1", "--max-steps", "3", "--out", "t") == 0
     assert "note: with its changes the model is no better than unchanged" in capsys.readouterr().out
