@@ -85,3 +85,7 @@ def test_a_training_that_made_things_worse_says_so(
     words = ["train", "--from", "r", "--window", "3", "--held-out", "0.5", "--attempts", "all"]
     assert optune(*words, "--lr", "1", "--max-steps", "3", "--out", "t") == 0
     assert "note: with its changes the model is no better than unchanged" in capsys.readouterr().out
+    assert optune(*words, "--lr", "1e3", "--max-steps", "3", "--out", "u") == 1
+    errors = capsys.readouterr().err
+    assert "Training diverged" in errors
+    assert "Go on with" not in errors  # at that rate it would diverge again

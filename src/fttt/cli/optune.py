@@ -167,7 +167,7 @@ def _carry_out(plan: TrainingPlan, folder: Path, processes: Processes, *, begun:
         (folder / CONFIG).write_text(text, encoding="utf-8")
     try:
         return trainer.run()
-    except (RunError, KeyboardInterrupt):
+    except KeyboardInterrupt:  # an error says itself what to do
         if processes.main:
             typer.echo(f"fttt: Go on with `fttt optune train --resume {folder}`.", err=True)
         raise
