@@ -16,7 +16,7 @@ from fttt.cli.options import Recipe
 from fttt.cli.run import run_command, run_flags
 from fttt.config import build, merge, read_toml, resolve, to_toml
 from fttt.config.optune import OpTuneConfig
-from fttt.errors import RunError, UsageError
+from fttt.errors import UsageError
 
 if TYPE_CHECKING:
     from fttt.optune.plan import TrainingPlan
