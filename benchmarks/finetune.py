@@ -2,7 +2,8 @@
 
     python benchmarks/finetune.py --shape llama-8b                # LoRA, one GPU of 80 GB
     python benchmarks/finetune.py --shape llama-8b --memory       # peak memory of full fine-tuning
-    python benchmarks/finetune.py --shape tiny --padded 1024 --steps 4      # a try on any machine
+    python benchmarks/finetune.py --shape smollm2-135m --method full --profile --reference 0
+    python benchmarks/finetune.py --shape tiny --padded 1024 --steps 8      # a try on any machine
 
 Both sides train the same weights on the same samples in one process; samples are random tokens with
 the lengths of GSM8K's training split (median 119 tokens of prompt and 88 of solution). Tokens a
@@ -11,6 +12,8 @@ warm up and are not timed.
 
 `--memory` runs a few steps of full fine-tuning with bfloat16 weights that are rounded
 stochastically, moments in 8 bits (torchao) and gradient checkpointing, and prints the peak.
+`--profile` watches three more steps of ours, which are not timed, and prints how much of a step the
+GPU works and in how many kernels: what is missing to the clock's time is launching them.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from typing import Any
 
 import torch
 from shapes import SHAPES, random_model
+from torch.profiler import ProfilerActivity, profile
 from transformers import PrinterCallback, TrainerCallback, set_seed
 
 from fttt.config import SETTINGS, FinetuneConfig, build
@@ -34,6 +38,7 @@ from fttt.training.gold import GoldExample
 
 SAMPLES = 20
 WARM_UP = 2
+PROFILED = 3
 
 
 def samples(count: int, vocabulary: int) -> list[GoldExample]:
@@ -48,23 +53,42 @@ def samples(count: int, vocabulary: int) -> list[GoldExample]:
 
 
 class Watch(TrainerCallback):
-    """When each step ended, with the device idle, and how many tokens had been trained on."""
+    """When each timed step ended, with the device idle, and how many tokens had been trained on."""
 
-    def __init__(self) -> None:
+    def __init__(self, timed: int) -> None:
+        """Time so many steps, the warm-up among them, and profile those that come after."""
         self.trainer: SolutionTrainer | None = None
-        self.steps: list[tuple[float, int]] = []
+        self.profile = profile(activities=[ProfilerActivity.CUDA])
+        self._timed = timed
+        self._steps: list[tuple[float, int]] = []
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Profile from here on, if this is the first step that is not timed."""
+        if state.global_step == self._timed:
+            self.profile.start()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Note both."""
         assert self.trainer is not None
         wait()
-        self.steps.append((time.perf_counter(), self.trainer.counts.tokens))
+        if state.global_step <= self._timed:
+            self._steps.append((time.perf_counter(), self.trainer.counts.tokens))
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Profile no longer."""
+        if state.global_step > self._timed:
+            self.profile.stop()
 
     @property
     def rate(self) -> float:
         """Tokens a second after the warm-up."""
-        (begin, before), (end, after) = self.steps[WARM_UP - 1], self.steps[-1]
+        (begin, before), (end, after) = self._steps[WARM_UP - 1], self._steps[-1]
         return (after - before) / (end - begin)
+
+    @property
+    def milliseconds(self) -> float:
+        """A step after the warm-up, by the clock."""
+        return 1e3 * (self._steps[-1][0] - self._steps[WARM_UP - 1][0]) / (self._timed - WARM_UP)
 
 
 def wait() -> None:
@@ -73,9 +97,11 @@ def wait() -> None:
         torch.cuda.synchronize()
 
 
-def ours(model: Any, config: FinetuneConfig, data: list[GoldExample], half: bool) -> float:
-    """Tokens a second of the trainer, on a prepared model."""
-    watch = Watch()
+def ours(
+    model: Any, config: FinetuneConfig, data: list[GoldExample], half: bool, timed: int
+) -> Watch:
+    """Train a prepared model, and watch the trainer."""
+    watch = Watch(timed)
     cpu = not torch.cuda.is_available()
     settings = build(SETTINGS[config.method], config.settings, "the benchmark")
     with tempfile.TemporaryDirectory() as folder:
@@ -92,7 +118,20 @@ def ours(model: Any, config: FinetuneConfig, data: list[GoldExample], half: bool
         trainer.remove_callback(PrinterCallback)
         watch.trainer = trainer
         trainer.train()
-    return watch.rate
+    return watch
+
+
+def say_profile(watch: Watch) -> None:
+    """Print where the time of a step goes."""
+    kernels = [e for e in watch.profile.key_averages() if e.self_device_time_total > 0]
+    busy = sum(e.self_device_time_total for e in kernels) / 1e3 / PROFILED
+    print(
+        f"a step: {watch.milliseconds:.1f} ms by the clock, {busy:.1f} ms of GPU work in "
+        f"{sum(e.count for e in kernels) / PROFILED:,.0f} kernels"
+    )
+    for e in sorted(kernels, key=lambda e: -e.self_device_time_total)[:8]:
+        own = e.self_device_time_total / 1e3 / PROFILED
+        print(f"  {own:7.2f} ms in {e.count / PROFILED:6,.0f}: {e.key[:72]}")
 
 
 def reference(model: Any, data: list[GoldExample], padded: int, lr: float, half: bool) -> float:
@@ -126,21 +165,34 @@ def reference(model: Any, data: list[GoldExample], padded: int, lr: float, half:
     return tokens / (time.perf_counter() - start)
 
 
-def main() -> None:
-    """Run what was asked for, and print it."""
+def parsed() -> argparse.Namespace:
+    """What was asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shape", choices=SHAPES, default="llama-8b")
-    parser.add_argument("--method", choices=[m for m in SETTINGS if m != "full"], default="lora")
+    parser.add_argument("--method", choices=list(SETTINGS), default="lora")
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--batch-tokens", type=int, default=8192)
     parser.add_argument("--padded", type=int, default=4096, help="length of the reference's rows")
     parser.add_argument("--reference", type=int, default=20, help="samples of the reference")
     parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--profile", action="store_true", help="needs a GPU")
     options = parser.parse_args()
+    if options.profile and not torch.cuda.is_available():
+        parser.error("--profile needs a GPU")
+    if options.steps <= WARM_UP:
+        parser.error(f"--steps must be more than the {WARM_UP} that warm up")
+    return options
+
+
+def main() -> None:
+    """Run what was asked for, and print it."""
+    options = parsed()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     half = device.type == "cuda"
-    dtype = torch.bfloat16 if half or options.memory else torch.float32
+    steps = options.steps + (PROFILED if options.profile else 0)
     method = "full" if options.memory else options.method
+    master = method == "full" and not options.memory  # float32 weights, computed with in bfloat16
+    dtype = torch.bfloat16 if (half or options.memory) and not master else torch.float32
     eight_bit = {"weights": "bfloat16", "optimizer": "adamw-8bit"}
     config = build(
         FinetuneConfig,
@@ -148,13 +200,13 @@ def main() -> None:
             "method": method,
             "settings": eight_bit if options.memory else {},
             "training": {
-                "samples": SAMPLES, "max_steps": options.steps, "lr": 1e-5,
+                "samples": SAMPLES, "max_steps": steps, "lr": 1e-5,
                 "batch_tokens": options.batch_tokens, "gradient_checkpointing": options.memory,
             },
         },
         "the benchmark",
     )  # fmt: skip
-    data = samples(SAMPLES * options.steps, SHAPES[options.shape]["vocab_size"])
+    data = samples(SAMPLES * steps, SHAPES[options.shape]["vocab_size"])
     set_seed(0)
     model = random_model(options.shape, dtype, device.type)
     model = prepare(model, build(SETTINGS[method], config.settings, "the benchmark"))
@@ -165,16 +217,19 @@ def main() -> None:
     )
     if half:
         torch.cuda.reset_peak_memory_stats()
-    rate = ours(model, config, data, half and not options.memory)
-    print(f"ours: {rate:,.0f} tokens/s over {options.steps - WARM_UP} steps of {SAMPLES} samples")
+    watch = ours(model, config, data, half and not options.memory, options.steps)
+    timed = options.steps - WARM_UP
+    print(f"ours: {watch.rate:,.0f} tokens/s over {timed} steps of {SAMPLES} samples")
     if half:
         peak, held = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
         print(f"peak: {peak / 1e9:.2f} GB allocated, {held / 1e9:.2f} GB reserved")
+    if options.profile:
+        say_profile(watch)
     if not options.memory and options.reference:
         plain = reference(model, data[: options.reference], options.padded, 1e-5, half)
         print(
             f"reference: {plain:,.0f} tokens/s, batch size 1 padded to {options.padded:,}; "
-            f"ours is {rate / plain:.1f} times as fast"
+            f"ours is {watch.rate / plain:.1f} times as fast"
         )
 
 

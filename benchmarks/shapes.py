@@ -15,11 +15,17 @@ SHAPES: dict[str, dict[str, int]] = {
     "llama-8b": {
         "vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336,
         "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
-        "max_position_embeddings": 131072,
+        "max_position_embeddings": 131072, "tie_word_embeddings": False,
+    },
+    "smollm2-135m": {
+        "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536,
+        "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3,
+        "max_position_embeddings": 8192, "tie_word_embeddings": True,
     },
     "tiny": {
         "vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4,
         "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 8192,
+        "tie_word_embeddings": False,
     },
 }  # fmt: skip
 
@@ -29,7 +35,7 @@ def random_model(shape: str, dtype: torch.dtype, device: str) -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
-        **SHAPES[shape], tie_word_embeddings=False, bos_token_id=None, eos_token_id=None,
+        **SHAPES[shape], bos_token_id=None, eos_token_id=None,
         pad_token_id=0, rope_parameters={"rope_type": "default", "rope_theta": 500000.0},
     )  # fmt: skip
     before = torch.get_default_dtype()
