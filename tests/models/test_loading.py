@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from fttt.errors import UsageError
 from fttt.models import check_model, list_models, load_model
@@ -21,6 +22,26 @@ def test_a_folder_loads_as_it_was_saved(tmp_path: Path) -> None:
     assert loaded.stop_ids == (loaded.tokenizer.convert_tokens_to_ids("<|im_end|>"),)
     assert not loaded.model.training
     assert not any(p.requires_grad for p in loaded.model.parameters())
+
+
+def test_a_model_without_a_chat_template_is_refused_before_its_weights_and_takes_one_from_the_docs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny = save_tiny_model(tmp_path / "tiny")
+    template = (tiny / "chat_template.jinja").read_bytes()
+    (tiny / "chat_template.jinja").unlink()
+    with monkeypatch.context() as patch:
+        patch.delattr(AutoModelForCausalLM, "from_pretrained")
+        with pytest.raises(UsageError, match=r"no chat template.*chat_template\.jinja"):
+            load_model(str(tiny), device="cpu")
+    page = (Path(__file__).parents[2] / "docs" / "quickstart.md").read_text()
+    plain = page.split("```jinja\n")[1].split("```")[0]
+    assert plain.encode() != template
+    (tiny / "chat_template.jinja").write_text(plain)
+    loaded = load_model(str(tiny), device="cpu")
+    assert loaded.stop_ids == (loaded.tokenizer.eos_token_id,)
+    asked = loaded.tokenizer.decode(loaded.chat.prompt_ids("2 + 2?"))
+    assert asked == "Question: 2 + 2?\nAnswer: "
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])

@@ -30,8 +30,8 @@ class ChatFormat:
         """
         if not getattr(tokenizer, "chat_template", None):
             raise UsageError(
-                f"The tokenizer of {tokenizer.name_or_path!r} has no chat template; "
-                "use an instruction-tuned model."
+                f"The tokenizer of {tokenizer.name_or_path!r} has no chat template; use an "
+                "instruction-tuned model, or a folder of this one with a chat_template.jinja in it."
             )
         self.tokenizer = tokenizer
         self._after_attempt, self._after_feedback, self._closing = self._read_template()

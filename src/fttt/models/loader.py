@@ -87,8 +87,11 @@ def load_model(name: str, *, dtype: str = "auto", device: str = "auto") -> Loade
     where = pick_device(device)
     torch_dtype = pick_dtype(dtype, where)
     source = find_model(name)
-    tokenizer, model = _read(source, torch_dtype, where)
-    chat = ChatFormat(tokenizer)
+    path = _folder_or_hub_name(source)
+    with _readable(source):
+        tokenizer = import_module("transformers").AutoTokenizer.from_pretrained(path)
+    chat = ChatFormat(tokenizer)  # refused before the weights are loaded
+    model = _read(source, path, torch_dtype, where)
     return LoadedModel(
         name=source.name,
         model=model,
@@ -155,21 +158,26 @@ def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
     return DTYPES[dtype]
 
 
-def _read(source: ModelSource, dtype: torch.dtype, device: torch.device) -> tuple[Any, Any]:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    path = _folder_or_hub_name(source)
+@contextmanager
+def _readable(source: ModelSource) -> Iterator[None]:
+    """Call what cannot be read a usage error."""
     try:
-        with without_bars(), from_hub(path):
-            tokenizer = AutoTokenizer.from_pretrained(path)
-            model: Any = AutoModelForCausalLM.from_pretrained(
-                path, dtype=dtype, use_safetensors=True, trust_remote_code=False
-            )
+        with without_bars(), from_hub(source.path):
+            yield
     except torch.OutOfMemoryError:
         raise
     except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
         raise UsageError(f"The model {source.path!r} cannot be loaded: {first}") from error
+
+
+def _read(source: ModelSource, path: str, dtype: torch.dtype, device: torch.device) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    with _readable(source):
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            path, dtype=dtype, use_safetensors=True, trust_remote_code=False
+        )
     try:
         model.to(device)
     except torch.OutOfMemoryError:
@@ -178,7 +186,7 @@ def _read(source: ModelSource, dtype: torch.dtype, device: torch.device) -> tupl
             "choose a smaller model, --dtype bfloat16 or --device cpu."
         ) from None
     model.eval().requires_grad_(False)
-    return tokenizer, model
+    return model
 
 
 @contextmanager
