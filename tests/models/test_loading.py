@@ -96,6 +96,9 @@ def test_folders_that_hold_no_causal_language_model_are_refused(tmp_path: Path) 
     masked = folder(tmp_path / "bert", "model.safetensors", architecture="BertForMaskedLM")
     with pytest.raises(UsageError, match="BertForMaskedLM"):
         check_model(masked)
+    mute = folder(tmp_path / "mute", "model.safetensors", "tokenizer_config.json")
+    with pytest.raises(UsageError, match="holds no tokenizer"):
+        check_model(mute)
     broken = folder(tmp_path / "broken", "model.safetensors")
     (Path(broken) / "config.json").write_text("{")
     with pytest.raises(UsageError, match="not a model's JSON object"):
@@ -110,7 +113,9 @@ def test_a_broken_gguf_file_is_refused_and_leaves_no_cache(
 ) -> None:
     monkeypatch.setenv("FTTT_CACHE", str(tmp_path / "cache"))
     (tmp_path / "bad.gguf").write_bytes(b"GGUF" + bytes(64))
-    with pytest.raises(UsageError, match=r"bad\.gguf"):
+    with pytest.raises(
+        UsageError, match=r"bad\.gguf' \(68 bytes\) .*; see that it was copied whole"
+    ):
         load_model(str(tmp_path / "bad.gguf"), device="cpu")
     assert not [p for p in (tmp_path / "cache").rglob("*") if p.is_file()]
 

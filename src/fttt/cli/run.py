@@ -192,7 +192,8 @@ def _text(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8").removesuffix("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"The prompt file {str(file)!r} cannot be read: {error}.") from None
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"The prompt file {str(file)!r} cannot be read: {reason}.") from None
 
 
 def _given(flags: dict[str, Any]) -> dict[str, Any]:

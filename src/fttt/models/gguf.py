@@ -67,7 +67,8 @@ def _write(file: Path, folder: Path) -> None:
         model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
     except (ValueError, OSError, KeyError, NotImplementedError) as error:
         raise UsageError(
-            f"The GGUF file {str(file)!r} cannot be read as a causal language model: {error}"
+            f"The GGUF file {str(file)!r} ({file.stat().st_size:,} bytes) cannot be read as a "
+            f"causal language model: {str(error).rstrip('.')}; see that it was copied whole."
         ) from error
     token = end_of_turn(tokenizer)
     if token is not None:  # some files name the start of a turn as their end

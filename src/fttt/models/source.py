@@ -38,6 +38,10 @@ EMBEDDED = {
 }
 
 
+_TOKENIZERS = ("tokenizer.json", "*.model", "vocab*", "*.tiktoken", "tekken.json")
+"""Files of which a folder needs one to have a tokenizer."""
+
+
 @dataclass(frozen=True, slots=True)
 class ModelSource:
     """A model's name and the place that its files are read from."""
@@ -135,6 +139,11 @@ def _check_folder(folder: Path) -> None:
     ):
         raise UsageError(
             f"The model in {str(folder)!r} is no causal language model but {architectures[0]}."
+        )
+    if not any(any(folder.glob(pattern)) for pattern in _TOKENIZERS):
+        raise UsageError(
+            f"The folder {str(folder)!r} holds no tokenizer (such as tokenizer.json); copy the "
+            "tokenizer's files beside the weights."
         )
     for fault in filter(None, map(find_fault, sorted(folder.glob("*.safetensors")))):
         raise UsageError(
