@@ -123,7 +123,7 @@ def test_what_casts_doubt_on_a_result_is_said(
     shown = capsys.readouterr().out
     assert "note: the verifier itself failed in 3 of 3 trials" in shown
     assert "the verifier raised IndexError: string index out of range" in shown
-    assert "3 of 3 trials were cut off at --max-new-tokens 2" in shown
+    assert "--max-new-tokens 2 cut off 3 of 3 trials" in shown
     assert call(*words, "--verifier", "regex:.?", "--out", "s") == 0
     assert "verifier itself" not in capsys.readouterr().out
 

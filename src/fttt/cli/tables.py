@@ -64,7 +64,7 @@ def _warnings(run: Run) -> list[str]:
     cut = sum(trial.finish_reason == "length" for trial in trials)
     if cut > _CUT * len(trials):
         longest = run.config["sampling"]["max_new_tokens"]
-        said.append(f"{cut:,} of {len(trials):,} trials were cut off at --max-new-tokens {longest}")
+        said.append(f"--max-new-tokens {longest} cut off {cut:,} of {len(trials):,} trials")
     if run.decided_by == "vote" and not any(trial.extracted for trial in trials):
         said.append("no trial had an answer to vote on")
     return said
