@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -130,3 +131,32 @@ def test_each_verdict_comes_as_soon_as_its_line_is_judged() -> None:
     process.stdin.close()
     process.stdout.close()
     assert process.wait(30) == 0
+
+
+def test_an_error_does_not_wait_for_the_next_line() -> None:
+    script = """
+import fttt.cli.verify as module
+from fttt.cli import main
+from fttt.errors import RunError
+
+class Down:
+    async def verify(self, question, completion):
+        raise RunError("the judge is down")
+
+    async def close(self):
+        pass
+
+module.choose_verifier = lambda *_, **__: Down()
+main(["verify", "number"])
+"""
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stderr is not None
+        process.stdin.write(json.dumps(case("1", "1")).encode() + b"\n")
+        process.stdin.flush()  # and whoever writes waits for the verdict now
+        late = threading.Timer(30, process.kill)
+        late.start()
+        assert process.stderr.readline() == b"fttt: the judge is down\n"
+        assert process.wait() == 1
+        late.cancel()

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import select
 import sys
-from collections.abc import AsyncIterator, Iterator
+import threading
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import nullcontext
 from enum import StrEnum
 from pathlib import Path
@@ -20,6 +23,8 @@ from fttt.verifiers.choose import choose_verifier
 
 __all__ = ["Kind", "verify_command"]
 
+_LOOK_SECONDS = 0.2
+"""How long an end may wait for a line that does not come."""
 _AHEAD = 64
 """Lines that are judged at once; verdicts come out in the order of the lines."""
 
@@ -76,8 +81,10 @@ def _opened(file: Path | None) -> Any:
 
 
 async def _verify(verifier: Verifier, kind: Kind, lines: IO[bytes], source: str) -> None:
+    ended = threading.Event()
+    asked = _questions(kind, _arriving(lines, ended), source)
     try:
-        async for verdict in _verdicts(verifier, _questions(kind, lines, source)):
+        async for verdict in _verdicts(verifier, asked):
             line = {
                 "verdict": verdict.outcome,
                 "extracted": verdict.extracted,
@@ -85,6 +92,7 @@ async def _verify(verifier: Verifier, kind: Kind, lines: IO[bytes], source: str)
             }
             typer.echo(json.dumps(line))
     finally:
+        ended.set()  # or whoever waits for this end before the next line would wait for ever
         await verifier.close()
 
 
@@ -113,7 +121,30 @@ async def _verdicts(
         reader.cancel()
 
 
-def _questions(kind: Kind, lines: IO[bytes], source: str) -> Iterator[tuple[Question, str]]:
+def _arriving(file: IO[bytes], ended: threading.Event) -> Iterator[bytes]:
+    """The lines of a file as they come, until there are no more or ``ended`` is set."""
+    try:
+        handle = file.fileno()
+    except OSError:  # it lies in memory
+        yield from file
+        return
+    begun: list[bytes] = []
+    while not ended.is_set():
+        if not select.select([handle], [], [], _LOOK_SECONDS)[0]:
+            continue
+        data = os.read(handle, 1 << 16)
+        if not data:
+            break
+        *whole, rest = data.split(b"\n")
+        for line in whole:
+            yield b"".join((*begun, line))
+            begun = []
+        begun.append(rest)
+    if any(begun):
+        yield b"".join(begun)
+
+
+def _questions(kind: Kind, lines: Iterable[bytes], source: str) -> Iterator[tuple[Question, str]]:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
