@@ -1,5 +1,7 @@
 """The sampler against its definition, and the random numbers that it draws with."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -56,6 +58,12 @@ def test_cold_rows_take_the_most_probable_token_beside_warm_ones() -> None:
     logits = torch.tensor([[0.0, 2.0, 1.0]]).expand(2, 3)
     drawn = sample(logits, torch.tensor([0.0, 1.0]), ones(2), torch.tensor([0.99, 0.99]))
     assert drawn.tolist() == [1, 2]
+
+
+def test_a_set_that_reaches_top_p_exactly_is_large_enough() -> None:
+    logits = torch.tensor([[0.0, -math.log(2), -math.log(2)]])
+    assert logits.softmax(-1).tolist() == [[0.5, 0.25, 0.25]]
+    assert sample(logits, ones(1), ones(1) * 0.5, torch.tensor([0.99])).tolist() == [0]
 
 
 @pytest.mark.parametrize("noise", [0.0, 1.0 - 2.0**-24])

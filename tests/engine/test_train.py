@@ -10,7 +10,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fttt.engine import BatchedEngine, GenerateRequest, LoRASpec, Target, TrainRequest, trainer
+from fttt.engine import (
+    BatchedEngine,
+    GenerateRequest,
+    LoRASpec,
+    Target,
+    TrainRequest,
+    adapters,
+    trainer,
+)
 from fttt.engine.batch import by_length
 from fttt.engine.request import Kept
 from fttt.errors import RunError
@@ -219,6 +227,27 @@ def test_dropout_is_the_questions_own_whoever_trains_beside_it() -> None:
     assert beside == pytest.approx(alone, rel=1e-5)
     torch.testing.assert_close(w_alone, w_beside, rtol=1e-3, atol=1e-5)
     assert alone[1:] != pytest.approx(without[1:], rel=1e-4)
+
+
+def test_dropout_draws_anew_for_every_layer_token_and_update(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    drawn: list[tuple[int, tuple[int, ...]]] = []
+    mask = adapters.keep_mask
+
+    def noted(key_B: torch.Tensor, token_BT: torch.Tensor, *rest: Any) -> torch.Tensor:
+        drawn.append((int(key_B[0]), tuple(token_BT[0].tolist())))
+        return mask(key_B, token_BT, *rest)
+
+    monkeypatch.setattr(adapters, "keep_mask", noted)
+    loaded = tiny_model()
+    steps(loaded, [target(loaded, FEEDBACK[0])] * 2, replace(SPEC, dropout=0.3))
+    keys = list(dict.fromkeys(key for key, _ in drawn))
+    assert len(keys) == 2  # of two updates
+    for key in keys:
+        tokens = [token for own, some in drawn for token in some if own == key]
+        assert len(tokens) > len(drawn[0][1])  # of several layers
+        assert len(set(tokens)) == len(tokens)
 
 
 def test_dropout_is_off_while_generating() -> None:

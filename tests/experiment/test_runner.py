@@ -80,13 +80,14 @@ def test_a_run_killed_after_any_write_ends_as_if_it_had_not(
         again: list[FakeEngine] = []
         resumed = play_plan(made, f"stop-{stop}", resume=True, engines=again)
         assert facts(resumed) == facts(whole)
-        # nothing that had been generated is generated again
-        lines = open_lines(resumed, "events")
-        done = {
-            (e["question_id"], e.get("generation")) for e in lines if e["event"] == "generation"
-        }
-        assert len(done) == engines[0].completions
+        # nothing that had been generated is generated again, and nothing is written twice
+        events = open_lines(resumed, "events")
+        done = [(e["question_id"], e["generation"]) for e in events if e["event"] == "generation"]
+        assert len(set(done)) == engines[0].completions
+        assert len(done) == len(set(done)) or made.method.searches
         assert again[0].completions <= engines[0].completions
+        ended = [(t["question_id"], t["trial"]) for t in open_lines(resumed, "trials")]
+        assert len(ended) == len(set(ended))
 
 
 def test_a_search_is_made_again_only_where_beams_are_missing(

@@ -130,6 +130,8 @@ def test_several_pairs_are_corrected_together(make_run: MakeRun) -> None:
     assert [pair.p for pair in at_trials] == pytest.approx([2 / 2**8, 0.5, 2 / 2**6])
     assert [pair.p_holm for pair in at_trials] == pytest.approx([6 / 2**8, 0.5, 4 / 2**6])
     assert [pair.shown for pair in at_trials] == [True, False, False]
+    alone, _ = compare(runs[:2])
+    assert at_trials[0].detectable > alone.pairs[0].detectable  # with more tests more is needed
 
 
 def test_a_baseline_spares_tests(make_run: MakeRun) -> None:

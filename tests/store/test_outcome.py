@@ -44,6 +44,7 @@ def test_a_vote_is_decided_by_its_winner() -> None:
     assert winner is not None
     assert winner.trial == 1
     assert vote(trials("unanswered", extracted="-")) is None
+    assert vote(trials("unanswered", extracted="4")) is None  # whatever was read in it
 
 
 @given(st.integers(0, 500), st.integers(1, 500))

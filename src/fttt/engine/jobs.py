@@ -192,7 +192,7 @@ class LessonQueue(deque[TrainJob]):
             if row is None:
                 row = cache.take()
                 taken.missing.append(Segment(ids[:-1], row, 0, slot.index))
-            lesson = Lesson(slot, row, len(ids) - 1, ids, job.request.targets)
+            lesson = Lesson(slot, row, ids, job.request.targets)
             taken.jobs.append(job)
             taken.lessons.append(lesson)
             slots.add(slot.index)

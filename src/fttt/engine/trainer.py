@@ -33,8 +33,7 @@ class Lesson:
 
     slot: Slot
     row: int
-    cached: int
-    """How many of the context's tokens the row holds."""
+    """It holds the context but for its last token, which may have been sampled and never run."""
     context: tuple[int, ...]
     targets: tuple[Target, ...]
 
@@ -46,12 +45,10 @@ class Lesson:
     def segment(self, target: Target) -> Segment:
         """The context token that predicts the first target token, and all targets but the last.
 
-        Tokens before it are read from the row; where the row ends earlier (its last token was
-        sampled but never run) the segment starts earlier.
+        Tokens before it are read from the row.
         """
-        after = len(self.context) if target.after is None else target.after
-        past = min(self.cached, after - 1)
-        ids = self.context[past:after] + target.token_ids[:-1]
+        past = (len(self.context) if target.after is None else target.after) - 1
+        ids = (self.context[past], *target.token_ids[:-1])
         return Segment(ids, self.row, past, self.slot.index)
 
 
@@ -105,8 +102,7 @@ def _losses(
     weight: list[float] = []
     labels: list[int] = []
     for b, (segment, target, end) in enumerate(zip(segments, targets, batch.ends, strict=True)):
-        first = end - len(target.token_ids)
-        assert len(segment.token_ids) >= len(target.token_ids)
+        first = end - len(segment.token_ids)
         for t, w in enumerate(target.weights):
             if w != 0:
                 where.append(first + t)
