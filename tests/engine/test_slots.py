@@ -1,11 +1,12 @@
-"""Slots: who gets one, and that none is lost where somebody goes in the wrong moment."""
+"""Slots: who gets one, what is kept apart by them, and that none is lost on the way."""
 
 import asyncio
 from contextlib import AbstractContextManager
+from dataclasses import replace
 
 import pytest
 
-from fttt.engine import BatchedEngine, GenerateRequest, LoRASpec
+from fttt.engine import BatchedEngine, GenerateRequest, LoRASpec, Target, TrainRequest
 from fttt.engine.batch import Batch
 from fttt.engine.slots import Bank
 from fttt.errors import RunError
@@ -76,3 +77,42 @@ def test_a_row_that_was_kept_for_somebody_who_goes_is_free(monkeypatch: pytest.M
         await engine.close()
 
     asyncio.run(main())
+
+
+def test_an_adapter_and_the_base_model_share_no_prompt() -> None:
+    spec = LoRASpec(rank=2)
+
+    async def main() -> None:
+        engine = BatchedEngine(tiny_model(), max_length=64, concurrency=4, adapter=spec)
+        slot = await engine.open_adapter(spec, 1)
+        for _, b in slot.bank.factors(slot.index):
+            b.fill_(0.5)
+        base = GenerateRequest((5, 6, 7, 8), 12)
+        asked = [base, replace(base, adapter=slot), base, replace(base, adapter=slot)]
+        together = await asyncio.gather(*map(engine.generate, asked))
+        alone = [(await engine.generate(request)).token_ids for request in asked[:2]]
+        assert alone[0] != alone[1]
+        assert [answer.token_ids for answer in together] == alone * 2
+        await engine.close()
+
+    asyncio.run(main())
+
+
+def test_steps_of_one_adapter_follow_one_another() -> None:
+    spec = LoRASpec(rank=2, lr=1e-2, dropout=0.0)
+    target = Target((9, 10, 11), (1 / 3,) * 3)
+
+    async def losses(*, together: bool) -> list[float]:
+        engine = BatchedEngine(tiny_model(), max_length=64, concurrency=4, adapter=spec)
+        slot = await engine.open_adapter(spec, 1)
+        request = TrainRequest(slot, (5, 6, 7, 8), (target,))
+        if together:
+            found = list(await asyncio.gather(*(engine.train(request) for _ in range(3))))
+        else:
+            found = [await engine.train(request) for _ in range(3)]
+        await engine.close()
+        return [trained.loss for trained in found]
+
+    one_by_one = asyncio.run(losses(together=False))
+    assert one_by_one[0] > one_by_one[1] > one_by_one[2]
+    assert asyncio.run(losses(together=True)) == pytest.approx(one_by_one, rel=1e-5)
