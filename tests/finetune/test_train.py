@@ -23,7 +23,7 @@ from fttt.models import load_model
 from fttt.progress import StepProgress
 from fttt.training.gold import gold_examples
 
-ALL_AT_ONCE = {"samples": 24, "max_steps": 3, "every": 3, "clip": 0.0, "warmup": 0.4}
+ALL_AT_ONCE = {"samples": 40, "max_steps": 3, "every": 3, "clip": 0.0, "warmup": 0.4}
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -81,9 +81,11 @@ def test_the_validation_loss_falls_and_a_stopped_training_ends_as_an_unstopped_o
 
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_steps_are_those_of_a_plain_loop_over_single_samples(
-    method: str, tmp_path: Path, run_train: Any, make_plan: Any
+    method: str, tmp_path: Path, run_train: Any, make_plan: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = {"dropout": 0.0} if method == "lora" else {}
+    losses: list[float] = []
+    monkeypatch.setattr(StepProgress, "stepped", lambda _, step, loss, rate: losses.append(loss))
     over = {"training": ALL_AT_ONCE, "data": {"held_out": 0.0}, "settings": settings}
     run_train(method, tmp_path / "ours", **over)
 
@@ -98,12 +100,15 @@ def test_steps_are_those_of_a_plain_loop_over_single_samples(
     for factor in (0.0, 1.0, 0.5):  # a step of warm-up, then a cosine over two
         for group in optimizer.param_groups:
             group["lr"] = 1e-2 * factor
+        total = 0.0
         for sample in samples:
             ids = torch.tensor([sample.prompt_ids + sample.solution_ids])
             logits = model(input_ids=ids).logits[0, len(sample.prompt_ids) - 1 : -1]
             target = torch.tensor(sample.solution_ids)
-            loss = torch.nn.functional.cross_entropy(logits, target)
-            (loss / len(samples)).backward()
+            loss = torch.nn.functional.cross_entropy(logits, target) / len(samples)
+            loss.backward()
+            total += float(loss.detach())
+        assert losses.pop(0) == pytest.approx(total, rel=1e-3)
         optimizer.step()
         optimizer.zero_grad()
     ours = weights(tmp_path / "ours")
