@@ -7,9 +7,11 @@ import re
 from pathlib import Path
 
 import pytest
+import typer
 from pydantic import BaseModel
 
 import fttt
+from fttt.cli import app
 from fttt.config import FinetuneConfig, RunConfig, field_help
 from fttt.config.optune import OpTuneConfig
 from fttt.methods import METHODS
@@ -102,3 +104,26 @@ def test_the_example_of_a_task_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         return found
 
     assert asyncio.run(judge()) == ["correct", "incorrect", "unanswered"]
+
+
+FOREIGN = {"accelerate launch", "torchrun", "tensorboard"}
+"""Commands of others, whose flags are theirs."""
+
+
+def test_every_flag_in_the_pages_exists() -> None:
+    known: set[str] = set()
+    commands = [typer.main.get_command(app)]
+    while commands:
+        command = commands.pop()
+        commands.extend(getattr(command, "commands", {}).values())
+        for parameter in command.params:
+            known.update(parameter.opts, parameter.secondary_opts)
+    for path in (DOCS.parent / "README.md", *DOCS.glob("*.md")):
+        text = path.read_text(encoding="utf-8").replace("\\\n", " ")
+        for line in text.splitlines():
+            ours = line.partition("-m fttt")[2] if "-m fttt" in line else line
+            if any(command in ours for command in FOREIGN):
+                continue
+            assert set(re.findall(r"(?<![\w-])--[a-z][\w-]*", ours)) <= known, (
+                f"{path.name}: {line}"
+            )

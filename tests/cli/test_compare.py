@@ -43,6 +43,22 @@ def fttt(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str,
     return code, printed.out, printed.err
 
 
+def test_a_folder_of_runs_stands_for_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a", "b"):
+        write_run(tmp_path / "sweep" / name, name, 3)
+    (tmp_path / "sweep" / "sweep.toml").touch()
+    code, printed, _ = fttt(capsys, "compare", str(tmp_path / "sweep"), "--json")
+    assert code == 0
+    assert [arm["method"] for arm in json.loads(printed)["arms"]] == ["a", "b"]
+    (tmp_path / "empty").mkdir()
+    for nothing in ("empty", "sweep/sweep.toml"):
+        code, _, said = fttt(capsys, "compare", str(tmp_path / nothing))
+        assert code == 2
+        assert "no run folder" in said
+
+
 def test_of_many_sides_only_differences_are_told_one_by_one(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
+from fttt.cli.options import RunFolders
 from fttt.errors import UsageError
-from fttt.store import Run
+from fttt.store import open_runs
 
 __all__ = ["compare_command"]
 
 
 def compare_command(
-    runs: Annotated[
-        list[Path],
-        typer.Argument(help="Run folders; runs that differ in nothing but the seed are pooled."),
-    ],
+    runs: RunFolders,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print everything as JSON instead of tables.")
     ] = False,
@@ -59,7 +56,7 @@ def compare_command(
             "install it with `pip install 'fttt[report]'`."
         ) from error
     comparison, _ = compare(
-        shorten([Run.open(path) for path in runs], trials),
+        shorten(open_runs(runs), trials),
         intersection=intersection,
         allow=allow or (),
         baseline=baseline,

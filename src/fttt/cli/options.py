@@ -10,7 +10,7 @@ import typer
 
 from fttt.cli.flags import DATA
 
-__all__ = ["DryRun", "JudgeURL", "Recipe", "ask_judge"]
+__all__ = ["DryRun", "JudgeURL", "Recipe", "RunFolders", "ask_judge"]
 
 JudgeURL = Annotated[
     str | None,
@@ -19,6 +19,13 @@ JudgeURL = Annotated[
     ),
 ]
 Recipe = Annotated[Path | None, typer.Option(help="TOML file with settings; flags go over it")]
+RunFolders = Annotated[
+    list[Path],
+    typer.Argument(
+        help="Run folders, or folders that hold runs; runs that differ in nothing but the seed are "
+        "pooled."
+    ),
+]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="print the resolved settings as a recipe, and stop")
 ]

@@ -8,8 +8,9 @@ from typing import Annotated
 
 import typer
 
+from fttt.cli.options import RunFolders
 from fttt.errors import RunError, UsageError
-from fttt.store import Run
+from fttt.store import open_runs
 
 __all__ = ["PlotFormat", "report_command"]
 
@@ -22,10 +23,7 @@ class PlotFormat(StrEnum):
 
 
 def report_command(
-    runs: Annotated[
-        list[Path],
-        typer.Argument(help="Run folders; runs that differ in nothing but the seed are pooled."),
-    ],
+    runs: RunFolders,
     out: Annotated[Path, typer.Option("--out", help="The HTML file to write.")] = Path(
         "report.html"
     ),
@@ -57,7 +55,7 @@ def report_command(
         ) from error
     if out.is_dir():
         raise UsageError(f"--out {str(out)!r} is a folder; name an HTML file.")
-    sections = gather(shorten([Run.open(path) for path in runs], trials), intersection)
+    sections = gather(shorten(open_runs(runs), trials), intersection)
     page = build_page(sections)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,7 @@
 
 from fttt.store.events import GenerationEvent, History
 from fttt.store.outcome import DecidedBy, Unanswered, solved_within, spent, vote, wilson
-from fttt.store.run import Run, fingerprint
+from fttt.store.run import Run, fingerprint, open_runs
 from fttt.store.writer import Journal, MemoryJournal, RunWriter, check_free, write_whole
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "Unanswered",
     "check_free",
     "fingerprint",
+    "open_runs",
     "solved_within",
     "spent",
     "vote",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +18,7 @@ from fttt.store.outcome import DecidedBy, Unanswered
 from fttt.store.summary import summarize
 from fttt.types import Question, Record, Trial, Usage
 
-__all__ = ["Run", "fingerprint", "question_line"]
+__all__ = ["Run", "fingerprint", "open_runs", "question_line"]
 
 CONFIG = "config.toml"
 ENVIRONMENT = "environment.json"
@@ -242,3 +242,16 @@ def _broken(path: Path, what: str) -> str:
         f"The run folder {str(path)!r} is broken: {what}; "
         "restore it from a copy or start a new run."
     )
+
+
+def open_runs(paths: Iterable[str | Path]) -> list[Run]:
+    """Read run folders; a folder that holds runs, such as a sweep's, stands for all of them.
+
+    Raises:
+        UsageError: a folder is no run folder and holds none, or one of them is broken.
+    """
+    runs: list[Run] = []
+    for path in map(Path, paths):
+        within = [] if (path / CONFIG).is_file() else sorted(path.glob(f"*/{QUESTIONS}"))
+        runs.extend(map(Run.open, [questions.parent for questions in within] or [path]))
+    return runs
