@@ -77,6 +77,8 @@ def test_pass_at_k_is_for_samples_that_went_on(make_run: MakeRun) -> None:
     assert curve[2] == pytest.approx(np.array([1 - 1 / 6, 0.0]))
     stopped = make_run("stopped", {"a": "iic", "b": "iiii"})
     assert pass_curve([stopped], ["a", "b"], [1]) == {}
+    last = make_run("last", {"a": "iiic", "b": "iiii"})  # it stopped, though none is shorter
+    assert pass_curve([last], ["a", "b"], [1]) == {}
 
 
 def test_pass_at_k_pools_the_samples_of_all_seeds(make_run: MakeRun) -> None:
