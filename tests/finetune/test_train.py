@@ -252,7 +252,8 @@ def test_an_early_stop_keeps_the_best_weights(
         patch.setattr(train_module, "_finish", killed)
         with pytest.raises(KeyboardInterrupt):
             run_train("lora", tmp_path / "killed", training=early)
-    again = train(make_plan("lora", training=early), tmp_path / "killed", resume=True)
+    (tmp_path / "killed").rename(tmp_path / "moved")
+    again = train(make_plan("lora", training=early), tmp_path / "moved", resume=True)
     assert (again.step, again.tokens) == (2, info.tokens), "it had stopped, and trains no further"
     with monkeypatch.context():
         shorter = {"every": 1, "max_steps": 6}

@@ -26,7 +26,7 @@ from fttt.finetune.callbacks import EarlyStop, ShowSteps, has_stopped
 from fttt.finetune.checkpoint import INFO_FILE, FinetuneInfo, publish, read_info, write_info
 from fttt.finetune.methods import prepare
 from fttt.finetune.plan import FinetunePlan, processes, sharded
-from fttt.finetune.trainer import Counts, SolutionTrainer, checkpoints
+from fttt.finetune.trainer import Counts, SolutionTrainer, best_checkpoint, checkpoints
 from fttt.models import LoadedModel, load_model, pick_device, pick_dtype
 from fttt.progress import StepProgress
 from fttt.training.gold import GoldExample, gold_examples, held_out
@@ -309,7 +309,7 @@ def _finish(folder: Path, state: TrainerState, spent: Counts) -> FinetuneInfo:
     The result are the last weights, or the best ones where training stops early by validation.
     """
     last = folder / CHECKPOINTS / f"checkpoint-{state.global_step}"
-    chosen = Path(state.best_model_checkpoint) if state.best_model_checkpoint else last
+    chosen = best_checkpoint(state, folder / CHECKPOINTS) or last
     info = read_info(chosen).model_copy(
         update={
             "tokens": spent.tokens,

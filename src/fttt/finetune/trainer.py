@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import Trainer
+from transformers import Trainer, TrainerState
 
 from fttt.config.finetune import FullSettings
 from fttt.config.run import Section
@@ -32,7 +32,7 @@ from fttt.finetune.checkpoint import INFO_FILE, FinetuneInfo, cannot_save, write
 from fttt.finetune.methods import export, read_trained, write_trained
 from fttt.training.gold import GoldExample
 
-__all__ = ["Counts", "SolutionTrainer", "checkpoints"]
+__all__ = ["Counts", "SolutionTrainer", "best_checkpoint", "checkpoints"]
 
 SAVING_ERRORS = (OSError, RuntimeError, SafetensorError)
 """What a full disk shows as; torch raises a RuntimeError."""
@@ -57,6 +57,15 @@ def checkpoints(folder: Path) -> list[Path]:
     """The checkpoints in a folder that were written to their end, by step."""
     found = [p.parent for p in folder.glob(f"checkpoint-*/{INFO_FILE}")]
     return sorted(found, key=lambda p: int(p.name.rpartition("-")[2]))
+
+
+def best_checkpoint(state: TrainerState, folder: Path) -> Path | None:
+    """The checkpoint in ``folder`` with the lowest validation loss, where training looks for it.
+
+    The state names it by the path that the folder had then, from the working folder of then.
+    """
+    best = state.best_model_checkpoint
+    return None if best is None else folder / Path(best).name
 
 
 class SolutionTrainer(Trainer):
@@ -237,9 +246,9 @@ class SolutionTrainer(Trainer):
             shutil.rmtree(folder, ignore_errors=True)
             raise cannot_save(folder, error) from error
         if self.args.should_save:
-            best = self.state.best_model_checkpoint
+            kept = (folder, best_checkpoint(self.state, root))
             for other in checkpoints(root):
-                if other != folder and (best is None or other != Path(best)):
+                if other not in kept:
                     shutil.rmtree(other)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
