@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,17 +10,19 @@ from pathlib import Path
 import pytest
 
 from fttt.engine import jobs
+from fttt.engine.request import GenerateRequest, WeightDeltaSpec
 from fttt.experiment.plan import Plan
 from fttt.experiment.progress import Quiet
 from fttt.experiment.runner import Cell, run_cells
+from fttt.experiment.written import Written, WrittenSequences
 from fttt.methods.base import Method, MethodSettings
 from fttt.methods.best_of_n import BestOfN
 from fttt.methods.fttt import FTTT, FTTTSettings
 from fttt.methods.revision import Revision, RevisionSettings
 from fttt.methods.self_consistency import SelfConsistency
 from fttt.methods.self_refine import SelfRefine, SelfRefineSettings
-from fttt.testing import FakeEngine, play, tiny_model
-from fttt.types import Trial
+from fttt.testing import FakeEngine, FakeKept, play, tiny_model, tiny_tokenizer
+from fttt.types import Completion, Trial
 
 REVISION = Revision(RevisionSettings(feedback="Wrong."))
 SELF_REFINE = SelfRefine(SelfRefineSettings(critique_tokens=9))
@@ -72,3 +75,23 @@ def test_the_run_is_the_same_as_without(
     assert any(taken)
     monkeypatch.setattr(jobs, "_held_tokens", lambda request: 0)
     assert facts("computed") == with_rows
+
+
+def test_a_step_after_an_older_sequence_is_given_its_own_tokens() -> None:
+    spec = WeightDeltaSpec(("layer",), lambda _: {}, accumulate=False, key="")
+
+    async def main() -> None:
+        sequences = WrittenSequences(FakeEngine(["1", "2"]), spec)
+        for number in range(2):
+            prompt = (3, 4 + number)
+            answer = await sequences.generate(GenerateRequest(prompt, 9, keep=True))
+            completion = Completion("", answer.token_ids, answer.finish_reason, number)
+            sequences.add(number, Written(prompt, completion))
+        older, last = sequences.context(0), sequences.context(1)
+        assert older == (3, 4, *tiny_tokenizer()("1")["input_ids"], 2)
+        assert isinstance(last, FakeKept)
+        assert last.token_ids[:2] == (3, 5)
+        sequences.close()
+        assert last.closed
+
+    asyncio.run(main())

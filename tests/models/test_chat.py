@@ -107,6 +107,15 @@ def test_a_feedback_turn_ends_with_the_answers_header_or_without() -> None:
     assert without == "\n<|im_start|>user\nWrong.<|im_end|>\n"
 
 
+def test_a_turn_that_another_stop_token_ended_is_not_ended_twice() -> None:
+    made = tokenizer()
+    chat = ChatFormat(made)
+    end, other = made.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
+    stopped = Completion("Yes", (5, 6, other), "stop", 0)
+    assert chat.turn_ids("No.")[0] == end
+    assert chat.turn_ids("No.", stopped) == chat.turn_ids("No.")[1:]
+
+
 @pytest.mark.parametrize(("template", "says"), [("", "no chat template"), (FORGETFUL, "several")])
 def test_templates_that_cannot_serve_are_refused(template: str, says: str) -> None:
     with pytest.raises(UsageError, match=says):
