@@ -99,6 +99,20 @@ def test_the_last_row_for_a_finished_sequence_is_given_up_before_a_batch_size_is
     assert plan(batch_size=4, concurrency=5) == least
 
 
+def test_one_question_learns_where_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    alone: dict[str, Any] = {"max_length": 64, "batch_size": 1, "concurrency": 1}
+    usual = plan(**alone)
+    assert usual.train_tokens == 1024
+    free = usual.total_bytes - usual.weight_bytes
+    monkeypatch.setattr("fttt.engine.plan.free_bytes", lambda device: free - 1)
+    small = plan(**alone)
+    assert (small.train_tokens, small.rows, small.slots) == (64, 1, 1)
+    assert small.total_bytes < usual.total_bytes
+    monkeypatch.setattr("fttt.engine.plan.free_bytes", lambda device: 2**20)
+    with pytest.raises(UsageError, match=r"^1 sequence of 64 tokens and 1 adapter of .* free some"):
+        plan(**alone)
+
+
 def test_an_unknown_projection_is_refused_by_name() -> None:
     with pytest.raises(UsageError, match=r"No linear layer 'query'.*q_proj"):
         target_layers(tiny_model().model, LoRASpec(targets=("query",)))

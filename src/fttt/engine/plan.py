@@ -23,6 +23,8 @@ from fttt.models.loader import LoadedModel
 
 __all__ = ["MemoryPlan", "plan_memory"]
 
+TRAIN_TOKENS = 1024
+"""Of a train pass on a CPU, where the memory allows it."""
 DEFAULT_BATCH = {"cpu": 16, "cuda": 1024}
 DELTA_BYTES = 2**32
 """Most that the predicted changes of weights of one train pass take, beyond one question's."""
@@ -111,6 +113,7 @@ def plan_memory(
     layer_bytes = 2 * kv_heads * dim * dtype.itemsize * capacity
     row_bytes = layers * layer_bytes + hidden * dtype.itemsize * capacity
     passes = _passes(loaded, device, adapter, max_length)
+    smaller = _passes(loaded, device, adapter, max_length, least=min(TRAIN_TOKENS, max_length))
     lane_bytes = _search_bytes(loaded, layer_bytes, max_length) if beams else 0
     free = free_bytes(device)
     if batch_size is not None and beams > batch_size:
@@ -132,17 +135,16 @@ def plan_memory(
             slots = max(rows, slots * 7 // 8)
         elif rows > wanted:
             rows = max(wanted, rows * 7 // 8)
+        elif passes is not smaller:  # fewer feedback turns to a train pass
+            passes = smaller
         elif batch_size is None and wanted > max(1, beams):
             wanted = rows = max(1, beams, wanted * 7 // 8)
         else:
-            gib = 2.0**30
+            held = f"{_count(wanted, 'sequence')} of {max_length} tokens"
+            if adapter:
+                held += f" and {_count(slots, 'adapter')} of {slot_bytes / 2**20:.0f} MiB"
             option = "--trials" if wanted == beams else "--batch-size"
-            own = f" and {slots} adapters of {slot_bytes / 2**20:.0f} MiB" if adapter else ""
-            raise UsageError(
-                f"{wanted} sequences of {max_length} tokens{own} need {needed() / gib:.1f} GiB "
-                f"beside the model and {max(free, 0) / gib:.1f} GiB are free on {loaded.device}; "
-                f"lower {option} or --max-new-tokens."
-            )
+            raise _too_large(held, needed(), free, device, None if wanted == 1 else option)
     weights = sum(p.numel() * p.element_size() for p in loaded.model.parameters())
     return MemoryPlan(
         batch_size=wanted,
@@ -159,6 +161,21 @@ def plan_memory(
         adapter_bytes=slots * slot_bytes,
         working_bytes=max(passes.working, wanted * lane_bytes),
     )
+
+
+def _too_large(
+    held: str, needed: int, free: int, device: torch.device, option: str | None
+) -> UsageError:
+    gib = 2.0**30
+    lower = "free some memory or lower" if option is None else f"lower {option} or"
+    return UsageError(
+        f"{held} need {needed / gib:.1f} GiB beside the model and {max(free, 0) / gib:.1f} GiB are "
+        f"free on {device}; {lower} --max-new-tokens."
+    )
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def free_bytes(device: torch.device) -> int:
@@ -181,21 +198,28 @@ class _Passes:
 
 
 def _passes(
-    loaded: LoadedModel, device: torch.device, adapter: AdapterSpec | None, max_length: int
+    loaded: LoadedModel,
+    device: torch.device,
+    adapter: AdapterSpec | None,
+    max_length: int,
+    least: int = TRAIN_TOKENS,
 ) -> _Passes:
-    """Size the passes by what each of their tokens and questions holds."""
+    """Size the passes by what each of their tokens and questions holds.
+
+    A train pass has room for ``least`` tokens, however small the memory is.
+    """
     config: Any = loaded.model.config.get_text_config()
     itemsize = next(loaded.model.parameters()).element_size()
     layer_bytes = (12 * config.hidden_size + 4 * config.intermediate_size) * itemsize
     if isinstance(adapter, WeightDeltaSpec):
         token_bytes, question_bytes = _delta_train_bytes(loaded, adapter, layer_bytes)
-        share, least = 0.1, max(1024, max_length)  # an attempt is run as a whole
+        share, least = 0.1, max(least, max_length)  # an attempt is run as a whole
     else:  # activations of all layers, what adapters on two linear layers of each read (in float32,
         # before and after dropout), and logits in float32 with their gradient
         held = layer_bytes + 16 * config.hidden_size
         token_bytes = held * config.num_hidden_layers + 12 * config.vocab_size
         question_bytes = 0
-        share, least = 0.25, 1024
+        share = 0.25
     prefill, train, questions = 2048, least, 16
     if device.type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory
