@@ -148,6 +148,27 @@ def test_the_theme_follows_the_system_and_the_button(browser: Browser, page: Pat
     assert corner(browser) < 0.15
 
 
+def test_a_phone_shows_what_was_solved_without_scrolling_sideways(
+    browser: Browser, make_run_once: MakeRun, tmp_path: Path
+) -> None:
+    verdicts = {f"q{n}": "iiii" for n in range(6)}
+    settings = ({"critique_tokens": 256, "reflection": False}, {"critique_tokens": 48})
+    runs = [
+        make_run_once(f"side{n}", verdicts, method="fttt", settings=own)
+        for n, own in enumerate(settings)
+    ]
+    path = tmp_path / "report.html"
+    path.write_text(build_page(gather(runs)), encoding="utf-8")
+    browser.resize(390, 844)
+    browser.open(path)
+    right = "return document.querySelector('tbody td:nth-child(%d)').getBoundingClientRect().right"
+    solved, interval = browser.run(right % 2), browser.run(right % 3)
+    width = browser.run("return document.documentElement.scrollWidth")
+    browser.resize(1300, 900)
+    assert solved < interval <= 390
+    assert width == 390
+
+
 def test_a_dark_page_prints_on_white(browser: Browser, page: Path, tmp_path: Path) -> None:
     if shutil.which("pdftoppm") is None:
         pytest.skip("needs pdftoppm (Debian: poppler-utils)")

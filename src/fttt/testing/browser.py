@@ -73,6 +73,14 @@ class Browser:
             {"cmd": "Emulation.setEmulatedMedia", "params": {"features": features}},
         )
 
+    def resize(self, width: int, height: int) -> None:
+        """Make the page so many CSS pixels wide and high."""
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
+        self._send(
+            "/goog/cdp/execute",
+            {"cmd": "Emulation.setDeviceMetricsOverride", "params": size},
+        )
+
     def picture(self) -> bytes:
         """What is seen, as PNG."""
         found = self._client.get(f"/session{self._session}/screenshot").json()["value"]
