@@ -185,8 +185,12 @@ def test_attention_without_a_mask_is_that_with_one() -> None:
     batch = pack_sequences(model, examples())
     torch.manual_seed(2)
     q, k, v = (torch.randn(sum(LENGTHS), n, 8, requires_grad=True) for n in (6, 2, 2))
-    masked = attention._train(q, k, v, batch, 0, 0.3, None, None)
-    plain = attention._causal(q, k, v, batch, 0.3)  # as a GPU takes it
+
+    def own(window: int | None, softcap: float | None) -> attention._Own:
+        return attention._Own(batch, 0, 0.3, window, softcap)
+
+    masked = attention._train(q, k, v, own(None, None))
+    plain = attention._causal(q, k, v, own(None, None))  # as a GPU takes it
     torch.testing.assert_close(plain, masked)
     up = torch.randn_like(masked)
     for one, other in zip(
@@ -195,7 +199,7 @@ def test_attention_without_a_mask_is_that_with_one() -> None:
         strict=True,
     ):
         torch.testing.assert_close(one, other)
-    assert attention._plainly_causal(batch, None, None)
-    assert attention._plainly_causal(batch, max(LENGTHS), None)
-    assert not attention._plainly_causal(batch, max(LENGTHS) - 1, None)
-    assert not attention._plainly_causal(batch, None, 30.0)
+    assert own(None, None).plainly_causal
+    assert own(max(LENGTHS), None).plainly_causal
+    assert not own(max(LENGTHS) - 1, None).plainly_causal
+    assert not own(None, 30.0).plainly_causal

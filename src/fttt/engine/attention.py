@@ -10,6 +10,8 @@ heads, G = H / K query heads a key-value head, D head dimension.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -48,6 +50,7 @@ def attend(
     """
     batch = fttt_batch
     layer = int(module.layer_idx)  # type: ignore[arg-type]
+    own = _Own(batch, layer, scaling, sliding_window, softcap)
     if batch.mode == "decode" and query.is_cuda:
         from fttt.engine.kernels import decode_attention
 
@@ -60,14 +63,14 @@ def attend(
     if batch.mode != "train":
         batch.cache.write(layer, batch.row_N, batch.position_N, k_NKD, v_NKD)
     if batch.mode == "decode":
-        out_NHD = _decode(q_NHD, batch, layer, scaling, sliding_window, softcap)
+        out_NHD = _decode(q_NHD, own)
     elif batch.mode == "prefill":
-        out_NHD = _prefill(q_NHD, k_NKD, v_NKD, batch, layer, scaling, sliding_window, softcap)
-    elif _fused(q_NHD, batch, sliding_window, softcap) and not batch.recompute:
-        out_NHD = _causal(q_NHD, k_NKD, v_NKD, batch, scaling)
+        out_NHD = _prefill(q_NHD, k_NKD, v_NKD, own)
+    elif _fused(q_NHD, own) and not batch.recompute:
+        out_NHD = _causal(q_NHD, k_NKD, v_NKD, own)
     else:
         out_NHD = checkpoint(
-            _train, q_NHD, k_NKD, v_NKD, batch, layer, scaling, sliding_window, softcap,
+            _train, q_NHD, k_NKD, v_NKD, own,
             use_reentrant=False, preserve_rng_state=False, determinism_check="none",
         )  # fmt: skip
     return out_NHD.unsqueeze(0), None
@@ -76,18 +79,40 @@ def attend(
 AttentionInterface.register(NAME, attend)
 
 
-def _decode(
-    q_NHD: Tensor,
-    batch: Batch,
-    layer: int,
-    scaling: float,
-    window: int | None,
-    softcap: float | None,
-) -> Tensor:
+@dataclass(frozen=True, slots=True)
+class _Own:
+    """What is one layer's own in a pass."""
+
+    batch: Batch
+    layer: int
+    scaling: float
+    window: int | None
+    softcap: float | None
+
+    @property
+    def cached(self) -> tuple[Tensor, Tensor]:
+        """Keys and values of all rows."""
+        return self.batch.cache.keys[self.layer], self.batch.cache.values[self.layer]
+
+    @property
+    def plainly_causal(self) -> bool:
+        """Whether each token sees its own segment from its first token on, and nothing else."""
+        windowed = self.window is not None and self.window < self.batch.longest
+        return max(self.batch.pasts) == 0 and not windowed and self.softcap is None
+
+    def mask(self, make: Callable[[], Tensor]) -> Tensor:
+        """Which keys are seen: the same for all layers of one window, so made once a pass."""
+        masks = self.batch.masks
+        if self.window not in masks:
+            masks[self.window] = make()
+        return masks[self.window]
+
+
+def _decode(q_NHD: Tensor, own: _Own) -> Tensor:
     """One token a row, on the CPU: rows are read where they lie unless few of them are running."""
-    keys, values = batch.cache.keys[layer], batch.cache.values[layer]
+    batch, (keys, values) = own.batch, own.cached
     if batch.row_of_BS is not None:
-        return _decode_scattered(q_NHD, batch, layer, scaling, window, softcap)
+        return _decode_scattered(q_NHD, own)
     running, used = len(batch.rows), max(batch.rows) + 1
     length = max(batch.pasts) + 1
     q_BKGD = q_NHD.unflatten(1, (keys.shape[1], -1))
@@ -99,110 +124,87 @@ def _decode(
         k, v = keys[:used, :, :length], values[:used, :, :length]
         past_B = past_B.new_zeros(used).index_copy(0, batch.row_B, past_B)
         q_BKGD = q_BKGD.new_zeros(used, *q_BKGD.shape[1:]).index_copy(0, batch.row_B, q_BKGD)
-    if window not in batch.masks:
+
+    def seen() -> Tensor:
         at_S = torch.arange(length, device=past_B.device)
-        batch.masks[window] = _visible(at_S, past_B[:, None, None, None], window)
-    out = _softmax_attention(q_BKGD, k, v, batch.masks[window], scaling, softcap)
+        return _visible(at_S, past_B[:, None, None, None], own.window)
+
+    mask = own.mask(seen)
+    out = _softmax_attention(q_BKGD, k, v, mask, own)
     if out.shape[0] > running:
         out = out[batch.row_B]
     return out.flatten(1, 2)
 
 
-def _decode_scattered(
-    q_NHD: Tensor,
-    batch: Batch,
-    layer: int,
-    scaling: float,
-    window: int | None,
-    softcap: float | None,
-) -> Tensor:
+def _decode_scattered(q_NHD: Tensor, own: _Own) -> Tensor:
     """One token a sequence whose earlier tokens lie in several rows."""
+    batch = own.batch
     assert batch.row_of_BS is not None
     past_B = batch.past_B
     length = int(past_B.max()) + 1
     at_S = torch.arange(length, device=past_B.device)
     row_BS = torch.where(at_S == past_B[:, None], batch.row_B[:, None], batch.row_of_BS[:, :length])
-    k, v = (
-        cached[layer][row_BS, :, at_S].transpose(1, 2)
-        for cached in (batch.cache.keys, batch.cache.values)
-    )
-    if window not in batch.masks:
-        batch.masks[window] = _visible(at_S, past_B[:, None, None, None], window)
+    k, v = (cached[row_BS, :, at_S].transpose(1, 2) for cached in own.cached)
+    mask = own.mask(lambda: _visible(at_S, past_B[:, None, None, None], own.window))
     q_BKGD = q_NHD.unflatten(1, (k.shape[1], -1))
-    return _softmax_attention(q_BKGD, k, v, batch.masks[window], scaling, softcap).flatten(1, 2)
+    return _softmax_attention(q_BKGD, k, v, mask, own).flatten(1, 2)
 
 
-def _prefill(
-    q_NHD: Tensor,
-    k_NKD: Tensor,
-    v_NKD: Tensor,
-    batch: Batch,
-    layer: int,
-    scaling: float,
-    window: int | None,
-    softcap: float | None,
-) -> Tensor:
+def _prefill(q_NHD: Tensor, k_NKD: Tensor, v_NKD: Tensor, own: _Own) -> Tensor:
     """Segments of any length whose keys and values were just written to their rows."""
-    if q_NHD.is_cuda and _plainly_causal(batch, window, softcap):
-        return _causal(q_NHD, k_NKD, v_NKD, batch, scaling)
+    if q_NHD.is_cuda and own.plainly_causal:
+        return _causal(q_NHD, k_NKD, v_NKD, own)
+    batch = own.batch
     if max(batch.pasts) == 0:
         k, v = (batch.pad(x).transpose(1, 2) for x in (k_NKD, v_NKD))
     else:
         length = max(p + n for p, n in zip(batch.pasts, batch.lengths, strict=True))
-        k = batch.cache.keys[layer][batch.row_B, :, :length]
-        v = batch.cache.values[layer][batch.row_B, :, :length]
-    if window not in batch.masks:
+        k, v = (cached[batch.row_B, :, :length] for cached in own.cached)
+
+    def seen() -> Tensor:
         at_S = torch.arange(k.shape[2], device=k.device)
         at_BT = batch.past_B[:, None] + torch.arange(batch.longest, device=k.device)
-        batch.masks[window] = _visible(at_S, at_BT[:, None, :, None], window)
-    return _folded(q_NHD, k, v, batch, batch.masks[window], scaling, softcap)
+        return _visible(at_S, at_BT[:, None, :, None], own.window)
+
+    return _folded(q_NHD, k, v, own.mask(seen), own)
 
 
-def _train(
-    q_NHD: Tensor,
-    k_NKD: Tensor,
-    v_NKD: Tensor,
-    batch: Batch,
-    layer: int,
-    scaling: float,
-    window: int | None,
-    softcap: float | None,
-) -> Tensor:
+def _train(q_NHD: Tensor, k_NKD: Tensor, v_NKD: Tensor, own: _Own) -> Tensor:
     """Segments after cached rows that take no gradient; the rows are read, never written."""
-    if _fused(q_NHD, batch, window, softcap):
-        return _causal(q_NHD, k_NKD, v_NKD, batch, scaling)
+    if _fused(q_NHD, own):
+        return _causal(q_NHD, k_NKD, v_NKD, own)
+    batch = own.batch
     cached = -(-max(batch.pasts) // 8) * 8  # aligned for the fused kernels
     cached = min(cached, batch.cache.capacity)
-    k_own, v_own = (batch.pad(x).transpose(1, 2) for x in (k_NKD, v_NKD))
-    k = torch.cat([batch.cache.keys[layer][batch.row_B, :, :cached], k_own], dim=2)
-    v = torch.cat([batch.cache.values[layer][batch.row_B, :, :cached], v_own], dim=2)
-    if window not in batch.masks:
+    k, v = (
+        torch.cat([rows[batch.row_B, :, :cached], batch.pad(x).transpose(1, 2)], dim=2)
+        for rows, x in zip(own.cached, (k_NKD, v_NKD), strict=True)
+    )
+
+    def seen() -> Tensor:
         at_P = torch.arange(cached, device=k.device)
         past_B111 = batch.past_B[:, None, None, None]
         at_BT = batch.past_B[:, None] + torch.arange(batch.longest, device=k.device)
         query_B1T1, own_B11T = at_BT[:, None, :, None], at_BT[:, None, None, :]
-        before = _visible(at_P, query_B1T1, window) & (at_P < past_B111)
-        own = _visible(own_B11T, query_B1T1, window)
-        batch.masks[window] = torch.cat([before, own], dim=-1)
-    return _folded(q_NHD, k, v, batch, batch.masks[window], scaling, softcap)
+        before = _visible(at_P, query_B1T1, own.window) & (at_P < past_B111)
+        return torch.cat([before, _visible(own_B11T, query_B1T1, own.window)], dim=-1)
+
+    return _folded(q_NHD, k, v, own.mask(seen), own)
 
 
-def _fused(q_NHD: Tensor, batch: Batch, window: int | None, softcap: float | None) -> bool:
+def _fused(q_NHD: Tensor, own: _Own) -> bool:
     """Whether a train pass needs no mask and has a precision that the fused kernel is made for."""
     half = q_NHD.is_cuda and q_NHD.dtype != torch.float32
-    return half and _plainly_causal(batch, window, softcap)
+    return half and own.plainly_causal
 
 
-def _plainly_causal(batch: Batch, window: int | None, softcap: float | None) -> bool:
-    """Whether each token sees its own segment from its first token on, and nothing else."""
-    windowed = window is not None and window < batch.longest
-    return max(batch.pasts) == 0 and not windowed and softcap is None
-
-
-def _causal(q_NHD: Tensor, k_NKD: Tensor, v_NKD: Tensor, batch: Batch, scaling: float) -> Tensor:
-    """Such segments without a mask, as the fused kernels of a GPU take them."""
+def _causal(q_NHD: Tensor, k_NKD: Tensor, v_NKD: Tensor, own: _Own) -> Tensor:
+    """Plainly causal segments without a mask, as the fused kernels of a GPU take them."""
+    batch = own.batch
     q, k, v = (batch.pad(x).transpose(1, 2) for x in (q_NHD, k_NKD, v_NKD))
-    out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=True)
+    out = F.scaled_dot_product_attention(
+        q, k, v, is_causal=True, scale=own.scaling, enable_gqa=True
+    )
     return batch.unpad(out.transpose(1, 2))
 
 
@@ -212,33 +214,23 @@ def _visible(key_at: Tensor, query_at: Tensor, window: int | None) -> Tensor:
     return seen if window is None else seen & (key_at > query_at - window)
 
 
-def _folded(
-    q_NHD: Tensor,
-    k_BKSD: Tensor,
-    v_BKSD: Tensor,
-    batch: Batch,
-    mask_B1TS: Tensor,
-    scaling: float,
-    softcap: float | None,
-) -> Tensor:
+def _folded(q_NHD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, mask_B1TS: Tensor, own: _Own) -> Tensor:
     """Grouped heads without copying keys: a group's query heads become more query positions."""
-    kv_heads = k_BKSD.shape[1]
+    batch, kv_heads = own.batch, k_BKSD.shape[1]
     q_BTHD = batch.pad(q_NHD)
     groups = q_BTHD.shape[2] // kv_heads
     q = q_BTHD.unflatten(2, (kv_heads, groups)).permute(0, 2, 3, 1, 4).flatten(2, 3)
     mask = mask_B1TS.repeat(1, 1, groups, 1)
-    out = _softmax_attention(q, k_BKSD, v_BKSD, mask, scaling, softcap)
+    out = _softmax_attention(q, k_BKSD, v_BKSD, mask, own)
     out_BTHD = out.unflatten(2, (groups, -1)).permute(0, 3, 1, 2, 4).flatten(2, 3)
     return batch.unpad(out_BTHD)
 
 
-def _softmax_attention(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scaling: float, softcap: float | None
-) -> Tensor:
+def _softmax_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, own: _Own) -> Tensor:
     """``[B, K, Q, D]`` queries over ``[B, K, S, D]`` keys; ``mask`` is true where they may look."""
-    if softcap is None:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scaling)
-    scores = (q.float() @ k.float().transpose(-1, -2)) * scaling
-    scores = (scores / softcap).tanh() * softcap
+    if own.softcap is None:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=own.scaling)
+    scores = (q.float() @ k.float().transpose(-1, -2)) * own.scaling
+    scores = (scores / own.softcap).tanh() * own.softcap
     scores = scores.masked_fill(~mask, float("-inf"))
     return (scores.softmax(-1) @ v.float()).to(v.dtype)
