@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Callable
 
 import httpx
@@ -52,6 +53,19 @@ def test_it_comes_back_after_a_full_queue_and_a_broken_connection() -> None:
 
     assert ask(handler).passed
     assert len(calls) == 3
+
+
+def test_it_waits_as_long_as_a_full_queue_asks_for() -> None:
+    calls: list[float] = []
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        calls.append(time.monotonic())
+        if len(calls) == 1:
+            return httpx.Response(503, headers={"Retry-After": "1"}, json={"detail": "full"})
+        return httpx.Response(200, json=PASSED)
+
+    assert ask(handler).passed
+    assert calls[1] - calls[0] >= 1
 
 
 def test_a_judge_that_is_down_is_an_error_of_the_run() -> None:
