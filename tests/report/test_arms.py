@@ -89,6 +89,13 @@ def test_other_rules_are_refused_unless_allowed_and_then_said(
     assert name in note
 
 
+def test_another_task_is_said_before_what_goes_with_it(make_run: MakeRun) -> None:
+    other = {"task": "gsm8k", "model": "other", "max_new_tokens": 99}
+    runs = [make_run("one", VERDICTS), make_run("two", VERDICTS, method="fttt", **other)]
+    with pytest.raises(UsageError, match="same rules: task is arithmetic in 'one' and gsm8k"):
+        check_rules(runs, allow=[])
+
+
 def test_a_method_that_draws_nothing_has_no_sampling_rule(make_run: MakeRun) -> None:
     runs = [make_run("one", VERDICTS), make_run("two", VERDICTS, method="greedy", temperature=0.0)]
     assert check_rules(runs, allow=[]) == []

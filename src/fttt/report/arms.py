@@ -189,7 +189,8 @@ def check_rules(runs: Sequence[Run], allow: Sequence[str]) -> list[str]:
     """
     notes = []
     rules = [_rules(run) for run in runs]
-    for name in sorted({name for rule in rules for name in rule}):
+    names = {name for rule in rules for name in rule}
+    for name in sorted(names, key=lambda n: (n != "task", n != "model", n)):  # the plainest first
         deciding = [
             (run, rule.get(name))
             for run, rule in zip(runs, rules, strict=True)
