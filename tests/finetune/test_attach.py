@@ -69,6 +69,9 @@ def test_the_engine_writes_what_the_trained_model_writes(
     assert loaded.name == tuned.loaded.name
     assert loaded.adapter is not None
     assert loaded.adapter["method"] == method
+    taken = loaded.prefix.length if loaded.prefix else 0
+    assert (taken > 0) is (method == "prefix")
+    assert loaded.max_context == tuned.loaded.max_context - taken
     assert not any(p.requires_grad for p in loaded.model.parameters())
 
 

@@ -24,6 +24,7 @@ from fttt.optune import load_checkpoint, read_info
 from fttt.optune.plan import plan_training, read_settings, resumed
 from fttt.optune.processes import Processes
 from fttt.optune.training import Trained, Trainer, learning_rate
+from fttt.optune.window import Sums
 from fttt.progress import StepProgress
 from fttt.testing import save_tiny_model
 
@@ -106,6 +107,29 @@ def test_a_training_that_diverges_stops_and_says_so(attempts: Path, tmp_path: Pa
     with pytest.raises(RunError, match=r"no example of step \d+ has a finite loss.*lower --lr"):
         train(attempts, tmp_path, lr=1e36, checkpoint_every=1)
     assert read_info(tmp_path).step >= 1
+
+
+def test_a_step_is_the_mean_gradient_shortened_only_where_it_is_too_long(
+    attempts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = trainer(attempts, tmp_path, clip=2.0, lr=0.5)
+    made.optimizer = torch.optim.SGD(made.runner.parameters)  # AdamW hides a gradient's length
+    size = sum(p.numel() for p in made.runner.parameters)
+
+    def changed(length: float) -> tuple[float, float]:
+        before = torch.cat([p.detach().flatten().clone() for p in made.runner.parameters])
+        norm = made._update(torch.full((size,), length / size**0.5))
+        after = torch.cat([p.detach().flatten() for p in made.runner.parameters])
+        return norm, float((before - after).norm())
+
+    assert changed(8.0) == pytest.approx((8.0, 0.5 * 2.0), rel=1e-4)
+    assert changed(0.5) == pytest.approx((0.5, 0.5 * 0.5), rel=1e-4)
+    # two of four examples could be used
+    sums = Sums(torch.full((size,), 1 / size**0.5), torch.tensor(6.0), 2)
+    monkeypatch.setattr(made.runner, "record", lambda _: [])
+    monkeypatch.setattr(made.runner, "gradient", lambda *_: sums)
+    assert made._learn(made.examples.training[:4]) == pytest.approx((3.0, 0.5), rel=1e-4)
+    assert made.skipped == 2
 
 
 def test_a_killed_training_goes_on_as_if_it_had_not_been(

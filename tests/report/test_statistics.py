@@ -228,6 +228,14 @@ def test_more_questions_and_fewer_tests_show_smaller_differences(steps: list[int
     assert many is None or many > once
 
 
+def test_where_no_question_differed_a_difference_is_made_by_as_many_as_it_needs() -> None:
+    """Connor's formula with as large a share of discordant questions as the difference itself."""
+    delta = minimum_detectable_difference(np.zeros(100, dtype=np.int64), seeds=1)
+    assert delta == pytest.approx(0.0766561, rel=1e-4)
+    needed = (1.959964 * delta**0.5 + 0.841621 * (delta - delta**2) ** 0.5) ** 2
+    assert needed == pytest.approx(100 * delta**2, rel=1e-4)
+
+
 def test_too_few_questions_show_nothing_however_large() -> None:
     assert minimum_detectable_difference(np.ones(5, dtype=np.int64), seeds=1) is None
     assert paired_p_value(np.ones(5, dtype=np.int64)) > 0.05

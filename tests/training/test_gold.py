@@ -54,3 +54,9 @@ def test_what_is_held_out_is_a_share_in_any_order(ids: list[str], share: float, 
         assert abs(len(out) - share * distinct) <= 1
     else:
         assert not out
+
+
+def test_what_is_held_out_is_drawn_by_the_seed() -> None:
+    ids = [f"q/{n}" for n in range(40)]
+    drawn = {held_out(ids, 0.25, seed) for seed in range(5)}
+    assert len(drawn) == 5
