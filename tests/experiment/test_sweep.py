@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -154,6 +155,16 @@ def test_a_stopped_sweep_goes_on(play: Play) -> None:
     assert play.loads == loads  # nothing is owed, so no model is loaded
 
 
+def test_a_folder_of_other_things_is_refused(play: Play) -> None:
+    play.folder.mkdir(parents=True)
+    (play.folder / "sweep.toml.partial").touch()  # a beginning that was killed
+    (play.folder / "notes.txt").touch()
+    with pytest.raises(UsageError, match=r"holds other things \(notes\.txt\) and no sweep"):
+        play(config(methods=["best-of-n"]))
+    (play.folder / "notes.txt").unlink()
+    play(config(methods=["best-of-n"]))
+
+
 def test_a_folder_of_another_sweep_is_refused(play: Play) -> None:
     play(config(methods=["best-of-n"]))
     with pytest.raises(UsageError, match="holds another sweep"):
@@ -174,12 +185,14 @@ def test_a_sweep_goes_on_with_fewer_sequences_at_once(play: Play) -> None:
 
 
 def test_a_run_whose_beginning_was_killed_begins_again(play: Play) -> None:
-    torn = play.folder / "best-of-n-arithmetic-s42"
-    torn.mkdir(parents=True)
+    (run,) = play(config(methods=["best-of-n"]))
+    torn = run.path
+    shutil.rmtree(torn)
+    torn.mkdir()
     (torn / "questions.jsonl.partial").write_text("")
     (torn / "environment.json").write_text(json.dumps({}))
-    (run,) = play(config(methods=["best-of-n"]))
-    assert run.finished
+    (again,) = play(config(methods=["best-of-n"]))
+    assert again.finished
 
 
 def test_the_demo_is_greedy_then_two_methods_on_what_it_failed(tmp_path: Path) -> None:

@@ -153,7 +153,7 @@ def test_a_folder_that_is_not_empty_is_refused(tmp_path: Path) -> None:
     (tmp_path / "other.txt").write_text("mine")
     with pytest.raises(UsageError, match=r"is not empty; choose another --out\.$"):
         create(tmp_path)
-    with pytest.raises(UsageError, match="is not empty"):
+    with pytest.raises(UsageError, match="is a file; name a folder"):
         create(tmp_path / "other.txt")
 
 

@@ -224,9 +224,17 @@ def _with_weights(config: RunConfig) -> RunConfig:
 
 
 def _check_folder(grid: Grid) -> None:
-    """Refuse a folder that is another sweep's."""
+    """Refuse a folder that is another sweep's, or holds what is no sweep."""
     path = grid.folder / GRID_FILE
     try:
+        if grid.folder.is_file():
+            raise UsageError(f"--out {str(grid.folder)!r} is a file; name a folder.")
+        foreign = not path.is_file() and grid.folder.is_dir() and _others(grid.folder)
+        if foreign:
+            raise UsageError(
+                f"The folder {str(grid.folder)!r} holds other things ({foreign[0]}) and no sweep "
+                "that could go on; choose another --out."
+            )
         if path.is_file() and _drawn(path.read_text(encoding="utf-8")) != _drawn(_content(grid)):
             raise UsageError(
                 f"The folder {str(grid.folder)!r} holds another sweep than the one asked for; "
@@ -239,6 +247,11 @@ def _check_folder(grid: Grid) -> None:
         ) from None
     except OSError as error:
         raise cannot_write(grid.folder, error) from error
+
+
+def _others(folder: Path) -> list[str]:
+    """What a folder holds beside a sweep's beginning that was killed."""
+    return sorted(p.name for p in folder.iterdir() if p.name != f"{GRID_FILE}.partial")
 
 
 def _claim(grid: Grid) -> None:

@@ -204,6 +204,8 @@ def check_free(path: Path) -> None:
     """
     begun = {name + end for name in (QUESTIONS, ENVIRONMENT, CONFIG) for end in ("", ".partial")}
     try:
+        if path.is_file():
+            raise UsageError(f"--out {str(path)!r} is a file; name a folder.")
         if not path.exists():
             return
         if path.is_dir() and {entry.name for entry in path.iterdir()} <= begun - {CONFIG}:
