@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from fttt.cli.output import output_folder
 from fttt.cli.run import load
 
 __all__ = ["demo_command"]
@@ -26,12 +26,12 @@ def demo_command(
     from fttt.experiment.progress import Progress
     from fttt.experiment.sweep import run_sweep
 
-    folder = out or Path("outputs") / f"demo-{datetime.now().strftime('%Y%m%d-%H%M%S')}"
-    try:
-        runs = run_sweep(DEMO, folder, load, Progress("demo"))
-    except RunError:
-        typer.echo(f"fttt: Go on with `fttt demo --out {folder}`.", err=True)
-        raise
+    with output_folder(out, "demo") as folder:
+        try:
+            runs = run_sweep(DEMO, folder, load, Progress("demo"))
+        except RunError:
+            typer.echo(f"fttt: Go on with `fttt demo --out {folder}`.", err=True)
+            raise
     show_runs(runs)
     if len(runs) > 1:
         typer.echo(f"Compare them: fttt compare {' '.join(str(run.path) for run in runs[1:])}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +10,7 @@ import typer
 from fttt.cli.finetune_evaluate import evaluate_command
 from fttt.cli.flags import PANELS, PRECISION, with_flags
 from fttt.cli.options import DryRun, Recipe
+from fttt.cli.output import output_folder
 from fttt.config import (
     FinetuneConfig,
     build,
@@ -70,7 +70,12 @@ def train_command(
     if dry_run:
         typer.echo(to_toml(plan.config), nl=False)
         return
-    _train(plan, out or _folder(plan.config), resume=False)
+    from fttt.finetune.plan import label, processes
+
+    if out is None and processes()[1] > 1:
+        raise UsageError("With several processes the folder must be named; give --out DIR.")
+    with output_folder(out, f"finetune-{label(plan.config)}") as folder:
+        _train(plan, folder, resume=False)
 
 
 finetune_app.command("evaluate")(evaluate_command)
@@ -118,16 +123,6 @@ def _resume(folder: Path, flags: dict[str, Any], *, given: bool) -> None:
         return
     config = build(FinetuneConfig, values, str(file))
     _train(plan_finetune(config), folder, resume=True)
-
-
-def _folder(config: FinetuneConfig) -> Path:
-    """A name under outputs/ that does not exist yet."""
-    from fttt.finetune.plan import label, processes
-
-    if processes()[1] > 1:
-        raise UsageError("With several processes the folder must be named; give --out DIR.")
-    now = datetime.now().strftime("%Y%m%d-%H%M%S")
-    return Path("outputs") / f"finetune-{label(config)}-{now}"
 
 
 def _train(plan: Any, folder: Path, *, resume: bool) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +10,7 @@ import typer
 
 from fttt.cli.flags import DATA, with_flags
 from fttt.cli.options import JudgeURL, ask_judge
+from fttt.cli.output import output_folder
 from fttt.cli.run import load
 
 if TYPE_CHECKING:
@@ -69,13 +69,12 @@ def _evaluate(
 
     sweep = evaluation(checkpoints, base, hard_limit=hard_limit)
     name = checkpoints[0].resolve().name if len(checkpoints) == 1 else f"{len(checkpoints)}"
-    time = datetime.now().strftime("%Y%m%d-%H%M%S")
-    folder = out or Path("outputs") / f"evaluate-{name}-{sweep.tasks[0]}-{time}"
-    try:
-        runs = run_sweep(sweep, folder, load, Progress("evaluate"))
-    except RunError:
-        typer.echo(f"fttt: Go on with the same command and --out {folder}.", err=True)
-        raise
+    with output_folder(out, f"evaluate-{name}-{sweep.tasks[0]}") as folder:
+        try:
+            runs = run_sweep(sweep, folder, load, Progress("evaluate"))
+        except RunError:
+            typer.echo(f"fttt: Go on with the same command and --out {folder}.", err=True)
+            raise
     _show(evaluated(runs), runs)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,6 +9,7 @@ import typer
 
 from fttt.cli.flags import DATA, PANELS, with_flags
 from fttt.cli.options import DryRun, JudgeURL, Recipe, ask_judge
+from fttt.cli.output import output_folder
 from fttt.config import (
     RunConfig,
     field_help,
@@ -122,7 +122,7 @@ def run_flags(
         )
     config = resolve(flags, recipe=file, source=str(recipe))
 
-    from fttt.experiment.plan import check_names, default_folder, prepare
+    from fttt.experiment.plan import check_names, prepare
 
     if dry_run:
         typer.echo(to_toml(check_names(config)), nl=False)
@@ -131,7 +131,7 @@ def run_flags(
 
     from fttt.experiment.runner import Cell
 
-    with default_folder(plan) if out is None else nullcontext(out) as folder:
+    with output_folder(out, plan.folder_name) as folder:
         _carry_out(Cell(plan, folder))
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from fttt.cli.output import output_folder
 from fttt.cli.run import load
 
 __all__ = ["sweep_command"]
@@ -30,11 +30,10 @@ def sweep_command(
     from fttt.experiment.sweep import SweepConfig, run_sweep
 
     config = build(SweepConfig, read_toml(file), str(file))
-    time = datetime.now().strftime("%Y%m%d-%H%M%S")
-    folder = out or Path("outputs") / f"{file.stem}-{time}"
-    try:
-        runs = run_sweep(config, folder, load, Progress(file.stem))
-    except RunError:
-        typer.echo(f"fttt: Go on with `fttt sweep {file} --out {folder}`.", err=True)
-        raise
+    with output_folder(out, file.stem) as folder:
+        try:
+            runs = run_sweep(config, folder, load, Progress(file.stem))
+        except RunError:
+            typer.echo(f"fttt: Go on with `fttt sweep {file} --out {folder}`.", err=True)
+            raise
     show_runs(runs)

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
-from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fttt.config import RunConfig, build, merge
-from fttt.errors import UsageError, cannot_write
+from fttt.errors import UsageError
 from fttt.experiment.adapters import adapter_spec, check_edits, made_for, with_network
 from fttt.experiment.cases import cases_file, chosen, in_order, without_cases
 from fttt.methods import Method, MethodSettings, find_method
@@ -30,7 +27,6 @@ __all__ = [
     "check_names",
     "check_vote",
     "check_weights",
-    "default_folder",
     "load_weights",
     "prepare",
     "settle",
@@ -270,32 +266,6 @@ def check_fits(plan: Plan, loaded: LoadedModel) -> int:
         for turn in plan.method.conversation(new)
     )
     return min(limit, longest + needed)
-
-
-@contextmanager
-def default_folder(plan: Plan) -> Iterator[Path]:
-    """Where a run goes without ``--out``: a folder that is made here, so that no other run has it.
-
-    It is taken away again where nothing was begun in it.
-
-    Raises:
-        RunError: it cannot be made.
-    """
-    name = f"{plan.folder_name}-{datetime.now().strftime('%Y%m%d-%H%M%S')}"
-    for number in count(1):
-        folder = Path("outputs") / (name if number == 1 else f"{name}-{number}")
-        try:
-            folder.mkdir(parents=True)
-            break
-        except FileExistsError:
-            continue
-        except OSError as error:
-            raise cannot_write(folder, error) from error
-    try:
-        yield folder
-    finally:
-        with suppress(OSError):
-            folder.rmdir()  # unless it holds something
 
 
 def weights_label(config: RunConfig) -> str:
