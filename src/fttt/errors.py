@@ -3,7 +3,8 @@
 - What the user typed or brought is wrong: :class:`UsageError`, before any model is loaded. The
   command line prints its one sentence and exits with 2.
 - The run could not go on (no memory, no space left, the judge is down): :class:`RunError`. The
-  command line prints its one sentence, says how to resume, and exits with 1.
+  command line prints its one sentence, says how to resume, and exits with 1. Where going on would
+  end in the same way (:class:`DivergedError`), it offers nothing of the kind.
 - A verifier that raised or hung is neither: it is a fact about one trial, recorded in its
   verdict's ``detail``, and the run goes on.
 - Anything else is a defect of ours and travels as it is; ``--debug`` shows its traceback.
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["FTTTError", "RunError", "UsageError", "cannot_write"]
+__all__ = ["DivergedError", "FTTTError", "RunError", "UsageError", "cannot_write"]
 
 
 class FTTTError(Exception):
@@ -34,6 +35,10 @@ class RunError(FTTTError):
     """A run that had begun could not go on; what was finished is on disk."""
 
     exit_code = 1
+
+
+class DivergedError(RunError):
+    """Losses or outputs are no numbers any more; going on would end in the same way."""
 
 
 def cannot_write(folder: Path, error: OSError) -> RunError:

@@ -230,3 +230,14 @@ def test_prompts_and_rules_that_do_not_exist_are_refused(
 ) -> None:
     assert call("run", "greedy", "--model", model, *COMMON, *words) == 2
     assert says in capsys.readouterr().err
+
+
+def test_who_diverges_is_told_and_not_sent_on(
+    model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--set", "lr=1e38", "--trials", "4", "--out", "r"]
+    assert call("run", "fttt", "--model", model, *flags, *COMMON) == 1
+    errors = capsys.readouterr().err
+    assert "own weights have diverged" in errors
+    assert "Go on with" not in errors
+    assert len(Run.open("r").trials) >= 2  # what was before is kept

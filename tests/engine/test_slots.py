@@ -116,3 +116,30 @@ def test_steps_of_one_adapter_follow_one_another() -> None:
     one_by_one = asyncio.run(losses(together=False))
     assert one_by_one[0] > one_by_one[1] > one_by_one[2]
     assert asyncio.run(losses(together=True)) == pytest.approx(one_by_one, rel=1e-5)
+
+
+@pytest.mark.parametrize("adapted", [True, False])
+def test_outputs_that_are_no_numbers_end_all_with_one_sentence(adapted: bool) -> None:
+    spec = LoRASpec(rank=2)
+    says = "own weights have diverged" if adapted else "bfloat16 or float32"
+
+    async def main() -> None:
+        loaded = tiny_model()
+        engine = BatchedEngine(loaded, max_length=64, concurrency=4, adapter=spec)
+        slot = await engine.open_adapter(spec, 1)
+        base = GenerateRequest((5, 6, 7, 8), 12)
+        if adapted:
+            for _, b in slot.bank.factors(slot.index):
+                b.fill_(float("inf"))
+        else:
+            loaded.model.model.norm.weight.fill_(float("inf"))
+        both = [base, replace(base, adapter=slot if adapted else None)]
+        async with asyncio.timeout(30):
+            answers = await asyncio.gather(*map(engine.generate, both), return_exceptions=True)
+            assert isinstance(answers[1], RunError)
+            assert says in str(answers[1])
+            with pytest.raises(RunError, match=says):  # nor does a later one go on beside it
+                await engine.generate(base)
+        await engine.close()
+
+    asyncio.run(main())

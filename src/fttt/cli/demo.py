@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fttt.cli.output import output_folder
+from fttt.cli.output import output_folder, way_on
 from fttt.cli.run import load
 
 __all__ = ["demo_command"]
@@ -21,17 +21,12 @@ def demo_command(
     All on the embedded model and word problems made on the spot: nothing is downloaded.
     """
     from fttt.cli.tables import show_runs
-    from fttt.errors import RunError
     from fttt.experiment.demo import DEMO
     from fttt.experiment.progress import Progress
     from fttt.experiment.sweep import run_sweep
 
-    with output_folder(out, "demo") as folder:
-        try:
-            runs = run_sweep(DEMO, folder, load, Progress("demo"))
-        except RunError:
-            typer.echo(f"fttt: Go on with `fttt demo --out {folder}`.", err=True)
-            raise
+    with output_folder(out, "demo") as folder, way_on(f"`fttt demo --out {folder}`", folder):
+        runs = run_sweep(DEMO, folder, load, Progress("demo"))
     show_runs(runs)
     if len(runs) > 1:
         typer.echo(f"Compare them: fttt compare {' '.join(str(run.path) for run in runs[1:])}")

@@ -10,7 +10,7 @@ import typer
 
 from fttt.cli.flags import DATA, with_flags
 from fttt.cli.options import JudgeURL, ask_judge
-from fttt.cli.output import output_folder
+from fttt.cli.output import output_folder, way_on
 from fttt.cli.run import load
 
 if TYPE_CHECKING:
@@ -62,19 +62,17 @@ def evaluate_command(
 def _evaluate(
     checkpoints: Sequence[Path], base: dict[str, Any], hard_limit: int | None, out: Path | None
 ) -> None:
-    from fttt.errors import RunError
     from fttt.experiment.evaluate import evaluated, evaluation
     from fttt.experiment.progress import Progress
     from fttt.experiment.sweep import run_sweep
 
     sweep = evaluation(checkpoints, base, hard_limit=hard_limit)
     name = checkpoints[0].resolve().name if len(checkpoints) == 1 else f"{len(checkpoints)}"
-    with output_folder(out, f"evaluate-{name}-{sweep.tasks[0]}") as folder:
-        try:
-            runs = run_sweep(sweep, folder, load, Progress("evaluate"))
-        except RunError:
-            typer.echo(f"fttt: Go on with the same command and --out {folder}.", err=True)
-            raise
+    with (
+        output_folder(out, f"evaluate-{name}-{sweep.tasks[0]}") as folder,
+        way_on(f"the same command and --out {folder}", folder),
+    ):
+        runs = run_sweep(sweep, folder, load, Progress("evaluate"))
     _show(evaluated(runs), runs)
 
 

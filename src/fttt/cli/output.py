@@ -1,4 +1,4 @@
-"""Where a command writes: the folder that was named, or a fresh one."""
+"""Where a command writes, the folder that was named or a fresh one, and how it goes on there."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from datetime import datetime
 from itertools import count
 from pathlib import Path
 
-from fttt.errors import cannot_write
+import typer
+
+from fttt.errors import DivergedError, RunError, cannot_write
 from fttt.naming import file_name
 
-__all__ = ["output_folder"]
+__all__ = ["output_folder", "way_on"]
 
 
 @contextmanager
@@ -34,6 +36,22 @@ def output_folder(out: Path | None, name: str) -> Iterator[Path]:
         with suppress(OSError):  # it holds something
             folder.rmdir()
             folder.parent.rmdir()
+
+
+@contextmanager
+def way_on(command: str, folder: Path) -> Iterator[None]:
+    """Say by which command goes on what has begun in ``folder`` and cannot end.
+
+    Nothing is said where the error says it, or where going on would end in the same way.
+    """
+    try:
+        yield
+    except DivergedError:
+        raise
+    except RunError as error:
+        if any(folder.glob("*.toml")) and command not in str(error):
+            typer.echo(f"fttt: Go on with {command}.", err=True)
+        raise
 
 
 def _made(name: str) -> Path:

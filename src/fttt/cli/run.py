@@ -9,7 +9,7 @@ import typer
 
 from fttt.cli.flags import DATA, PANELS, with_flags
 from fttt.cli.options import DryRun, JudgeURL, Recipe, ask_judge
-from fttt.cli.output import output_folder
+from fttt.cli.output import output_folder, way_on
 from fttt.config import (
     RunConfig,
     field_help,
@@ -19,7 +19,7 @@ from fttt.config import (
     resolve,
     to_toml,
 )
-from fttt.errors import FTTTError, RunError, UsageError
+from fttt.errors import UsageError
 
 if TYPE_CHECKING:
     from fttt.models import LoadedModel
@@ -162,14 +162,8 @@ def _carry_out(cell: Any) -> None:
 
     config: RunConfig = cell.plan.config
     loaded = load(config)
-    try:
+    with way_on(f"`fttt run --resume {cell.folder}`", cell.folder):
         run = run_cells([cell], loaded, Progress(config.method))[0]
-    except FTTTError as error:
-        command = f"fttt run --resume {cell.folder}"
-        begun = (cell.folder / "config.toml").is_file()
-        if isinstance(error, RunError) and begun and command not in str(error):
-            typer.echo(f"fttt: Go on with `{command}`.", err=True)
-        raise
     _show(run)
 
 

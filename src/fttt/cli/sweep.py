@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fttt.cli.output import output_folder
+from fttt.cli.output import output_folder, way_on
 from fttt.cli.run import load
 
 __all__ = ["sweep_command"]
@@ -25,15 +25,13 @@ def sweep_command(
     """Run methods x tasks x seeds x settings with the model loaded once; end in one table."""
     from fttt.cli.tables import show_runs
     from fttt.config import build, read_toml
-    from fttt.errors import RunError
     from fttt.experiment.progress import Progress
     from fttt.experiment.sweep import SweepConfig, run_sweep
 
     config = build(SweepConfig, read_toml(file), str(file))
-    with output_folder(out, file.stem) as folder:
-        try:
-            runs = run_sweep(config, folder, load, Progress(file.stem))
-        except RunError:
-            typer.echo(f"fttt: Go on with `fttt sweep {file} --out {folder}`.", err=True)
-            raise
+    with (
+        output_folder(out, file.stem) as folder,
+        way_on(f"`fttt sweep {file} --out {folder}`", folder),
+    ):
+        runs = run_sweep(config, folder, load, Progress(file.stem))
     show_runs(runs)

@@ -143,7 +143,8 @@ class BatchedEngine:
 
         Raises:
             UsageError: it cannot fit a row.
-            RunError: the device ran out of memory, or the engine was closed.
+            RunError: the device ran out of memory, the model's outputs are no numbers, or the
+                engine was closed.
         """
         check_fits(request, self.max_length)
         self._start()
@@ -224,13 +225,9 @@ class BatchedEngine:
             try:
                 self._turn()
             except torch.OutOfMemoryError:
-                self._fail(
-                    RunError(
-                        f"{self._device} ran out of memory beyond the plan "
-                        f"({self.plan.describe()}); lower --batch-size or --max-new-tokens and "
-                        "resume."
-                    )
-                )
+                self._fail(self.plan.exceeded(self._device))
+            except RunError as error:
+                self._fail(error)
             except Exception as error:
                 self._fail(error)
                 raise

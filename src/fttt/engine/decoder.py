@@ -18,6 +18,7 @@ from fttt.engine.noise import uniform
 from fttt.engine.sampler import sample, token_logprobs
 from fttt.engine.slots import Bank
 from fttt.engine.trainer import run_model
+from fttt.errors import DivergedError
 
 __all__ = ["CPUDecoder", "CUDADecoder", "Decoder", "Lane", "draw"]
 
@@ -57,8 +58,13 @@ class Decoder(Protocol):
 
 
 def draw(logits_LV: Tensor, lanes: Sequence[Lane]) -> None:
-    """Sample each lane's next token from its logits and append it."""
+    """Sample each lane's next token from its logits and append it.
+
+    Raises:
+        DivergedError: logits are not finite.
+    """
     device = logits_LV.device
+    _check_finite(logits_LV.amax(-1), lanes)
     floats = torch.tensor([[x.temperature, x.top_p] for x in lanes]).to(device)
     key_L, count_L = torch.tensor([[x.key, len(x.tokens)] for x in lanes]).to(device).T
     token_L = sample(logits_LV, floats[:, 0], floats[:, 1], uniform(key_L, count_L))
@@ -69,6 +75,27 @@ def draw(logits_LV: Tensor, lanes: Sequence[Lane]) -> None:
         lane.tokens.append(token)
         if scores is not None:
             lane.scores.append(scores[i])
+
+
+def _check_finite(score_L: Tensor, lanes: Sequence[Lane]) -> None:
+    """Stop at what no token can be drawn from.
+
+    One such sequence ends all: what its row holds would reach the next that takes the row, since a
+    masked key's weight of zero times infinity is no number.
+    """
+    finite_L = score_L.isfinite()
+    if bool(finite_L.all()):
+        return
+    lane = lanes[int((~finite_L).nonzero()[0])]
+    if lane.slot >= 0:
+        raise DivergedError(
+            "A question's own weights have diverged: with them the model's outputs are no numbers; "
+            "lower the learning rate or take --dtype float32."
+        )
+    raise DivergedError(
+        "The model's outputs are no numbers; take --dtype bfloat16 or float32, whose range is "
+        "larger than that of float16, and look whether its weights are whole."
+    )
 
 
 class CPUDecoder:
@@ -151,6 +178,7 @@ class CUDADecoder:
     def collect(self) -> None:
         """Wait for the replays and append their tokens."""
         lanes = self._lanes
+        _check_finite(self._scores[:, : len(lanes)].sum(0), lanes)
         tokens = self._tokens[:, : len(lanes)].T.tolist()
         scores = (
             self._scores[:, : len(lanes)].T.tolist() if any(x.logprobs for x in lanes) else None

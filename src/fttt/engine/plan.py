@@ -18,7 +18,7 @@ from fttt.engine.cache import kv_shape
 from fttt.engine.deltas import delta_bytes
 from fttt.engine.request import AdapterSpec, LoRASpec, WeightDeltaSpec
 from fttt.engine.upper import upper_part
-from fttt.errors import UsageError
+from fttt.errors import RunError, UsageError
 from fttt.models.loader import LoadedModel
 
 __all__ = ["MemoryPlan", "plan_memory"]
@@ -74,6 +74,13 @@ class MemoryPlan:
             f"{self.slots} adapters: weights {self.weight_bytes / gib:.2f} GiB, "
             f"cache {self.cache_bytes / gib:.2f}, adapters {self.adapter_bytes / gib:.2f}, "
             f"working {self.working_bytes / gib:.2f}, in all {self.total_bytes / gib:.2f}"
+        )
+
+    def exceeded(self, device: torch.device) -> RunError:
+        """What is said where it turns out to be too little."""
+        return RunError(
+            f"{device} ran out of memory beyond the plan ({self.describe()}); lower --batch-size "
+            "or --max-new-tokens and resume."
         )
 
 

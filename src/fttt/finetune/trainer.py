@@ -26,7 +26,7 @@ from transformers import Trainer, TrainerState
 
 from fttt.config.finetune import FullSettings
 from fttt.config.run import Section
-from fttt.errors import RunError
+from fttt.errors import DivergedError
 from fttt.finetune.batches import Group, PackedPasses, collate, groups
 from fttt.finetune.checkpoint import INFO_FILE, FinetuneInfo, cannot_save, write_info
 from fttt.finetune.methods import export, read_trained, write_trained
@@ -124,7 +124,7 @@ class SolutionTrainer(Trainer):
         """Add up the gradient of one whole step.
 
         Raises:
-            RunError: the loss says that training has diverged; the weights are those before.
+            DivergedError: the loss says so; the weights are those before.
         """
         model.train()
         own, everyone = self._share(inputs["samples"], self.train_dataset)
@@ -192,7 +192,7 @@ class SolutionTrainer(Trainer):
             if kept
             else "no checkpoint was written yet"
         )
-        raise RunError(
+        raise DivergedError(
             f"Training diverged: {what} is {loss:.4g} at a learning rate of "
             f"{self._get_learning_rate():.3g}; {last}: train again with a lower --lr."
         )
@@ -216,7 +216,7 @@ class SolutionTrainer(Trainer):
         """As ever, and keep the loss for the checkpoint that follows.
 
         Raises:
-            RunError: the loss says that training has diverged; nothing is saved of it.
+            DivergedError: the loss says so; nothing is saved of it.
         """
         metrics: dict[str, float] = super().evaluate(*args, **kwargs)
         self.validation_loss = metrics["eval_loss"]

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from fttt.config.optune import OpTuneConfig
 from fttt.engine.sequences import prepared
-from fttt.errors import RunError, UsageError
+from fttt.errors import DivergedError, RunError, UsageError
 from fttt.models import LoadedModel
 from fttt.optune.checkpoint import (
     TrainingState,
@@ -219,7 +219,7 @@ class Trainer:
         used = int(whole[-1])
         self.skipped += len(window) - used
         if not used:
-            raise RunError(
+            raise DivergedError(
                 f"Training diverged: no example of step {self.step + 1} has a finite loss and "
                 f"gradient at a learning rate of {config.lr:g}; the checkpoints in "
                 f"{str(self.folder)!r} are from before, so train again with a lower --lr."
