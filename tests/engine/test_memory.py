@@ -1,5 +1,6 @@
 """Rows, the plan of the memory, and when passes run."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from fttt.engine import LoRASpec
 from fttt.engine.adapters import count_parameters, target_layers
 from fttt.engine.cache import KVCache
+from fttt.engine.memory import FILES, _left
 from fttt.engine.plan import STATE_BYTES, plan_memory
 from fttt.engine.scheduler import Patience
 from fttt.errors import UsageError
@@ -130,3 +132,21 @@ def test_a_pass_runs_once_waiting_has_cost_as_much() -> None:
             break
     assert patience._lost == pytest.approx(8.0)
     assert patience.ready(1, 0)  # nothing runs: nothing to wait for
+
+
+def test_a_container_may_take_what_its_groups_leave(tmp_path: Path) -> None:
+    def group(path: Path, names: tuple[str, str, str], limit: str, used: int, cache: int) -> None:
+        path.mkdir(parents=True, exist_ok=True)
+        (path / names[0]).write_text(f"{limit}\n")
+        (path / names[1]).write_text(f"{used}\n")
+        (path / "memory.stat").write_text(f"anon 5\n{names[2]} {cache}\n")
+
+    member = tmp_path / "cgroup"
+    member.write_text("12:cpuset:/a\n4:memory:/job/one\n0::/user/shell\n")
+    assert list(_left(member, tmp_path)) == []
+    group(tmp_path / "user" / "shell", FILES["v2"], "max", 50, 10)
+    group(tmp_path / "user", FILES["v2"], "1000", 700, 100)
+    assert list(_left(member, tmp_path)) == [400]
+    group(tmp_path / "memory", FILES["v1"], "90", 100, 0)  # as a container sees its own
+    assert sorted(_left(member, tmp_path)) == [0, 400]
+    assert list(_left(tmp_path / "none", tmp_path)) == []

@@ -10,12 +10,12 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-import psutil
 import torch
 
 from fttt.engine.adapters import count_parameters, layers_by_name
 from fttt.engine.cache import kv_shape
 from fttt.engine.deltas import delta_bytes
+from fttt.engine.memory import free_bytes
 from fttt.engine.request import AdapterSpec, LoRASpec, WeightDeltaSpec
 from fttt.engine.upper import upper_part
 from fttt.errors import RunError, UsageError
@@ -183,15 +183,6 @@ def _too_large(
 
 def _count(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
-
-
-def free_bytes(device: torch.device) -> int:
-    """Memory that a new tensor could take on ``device`` now."""
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return int(free + held)
-    return int(psutil.virtual_memory().available)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,11 +16,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from torch import Tensor
 
 from fttt.config.optune import OpTuneConfig
+from fttt.engine.memory import free_bytes
 from fttt.engine.sequences import prepared
 from fttt.errors import DivergedError, RunError, UsageError
 from fttt.models import LoadedModel
@@ -177,7 +177,7 @@ class Trainer:
         """
         if self.loaded.device.startswith("cpu"):
             return 0
-        return int(psutil.virtual_memory().available) // (4 * self.processes.local_count)
+        return free_bytes(torch.device("cpu")) // (4 * self.processes.local_count)
 
     def _greet(self) -> None:
         shared, steps = self.network.count_parameters()
