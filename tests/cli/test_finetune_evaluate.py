@@ -44,6 +44,7 @@ def test_two_checkpoints_end_in_one_table(make_checkpoint: Make) -> None:
         row = next(line for line in done.stdout.splitlines() if line.startswith(f"tuned-{name}"))
         for figure in (f"{facts['trained_parameters']:,}", "1,234", "5.5"):
             assert figure in row
+    assert "note: --max-new-tokens 8 cut off" in done.stdout
     before = {path: path.read_bytes() for path in Path("e").rglob("*.jsonl")}
     assert call("finetune", "evaluate", *folders, *COMMON, "--out", "e") == 0  # nothing is owed
     assert {path: path.read_bytes() for path in Path("e").rglob("*.jsonl")} == before

@@ -80,6 +80,8 @@ def _show(rows: Sequence[Evaluated], runs: Sequence[Run]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from fttt.cli.tables import show_folders
+
     console = Console()
     if not console.is_terminal:
         console.width = 160  # a file has no edge to wrap at
@@ -110,8 +112,7 @@ def _show(rows: Sequence[Evaluated], runs: Sequence[Run]) -> None:
                 f"of what {row.facts['folder']} was trained to; --dtype float32 holds all of it.",
                 err=True,
             )
-    for run in runs:
-        console.print(str(run.path), soft_wrap=True, highlight=False)
+    show_folders(runs, console)
 
 
 def _accuracy(run: Run) -> tuple[str, str]:

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from fttt.store import Run
 
-__all__ = ["show_runs"]
+__all__ = ["show_folders", "show_runs"]
 
 _CUT = 0.1
 """Share of trials that end at their length limit from which on it is said."""
@@ -45,6 +45,11 @@ def show_runs(runs: Sequence[Run], console: Console | None = None) -> None:
             figures.append(f"{tokens / seconds:,.0f}" if seconds else "")
         table.add_row(run.method if alone else run.path.name, *figures)
     console.print(table)
+    show_folders(runs, console)
+
+
+def show_folders(runs: Sequence[Run], console: Console) -> None:
+    """Print where runs are, and under each what casts doubt on its figures."""
     for run in runs:
         console.print(str(run.path), soft_wrap=True, highlight=False)
         for warning in _warnings(run):
