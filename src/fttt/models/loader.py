@@ -87,11 +87,7 @@ def load_model(name: str, *, dtype: str = "auto", device: str = "auto") -> Loade
     where = pick_device(device)
     torch_dtype = pick_dtype(dtype, where)
     source = find_model(name)
-    path = _folder_or_hub_name(source)
-    with _readable(source):
-        tokenizer = import_module("transformers").AutoTokenizer.from_pretrained(path)
-    chat = ChatFormat(tokenizer)  # refused before the weights are loaded
-    model = _read(source, path, torch_dtype, where)
+    tokenizer, chat, model = _read(source, torch_dtype, where)
     return LoadedModel(
         name=source.name,
         model=model,
@@ -158,26 +154,24 @@ def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
     return DTYPES[dtype]
 
 
-@contextmanager
-def _readable(source: ModelSource) -> Iterator[None]:
-    """Call what cannot be read a usage error."""
+def _read(
+    source: ModelSource, dtype: torch.dtype, device: torch.device
+) -> tuple[Any, ChatFormat, Any]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    path = _folder_or_hub_name(source)
     try:
-        with without_bars(), from_hub(source.path):
-            yield
+        with without_bars(), from_hub(path):
+            tokenizer = AutoTokenizer.from_pretrained(path)
+            chat = ChatFormat(tokenizer)  # refused before the weights are loaded
+            model: Any = AutoModelForCausalLM.from_pretrained(
+                path, dtype=dtype, use_safetensors=True, trust_remote_code=False
+            )
     except torch.OutOfMemoryError:
         raise
     except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
         raise UsageError(f"The model {source.path!r} cannot be loaded: {first}") from error
-
-
-def _read(source: ModelSource, path: str, dtype: torch.dtype, device: torch.device) -> Any:
-    from transformers import AutoModelForCausalLM
-
-    with _readable(source):
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype, use_safetensors=True, trust_remote_code=False
-        )
     try:
         model.to(device)
     except torch.OutOfMemoryError:
@@ -186,7 +180,7 @@ def _read(source: ModelSource, path: str, dtype: torch.dtype, device: torch.devi
             "choose a smaller model, --dtype bfloat16 or --device cpu."
         ) from None
     model.eval().requires_grad_(False)
-    return model
+    return tokenizer, chat, model
 
 
 @contextmanager
