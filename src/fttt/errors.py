@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["DivergedError", "FTTTError", "RunError", "UsageError", "cannot_write"]
+__all__ = ["DivergedError", "FTTTError", "RunError", "UsageError", "cannot_write", "is_a_file"]
 
 
 class FTTTError(Exception):
@@ -47,3 +47,8 @@ def cannot_write(folder: Path, error: OSError) -> RunError:
         f"Cannot write the output folder {str(folder)!r}: {error.strerror}; "
         "name another with --out."
     )
+
+
+def is_a_file(path: Path) -> UsageError:
+    """The error of an output folder that is a file."""
+    return UsageError(f"--out {str(path)!r} is a file; name a folder.")

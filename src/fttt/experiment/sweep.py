@@ -16,7 +16,7 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field
 
 from fttt.config import RunConfig, build, merge
-from fttt.errors import UsageError, cannot_write
+from fttt.errors import UsageError, cannot_write, is_a_file
 from fttt.experiment.plan import check_names, prepare, with_weights
 from fttt.experiment.progress import Progress
 from fttt.experiment.resume import MAY_DIFFER, leaves, resume_plan
@@ -228,7 +228,7 @@ def _check_folder(grid: Grid) -> None:
     path = grid.folder / GRID_FILE
     try:
         if grid.folder.is_file():
-            raise UsageError(f"--out {str(grid.folder)!r} is a file; name a folder.")
+            raise is_a_file(grid.folder)
         foreign = not path.is_file() and grid.folder.is_dir() and _others(grid.folder)
         if foreign:
             raise UsageError(

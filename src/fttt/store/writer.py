@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import tomli_w
 
-from fttt.errors import RunError, UsageError, cannot_write
+from fttt.errors import RunError, UsageError, cannot_write, is_a_file
 from fttt.store.events import (
     GenerationEvent,
     History,
@@ -205,7 +205,7 @@ def check_free(path: Path) -> None:
     begun = {name + end for name in (QUESTIONS, ENVIRONMENT, CONFIG) for end in ("", ".partial")}
     try:
         if path.is_file():
-            raise UsageError(f"--out {str(path)!r} is a file; name a folder.")
+            raise is_a_file(path)
         if not path.exists():
             return
         if path.is_dir() and {entry.name for entry in path.iterdir()} <= begun - {CONFIG}:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fttt.errors import UsageError, cannot_write
+from fttt.errors import UsageError, cannot_write, is_a_file
 from fttt.lock import hold
 
 __all__ = ["begin_folder", "held_folder"]
@@ -26,7 +26,7 @@ def begin_folder(folder: Path, command: str) -> None:
         RunError: it cannot be made or written.
     """
     if folder.exists() and not folder.is_dir():
-        raise UsageError(f"--out {str(folder)!r} is a file; name a folder.")
+        raise is_a_file(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         held = any(folder.iterdir())
