@@ -46,10 +46,9 @@ def way_on(command: str, folder: Path) -> Iterator[None]:
     """
     try:
         yield
-    except DivergedError:
-        raise
     except RunError as error:
-        if any(folder.glob("*.toml")) and command not in str(error):
+        helps = not isinstance(error, DivergedError) and command not in str(error)
+        if helps and any(folder.glob("*.toml")):
             typer.echo(f"fttt: Go on with {command}.", err=True)
         raise
 
