@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from fttt.errors import UsageError
-from fttt.types import Question, Trial, Usage
+from fttt.types import Question, Record, Trial, Usage
 from fttt.verifiers.base import Verifier
 from fttt.verifiers.choose import choose_verifier, needs_gold, reads_answers
 from fttt.verifiers.function import FunctionVerifier
@@ -33,6 +33,8 @@ class Result:
     """Whether an answer was verified as correct (for a method that votes: the winning one)."""
     answer: str | None
     """The completion that was; ``None`` where none was."""
+    score: float | None
+    """The best score of its trials, where the verifier gives one."""
     trials: tuple[Trial, ...]
     usage: Usage
 
@@ -217,7 +219,7 @@ async def _solve(plan: Plan, loaded: LoadedModel, verifier: Verifier, *, borrowe
     solved = solved_within(trials, decided_by=plan.method.decided_by)
     best = vote(trials) if plan.method.decided_by == "vote" else _first_correct(trials)
     answer = best.completion if solved and best is not None else None
-    return Result(question, solved, answer, trials, usage)
+    return Result(question, solved, answer, Record(question, trials, usage).score, trials, usage)
 
 
 def _first_correct(trials: tuple[Trial, ...]) -> Trial | None:

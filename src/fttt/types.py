@@ -6,6 +6,7 @@ and ``Usage`` rides on what cost something. Nothing here knows a model, a file o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -85,8 +86,23 @@ class Verdict:
     extracted: str | None = None
     """The answer that was found in the completion, as the verifier read it."""
     detail: str = ""
-    """Why: a failed assertion, a time-out, an error of the verifier itself."""
+    """Why, for people: a failed assertion, a time-out, an error of the verifier itself. It may
+    quote the gold answer or a hidden test, so no method reads it."""
     seconds: float = 0.0
+    feedback: str = ""
+    """What a model may be shown of the verdict; never the gold answer or a hidden test."""
+    score: float | None = None
+    """How close the answer came, higher is better: for a program the share of its tests that
+    passed. ``None`` where the verifier only tells right from wrong."""
+    tests_passed: int | None = None
+    tests_total: int | None = None
+    """Of a program's tests; ``None`` where none were run."""
+
+    def __post_init__(self) -> None:
+        if self.score is not None and not math.isfinite(self.score):
+            raise ValueError(
+                f"the score of a verdict is {self.score}; give a finite number or None"
+            )
 
     @property
     def correct(self) -> bool:
@@ -127,6 +143,9 @@ class Trial:
     detail: str
     loss: float | None
     usage: Usage
+    score: float | None = None
+    tests_passed: int | None = None
+    tests_total: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +159,11 @@ class Record:
     @property
     def solved(self) -> bool:
         return any(trial.verdict == "correct" for trial in self.trials)
+
+    @property
+    def score(self) -> float | None:
+        """The best score of its trials, or ``None`` where no trial has one."""
+        return max((t.score for t in self.trials if t.score is not None), default=None)
 
     @property
     def answer(self) -> str | None:

@@ -49,7 +49,7 @@ def test_what_is_written_comes_back(tmp_path: Path) -> None:
     completion = Completion(
         "text", (5, 6), "stop", 0, Usage(prompt_tokens=9, generated_tokens=2, generations=1)
     )
-    verdict = Verdict("incorrect", "5", "expected 6", 0.5)
+    verdict = Verdict("incorrect", "5", "expected 6", 0.5, "5 is incorrect", 0.25, 1, 4)
     writer.generation(GenerationEvent("q/0", 0, completion))
     writer.verdict("q/0", 0, verdict)
     writer.trial(trial("q/0", 0))
@@ -79,7 +79,7 @@ def test_the_lines_have_the_contracts_fields(tmp_path: Path) -> None:
     line = json.loads((tmp_path / "run" / "trials.jsonl").read_text())
     assert list(line) == [
         "question_id", "trial", "generation", "completion", "token_ids", "finish_reason",
-        "extracted", "verdict", "detail", "loss", "usage",
+        "extracted", "verdict", "score", "tests_passed", "tests_total", "detail", "loss", "usage",
     ]  # fmt: skip
     assert line["usage"] == {
         "prompt_tokens": 4,
@@ -92,6 +92,42 @@ def test_the_lines_have_the_contracts_fields(tmp_path: Path) -> None:
     question = json.loads((tmp_path / "run" / "questions.jsonl").read_text().splitlines()[0])
     assert question["id"] == "q/0"
     assert question["sha256"] == fingerprint(QUESTIONS[0])
+
+
+def test_scores_are_kept_and_summed_up(tmp_path: Path) -> None:
+    writer = create(tmp_path / "run")
+    made = (
+        trial("q/0", 0, score=0.25, tests_passed=1, tests_total=4),
+        trial("q/0", 1, score=0.75, tests_passed=3, tests_total=4),
+        trial("q/0", 2, "unanswered"),
+        trial("q/1", 0, "correct", score=1.0, tests_passed=2, tests_total=2),
+    )
+    for each in made:
+        writer.trial(each)
+    run = writer.finish()
+    assert run.trials == made
+    assert [record.score for record in run.records] == [0.75, 1.0]
+    assert run.summary["score"] == 0.875
+
+
+def test_a_folder_of_version_0_1_is_read(tmp_path: Path) -> None:
+    writer = create(tmp_path / "run")
+    writer.generation(GenerationEvent("q/0", 0, Completion("text", (5,), "stop", 0)))
+    writer.verdict("q/0", 0, Verdict("incorrect", "5", "expected 6", 0.5))
+    writer.trial(trial("q/0", 0))
+    writer.close()
+    for name in ("events.jsonl", "trials.jsonl"):
+        path = tmp_path / "run" / name
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        for line in lines:
+            for field in ("score", "tests_passed", "tests_total", "feedback"):
+                line.pop(field, None)
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    RunWriter(tmp_path / "run").close()
+    run = Run.open(tmp_path / "run")
+    assert run.trials == (trial("q/0", 0),)
+    assert run.histories["q/0"].verdicts[0] == Verdict("incorrect", "5", "expected 6", 0.5)
+    assert "score" not in run.summary
 
 
 def test_fingerprints_tell_prompts_and_golds_apart() -> None:

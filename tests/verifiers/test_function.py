@@ -102,6 +102,29 @@ def test_a_verdict_is_taken_as_it_is() -> None:
     assert empty.outcome == "unanswered"
 
 
+def test_a_score_and_feedback_are_taken_as_they_are() -> None:
+    def check(text: str) -> Verdict:
+        return Verdict("incorrect", "41", "it is 42", feedback="Too low.", score=float(text))
+
+    near, never = judge(check, "0.75", "nan")
+    assert (near.score, near.feedback) == (0.75, "Too low.")
+    assert (never.outcome, never.score) == ("incorrect", None)
+    assert "give a finite number" in never.detail
+    assert "finite" not in never.feedback  # an error of the verifier is for people
+
+
+def test_feedback_is_made_of_the_answer_alone() -> None:
+    (verdict,) = judge(lambda text: False, "I say 41", extract=lambda text: text[-2:])
+    assert verdict.feedback == "Your answer 41 is incorrect."
+
+
+def test_a_score_alone_is_no_truth_value() -> None:
+    low, whole = judge(lambda text: float(text), "0.3", "1.0")
+    assert low.outcome == "incorrect"
+    assert "Verdict(outcome, score=...)" in low.detail
+    assert whole.correct
+
+
 def test_a_match_is_true_and_a_text_is_no_truth_value() -> None:
     assert judge(lambda text: re.search("4.", text), "42")[0].correct
     (verdict,) = judge(lambda text: "incorrect", "42")

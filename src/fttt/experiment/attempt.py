@@ -101,5 +101,8 @@ class QuestionAttempt:
                 detail=verdict.detail,
                 loss=self._loss,
                 usage=self.usage,
+                score=verdict.score,
+                tests_passed=verdict.tests_passed,
+                tests_total=verdict.tests_total,
             )
         )

@@ -42,7 +42,7 @@ def regrade(run: Run, out: Path) -> tuple[Run, list[Change]]:
     check_free(out)
     config = build(RunConfig, run.config, f"{run.path}/config.toml")
     verifier = task_of(config).verifier()
-    trials = asyncio.run(_judge(run, verifier))
+    graded = asyncio.run(_judge(run, verifier))
     environment = {**run.environment, "regraded_from": str(run.path)}
     RunWriter.create(
         out,
@@ -54,8 +54,7 @@ def regrade(run: Run, out: Path) -> tuple[Run, list[Change]]:
     _copy_journal(run.path / "events.jsonl", out / "events.jsonl")
     writer = RunWriter(out)
     try:
-        for trial in trials:
-            verdict = Verdict(trial.verdict, trial.extracted, trial.detail)
+        for trial, verdict in graded:
             writer.verdict(trial.question_id, trial.generation, verdict)
             writer.trial(trial)
         if not run.owed:
@@ -63,15 +62,16 @@ def regrade(run: Run, out: Path) -> tuple[Run, list[Change]]:
     finally:
         writer.close()
     regraded = Run.open(out)
-    pairs = zip(run.trials, trials, strict=True)
-    return regraded, [Change(old, new) for old, new in pairs if old.verdict != new.verdict]
+    pairs = zip(run.trials, graded, strict=True)
+    return regraded, [Change(old, new) for old, (new, _) in pairs if old.verdict != new.verdict]
 
 
-async def _judge(run: Run, verifier: Verifier) -> list[Trial]:
+async def _judge(run: Run, verifier: Verifier) -> list[tuple[Trial, Verdict]]:
+    """Each trial with its new verdict, and that verdict."""
     questions = {question.id: question for question in run.questions}
     room = asyncio.Semaphore(_AT_ONCE)
 
-    async def again(trial: Trial) -> Trial:
+    async def again(trial: Trial) -> tuple[Trial, Verdict]:
         async with room:
             return await _again(run, trial, questions[trial.question_id], verifier)
 
@@ -81,12 +81,23 @@ async def _judge(run: Run, verifier: Verifier) -> list[Trial]:
         await verifier.close()
 
 
-async def _again(run: Run, trial: Trial, question: Question, verifier: Verifier) -> Trial:
+async def _again(
+    run: Run, trial: Trial, question: Question, verifier: Verifier
+) -> tuple[Trial, Verdict]:
     verdict = await verifier.verify(question, trial.completion)
     extracted = verdict.extracted
     if run.decided_by == "vote":
         extracted = verifier.extract(trial.completion)  # the normal form, which is voted on
-    return replace(trial, verdict=verdict.outcome, extracted=extracted, detail=verdict.detail)
+    again = replace(
+        trial,
+        verdict=verdict.outcome,
+        extracted=extracted,
+        detail=verdict.detail,
+        score=verdict.score,
+        tests_passed=verdict.tests_passed,
+        tests_total=verdict.tests_total,
+    )
+    return again, verdict
 
 
 def _copy_journal(source: Path, target: Path) -> None:

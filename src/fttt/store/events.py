@@ -85,6 +85,10 @@ def verdict_to_json(question_id: str, generation: int, verdict: Verdict) -> dict
         "outcome": verdict.outcome,
         "extracted": verdict.extracted,
         "detail": verdict.detail,
+        "feedback": verdict.feedback,
+        "score": verdict.score,
+        "tests_passed": verdict.tests_passed,
+        "tests_total": verdict.tests_total,
         "seconds": round(verdict.seconds, 6),
     }
 
@@ -103,12 +107,24 @@ def histories(lines: Iterable[Mapping[str, Any]]) -> dict[str, History]:
             event = _generation(line)
             history.generations[event.completion.generation] = event
         elif kind == "verdict":
-            history.verdicts[line["generation"]] = Verdict(
-                line["outcome"], line["extracted"], line["detail"], line["seconds"]
-            )
+            history.verdicts[line["generation"]] = _verdict(line)
         elif kind == "done":
             history.done = True
     return found
+
+
+def _verdict(line: Mapping[str, Any]) -> Verdict:
+    """Version 0.1 wrote neither feedback nor a score."""
+    return Verdict(
+        outcome=line["outcome"],
+        extracted=line["extracted"],
+        detail=line["detail"],
+        seconds=line["seconds"],
+        feedback=line.get("feedback", ""),
+        score=line.get("score"),
+        tests_passed=line.get("tests_passed"),
+        tests_total=line.get("tests_total"),
+    )
 
 
 def _generation(line: Mapping[str, Any]) -> GenerationEvent:
@@ -144,6 +160,9 @@ def trial_to_json(trial: Trial) -> dict[str, Any]:
         "finish_reason": trial.finish_reason,
         "extracted": trial.extracted,
         "verdict": trial.verdict,
+        "score": trial.score,
+        "tests_passed": trial.tests_passed,
+        "tests_total": trial.tests_total,
         "detail": trial.detail,
         "loss": trial.loss,
         "usage": {**asdict(trial.usage), "seconds": round(trial.usage.seconds, 6)},
@@ -169,4 +188,7 @@ def trial_from_json(line: Mapping[str, Any]) -> Trial:
         detail=line["detail"],
         loss=line["loss"],
         usage=Usage(**{key: usage[key] for key in _USAGE if key in usage}),
+        score=line.get("score"),
+        tests_passed=line.get("tests_passed"),
+        tests_total=line.get("tests_total"),
     )

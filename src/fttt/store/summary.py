@@ -59,6 +59,9 @@ def summarize(
         "seconds": seconds,
         "decided_by": decided_by,
     }
+    best = [record.score for record in records if record.score is not None]
+    if best:
+        summary["score"] = sum(best) / len(best)
     if decided_by == "vote":
         summary["vote_accuracy_at"] = {str(k): accuracy(k) for k in range(1, reach + 1)}
     return summary

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from fttt.tasks.base import TaskOptions
 from fttt.types import Question, Verdict
-from fttt.verifiers.base import Verifier
+from fttt.verifiers.base import Verifier, feedback_on
 
 __all__ = ["TinyTask", "TinyVerifier"]
 
@@ -22,10 +22,12 @@ class TinyVerifier:
         """Compare the last number with the question's gold."""
         answer = self.extract(completion)
         if answer is None:
-            return Verdict("unanswered", None, "no number in the completion")
+            said = feedback_on("unanswered", None)
+            return Verdict("unanswered", None, "no number in the completion", feedback=said)
         if answer == question.gold:
-            return Verdict("correct", answer)
-        return Verdict("incorrect", answer, f"expected {question.gold}")
+            return Verdict("correct", answer, feedback=feedback_on("correct", answer))
+        said = feedback_on("incorrect", answer)
+        return Verdict("incorrect", answer, f"expected {question.gold}", feedback=said)
 
     def extract(self, completion: str) -> str | None:
         """The last whole number."""

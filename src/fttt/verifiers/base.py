@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Protocol, runtime_checkable
 
-from fttt.types import Question, Verdict
+from fttt.types import Outcome, Question, Verdict
 
-__all__ = ["Verifier"]
+__all__ = ["Verifier", "feedback_on"]
+
+_SHOWN = 200
+"""Characters of an answer that feedback repeats."""
 
 
 @runtime_checkable
@@ -26,3 +29,11 @@ class Verifier(Protocol):
 
     async def close(self) -> None:
         """Stop workers and close connections. Calling it twice is harmless."""
+
+
+def feedback_on(outcome: Outcome, extracted: str | None) -> str:
+    """What a model may be shown of a verdict, made from its own answer alone."""
+    if outcome == "unanswered":
+        return "No answer was found in your response."
+    answer = "" if extracted is None else f" {extracted[:_SHOWN]}"
+    return f"Your answer{answer} is {outcome}."

@@ -16,6 +16,7 @@ from typing import Any
 
 from fttt.errors import UsageError
 from fttt.types import Outcome, Question, Verdict
+from fttt.verifiers.base import feedback_on
 from fttt.verifiers.pool import JobError, WorkerPool
 
 __all__ = ["CommandVerifier", "run"]
@@ -78,7 +79,8 @@ class CommandVerifier:
         except JobError as failure:
             status, detail = 1, f"the command {failure}"
         outcome: Outcome = "correct" if status == 0 else "incorrect"
-        return Verdict(outcome, None, detail, time.perf_counter() - start)
+        seconds = time.perf_counter() - start
+        return Verdict(outcome, None, detail, seconds, feedback_on(outcome, None))
 
     def extract(self, completion: str) -> str | None:
         """Nothing: a command says whether, not what."""

@@ -6,11 +6,12 @@ import asyncio
 import inspect
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from fttt.errors import UsageError
 from fttt.types import Outcome, Question, Verdict
+from fttt.verifiers.base import feedback_on
 from fttt.verifiers.pool import JobError, WorkerPool
 
 __all__ = ["FunctionVerifier"]
@@ -21,8 +22,9 @@ class FunctionVerifier:
 
     The function is called as ``check(completion)`` or, where it takes two arguments, as
     ``check(completion, question)``; it may be a coroutine function. It returns a truth value or a
-    :class:`fttt.Verdict`. One that raises or takes too long makes the trial ``incorrect`` with a
-    detail that says so.
+    :class:`fttt.Verdict`, which may also hold a ``score`` and the ``feedback`` that a model may be
+    shown (else that is made from the extracted answer alone). One that raises or takes too long
+    makes the trial ``incorrect`` with a detail that says so.
 
     It runs in a child process forked when the verifier is made (so a lambda or closure will do),
     which can be killed when the time is up. The child sees the caller's objects as they were at
@@ -75,9 +77,10 @@ class FunctionVerifier:
                 raise
             detail = f"the verifier raised {type(error).__name__}: {error}"
             reply = {"outcome": "incorrect", "detail": detail}
-        extracted = reply.get("extracted") or self.extract(completion)
-        seconds = time.perf_counter() - start
-        return Verdict(reply["outcome"], extracted, reply["detail"], seconds)
+        verdict = Verdict(**{**reply, "seconds": time.perf_counter() - start})
+        extracted = verdict.extracted or self.extract(completion)
+        feedback = verdict.feedback or feedback_on(verdict.outcome, extracted)
+        return replace(verdict, extracted=extracted, feedback=feedback)
 
     def extract(self, completion: str) -> str | None:
         """What the ``extract`` function finds, ``None`` without one."""
@@ -102,13 +105,16 @@ class _Call:
         if inspect.iscoroutine(result):
             result = asyncio.run(result)
         if isinstance(result, Verdict):
-            return {
-                "outcome": result.outcome,
-                "extracted": result.extracted,
-                "detail": result.detail,
-            }
+            score = None if result.score is None else float(result.score)  # NumPy's, say
+            return {**asdict(result), "score": score}
         if isinstance(result, str | bytes):
             detail = f"the verifier returned the text {result[:60]!r} and no truth value"
+            return {"outcome": "incorrect", "detail": detail}
+        if isinstance(result, float) and result not in (0.0, 1.0):
+            detail = (
+                f"the verifier returned the number {result!r} and no truth value; for a score "
+                "return fttt.Verdict(outcome, score=...)"
+            )
             return {"outcome": "incorrect", "detail": detail}
         outcome: Outcome = "correct" if result else "incorrect"
         return {"outcome": outcome, "detail": ""}

@@ -9,6 +9,7 @@ from typing import Literal, get_args
 
 from fttt.errors import UsageError
 from fttt.types import Question, Verdict
+from fttt.verifiers.base import feedback_on
 from fttt.verifiers.boxed import find_answer, last_boxed
 from fttt.verifiers.latex import compact, rational, spoken, tidy, unit_of, without_units
 from fttt.verifiers.number import Number
@@ -80,13 +81,15 @@ class MathVerifier:
         answer = self._find(completion)
         if answer is None:
             detail = "no \\boxed{} and no other answer in the completion"
-            return Verdict("unanswered", None, detail, time.perf_counter() - start)
+            seconds = time.perf_counter() - start
+            return Verdict("unanswered", None, detail, seconds, feedback_on("unanswered", None))
         detail = "the gold answer is empty"
         right = False
         if gold:
             right, detail = await self._compare(gold, answer)
         outcome: Literal["correct", "incorrect"] = "correct" if right else "incorrect"
-        return Verdict(outcome, self._normal(answer), detail, time.perf_counter() - start)
+        normal, seconds = self._normal(answer), time.perf_counter() - start
+        return Verdict(outcome, normal, detail, seconds, feedback_on(outcome, normal))
 
     async def _compare(self, gold: str, answer: str) -> tuple[bool, str]:
         """Whether both are the same, and a detail where they are not."""

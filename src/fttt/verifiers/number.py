@@ -7,7 +7,8 @@ import time
 from dataclasses import dataclass
 from fractions import Fraction
 
-from fttt.types import JSON, Question, Verdict
+from fttt.types import JSON, Outcome, Question, Verdict
+from fttt.verifiers.base import feedback_on
 
 __all__ = ["Number", "NumberVerifier", "find_number", "read_number"]
 
@@ -131,12 +132,12 @@ class NumberVerifier:
         seconds = time.perf_counter() - start
         if gold is None:
             detail = f"the gold answer {question.gold!r} holds no number"
-            return Verdict("incorrect", None if found is None else str(found), detail, seconds)
+            return _verdict("incorrect", found, detail, seconds)
         if found is None:
-            return Verdict("unanswered", None, "no number in the completion", seconds)
+            return _verdict("unanswered", None, "no number in the completion", seconds)
         if found.matches(gold):
-            return Verdict("correct", str(found), "", seconds)
-        return Verdict("incorrect", str(found), f"{found} is not {gold}", seconds)
+            return _verdict("correct", found, "", seconds)
+        return _verdict("incorrect", found, f"{found} is not {gold}", seconds)
 
     def extract(self, completion: str) -> str | None:
         """The number in its shortest exact form, so that ``18`` and ``$18.00`` vote together."""
@@ -145,3 +146,8 @@ class NumberVerifier:
 
     async def close(self) -> None:
         """Nothing to close."""
+
+
+def _verdict(outcome: Outcome, found: Number | None, detail: str, seconds: float) -> Verdict:
+    extracted = None if found is None else str(found)
+    return Verdict(outcome, extracted, detail, seconds, feedback_on(outcome, extracted))

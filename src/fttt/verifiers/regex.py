@@ -8,6 +8,7 @@ from typing import Any
 
 from fttt.errors import UsageError
 from fttt.types import Outcome, Question, Verdict
+from fttt.verifiers.base import feedback_on
 from fttt.verifiers.pool import JobError, WorkerPool
 
 __all__ = ["RegexVerifier", "search"]
@@ -47,7 +48,8 @@ class RegexVerifier:
         except JobError as failure:
             found, detail = None, f"the regular expression {pattern!r} {failure}"
         outcome: Outcome = "incorrect" if found is None else "correct"
-        return Verdict(outcome, found, detail, time.perf_counter() - start)
+        seconds = time.perf_counter() - start
+        return Verdict(outcome, found, detail, seconds, feedback_on(outcome, None))
 
     def extract(self, completion: str) -> str | None:
         """Nothing: a pattern says whether, not what."""
