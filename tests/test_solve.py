@@ -80,7 +80,7 @@ def test_a_beam_search_is_as_wide_as_its_trials(model: Any) -> None:
 
 def test_a_vote_is_won_by_the_most_frequent_answer(model: Any) -> None:
     class Same(TinyVerifier):
-        def extract(self, completion: str) -> str | None:
+        def extract(self, question: fttt.Question, completion: str) -> str | None:
             return "7"
 
     result = fttt.solve(

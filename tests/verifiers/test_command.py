@@ -21,7 +21,7 @@ def judge(
     async def run() -> list[Verdict]:
         verifier = CommandVerifier(command, time_limit=time_limit)
         assert isinstance(verifier, Verifier)
-        assert verifier.extract("42") is None
+        assert verifier.extract(QUESTION, "42") is None
         verdicts = [await verifier.verify(question, text) for text in completions]
         await verifier.close()
         return verdicts

@@ -162,6 +162,6 @@ def test_beside_threads_and_torch() -> None:
 
 def test_votes_need_a_function_of_their_own() -> None:
     verifier = FunctionVerifier(bool, time_limit=None)
-    assert verifier.extract("42") is None
+    assert verifier.extract(QUESTION, "42") is None
     verifier = FunctionVerifier(bool, time_limit=None, extract=lambda text: text.strip())
-    assert verifier.extract(" 42 ") == "42"
+    assert verifier.extract(QUESTION, " 42 ") == "42"

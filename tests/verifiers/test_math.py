@@ -13,6 +13,8 @@ from fttt.types import Question, Verdict
 from fttt.verifiers.base import Verifier
 from fttt.verifiers.math import MathVerifier
 
+QUESTION = Question("q", "")
+
 EQUAL = [
     ("x^2+2x+1", "x**2 + 2*x + 1"),
     ("x^{12}", "x^12"),
@@ -291,7 +293,7 @@ def test_what_cannot_be_read_is_incorrect(verifier: MathVerifier, answer: str) -
 def test_no_answer(verifier: MathVerifier, completion: str) -> None:
     verdict = asyncio.run(verifier.verify(Question("q", "", "5"), completion))
     assert verdict.outcome == "unanswered"
-    assert verifier.extract(completion) is None
+    assert verifier.extract(QUESTION, completion) is None
 
 
 @pytest.mark.parametrize("gold", ["", None, r"\boxed{}"])
@@ -373,11 +375,11 @@ def test_strict_is_the_string_rule() -> None:
 
 def test_votes_go_together(verifier: MathVerifier) -> None:
     votes = {
-        verifier.extract(f"\\boxed{{{answer}}}")
+        verifier.extract(QUESTION, f"\\boxed{{{answer}}}")
         for answer in ("0.5", r"\frac{1}{2}", r"\dfrac12", "1/2", "$0.50$")
     }
     assert votes == {"0.5"}
-    same = {verifier.extract(f"\\boxed{{{t}}}") for t in (r"\left(1, 2\right)", "(1,2)")}
+    same = {verifier.extract(QUESTION, f"\\boxed{{{t}}}") for t in (r"\left(1, 2\right)", "(1,2)")}
     assert same == {"(1,2)"}
 
 

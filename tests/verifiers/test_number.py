@@ -12,6 +12,8 @@ from fttt.types import JSON, Question, Verdict
 from fttt.verifiers.base import Verifier
 from fttt.verifiers.number import NumberVerifier, find_number, read_number
 
+QUESTION = Question("q", "")
+
 
 def judge(gold: JSON, completion: str) -> Verdict:
     return asyncio.run(NumberVerifier().verify(Question("q", "", gold), completion))
@@ -136,9 +138,9 @@ def test_no_text_is_too_strange(text: str) -> None:
 
 def test_votes_go_together() -> None:
     verifier = NumberVerifier()
-    votes = {verifier.extract(text) for text in ("18", "$18.00", "= 18.0", "36/2")}
+    votes = {verifier.extract(QUESTION, text) for text in ("18", "$18.00", "= 18.0", "36/2")}
     assert votes == {"18"}
-    assert verifier.extract("no idea") is None
+    assert verifier.extract(QUESTION, "no idea") is None
 
 
 @pytest.mark.parametrize("unit", ["answer is ", "1,111", "1/1", "9", "$", "\\frac{1}{"])

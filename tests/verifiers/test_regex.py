@@ -10,6 +10,8 @@ from fttt.types import Question, Verdict
 from fttt.verifiers.base import Verifier
 from fttt.verifiers.regex import RegexVerifier
 
+QUESTION = Question("q", "")
+
 
 def judge(
     pattern: str | None, cases: list[tuple[str, str]], time_limit: float = 10.0
@@ -20,7 +22,7 @@ def judge(
         verifier = RegexVerifier(pattern, time_limit=time_limit)
         assert isinstance(verifier, Verifier)
         verdicts = [await verifier.verify(Question("q", "", gold), text) for gold, text in cases]
-        assert verifier.extract("x") is None
+        assert verifier.extract(QUESTION, "x") is None
         await verifier.close()
         return verdicts
 

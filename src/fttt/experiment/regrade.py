@@ -87,7 +87,8 @@ async def _again(
     verdict = await verifier.verify(question, trial.completion)
     extracted = verdict.extracted
     if run.decided_by == "vote":
-        extracted = verifier.extract(trial.completion)  # the normal form, which is voted on
+        # the normal form, which is voted on
+        extracted = verifier.extract(question, trial.completion)
     again = replace(
         trial,
         verdict=verdict.outcome,

@@ -185,7 +185,7 @@ class QuestionWork:
 
     def extract(self, completion: Completion) -> str | None:
         """The normalised answer in a completion."""
-        return self.bench.verifier.extract(completion.text)
+        return self.bench.verifier.extract(self.question, completion.text)
 
     def record(self, trial: Trial) -> None:
         """Write down a trial, unless an earlier process has."""

@@ -20,7 +20,7 @@ class TinyVerifier:
 
     async def verify(self, question: Question, completion: str) -> Verdict:
         """Compare the last number with the question's gold."""
-        answer = self.extract(completion)
+        answer = self.extract(question, completion)
         if answer is None:
             said = feedback_on("unanswered", None)
             return Verdict("unanswered", None, "no number in the completion", feedback=said)
@@ -29,7 +29,7 @@ class TinyVerifier:
         said = feedback_on("incorrect", answer)
         return Verdict("incorrect", answer, f"expected {question.gold}", feedback=said)
 
-    def extract(self, completion: str) -> str | None:
+    def extract(self, question: Question, completion: str) -> str | None:
         """The last whole number."""
         numbers = re.findall(r"\d+", completion)
         return numbers[-1] if numbers else None

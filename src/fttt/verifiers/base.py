@@ -24,8 +24,8 @@ class Verifier(Protocol):
     async def verify(self, question: Question, completion: str) -> Verdict:
         """Judge ``completion`` (text without special tokens) as an answer to ``question``."""
 
-    def extract(self, completion: str) -> str | None:
-        """The normalised answer in ``completion``, for votes; ``None`` where there is none."""
+    def extract(self, question: Question, completion: str) -> str | None:
+        """The normalised answer to ``question`` in ``completion``, for votes; ``None`` without."""
 
     async def close(self) -> None:
         """Stop workers and close connections. Calling it twice is harmless."""

@@ -86,7 +86,7 @@ class CodeVerifier:
         self._judge_url = judge_url
         self._judge = judge
 
-    def extract(self, completion: str) -> str | None:
+    def extract(self, question: Question, completion: str) -> str | None:
         """The program in ``completion``; ``None`` where there is none."""
         return extract_code(completion)
 
@@ -102,7 +102,7 @@ class CodeVerifier:
         try:
             problem = Problem.from_json(question.gold)
         except BadRequest as error:
-            return Verdict("incorrect", self.extract(completion), f"error: {error}")
+            return Verdict("incorrect", self.extract(question, completion), f"error: {error}")
         code = extract_code(completion)
         if code is None:
             # A base model goes on in mid-function, without a fence.

@@ -82,7 +82,7 @@ class CommandVerifier:
         seconds = time.perf_counter() - start
         return Verdict(outcome, None, detail, seconds, feedback_on(outcome, None))
 
-    def extract(self, completion: str) -> str | None:
+    def extract(self, question: Question, completion: str) -> str | None:
         """Nothing: a command says whether, not what."""
         return None
 

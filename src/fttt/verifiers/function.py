@@ -78,11 +78,11 @@ class FunctionVerifier:
             detail = f"the verifier raised {type(error).__name__}: {error}"
             reply = {"outcome": "incorrect", "detail": detail}
         verdict = Verdict(**{**reply, "seconds": time.perf_counter() - start})
-        extracted = verdict.extracted or self.extract(completion)
+        extracted = verdict.extracted or self.extract(question, completion)
         feedback = verdict.feedback or feedback_on(verdict.outcome, extracted)
         return replace(verdict, extracted=extracted, feedback=feedback)
 
-    def extract(self, completion: str) -> str | None:
+    def extract(self, question: Question, completion: str) -> str | None:
         """What the ``extract`` function finds, ``None`` without one."""
         return None if self._extract is None else self._extract(completion)
 

@@ -111,7 +111,7 @@ class MathVerifier:
             return False, f"the comparison of {answer[:200]} with {gold[:200]} {reason}"
         return same, "" if same else differ
 
-    def extract(self, completion: str) -> str | None:
+    def extract(self, question: Question, completion: str) -> str | None:
         """The answer in the rule's normal form, so that equal strings vote together."""
         answer = self._find(completion)
         return None if answer is None else self._normal(answer)

@@ -139,7 +139,7 @@ class NumberVerifier:
             return _verdict("correct", found, "", seconds)
         return _verdict("incorrect", found, f"{found} is not {gold}", seconds)
 
-    def extract(self, completion: str) -> str | None:
+    def extract(self, question: Question, completion: str) -> str | None:
         """The number in its shortest exact form, so that ``18`` and ``$18.00`` vote together."""
         found = find_number(completion)
         return None if found is None else str(found)

@@ -51,7 +51,7 @@ class RegexVerifier:
         seconds = time.perf_counter() - start
         return Verdict(outcome, found, detail, seconds, feedback_on(outcome, None))
 
-    def extract(self, completion: str) -> str | None:
+    def extract(self, question: Question, completion: str) -> str | None:
         """Nothing: a pattern says whether, not what."""
         return None
 

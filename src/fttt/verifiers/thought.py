@@ -1,0 +1,24 @@
+"""What a reasoning model says once it has thought."""
+
+from __future__ import annotations
+
+import re
+
+__all__ = ["after_thought"]
+
+_NAMES = r"(?:think(?:ing)?|thought|reasoning)"
+_OPENED = re.compile(rf"^[ \t]*(?:<{_NAMES}>|\[THINK\]|◁think▷)", re.IGNORECASE | re.MULTILINE)
+_CLOSED = re.compile(
+    rf"(?:</{_NAMES}>|\[/THINK\]|◁/think▷)(?![\"']|`(?!``))",  # a quoted one is spoken of
+    re.IGNORECASE,
+)
+
+
+def after_thought(completion: str) -> str | None:
+    """The text behind the last thought; ``None`` where a thought is not closed.
+
+    A template may open the thought in the prompt, so a closing tag alone ends one too. An opening
+    tag counts at the beginning of a line only: elsewhere a text speaks of it.
+    """
+    *_, said = _CLOSED.split(completion)
+    return None if _OPENED.search(said) else said
