@@ -290,3 +290,34 @@ def test_a_soak_of_mixed_submissions_leaves_no_trace() -> None:
 def test_a_number_of_workers_below_one_is_refused() -> None:
     with pytest.raises(UsageError, match="workers is 0"):
         Sandbox(workers=0)
+
+
+def test_every_test_runs_and_is_counted() -> None:
+    tests = (
+        "def check(f):\n    assert f(1, 1) == 3\n    assert f(1, 2) == 3\n    assert f(0, 0) == 0\n"
+    )
+
+    async def judge(sandbox: Sandbox) -> Judgement:
+        wrong = "def add(a, b):\n    return a + b if a < b else b and a + a\n"
+        found = await sandbox.judge(Submission(Problem("", tests, "add"), wrong))
+        assert (found.tests_passed, found.tests_total, found.status) == (2, 3, "failed")
+        assert [(f.index, f.source) for f in found.failures] == [(0, "assert f(1, 1) == 3")]
+        return await sandbox.judge(Submission(ADD, RIGHT))
+
+    judgement = use(judge)
+    assert (judgement.tests_passed, judgement.tests_total, judgement.failures) == (1, 1, ())
+
+
+def test_what_passed_before_a_limit_is_counted_and_a_failure_before_it_decides() -> None:
+    tests = "def check(f):\n" + "".join(f"    assert f({n}) == {n}\n" for n in range(4))
+    hangs = "def same(n):\n    if n == 2:\n        while True: pass\n    return n"
+
+    async def judge(sandbox: Sandbox) -> Judgement:
+        problem = Problem("", tests, "same")
+        found = await sandbox.judge(Submission(problem, hangs))
+        assert (found.status, found.tests_passed, found.tests_total) == ("timeout", 2, 4)
+        return await sandbox.judge(Submission(problem, hangs + " + (n == 0)"))
+
+    judgement = use(judge, limits=Limits(cpu_seconds=1))
+    assert (judgement.status, judgement.tests_passed, judgement.tests_total) == ("failed", 1, 4)
+    assert judgement.detail.startswith("AssertionError")

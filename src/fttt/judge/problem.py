@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 from fttt.judge.limits import MAX_SUBMISSION
 
-__all__ = ["BadRequest", "Border", "Judgement", "Problem", "Status", "Submission"]
+__all__ = ["BadRequest", "Border", "Judgement", "Problem", "Status", "Submission", "TestFailure"]
 
 Status = Literal["passed", "failed", "timeout", "memory", "error"]
 """``failed``: it ran or did not compile, and is wrong; ``error``: it could not be judged."""
@@ -109,6 +109,22 @@ class Submission:
 
 
 @dataclass(frozen=True, slots=True)
+class TestFailure:
+    """A test that failed, for whoever knows which tests may be shown.
+
+    ``index`` counts the tests of the problem from 0 in the order of their text, ``line`` its lines
+    from 1; ``source`` is the test's own text (at most 2,000 characters), ``error`` how it failed.
+    """
+
+    __test__ = False  # no class of tests, whatever pytest makes of its name
+
+    index: int
+    line: int
+    source: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
 class Judgement:
     """The judge's answer."""
 
@@ -116,6 +132,11 @@ class Judgement:
     detail: str = ""
     seconds: float = 0.0
     """Wall time in the sandbox, waiting for a place excluded."""
+    tests_passed: int = 0
+    tests_total: int = 0
+    """The problem's tests, counted as ``docs/judge-safety.md`` says; 0 where that is not known."""
+    failures: tuple[TestFailure, ...] = ()
+    """The tests that failed, in their order; at most 20, and none that never ran."""
 
     @property
     def passed(self) -> bool:
@@ -123,22 +144,45 @@ class Judgement:
 
     def to_json(self) -> dict[str, object]:
         """The answer of the protocol, in characters that any encoding can carry."""
-        detail = self.detail.encode("utf-8", "backslashreplace").decode("utf-8")
-        seconds = round(self.seconds, 6)
         return {
             "passed": self.passed,
             "status": self.status,
-            "detail": detail,
-            "seconds": seconds,
+            "detail": _encodable(self.detail),
+            "seconds": round(self.seconds, 6),
+            "tests_passed": self.tests_passed,
+            "tests_total": self.tests_total,
+            "failures": [
+                {
+                    "index": failure.index,
+                    "line": failure.line,
+                    "source": _encodable(failure.source),
+                    "error": _encodable(failure.error),
+                }
+                for failure in self.failures
+            ],
         }
 
     @classmethod
     def from_json(cls, value: object) -> Judgement:
-        """Read an answer; raises :class:`BadRequest` where it is none of this protocol."""
+        """Read an answer; raises :class:`BadRequest` where it is none of this protocol.
+
+        What answers of version 0.1 lack may be missing: the tests' numbers and the failures.
+        """
         if not isinstance(value, Mapping) or value.get("status") not in get_args(Status):
             raise BadRequest(f"an answer that is not this judge's: {str(value)[:200]}")
-        seconds = value.get("seconds", 0.0)
         if value.get("passed") is not (value["status"] == "passed"):
             raise BadRequest(f"an answer that contradicts itself: {str(value)[:200]}")
+        seconds = value.get("seconds", 0.0)
         seconds = float(seconds) if isinstance(seconds, int | float) else 0.0
-        return cls(value["status"], str(value.get("detail", "")), seconds)
+        passed, total = (value.get(name, 0) for name in ("tests_passed", "tests_total"))
+        try:
+            failures = tuple(TestFailure(**failure) for failure in value.get("failures", ()))
+        except TypeError:
+            raise BadRequest(f"an answer with odd failures: {str(value)[:200]}") from None
+        if not (isinstance(passed, int) and isinstance(total, int) and 0 <= passed <= total):
+            raise BadRequest(f"an answer with {passed!r} of {total!r} tests passed")
+        return cls(value["status"], str(value.get("detail", "")), seconds, passed, total, failures)
+
+
+def _encodable(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -294,19 +294,26 @@ def _in_memory(*sides: dict[str, object]) -> Any:
 
 
 def _judgement(ended: dict[str, Any], verdict: bytes, seconds: float) -> Judgement:
-    """Put together how the box ended and what its tester wrote."""
+    """Put together how the box ended and what its tester wrote until then."""
     reason = ended["end"]
-    if reason in _LIMIT_DETAIL:
-        return Judgement(reason, _LIMIT_DETAIL[reason], seconds)
-    if reason != "exit":
+    if reason != "exit" and reason not in _LIMIT_DETAIL:
         raise _ZygoteLost(f"the box was {reason}")
-    try:
-        answer = json.loads(verdict)
-    except ValueError:
+    answer: dict[str, Any] = {"tests_passed": 0}
+    for line in verdict.decode("ascii", "replace").splitlines():
+        if line.startswith("{"):
+            answer.update(json.loads(line))
+        else:
+            answer["tests_passed"] += line.count("+")
+    # A test that failed before the limit was met has decided already.
+    if reason in _LIMIT_DETAIL and answer.get("status", "passed") == "passed":
+        answer.update(status=reason, detail=_LIMIT_DETAIL[reason])
+    if "status" not in answer:
         status = ended["status"]
-        return Judgement(
-            "failed", f"the box ended without a verdict (wait status {status})", seconds
+        answer.update(
+            status="failed", detail=f"the box ended without a verdict (wait status {status})"
         )
     if answer["status"] not in get_args(Status):
         raise _ZygoteLost(answer["detail"])
-    return Judgement(answer["status"], answer["detail"], seconds)
+    return Judgement.from_json(
+        {"passed": answer["status"] == "passed", **answer, "seconds": seconds}
+    )

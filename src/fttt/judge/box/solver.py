@@ -60,7 +60,8 @@ def run_solver(connection: socket.socket, submission: int) -> None:
     # Where dataclasses and typing look up a class's own module.
     sys.modules["submission"] = module
     try:
-        exec(compile(program["source"], "<submission>", "exec"), module.__dict__)
+        code = compile(program["source"], "<submission>", "exec", dont_inherit=True)
+        exec(code, module.__dict__)
     except BaseException as error:
         channel.send({"failed": describe(error)})
         os._exit(0)

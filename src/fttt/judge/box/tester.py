@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import builtins
 import functools
 import importlib
@@ -12,11 +13,13 @@ import socket
 import sys
 import time
 import traceback
+from dataclasses import asdict
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 from .channel import BrokenBorder, Channel
 from .peer import OPERATIONS, Peer
+from .score import SCORE, Score, instrument
 
 __all__ = ["run_tests"]
 
@@ -25,6 +28,7 @@ _OF_FUNCTIONS = frozenset(("call",))
 _OF_ITERATORS = frozenset(("next", "iter"))
 _OF_OBJECTS = frozenset(OPERATIONS) - {"isinstance", "enter", "exit"}
 _DETAIL = 1000
+_VERDICT = 40_000  # bytes; the marks of progress have room beside it in a pipe
 _LAST_WORDS = 0.2  # seconds given to a solver that hung up, to be seen dead
 
 
@@ -100,41 +104,74 @@ def _run_prompt(prompt: str, space: dict[str, Any]) -> None:
     """Define the prompt's helpers; a prompt that stops in mid-function is closed with ``pass``."""
     for ending in ("", "\n    pass\n"):
         try:
-            code = compile(prompt + ending, "<prompt>", "exec")
+            code = compile(prompt + ending, "<prompt>", "exec", dont_inherit=True)
         except (SyntaxError, ValueError):
             continue
         exec(code, space)
         return
 
 
-def run_tests(connection: socket.socket, tests: int, solver: int) -> dict[str, Any]:
+def run_tests(connection: socket.socket, tests: int, solver: int, answer: int) -> None:
     """Judge the submission that process ``solver`` holds by the tests in a JSON file descriptor.
 
-    Returns ``{"passed", "status", "detail"}`` as the protocol has them.
+    Writes to ``answer`` how each test ends (``+`` or ``-``) when it does, and in lines of their own
+    how many there are, the verdict as soon as it is no pass, and the verdict at the end:
+    ``{"status", "detail", "tests_passed", "tests_total", "failures"}``. The last such line counts,
+    with the marks behind it.
     """
-    channel = Channel(connection)
     with os.fdopen(tests, "rb") as file:
         program = json.load(file)
+    score, verdict = Score(), {"status": "passed", "detail": ""}
     try:
+        tree = _parse(program)
+        if not program["shared"]:
+            score = instrument(tree, program["test"])
+        score.ending = (MemoryError, BrokenBorder)
+        score.progress = answer
+        score.describe = _describe
+
+        def first_failure(error: BaseException) -> None:
+            verdict.update(_explain(error, program, solver))
+            os.write(answer, f"\n{json.dumps(verdict)}\n".encode("ascii"))
+
+        score.on_failure = first_failure
+        score.write(f'{{"tests_total": {score.total}}}\n')
+        channel = Channel(connection)
         loaded = channel.receive()
         if "loaded" not in loaded:
             kind, text = (str(part) for part in loaded["failed"])
-            return _verdict("memory" if kind == "MemoryError" else "failed", f"{kind}: {text}")
+            raise _NotLoaded(kind, text)
         if not program["shared"]:
-            _check(Tester(channel), program)
+            _check(Tester(channel), program, tree, score)
     except BaseException as error:
-        return _explain(error, program, solver)
-    return _verdict("passed", "")
+        if not score.failed:
+            score.failed = True
+            verdict = _explain(error, program, solver)
+    passed, total = score.end()
+    failures = [asdict(failure) for failure in score.failures]
+    result = {**verdict, "tests_passed": passed, "tests_total": total, "failures": failures}
+    while len(text := json.dumps(result)) > _VERDICT:
+        failures.pop()
+    os.write(answer, f"\n{text}\n".encode("ascii"))
 
 
-def _check(tester: Tester, program: dict[str, str]) -> None:
-    """Run the tests; returns only where they passed and the border held until the end."""
+def _parse(program: dict[str, str]) -> ast.Module:
     try:
-        tests = compile(program["test"], "<tests>", "exec")
-        check = compile(f"check({program['entry_point']})", "<check>", "exec")
+        return ast.parse(program["test"], "<tests>")
+    except (SyntaxError, ValueError) as error:
+        raise _BadTests(f"the problem's tests do not compile: {error}") from error
+
+
+def _check(tester: Tester, program: dict[str, str], tree: ast.Module, score: Score) -> None:
+    """Run the tests; where they passed, the border held until the end."""
+    try:
+        tests = compile(tree, "<tests>", "exec", dont_inherit=True)
+        call = f"check({program['entry_point']})"
+        check = compile(call, "<check>", "exec", dont_inherit=True)
     except (SyntaxError, ValueError) as error:
         raise _BadTests(f"the problem's tests do not compile: {error}") from error
     space = tester.namespace(program, tests, check)
+    space[SCORE] = score
     exec(tests, space)
     if "check" not in space:
         raise _BadTests("the problem's tests define no function check")
@@ -147,9 +184,17 @@ class _BadTests(Exception):  # noqa: N818
     """The problem is at fault, not the submission."""
 
 
-def _explain(error: BaseException, program: dict[str, str], solver: int) -> dict[str, Any]:
+class _NotLoaded(Exception):  # noqa: N818
+    """The submission did not even load: its exception's type and text."""
+
+
+def _explain(error: BaseException, program: dict[str, str], solver: int) -> dict[str, str]:
+    """The verdict that an exception out of the tests means."""
     if isinstance(error, _BadTests):
         return _verdict("error", str(error))
+    if isinstance(error, _NotLoaded):
+        kind, text = error.args
+        return _verdict("memory" if kind == "MemoryError" else "failed", f"{kind}: {text}")
     if isinstance(error, MemoryError):
         return _verdict("memory", "MemoryError")
     if isinstance(error, BrokenBorder):
@@ -165,11 +210,15 @@ def _explain(error: BaseException, program: dict[str, str], solver: int) -> dict
     where = ""
     if numbers and numbers[-1] is not None and numbers[-1] <= len(lines):
         where = f" at line {numbers[-1]} of the tests: {lines[numbers[-1] - 1].strip()[:200]}"
+    return _verdict("failed", f"{_describe(error)}{where}")
+
+
+def _describe(error: BaseException) -> str:
     try:
         text = str(error)
     except BaseException:
         text = "(no text)"
-    return _verdict("failed", f"{type(error).__name__}: {text[:_DETAIL]}{where}")
+    return f"{type(error).__name__}: {text[:_DETAIL]}"
 
 
 def _ending(solver: int) -> int:
@@ -183,5 +232,5 @@ def _ending(solver: int) -> int:
     return 0
 
 
-def _verdict(status: str, detail: str) -> dict[str, Any]:
-    return {"passed": status == "passed", "status": status, "detail": detail[: 2 * _DETAIL]}
+def _verdict(status: str, detail: str) -> dict[str, str]:
+    return {"status": status, "detail": detail[: 2 * _DETAIL]}

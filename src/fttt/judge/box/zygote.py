@@ -193,8 +193,7 @@ class Zygote:
                 run_solver(theirs, _SUBMISSION)
             theirs.close()
             os.close(_SUBMISSION)
-            verdict = run_tests(ours, _TESTS, solver)
-            os.write(_VERDICT, json.dumps(verdict).encode())
+            run_tests(ours, _TESTS, solver, _VERDICT)
             code = 0
         except OSError as error:
             text = {"status": "broken", "detail": f"the box could not be closed: {error}"}
