@@ -21,7 +21,7 @@ from sympy.core.relational import Relational  # type: ignore[import-untyped]
 from sympy.logic.boolalg import Boolean  # type: ignore[import-untyped]
 
 from fttt.verifiers.latex import compact, rational, spoken, unit_of, without_units
-from fttt.verifiers.number import Number
+from fttt.verifiers.numeral import Number
 from fttt.verifiers.reading import read
 from fttt.verifiers.shapes import Shape, shape_of
 

@@ -12,7 +12,7 @@ from fttt.types import Question, Verdict
 from fttt.verifiers.base import feedback_on
 from fttt.verifiers.boxed import find_answer, last_boxed
 from fttt.verifiers.latex import compact, rational, spoken, tidy, unit_of, without_units
-from fttt.verifiers.number import Number
+from fttt.verifiers.numeral import Number
 from fttt.verifiers.pool import JobError, WorkerPool
 from fttt.verifiers.strict import same_string, strict_form
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 import time
-from dataclasses import dataclass
 from fractions import Fraction
 
 from fttt.types import JSON, Outcome, Question, Verdict
 from fttt.verifiers.base import feedback_on
+from fttt.verifiers.numeral import Number
 
-__all__ = ["Number", "NumberVerifier", "find_number", "read_number"]
+__all__ = ["NumberVerifier", "find_number", "read_number"]
 
 _LONGEST = 1000
 """Digits; longer ones are noise, and reading them costs quadratic time."""
@@ -33,39 +33,6 @@ _MARKER = re.compile(r"\banswer\s*(?:is|:|=)|####|boxed\s*\{", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"\n|[.!?](?=\s|$)")
 _FRACTION = re.compile(r"\\[dt]?frac\s*\{(\d+)\}\s*\{(\d+)\}")
 _LATEX = str.maketrans({"\\": None})
-
-
-@dataclass(frozen=True, slots=True)
-class Number:
-    """A number as it was written: its value, and whether a percent sign stood behind it."""
-
-    value: Fraction
-    percent: bool = False
-
-    def matches(self, other: Number) -> bool:
-        """Whether both name the same value; ``50%`` is both ``50`` and ``0.5``."""
-        if self.value == other.value:
-            return True
-        if self.percent == other.percent:
-            return False
-        sign, plain = (self, other) if self.percent else (other, self)
-        return sign.value == plain.value * 100
-
-    def __str__(self) -> str:
-        top, bottom = self.value.numerator, self.value.denominator
-        text = str(top) if bottom == 1 else _decimal(top, bottom) or f"{top}/{bottom}"
-        return f"{text}%" if self.percent else text
-
-
-def _decimal(top: int, bottom: int) -> str | None:
-    """``top / bottom`` in full, or ``None`` where its decimals never end."""
-    places = 0
-    while bottom > 10**places and places < 40:
-        places += 1
-        if 10**places % bottom == 0:
-            digits = str(abs(top) * (10**places // bottom)).rjust(places + 1, "0")
-            return f"{'-' if top < 0 else ''}{digits[:-places]}.{digits[-places:]}"
-    return None
 
 
 def _value(match: re.Match[str]) -> Number | None:
