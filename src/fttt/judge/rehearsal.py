@@ -1,0 +1,97 @@
+"""A rehearsal of the sandbox: known programs, whose verdicts must be right before any other is."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import json
+import sys
+from collections.abc import Awaitable, Callable
+
+from fttt.errors import RunError
+from fttt.judge.problem import Judgement, Problem, Submission
+
+__all__ = ["rehearse"]
+
+# Importing these does something, or opens a window.
+_LEFT_OUT = frozenset(("antigravity", "idlelib", "this", "tkinter", "turtle", "turtledemo"))
+_ADD = Problem(
+    prompt='def add(a, b):\n    """The sum of a and b."""\n',
+    test="def check(candidate):\n    assert candidate(2, 3) == 5\n",
+    entry_point="add",
+)
+_IMPORT = Problem(
+    prompt="",
+    test="def check(missing):\n    found = missing()\n    assert not found, found\n",
+    entry_point="missing",
+)
+_IMPORT_ALL = """\
+import importlib
+def missing():
+    found = []
+    for name in {names}:
+        try:
+            importlib.import_module(name)
+        except Exception:
+            found.append(name)
+    more = f" and {{len(found) - 5}} more" if len(found) > 5 else ""
+    return ", ".join(found[:5]) + more
+"""
+_TRY_OUTSIDE = """\
+import importlib, json, sys, warnings
+warnings.simplefilter("ignore")
+found = []
+for name in json.loads(sys.argv[1]):
+    try:
+        importlib.import_module(name)
+        found.append(name)
+    except Exception:
+        pass
+print(json.dumps(found))
+"""
+
+Judging = Callable[[Submission], Awaitable[Judgement]]
+
+
+async def rehearse(judge: Judging) -> str:
+    """Have known programs judged; which modules of the standard library submissions do without.
+
+    Nothing is answered where a submission can import all that the interpreter can out here.
+    Raises :class:`fttt.errors.RunError` where a right program does not pass or a wrong one does
+    not fail.
+    """
+    for word, body, status in (("right", "a + b", "passed"), ("wrong", "a - b", "failed")):
+        judgement = await judge(Submission(_ADD, f"    return {body}\n"))
+        if judgement.status != status:
+            raise RunError(
+                "the code judge's sandbox does not work on this machine: in its rehearsal, a "
+                f"{word} program was judged {judgement.status!r} ({judgement.detail}); try another "
+                "Python installation, and report this"
+            )
+    names = [
+        name
+        for name in sorted(sys.stdlib_module_names - _LEFT_OUT)
+        if not name.startswith("_") and importlib.util.find_spec(name) is not None
+    ]
+    if await _missing(judge, names):
+        # Some installations lack a library that one of their own modules wants.
+        return await _missing(judge, await _importable(names))
+    return ""
+
+
+async def _missing(judge: Judging, names: list[str]) -> str:
+    judgement = await judge(Submission(_IMPORT, _IMPORT_ALL.format(names=names)))
+    if judgement.passed:
+        return ""
+    return judgement.detail.removeprefix("AssertionError: ").partition(" at line ")[0]
+
+
+async def _importable(names: list[str]) -> list[str]:
+    """Those of some modules that this interpreter can import outside the sandbox."""
+    options = ("-I", "-S", "-B", "-c", _TRY_OUTSIDE, json.dumps(names))
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, *options, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL
+    )
+    output, _ = await process.communicate()
+    found: list[str] = json.loads(output or b"[]")
+    return found
