@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from fttt.judge import sandbox as module
 from fttt.judge.limits import Limits
 from fttt.judge.problem import Judgement, Problem, Submission
 from fttt.judge.sandbox import Sandbox
@@ -18,26 +19,30 @@ from fttt.judge.sandbox import Sandbox
 CORPUS = tomllib.loads(Path(__file__).with_name("corpus.toml").read_text())
 SUBMISSIONS: list[dict[str, Any]] = CORPUS["submission"]
 # Small, so that those who run out of something do it soon.
-LIMITS = Limits(wall_seconds=3, cpu_seconds=1, memory_bytes=256 << 20)
+LIMITS = Limits(wall_seconds=3, waiting_seconds=10, cpu_seconds=1, memory_bytes=256 << 20)
 
 
 def submission(entry: dict[str, Any]) -> Submission:
     return Submission(Problem.from_json(CORPUS["problems"][entry["problem"]]), entry["code"])
 
 
-@pytest.fixture(scope="module")
-def judgements() -> dict[str, Judgement]:
+def judge_all(entries: list[dict[str, Any]]) -> dict[str, Judgement]:
     """All of them judged side by side, so that each has hostile neighbours."""
 
-    async def judge_all() -> list[Judgement]:
+    async def judge() -> list[Judgement]:
         sandbox = Sandbox(workers=3, limits=LIMITS)
         try:
-            return await asyncio.gather(*(sandbox.judge(submission(s)) for s in SUBMISSIONS))
+            return await asyncio.gather(*(sandbox.judge(submission(s)) for s in entries))
         finally:
             await sandbox.close()
 
-    results = asyncio.run(judge_all())
-    return {entry["name"]: result for entry, result in zip(SUBMISSIONS, results, strict=True)}
+    results = asyncio.run(judge())
+    return {entry["name"]: result for entry, result in zip(entries, results, strict=True)}
+
+
+@pytest.fixture(scope="module")
+def judgements() -> dict[str, Judgement]:
+    return judge_all(SUBMISSIONS)
 
 
 def test_the_corpus_is_large_and_its_names_are_unique() -> None:
@@ -48,7 +53,19 @@ def test_the_corpus_is_large_and_its_names_are_unique() -> None:
 def test_each_gets_its_verdict(entry: dict[str, Any], judgements: dict[str, Judgement]) -> None:
     judgement = judgements[entry["name"]]
     assert judgement.status in entry["expect"], judgement
-    assert judgement.seconds < LIMITS.wall_seconds + 2
+    assert judgement.seconds < LIMITS.wall_seconds + LIMITS.waiting_seconds + 2
+
+
+COUNTED = [entry for entry in SUBMISSIONS if entry.get("counted")]
+
+
+def test_where_there_are_no_control_groups_the_limits_hold_as_well(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module.Groups, "make", lambda *_: module.Groups.without("not in this test"))
+    for name, judgement in judge_all(COUNTED).items():
+        (entry,) = (entry for entry in COUNTED if entry["name"] == name)
+        assert judgement.status in entry["expect"], f"{name}: {judgement}"
 
 
 FORGERS = [entry for entry in SUBMISSIONS if entry.get("fools_exec")]

@@ -226,7 +226,8 @@ def test_without_bubblewrap_it_refuses_unless_told_otherwise(
 
     async def judge(sandbox: Sandbox) -> Judgement:
         report = await sandbox.start()
-        assert [layer.name for layer in report.missing] == ["bubblewrap"]
+        # The user that root becomes may be unable to read this interpreter's files.
+        assert {layer.name for layer in report.missing} - {"library"} == {"bubblewrap"}
         assert "MISSING" in report.lines()[0]
         return await sandbox.judge(Submission(ADD, RIGHT))
 
@@ -236,7 +237,7 @@ def test_without_bubblewrap_it_refuses_unless_told_otherwise(
 
 
 def test_without_seccomp_it_refuses_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_filter", lambda: (b"", "libseccomp: not found"))
+    monkeypatch.setattr(module, "_filter", lambda **_: (b"", "libseccomp: not found"))
 
     async def judge(sandbox: Sandbox) -> Judgement:
         return await sandbox.judge(Submission(ADD, RIGHT))

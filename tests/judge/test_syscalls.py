@@ -2,11 +2,14 @@ from __future__ import annotations
 
 import struct
 
+import pytest
+
 from fttt.judge.syscalls import compile_filter
 
 
-def test_the_filter_is_a_program_that_refuses_by_default() -> None:
-    program = compile_filter()
+@pytest.mark.parametrize("counted", [True, False])
+def test_the_filter_is_a_program_that_refuses_by_default(counted: bool) -> None:
+    program = compile_filter(counted=counted)
     assert len(program) % 8 == 0
     assert len(program) // 8 < 4096, "the kernel's limit"
     returns = {

@@ -1,4 +1,4 @@
-"""Starts the zygote inside bubblewrap, with an empty environment and read-only system files."""
+"""Starts the zygote inside bubblewrap, with read-only system files and nothing of the caller."""
 
 from __future__ import annotations
 
@@ -29,6 +29,12 @@ _START = (
     "from box.zygote import main; "
     "sys.path[:] = [p for p in sys.path if p not in places]; main(int(sys.argv[1]))"
 )
+# As -I would, but for the environment, which holds the seed and nothing else.
+_OPTIONS = ("-P", "-s", "-S", "-B", "-X", "utf8", "-c", _START)
+_ENVIRONMENT = {"PYTHONHASHSEED": "0"}
+"""One seed for all boxes: a verdict that hangs on the order of a set stays what it was."""
+_LIBRARIES = ("/usr/lib", "/usr/lib32", "/usr/lib64", "/lib", "/lib32", "/lib64")
+_DATA = ("/etc/ld.so.cache", "/usr/share/zoneinfo")
 _DEVICES = ("null", "zero", "full", "random", "urandom")
 
 
@@ -74,7 +80,7 @@ class Way:
         try:
             process = subprocess.Popen(
                 [*self.command, str(theirs.fileno()), *self.places],
-                env={},
+                env=_ENVIRONMENT,
                 cwd="/",
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -107,12 +113,16 @@ def bubblewrap() -> str | None:
         return None
 
 
-def ways_to_launch(bwrap: str | None) -> Iterator[Way]:
-    """The ways to start a zygote on this machine, best first, the one without bubblewrap last."""
+def ways_to_launch(bwrap: str | None, *, looking: bool = False) -> Iterator[Way]:
+    """The ways to start a zygote on this machine, best first, the one without bubblewrap last.
+
+    ``looking`` leaves the zygote the right to read what memory its boxes have mapped.
+    """
     root = os.getuid() == 0
-    interpreter = (os.path.realpath(sys.executable), "-I", "-S", "-B", "-X", "utf8", "-c", _START)
+    interpreter = (_interpreter(), *_OPTIONS)
     if bwrap is not None:
-        common = (bwrap, *_namespaces(), *_files())
+        right = ("--cap-add", "CAP_SYS_PTRACE") if looking else ()
+        common = (bwrap, *_namespaces(), *right, *_files())
         if root:
             # Root needs no user namespace here, and the zygote must become somebody else itself.
             setuid = ("--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID")
@@ -126,37 +136,67 @@ def ways_to_launch(bwrap: str | None) -> Iterator[Way]:
 def _namespaces() -> Iterator[str]:
     for name in ("pid", "net", "ipc", "uts"):
         yield f"--unshare-{name}"
-    yield "--unshare-cgroup-try"
     yield "--die-with-parent"
     yield from ("--cap-drop", "ALL")
 
 
-def _files() -> Iterator[str]:
+def _interpreter() -> str:
+    """The program file of the interpreter beneath a virtual environment, which may be a copy."""
+    return os.path.realpath(getattr(sys, "_base_executable", None) or sys.executable)
+
+
+class _Tree:
+    """bubblewrap's options for the file system inside, every folder of it made by name.
+
+    What bubblewrap makes by itself, as a parent of a mount, is closed to everybody but the user
+    who starts it, and the zygote becomes somebody else.
+    """
+
+    def __init__(self) -> None:
+        self.options: list[str] = []
+        self._made = {Path("/")}
+
+    def folder(self, path: str | Path) -> None:
+        """An empty folder that everybody may enter, and all above it."""
+        for part in reversed((Path(path), *Path(path).parents)):
+            if part not in self._made:
+                self._made.add(part)
+                self.options += ("--perms", "0755", "--dir", str(part))
+
+    def show(self, path: str, at: str | None = None, *, device: bool = False) -> None:
+        """A file or folder of the host, read-only, at its own place or another."""
+        self.folder(Path(at or path).parent)
+        self.options += ("--dev-bind" if device else "--ro-bind", path, at or path)
+
+    def show_library(self, path: str) -> None:
+        """A folder of libraries, where the host has it; a link stays a link."""
+        if Path(path).is_symlink():
+            self.folder(Path(path).parent)
+            self.options += ("--symlink", str(Path(path).readlink()), path)
+        elif Path(path).is_dir():
+            self.show(path)
+
+
+def _files() -> tuple[str, ...]:
     """The file system inside: the interpreter, shared libraries and five devices, all read-only."""
-    for name in ("/usr/lib", "/usr/lib32", "/usr/lib64", "/lib", "/lib32", "/lib64"):
-        path = Path(name)
-        if path.is_symlink():
-            yield from ("--symlink", str(path.readlink()), name)
-        elif path.is_dir():
-            yield from ("--ro-bind", name, name)
-    executable = os.path.realpath(sys.executable)
-    for parent in reversed(Path(executable).parents[:-1]):
-        # Made by name, since bubblewrap keeps a private folder private, even from the box.
-        yield from ("--perms", "0755", "--dir", str(parent))
-    yield from ("--ro-bind", executable, executable)
+    tree = _Tree()
+    for name in _LIBRARIES:
+        tree.show_library(name)
+    tree.show(_interpreter())
     if sys.base_prefix != "/usr":
-        libraries = f"{sys.base_prefix}/lib"
-        yield from ("--ro-bind", libraries, libraries)
+        for name in ("lib", "lib64"):
+            tree.show_library(f"{sys.base_prefix}/{name}")
         packages = Path(sysconfig.get_path("stdlib"), "site-packages")
         if packages.is_dir():
-            yield from ("--tmpfs", str(packages), "--remount-ro", str(packages))
-    for folder in ("/opt", _INSIDE, "/dev", "/etc"):
-        yield from ("--perms", "0755", "--dir", folder)
-    yield from ("--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache")
-    yield from ("--ro-bind", str(_BOX), f"{_INSIDE}/box")
-    yield from ("--ro-bind", str(_LANDLOCK), f"{_INSIDE}/landlockpy")
+            tree.options += ("--tmpfs", str(packages), "--remount-ro", str(packages))
+    for name in _DATA:
+        if Path(name).exists():
+            tree.show(name)
+    tree.show(str(_BOX), f"{_INSIDE}/box")
+    tree.show(str(_LANDLOCK), f"{_INSIDE}/landlockpy")
     for device in _DEVICES:
-        yield from ("--dev-bind", f"/dev/{device}", f"/dev/{device}")
+        tree.show(f"/dev/{device}", device=True)
     # Where the C library keeps named semaphores.
-    yield from ("--symlink", "/tmp", "/dev/shm")
-    yield from ("--proc", "/proc", "--perms", "0755", "--dir", "/tmp", "--remount-ro", "/")
+    tree.options += ("--symlink", "/tmp", "/dev/shm")
+    tree.folder("/tmp")
+    return (*tree.options, "--proc", "/proc", "--remount-ro", "/")

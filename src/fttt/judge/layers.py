@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 __all__ = ["LAYERS", "Layer", "LayerReport"]
 
@@ -31,6 +31,7 @@ LAYERS = (
     Layer("capabilities", "using what is left of root's powers inside the box"),
     Layer("seccomp", "attacking the kernel through rarely used system calls"),
     Layer("landlock", "writing outside the scratch folder, were a mount forgotten", needed=False),
+    Layer("library", "failing honest programs for modules that they cannot import"),
 )
 """Every layer; those with ``needed`` are the minimum below which the judge refuses to start."""
 
@@ -39,8 +40,10 @@ LAYERS = (
 class LayerReport:
     """What was found when the sandbox started; measured in a trial box, not guessed."""
 
-    faults: Mapping[str, str]
+    faults: dict[str, str]
     """Layer name to why it does not hold; an empty text where it does."""
+    counting: Mapping[str, str] = field(default_factory=dict)
+    """What counts a box's processor time and its memory."""
 
     def holds(self, name: str) -> bool:
         return self.faults.get(name, "not tried") == ""
@@ -51,7 +54,7 @@ class LayerReport:
         return tuple(layer for layer in LAYERS if layer.needed and not self.holds(layer.name))
 
     def lines(self) -> list[str]:
-        """The report for people, one line a layer."""
+        """The report for people, one line a layer and one for each thing that is counted."""
         lines = []
         for layer in LAYERS:
             if self.holds(layer.name):
@@ -59,7 +62,7 @@ class LayerReport:
             else:
                 why = self.faults.get(layer.name, "not tried")
                 lines.append(f"{layer.name}: MISSING ({why}); it would stop {layer.stops}")
-        return lines
+        return lines + [f"limit of {what}: holds, by {by}" for what, by in self.counting.items()]
 
     def to_json(self) -> dict[str, str]:
         """Layer name to ``"holds"`` or why it does not."""

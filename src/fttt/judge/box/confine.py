@@ -43,11 +43,17 @@ _WRITE = (
 
 
 def leave_root(uid: int) -> None:
-    """Become an ordinary user where this is root: the kernel counts no processes of root."""
+    """Become an ordinary user where this is root: the kernel counts no processes of root.
+
+    Of root's capabilities only the right to look at processes is kept, and only where the starter
+    left it; a box gives it up as it gives up all others.
+    """
     if os.getuid() == 0:
+        system.keep_capabilities()
         os.setgroups([])
         os.setresgid(uid, uid, uid)
         os.setresuid(uid, uid, uid)
+        system.hold_capabilities(1 << system.CAP_SYS_PTRACE)
         # The change made /proc/self root's own, but a box has to write its id maps there.
         system.forbid_dumps(False)
 
@@ -102,6 +108,7 @@ def _limit(limits: dict[str, Any]) -> None:
         (resource.RLIMIT_FSIZE, limits["scratch_bytes"]),
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_MEMLOCK, 0),
+        (resource.RLIMIT_SIGPENDING, limits["signals"]),
         (resource.RLIMIT_MSGQUEUE, 0),
     ):
         hard = resource.getrlimit(kind)[1]

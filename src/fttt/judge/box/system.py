@@ -5,8 +5,10 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+from typing import Any
 
 __all__ = [
+    "CAP_SYS_PTRACE",
     "NEW_IPC",
     "NEW_MOUNT",
     "NEW_NETWORK",
@@ -20,6 +22,8 @@ __all__ = [
     "drop_capabilities",
     "forbid_dumps",
     "forbid_new_privileges",
+    "hold_capabilities",
+    "keep_capabilities",
     "load_filter",
     "mount_tmpfs",
 ]
@@ -31,15 +35,25 @@ NEW_USER = 0x10000000
 NEW_PID = 0x20000000
 NEW_NETWORK = 0x40000000
 
+CAP_SYS_PTRACE = 19
+"""Lets the zygote read what memory a box has mapped."""
+
 _SIGKILL, _SIGCHLD = 9, 17
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 1, 2, 4, 8
-_PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_CAPBSET_DROP, _PR_SET_SECUREBITS = 4, 22, 24, 28
+_PR_SET_DUMPABLE, _PR_SET_KEEPCAPS, _PR_SET_SECCOMP, _PR_CAPBSET_DROP, _PR_SET_SECUREBITS = (
+    4,
+    8,
+    22,
+    24,
+    28,
+)
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 38, 47, 4
 _SECCOMP_MODE_FILTER = 2
 # Root's special powers, kept capabilities and raised ambient ones: all off, and locked.
 _SECUREBITS_LOCKED = 0xEF
 _CAPABILITY_VERSION_3 = 0x20080522
+_CLONE_INTO_CGROUP, _CLONE3_NUMBER = 1 << 33, 435
 _CLONE_NUMBERS = {"x86_64": 56, "aarch64": 220, "riscv64": 220, "ppc64le": 120}
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -70,21 +84,37 @@ def _check(result: int, what: str) -> int:
     return result
 
 
-def clone(flags: int) -> int:
+class _CloneArguments(ctypes.Structure):
+    _fields_ = tuple(
+        (name, ctypes.c_uint64)
+        for name in (
+            *("flags", "pidfd", "child_tid", "parent_tid", "exit_signal", "stack", "stack_size"),
+            *("tls", "set_tid", "set_tid_size", "cgroup"),
+        )
+    )
+
+
+def clone(flags: int, group: int | None = None) -> int:
     """Fork into new namespaces; 0 in the child, its process id in the parent.
 
     ``os.fork`` followed by ``unshare`` would need one process more per box, since a new pid
-    namespace takes effect for children only. Only for a process with one thread.
-    Raises :class:`OSError` where the kernel refuses one of the namespaces.
+    namespace takes effect for children only. Only for a process with one thread. ``group`` is the
+    open folder of a control group of version 2 that the child is born into.
+    Raises :class:`OSError` where the kernel refuses one of the namespaces, or the group.
     """
     number = _CLONE_NUMBERS.get(platform.machine())
     if number is None:
         raise OSError(38, f"clone: its number on {platform.machine()} is not known")
+    call: tuple[Any, ...] = (number, ctypes.c_ulong(flags | _SIGCHLD), None, None, None, None)
+    if group is not None:
+        arguments = _CloneArguments(
+            flags=flags | _CLONE_INTO_CGROUP, exit_signal=_SIGCHLD, cgroup=group
+        )
+        size = ctypes.c_ulong(ctypes.sizeof(arguments))
+        call = (_CLONE3_NUMBER, ctypes.byref(arguments), size)
     api = ctypes.pythonapi
     api.PyOS_BeforeFork()
-    pid = int(
-        _libc_locked.syscall(number, ctypes.c_ulong(flags | _SIGCHLD), None, None, None, None)
-    )
+    pid = int(_libc_locked.syscall(*call))
     if pid == 0:
         api.PyOS_AfterFork_Child()
         return 0
@@ -115,9 +145,7 @@ def drop_capabilities() -> None:
         capability += 1
     _prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)
     _prctl(_PR_SET_SECUREBITS, _SECUREBITS_LOCKED)
-    header = _CapabilityHeader(_CAPABILITY_VERSION_3, 0)
-    nothing = (_CapabilityData * 2)()
-    _check(_libc.capset(ctypes.byref(header), ctypes.byref(nothing)), "capset")
+    hold_capabilities(0)
 
 
 def capabilities() -> int:
@@ -126,6 +154,21 @@ def capabilities() -> int:
     data = (_CapabilityData * 2)()
     _check(_libc.capget(ctypes.byref(header), ctypes.byref(data)), "capget")
     return int(data[0].permitted) | int(data[1].permitted) << 32
+
+
+def keep_capabilities() -> None:
+    """Let the permitted capabilities outlive the next change of the user id."""
+    _check(_prctl(_PR_SET_KEEPCAPS, 1), "keepcaps")
+
+
+def hold_capabilities(mask: int) -> None:
+    """Hold these of the permitted capabilities and give up the others."""
+    mask &= capabilities()
+    header = _CapabilityHeader(_CAPABILITY_VERSION_3, 0)
+    data = (_CapabilityData * 2)(
+        *(_CapabilityData(word, word, 0) for word in (mask & 0xFFFFFFFF, mask >> 32))
+    )
+    _check(_libc.capset(ctypes.byref(header), ctypes.byref(data)), "capset")
 
 
 def forbid_new_privileges() -> None:

@@ -8,10 +8,10 @@ import functools
 import importlib
 import json
 import os
+import select
 import signal
 import socket
 import sys
-import time
 import traceback
 from dataclasses import asdict
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
@@ -29,7 +29,7 @@ _OF_ITERATORS = frozenset(("next", "iter"))
 _OF_OBJECTS = frozenset(OPERATIONS) - {"isinstance", "enter", "exit"}
 _DETAIL = 1000
 _VERDICT = 40_000  # bytes; the marks of progress have room beside it in a pipe
-_LAST_WORDS = 0.2  # seconds given to a solver that hung up, to be seen dead
+_LAST_WORDS = 1.0  # seconds given to a solver that hung up, to be seen dead
 
 
 class Tester(Peer):
@@ -121,7 +121,8 @@ def run_tests(connection: socket.socket, tests: int, solver: int, answer: int) -
     """
     with os.fdopen(tests, "rb") as file:
         program = json.load(file)
-    score, verdict = Score(), {"status": "passed", "detail": ""}
+    score = Score()
+    verdict: dict[str, Any] = {"status": "passed", "detail": ""}
     try:
         tree = _parse(program)
         if not program["shared"]:
@@ -188,8 +189,11 @@ class _NotLoaded(Exception):  # noqa: N818
     """The submission did not even load: its exception's type and text."""
 
 
-def _explain(error: BaseException, program: dict[str, str], solver: int) -> dict[str, str]:
-    """The verdict that an exception out of the tests means."""
+def _explain(error: BaseException, program: dict[str, str], solver: int) -> dict[str, Any]:
+    """The verdict that an exception out of the tests means.
+
+    ``"signal"`` is in it where one ended the submission: it may have come from outside.
+    """
     if isinstance(error, _BadTests):
         return _verdict("error", str(error))
     if isinstance(error, _NotLoaded):
@@ -202,7 +206,8 @@ def _explain(error: BaseException, program: dict[str, str], solver: int) -> dict
         if ending == signal.SIGXCPU:
             return _verdict("timeout", "the submission used up its processor time")
         how = f" by signal {ending}" if ending else ""
-        return _verdict("failed", f"the submission broke off{how}: {error}")
+        broken = _verdict("failed", f"the submission broke off{how}: {error}")
+        return {**broken, "signal": ending}
     lines = program["test"].splitlines()
     numbers = [
         f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == "<tests>"
@@ -223,13 +228,12 @@ def _describe(error: BaseException) -> str:
 
 def _ending(solver: int) -> int:
     """The signal that ended the solver, or 0."""
-    deadline = time.monotonic() + _LAST_WORDS
-    while time.monotonic() < deadline:
-        pid, status = os.waitpid(solver, os.WNOHANG)
-        if pid:
-            return os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
-        time.sleep(0.005)
-    return 0
+    end = select.poll()
+    end.register(os.pidfd_open(solver), select.POLLIN)
+    if not end.poll(_LAST_WORDS * 1000):
+        return 0
+    _, status = os.waitpid(solver, 0)
+    return os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
 
 
 def _verdict(status: str, detail: str) -> dict[str, str]:

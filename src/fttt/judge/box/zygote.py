@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import fcntl
 import gc
 import importlib
 import json
@@ -26,11 +27,14 @@ from . import system
 from .confine import NAMESPACES, confine, leave_root
 from .solver import run_solver
 from .tester import run_tests
+from .usage import Group, Processes
 
 __all__ = ["main"]
 
 _TICK = 0.02
+_LOOKING = 4  # a pause between two looks is at least so many times as long as the look was
 _SUBMISSION, _TESTS, _VERDICT = 3, 4, 5
+_DESCRIPTORS = 253  # the most that the kernel carries in one message
 _WARM = """
 abc array bisect cmath collections copy dataclasses datetime decimal enum fractions functools
 heapq inspect itertools json math operator random re string struct textwrap time typing
@@ -46,27 +50,32 @@ class _Box:
     pid: int
     alive: int
     """A descriptor that becomes readable when the box's first process has ended."""
-    deadline: float
+    begin: float
+    group: Group
     end: str = "exit"
-    memory: int = 0
     cpu: float = 0.0
 
 
 def main(control_fd: int) -> None:
     """Serve requests from the control socket until its other end is closed."""
     control = socket.socket(fileno=control_fd)
-    plan = json.loads(control.recv(1 << 20))
+    message, fds, _, _ = socket.recv_fds(control, 1 << 20, _DESCRIPTORS)
+    plan = json.loads(message)
     os.environ.clear()  # bubblewrap itself leaves the working folder's name there
     for name in _WARM.split():
         importlib.import_module(name)
     landlockpy.abi_version()  # looks for the C library once, which takes a process of its own
+    groups = plan["groups"]
+    if "join" in groups.get("zygote", {}):
+        os.write(fds[groups["zygote"]["join"]], b"0")
     leave_root(plan["uid"])
     # Pages that the collector never touches stay shared between all boxes.
     gc.collect()
     gc.freeze()
-    zygote = Zygote(control, plan)
-    held = zygote.probe()
-    control.send(json.dumps({"layers": held}).encode())
+    places = [Group(place, fds) for place in groups.get("places", [{}] * plan["places"])]
+    zygote = Zygote(control, plan, places)
+    held, fault = zygote.probe()
+    control.send(json.dumps({"layers": held, "groups": fault}).encode())
     try:
         zygote.serve()
     finally:
@@ -76,8 +85,12 @@ def main(control_fd: int) -> None:
 class Zygote:
     """Makes boxes, ends them at their limits, and reports each one's end."""
 
-    def __init__(self, control: socket.socket, plan: dict[str, Any]) -> None:
+    def __init__(self, control: socket.socket, plan: dict[str, Any], places: list[Group]) -> None:
         self._control = control
+        self._places = places
+        self._counted = all(place.counts_cpu and place.bounds_memory for place in places)
+        """Whether control groups do all the counting."""
+        self._processes = Processes()
         self._limits: dict[str, Any] = plan["limits"]
         self._program = base64.b64decode(plan["filter"])
         self._layers = frozenset(plan["layers"])
@@ -86,8 +99,11 @@ class Zygote:
         self._poll = select.poll()
         self._poll.register(control.fileno(), select.POLLIN)
 
-    def probe(self) -> dict[str, str]:
-        """Try every layer in a box of its own, keep what holds, and say why others do not."""
+    def probe(self) -> tuple[dict[str, str], str]:
+        """Try every layer in a box of its own, keep what holds, and say why others do not.
+
+        The second answer is why the control groups are of no use, or nothing.
+        """
         answers: dict[str, str] = {}
         held = set()
         namespaces = self._layers & set(NAMESPACES)
@@ -105,14 +121,20 @@ class Zygote:
         self._layers = frozenset(held)
         if "pid" not in held:
             system.adopt_orphans()
-        return answers
+        return answers, _attempt(self._try_places)
 
-    def _enter(self, layers: set[str] | frozenset[str]) -> None:
+    def _try_places(self) -> None:
+        for group in self._places:
+            self._enter(self._layers, group)
+
+    def _enter(self, layers: set[str] | frozenset[str], group: Group | None = None) -> None:
         """Close a box with these layers around nothing; raises :class:`OSError` where it fails."""
         read, write = os.pipe()
-        pid = system.clone(_flags(layers))
+        pid = system.clone(_flags(layers), None if group is None else group.into)
         if pid == 0:
             try:
+                if group is not None:
+                    group.join()
                 confine(frozenset(layers), self._limits, self._program, self._ids)
                 os.write(write, b"held")
             except BaseException as error:
@@ -138,7 +160,8 @@ class Zygote:
             now = time.monotonic()
             if self._boxes and now >= next_watch:
                 self._watch(now)
-                next_watch = now + _TICK
+                end = time.monotonic()
+                next_watch = end + max(_TICK, _LOOKING * (end - now))
 
     def close(self) -> None:
         """End all boxes; inside bubblewrap they would end with this process anyway."""
@@ -163,23 +186,27 @@ class Zygote:
                 if box.number == request["kill"]:
                     self._end(box, "killed")
             return True
+        group = self._places.pop()
+        group.begin()
         try:
-            pid = system.clone(_flags(self._layers))
+            pid = system.clone(_flags(self._layers), group.into)
         except OSError as error:
+            self._places.append(group)
             self._report({"box": request["box"], "end": f"no box could be made: {error}"})
         else:
             if pid == 0:
-                self._run_box(fds)
-            self._add(request["box"], pid)
+                self._run_box(fds, group)
+            self._add(request["box"], pid, group)
         for fd in fds:
             os.close(fd)
         return True
 
-    def _run_box(self, fds: list[int]) -> None:
+    def _run_box(self, fds: list[int], group: Group) -> None:
         """The life of a box's first process; never returns."""
         code = 70
         try:
             system.die_with_parent()
+            group.join()
             _keep_only(fds)
             if "pid" not in self._layers:
                 system.adopt_orphans()
@@ -201,10 +228,9 @@ class Zygote:
         finally:
             os._exit(code)
 
-    def _add(self, number: int, pid: int) -> None:
+    def _add(self, number: int, pid: int, group: Group) -> None:
         alive = os.pidfd_open(pid)
-        deadline = time.monotonic() + self._limits["wall_seconds"]
-        self._boxes[alive] = _Box(number, pid, alive, deadline)
+        self._boxes[alive] = _Box(number, pid, alive, time.monotonic(), group)
         self._poll.register(alive, select.POLLIN)
 
     def _reap(self, box: _Box) -> None:
@@ -214,8 +240,23 @@ class Zygote:
         del self._boxes[box.alive]
         if "pid" not in self._layers:
             self._sweep()
-        report = {"box": box.number, "end": box.end, "status": status, "memory": box.memory}
-        self._report({**report, "cpu": max(box.cpu, usage.ru_utime + usage.ru_stime)})
+        if box.end == "exit":
+            self._explain(box, status, usage.ru_utime + usage.ru_stime)
+        self._places.append(box.group)
+        self._report({"box": box.number, "end": box.end, "status": status})
+
+    def _explain(self, box: _Box, status: int, cpu: float) -> None:
+        """Say why a box ended that this process did not end: the kernel may have, or somebody."""
+        if box.group.overrun():
+            box.end = "memory"
+        elif os.WIFSIGNALED(status):
+            spent = max(box.cpu, cpu) >= self._limits["cpu_seconds"]
+            ending = os.WTERMSIG(status)
+            if ending == signal.SIGXCPU or (ending == signal.SIGKILL and spent):
+                box.end = "timeout"
+            elif ending == signal.SIGKILL:
+                # Nothing inside can reach the first process, so this came from outside.
+                box.end = "killed"
 
     def _sweep(self) -> None:
         """Without pid namespaces: end the orphans of ended boxes, which are this one's now.
@@ -242,65 +283,58 @@ class Zygote:
         os.kill(box.pid, signal.SIGKILL)
 
     def _watch(self, now: float) -> None:
-        """End the boxes that are over a limit which the kernel counts per process only."""
-        families = _families({box.pid for box in self._boxes.values()})
-        for box in self._boxes.values():
-            members = families.get(box.pid, [])
-            box.memory = max(box.memory, sum(member.memory for member in members))
-            box.cpu = max(box.cpu, sum(member.cpu for member in members))
-            if box.end != "exit":
-                continue
-            if box.memory > self._limits["memory_bytes"]:
-                self._end(box, "memory")
-            elif box.cpu > self._limits["cpu_seconds"] or now > box.deadline:
-                self._end(box, "timeout")
+        """End the boxes that are over a limit which the kernel does not hold them to by itself."""
+        over = self._look(now)
+        if over and not self._counted:
+            # A child that is awaited in mid-look counts twice: as itself and in its parent.
+            over = self._look(now)
+        for box, reason in over:
+            self._end(box, reason)
 
+    def _look(self, now: float) -> list[tuple[_Box, str]]:
+        """The boxes that are over a limit, and which."""
+        if not self._counted:
+            self._processes.look(box.pid for box in self._boxes.values())
+        return [
+            (box, reason)
+            for box in self._boxes.values()
+            if box.end == "exit" and (reason := self._over(box, now))
+        ]
 
-@dataclass
-class _Process:
-    pid: int
-    parent: int
-    memory: int
-    cpu: float
+    def _over(self, box: _Box, now: float) -> str:
+        group, limits = box.group, self._limits
+        if group.bounds_memory:
+            spent = group.overrun()
+        else:
+            most = limits["memory_bytes"]
+            spent = self._processes.memory(box.pid, most) > most
+        if spent:
+            return "memory"
+        cpu = group.cpu() if group.counts_cpu else self._processes.cpu(box.pid)
+        box.cpu = max(box.cpu, cpu)
+        if cpu > limits["cpu_seconds"] or self._late(box, now):
+            return "timeout"
+        return ""
 
+    def _late(self, box: _Box, now: float) -> bool:
+        """Whether a box is over its wall limit, without what it had to wait for a processor.
 
-def _processes() -> dict[int, _Process]:
-    """All processes that this one can see, by their ids."""
-    page, tick = os.sysconf("SC_PAGE_SIZE"), os.sysconf("SC_CLK_TCK")
-    processes: dict[int, _Process] = {}
-    for name in os.listdir("/proc"):  # noqa: PTH208  (50 times a second, so the cheap way)
-        if not name.isdigit():
-            continue
-        try:
-            with open(f"/proc/{name}/stat", "rb", buffering=0) as file:  # noqa: PTH123
-                fields = file.read(1024).rpartition(b") ")[2].split()
-        except OSError:  # it has ended
-            continue
-        # From the third field of proc(5) on: own and awaited children's processor time, pages.
-        cpu = sum(map(int, fields[11:15])) / tick
-        processes[int(name)] = _Process(int(name), int(fields[1]), int(fields[21]) * page, cpu)
-    return processes
-
-
-def _families(roots: set[int]) -> dict[int, list[_Process]]:
-    """All living processes below each of some processes, these included.
-
-    An orphan's parent becomes the box's first process, so none can leave its family.
-    """
-    processes = _processes()
-    families: dict[int, list[_Process]] = {}
-    for pid, process in processes.items():
-        root = pid
-        while root not in roots and root in processes:
-            root = processes[root].parent
-        families.setdefault(root, []).append(process)
-    return families
+        Else neighbours that keep all processors busy could make an honest box fail.
+        """
+        late = now - box.begin - self._limits["wall_seconds"]
+        if late <= 0:
+            return False
+        if self._counted:
+            self._processes.look([box.pid])
+        granted = min(self._processes.waited(box.pid), self._limits["waiting_seconds"])
+        return bool(late > granted)
 
 
 def _strays(known: set[int]) -> set[int]:
     """The processes below this one that belong to no known box."""
-    families = _families(known | {os.getpid()})
-    return {process.pid for process in families.get(os.getpid(), ())} - {os.getpid()}
+    processes = Processes()
+    processes.look(known | {os.getpid()})
+    return {process.pid for process in processes.families[os.getpid()]} - {os.getpid()}
 
 
 def _signal(pid: int, number: int) -> None:
@@ -324,7 +358,7 @@ def _attempt(action: Any) -> str:
 def _keep_only(fds: list[int]) -> None:
     """Close every descriptor but these, which become 3, 4, 5, and the null device."""
     # Lifted first, so that none is overwritten while it is still wanted.
-    lifted = [os.dup2(fd, 100 + place) for place, fd in enumerate(fds)]
+    lifted = [fcntl.fcntl(fd, fcntl.F_DUPFD, _VERDICT + 1) for fd in fds]
     for place, fd in enumerate(lifted):
         os.dup2(fd, _SUBMISSION + place, inheritable=False)
     os.closerange(_VERDICT + 1, os.sysconf("SC_OPEN_MAX"))
