@@ -15,6 +15,7 @@ from fttt.engine.request import (
     TrainRequest,
     WeightDeltaSpec,
 )
+from fttt.engine.selfcheck import check_outputs
 
 __all__ = [
     "AdapterSpec",
@@ -29,5 +30,6 @@ __all__ = [
     "TrainRequest",
     "Trained",
     "WeightDeltaSpec",
+    "check_outputs",
     "derive_key",
 ]

@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface
 
 from fttt.engine.batch import Batch
+from fttt.errors import UsageError
 
 __all__ = ["KERNELS", "NAME", "attend"]
 
@@ -42,12 +43,17 @@ def attend(
     fttt_batch: Batch,
     sliding_window: int | None = None,
     softcap: float | None = None,
-    **_: Any,
+    **others: Any,
 ) -> tuple[Tensor, None]:
     """Attend within each segment and to the cached row before it.
 
     Shapes: ``query [1, H, N, D]``, ``key`` and ``value [1, K, N, D]``; returns ``[1, N, H, D]``.
+
+    Raises:
+        UsageError: the model asks for something that is not known here, so that leaving it out
+            would give other outputs than the model's.
     """
+    _refuse_unknown(attention_mask, others)
     batch = fttt_batch
     layer = int(module.layer_idx)  # type: ignore[arg-type]
     own = _Own(batch, layer, scaling, sliding_window, softcap)
@@ -77,6 +83,31 @@ def attend(
 
 
 AttentionInterface.register(NAME, attend)
+
+
+HARMLESS = frozenset({"dropout", "is_causal", "position_ids", "output_attentions", "use_cache"})
+"""Arguments that change nothing here: every model is causal, frozen and packed by position."""
+
+
+def _refuse_unknown(attention_mask: Tensor | None, others: dict[str, Any]) -> None:
+    """Refuse an attention that is more than this one."""
+    if attention_mask is not None:
+        raise UsageError(
+            "The model's attention has a mask of its own, which the engine does not know."
+        )
+    asked = (name for name, value in others.items() if value is not None)
+    unknown = next((name for name in asked if name not in HARMLESS), None)
+    if unknown is not None:
+        raise UsageError(
+            f"The model's attention takes {unknown!r}, which the engine does not know."
+        )
+    if others.get("is_causal") is False:
+        raise UsageError("The model's attention is not causal.")
+    if others.get("dropout"):
+        raise UsageError(
+            f"The model's attention has dropout ({others['dropout']}), which the engine has not; "
+            "set it to 0 in the model's config.json."
+        )
 
 
 @dataclass(frozen=True, slots=True)

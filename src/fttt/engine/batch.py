@@ -22,7 +22,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from fttt.engine.cache import KVCache
 
-__all__ = ["Batch", "Segment", "by_length"]
+__all__ = ["Batch", "Mode", "Segment", "by_length"]
 
 Mode = Literal["prefill", "decode", "train"]
 

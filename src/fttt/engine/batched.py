@@ -41,6 +41,7 @@ from fttt.engine.request import (
     TrainRequest,
 )
 from fttt.engine.scheduler import Patience
+from fttt.engine.selfcheck import check_outputs
 from fttt.engine.slots import Slot
 from fttt.engine.stand_ins import stand_ins_for
 from fttt.engine.trainer import run_model
@@ -77,13 +78,15 @@ class BatchedEngine:
             beams: the widest beam search, where methods search.
 
         Raises:
-            UsageError: the plan does not fit the memory or the model's context.
+            UsageError: the plan does not fit the memory or the model's context, or the engine
+                cannot reproduce the model's outputs.
         """
         if max_length > loaded.max_context:
             raise UsageError(
                 f"Sequences of {max_length} tokens do not fit the model's context of "
                 f"{loaded.max_context}; lower --max-new-tokens or leave out longer questions."
             )
+        check_outputs(loaded.model, loaded.name)
         self.plan = plan_memory(
             loaded,
             max_length=max_length,

@@ -21,6 +21,7 @@ from transformers import PrinterCallback, TrainerState, TrainingArguments, set_s
 
 from fttt.config import FinetuneConfig, to_toml
 from fttt.config.finetune import FullSettings
+from fttt.engine.selfcheck import check_outputs
 from fttt.errors import RunError, UsageError
 from fttt.finetune.callbacks import EarlyStop, ShowSteps, has_stopped
 from fttt.finetune.checkpoint import INFO_FILE, FinetuneInfo, publish, read_info, write_info
@@ -175,6 +176,7 @@ def _load(plan: FinetunePlan) -> tuple[LoadedModel, bool]:
     elif where == "cuda":
         where = f"cuda:{os.environ.get('LOCAL_RANK', torch.cuda.current_device())}"
     loaded = load_model(config.model, dtype=str(weights).removeprefix("torch."), device=where)
+    check_outputs(loaded.model, loaded.name)
     return loaded, half
 
 

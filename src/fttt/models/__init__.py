@@ -1,5 +1,6 @@
 """Loading models by name, folder or GGUF file, and formatting chats with their own template."""
 
+from fttt.models.cache import cache_folder
 from fttt.models.chat import ChatFormat
 from fttt.models.loader import (
     LoadedModel,
@@ -16,6 +17,7 @@ __all__ = [
     "ChatFormat",
     "LoadedModel",
     "Prefix",
+    "cache_folder",
     "check_model",
     "find_model",
     "list_models",

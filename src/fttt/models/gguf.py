@@ -7,12 +7,12 @@ that is kept here loads in about one.
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import tempfile
 from pathlib import Path
 
 from fttt.errors import UsageError
+from fttt.models.cache import cache_folder
 from fttt.models.weights import size_and_ends
 
 __all__ = ["convert", "end_of_turn"]
@@ -29,7 +29,7 @@ def convert(file: Path) -> Path:
     Raises:
         UsageError: the file cannot be read as a causal language model.
     """
-    folder = _cache() / f"{file.stem}-{_fingerprint(file)}"
+    folder = cache_folder("models") / f"{file.stem}-{_fingerprint(file)}"
     if folder.is_dir():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -89,12 +89,3 @@ def _fingerprint(file: Path) -> str:
     """A name for the content: size, and the first and last mebibyte."""
     size, first, last = size_and_ends(file)
     return hashlib.blake2b(f"{_FORMAT} {size}".encode() + first + last, digest_size=8).hexdigest()
-
-
-def _cache() -> Path:
-    """``$FTTT_CACHE``, or the user's cache folder."""
-    chosen = os.environ.get("FTTT_CACHE")
-    if chosen:
-        return Path(chosen) / "models"
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "fttt" / "models"

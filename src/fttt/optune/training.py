@@ -21,6 +21,7 @@ from torch import Tensor
 
 from fttt.config.optune import OpTuneConfig
 from fttt.engine.memory import free_bytes
+from fttt.engine.selfcheck import check_outputs
 from fttt.engine.sequences import prepared
 from fttt.errors import DivergedError, RunError, UsageError
 from fttt.models import LoadedModel
@@ -100,7 +101,12 @@ class Trainer:
         processes: Processes,
         progress: StepProgress,
     ) -> None:
-        """Make the network and its optimizer, or read them from ``folder``'s newest checkpoint."""
+        """Make the network and its optimizer, or read them from ``folder``'s newest checkpoint.
+
+        Raises:
+            UsageError: the engine cannot reproduce the model's outputs.
+        """
+        check_outputs(loaded.model, loaded.name)
         config = plan.config
         self.plan, self.loaded, self.folder = plan, loaded, folder
         self.processes, self.progress = processes, progress

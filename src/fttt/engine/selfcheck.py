@@ -1,0 +1,362 @@
+"""Whether the engine computes what a model's own code does, found out before anything is run.
+
+A few log-probabilities of two random prompts are taken through every way that the engine has for
+tokens, and held against the model's own forward pass over the whole sequence:
+
+- prefill and decode of the long prompt alone, and of both in the same passes, where a neighbour
+  must change nothing;
+- decode steps whose earlier tokens are read through a table of rows, as those of a beam search;
+- one pass over whole sequences laid end to end, as learners take it;
+- with one question's own low-rank weights, in prefill, decode and train passes, beside a question
+  without any.
+
+The model's own pass takes its ``eager`` attention, which is the definition: others drop what they
+cannot do (``sdpa`` Gemma 2's softcap).
+
+The tolerance is measured, not set: the model's own pass is repeated with rounding errors added to
+the output of each layer, and the engine may be a few times as far away as that.
+
+Windows and chunks of real models are thousands of tokens long. While the check runs they are cut to
+a few tokens, in the model's configuration and in its layers, for both sides, so that the long
+prompt reaches past all of them. What is not covered: positions past a few dozen (scaled rotary
+frequencies there are held by the tests of each rotary type), and a captured decode step's replay.
+What passed is noted under ``checks`` in fttt's cache folder, by the model's fingerprint and the
+versions of torch, transformers and this package, and is not tried again.
+
+Axes: M positions that are compared, V vocabulary, C compared tokens of a position.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+from weakref import WeakSet
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+from fttt.engine.adapters import LoRABank, target_layers
+from fttt.engine.batch import Batch, Mode, Segment
+from fttt.engine.cache import KVCache
+from fttt.engine.request import LoRASpec
+from fttt.engine.sequences import pack_sequences, prepared
+from fttt.engine.trainer import run_model
+from fttt.errors import UsageError
+from fttt.models import cache_folder
+
+__all__ = ["check_outputs", "find_difference"]
+
+LONG, SHORT, NEW = 22, 5, 3
+"""Tokens of the two prompts, and of what follows each of them."""
+WINDOW = 6
+"""What larger windows and chunks are cut to."""
+WINDOWS = ("sliding_window", "attention_chunk_size", "floor_scale")
+"""Attributes of configurations and layers that say from where on a token sees or scales less."""
+TIMES = 5.0
+"""How many times as far as rounding moves the model's own outputs the engine's may be from them."""
+LEAST = {torch.float32: 2e-4, torch.float16: 5e-3, torch.bfloat16: 0.03}
+"""A difference of mean log-probabilities that is never held against the engine."""
+COMPARED = 16
+"""C: the most probable tokens of each position."""
+ADAPTED = ("q_proj", "v_proj", "query_key_value", "qkv_proj", "q_b_proj", "kv_b_proj")
+"""Linear layers that carry the check's adapter, those of them that a model has."""
+
+_passed: WeakSet[nn.Module] = WeakSet()
+
+
+def check_outputs(model: Any, name: str) -> None:
+    """Refuse a model whose outputs the engine cannot reproduce.
+
+    Args:
+        model: of ``transformers``, frozen, in evaluation mode, as it was loaded.
+        name: as the user calls it.
+
+    Raises:
+        UsageError: what the engine computes is not what the model's own code does.
+    """
+    if model in _passed:
+        return
+    note = cache_folder("checks") / f"{_fingerprint(model)}.json"
+    if not note.is_file():
+        begun = time.perf_counter()
+        fault = find_difference(model)
+        if fault is not None:
+            raise UsageError(
+                f"The model {name!r} ({type(model).__name__}) is not supported: {fault}; "
+                "docs/models.md names the models that are."
+            )
+        _note(note, {"model": name, "seconds": round(time.perf_counter() - begun, 2)})
+    _passed.add(model)
+
+
+def find_difference(model: Any) -> str | None:
+    """What differs between the engine's outputs and the model's own, or ``None``."""
+    before = model.config._attn_implementation
+    try:
+        with torch.no_grad(), _narrowed(model):
+            model.set_attn_implementation("eager")
+            return _Check(model).run()
+    except torch.OutOfMemoryError:
+        raise
+    except UsageError as error:  # attention with an argument that the engine does not know
+        said = str(error).rstrip(".")
+        return said[:1].lower() + said[1:]
+    except Exception as error:
+        first = next(iter(str(error).strip().splitlines()), "")
+        return f"its code does not run under the engine ({type(error).__name__}: {first})"
+    finally:
+        model.set_attn_implementation(before)
+
+
+@dataclass(frozen=True)
+class _Text:
+    """Random token ids, the first of them a prompt."""
+
+    ids: tuple[int, ...]
+    prompt: int
+
+
+class _Check:
+    """One model's check."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        vocabulary = model.config.get_text_config().vocab_size
+        first = vocabulary // 4  # special tokens lie at either end
+        generator = torch.Generator().manual_seed(0)
+        total = LONG + SHORT + 2 * NEW
+        ids = (first + torch.randint(0, first, (total,), generator=generator)).tolist()
+        self._long = _Text(tuple(ids[: LONG + NEW]), LONG)
+        self._short = _Text(tuple(ids[LONG + NEW :]), SHORT)
+        self._both = (self._long, self._short)
+        self._bank = _small_bank(model)
+
+    def run(self) -> str | None:
+        """What differs first, if anything."""
+        model, bank = self._model, self._bank
+        try:
+            base = [self._own(text) for text in self._both]
+            tolerance = self._tolerance(base)
+            adapted = base
+            if bank is not None:
+                with _low_rank(model, bank):
+                    adapted = [self._own(text) for text in self._both]
+            with prepared(model):
+                cache = KVCache.of(model, rows=4, capacity=64)
+                for way, compared in self._ways(cache, base, adapted):
+                    far = max(_distance(got, wanted) for got, wanted in compared)
+                    if not far <= tolerance:
+                        return (
+                            f"{way} gives log-probabilities {far:.2g} away from those of its own "
+                            f"forward pass, where rounding explains {tolerance:.2g}"
+                        )
+        finally:
+            if bank is not None:
+                bank.detach()
+        return None
+
+    def _tolerance(self, base: Sequence[Tensor]) -> float:
+        """How far the engine may be away, by how far rounding moves the model's own outputs."""
+        with _shaken(self._model):
+            moved = _distance(self._own(self._long), base[0])
+        return max(TIMES * moved, LEAST.get(self._model.dtype, LEAST[torch.bfloat16]))
+
+    def _ways(
+        self, cache: KVCache, base: Sequence[Tensor], adapted: Sequence[Tensor]
+    ) -> Iterator[tuple[str, list[tuple[Tensor, Tensor]]]]:
+        """Each way through the engine, and what it gives beside what is right."""
+        long, short = self._both
+        after = [slice(text.prompt - 1, None) for text in self._both]
+        right = [outputs[part] for outputs, part in zip(base, after, strict=True)]
+        for way, texts, wanted in (
+            ("a prompt alone", [long], right[:1]),
+            ("a prompt beside a longer one", [short, long], right[::-1]),
+        ):
+            got = self._generated(texts, cache)
+            yield f"prefill of {way}", [(g[:1], w[:1]) for g, w in zip(got, wanted, strict=True)]
+            yield f"decoding after {way}", list(zip(got, wanted, strict=True))
+        yield "decoding through a table of rows", [(self._scattered(cache), base[0][-1:])]
+        batch = pack_sequences(self._model, [text.ids for text in self._both])
+        logits = run_model(self._model, batch, slice(None)).split(batch.lengths)
+        yield "a pass over two sequences end to end", list(zip(logits, base, strict=True))
+        if self._bank is not None:
+            got = self._generated([long, short], cache, adapted=0)
+            wanted = [adapted[0][after[0]], right[1]]
+            yield "decoding with low-rank weights", list(zip(got, wanted, strict=True))
+        got = self._trained(cache)
+        wanted = [adapted[0][long.prompt - 2 :], base[1][2:]]
+        yield "a train pass after cached tokens", list(zip(got, wanted, strict=True))
+
+    def _own(self, text: _Text) -> Tensor:
+        """Logits of the model's own code, ``[tokens, V]``."""
+        ids = torch.tensor([text.ids], device=self._model.device)
+        logits: Tensor = self._model(input_ids=ids, use_cache=False).logits[0]
+        return logits
+
+    def _run(self, mode: Mode, segments: Sequence[Segment], cache: KVCache) -> list[Tensor]:
+        """Logits of each segment."""
+        batch = Batch.pack(mode, segments, cache)
+        with self._bank.applied(batch) if self._bank else nullcontext():
+            return list(run_model(self._model, batch, slice(None)).split(batch.lengths))
+
+    def _generated(self, texts: Sequence[_Text], cache: KVCache, adapted: int = -1) -> list[Tensor]:
+        """Logits after each prompt and each of its next tokens but the last, ``[1 + NEW, V]``."""
+        slots = [0 if n == adapted else -1 for n in range(len(texts))]
+        prompts = [Segment(t.ids[: t.prompt], n, 0, slots[n]) for n, t in enumerate(texts)]
+        steps = [[logits[-1:] for logits in self._run("prefill", prompts, cache)]]
+        for past in range(NEW):
+            tokens = [
+                Segment(t.ids[t.prompt + past :][:1], n, t.prompt + past, slots[n])
+                for n, t in enumerate(texts)
+            ]
+            steps.append(self._run("decode", tokens, cache))
+        return [torch.cat(logits) for logits in zip(*steps, strict=True)]
+
+    def _scattered(self, cache: KVCache) -> Tensor:
+        """Logits of the long text's last token, whose earlier ones lie in another row, the second.
+
+        It takes what :meth:`_generated` left there.
+        """
+        past = len(self._long.ids) - 1
+        batch = Batch.pack("decode", [Segment(self._long.ids[-1:], 3, past)], cache)
+        batch.row_of_BS = torch.full((1, cache.capacity), 1, dtype=torch.int32, device=cache.device)
+        return run_model(self._model, batch, slice(None))
+
+    def _trained(self, cache: KVCache) -> list[Tensor]:
+        """Logits of a train pass over both texts from within their prompts on."""
+        slot = -1 if self._bank is None else 0
+        segments = [
+            Segment(text.ids[past:], row, past, own)
+            for row, (text, past, own) in enumerate(
+                ((self._long, LONG - 2, slot), (self._short, 2, -1))
+            )
+        ]
+        return self._run("train", segments, cache)
+
+
+def _distance(got: Tensor, wanted: Tensor) -> float:
+    """The mean difference of log-probabilities over each position's most probable tokens."""
+    if got.shape != wanted.shape:
+        return float("inf")
+    got_MV, wanted_MV = (x.float().log_softmax(-1) for x in (got, wanted))
+    top_MC = wanted_MV.topk(min(COMPARED, wanted_MV.shape[-1])).indices
+    apart_MC = (got_MV.gather(1, top_MC) - wanted_MV.gather(1, top_MC)).abs()
+    far = float(apart_MC.mean())
+    return far if far == far else float("inf")
+
+
+def _small_bank(model: Any) -> LoRABank | None:
+    """One question's own weights, whose effect can be seen; ``None`` where no layer takes them."""
+    linear = {name.rsplit(".", 1)[-1] for name, m in model.named_modules() if type(m) is nn.Linear}
+    targets = tuple(name for name in ADAPTED if name in linear)
+    if not targets:
+        return None
+    bank = LoRABank(model, LoRASpec(targets=targets, dropout=0.0), 1, model.device)
+    bank.fill(0, seed=0)
+    generator = torch.Generator().manual_seed(0)
+    for (_, b_OR), layer in zip(
+        bank.factors(0), target_layers(model, bank.spec).values(), strict=True
+    ):
+        size = 0.1 * float(layer.weight.float().std()) * layer.in_features**0.5
+        b_OR.copy_(size * torch.randn(b_OR.shape, generator=generator))
+    return bank
+
+
+@contextmanager
+def _low_rank(model: Any, bank: LoRABank) -> Iterator[None]:
+    """The same weights in the model's own code, as a linear layer's definition has them."""
+
+    def hook(a_RI: Tensor, b_OR: Tensor) -> Callable[..., Tensor]:
+        def add(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            delta = (inputs[0].float() @ a_RI.T) @ b_OR.T * bank.scale
+            return output + delta.to(output.dtype)
+
+        return add
+
+    with ExitStack() as stack:
+        for layer, (a_RI, b_OR) in zip(
+            target_layers(model, bank.spec).values(), bank.factors(0), strict=True
+        ):
+            stack.callback(layer.register_forward_hook(hook(a_RI, b_OR)).remove)
+        yield
+
+
+@contextmanager
+def _shaken(model: Any) -> Iterator[None]:
+    """Change what each layer gives by about a rounding error of its dtype, up or down."""
+    stacks = [m for m in model.modules() if isinstance(m, nn.ModuleList)]
+    layers = max(stacks, key=len, default=())
+    generator = torch.Generator().manual_seed(0)
+
+    def shake(_: nn.Module, __: Any, output: Any) -> Any:
+        x = output if isinstance(output, Tensor) else output[0]
+        sign = torch.randint(0, 2, x.shape, generator=generator).to(x.device, x.dtype) * 2 - 1
+        x = x * (1 + sign * torch.finfo(x.dtype).eps)
+        return x if isinstance(output, Tensor) else (x, *output[1:])
+
+    with ExitStack() as stack:
+        for layer in layers:
+            stack.callback(layer.register_forward_hook(shake).remove)
+        yield
+
+
+@contextmanager
+def _narrowed(model: Any) -> Iterator[None]:
+    """Cut windows and chunks to a few tokens, wherever the model holds them."""
+    holders: dict[int, Any] = {id(m): m for m in model.modules()}
+    for module in (model, *list(holders.values())):
+        config = getattr(module, "config", None)
+        if config is not None:
+            for own in (config, config.get_text_config()):
+                holders[id(own)] = own
+    with ExitStack() as stack:
+        for holder in holders.values():
+            for name in WINDOWS:
+                value = getattr(holder, name, None)
+                if isinstance(value, int) and not isinstance(value, bool) and value > LONG - WINDOW:
+                    stack.enter_context(patch.object(holder, name, WINDOW))
+        yield
+
+
+def _fingerprint(model: Any) -> str:
+    """A digest of a model's shape and some of its weights, of the device and of all code."""
+    config = {k: v for k, v in model.config.to_dict().items() if k != "_name_or_path"}
+    device = torch.device(model.device)
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    names = [(name, tuple(p.shape), str(p.dtype)) for name, p in model.named_parameters()]
+    some = [p.detach().flatten()[:: max(1, p.numel() // 3)][:3] for p in model.parameters()]
+    values = torch.cat([x.float() for x in some]).tolist()
+    versions = (torch.__version__, transformers.__version__, _own_code())
+    whole = (type(model).__name__, config, where, names, values, versions)
+    return hashlib.blake2b(repr(whole).encode(), digest_size=16).hexdigest()
+
+
+@cache
+def _own_code() -> str:
+    """A digest of the engine's sources, so that what another version found is not trusted."""
+    digest = hashlib.blake2b(digest_size=16)
+    for file in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def _note(file: Path, facts: dict[str, Any]) -> None:
+    """Write what passed; a folder that cannot be written only means that it is tried again."""
+    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        scratch = file.with_suffix(f".{os.getpid()}")
+        scratch.write_text(json.dumps({**facts, **versions}) + "\n", encoding="utf-8")
+        scratch.replace(file)
+    except OSError:
+        pass

@@ -1,0 +1,223 @@
+"""The check of a model's outputs finds what the engine would do wrong, and nothing else."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fttt.engine import BatchedEngine, attention, check_outputs, selfcheck
+from fttt.engine.adapters import LoRABank
+from fttt.engine.batch import Batch
+from fttt.engine.cache import KVCache
+from fttt.engine.selfcheck import find_difference
+from fttt.errors import UsageError
+from fttt.testing import tiny_model
+
+FAMILIES = ("llama", "mistral", "qwen", "qwen3", "gemma", "gemma2", "gemma3")
+
+
+@pytest.fixture(autouse=True)
+def _own_notes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is known of any model yet."""
+    monkeypatch.setenv("FTTT_CACHE", str(tmp_path))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_model_that_is_run_rightly_passes_and_is_left_as_it_was(
+    family: str, dtype: torch.dtype
+) -> None:
+    model = tiny_model(family, seed=3).model.to(dtype)
+    window = getattr(model.config, "sliding_window", None)
+    before = model.config._attn_implementation
+    assert find_difference(model) is None
+    assert model.config._attn_implementation == before
+    assert getattr(model.config, "sliding_window", None) == window
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def _windowed(**more: Any) -> Any:
+    """A Mistral whose window, as those of real models, is far longer than the check's prompts."""
+    from transformers import MistralConfig, MistralForCausalLM
+
+    torch.manual_seed(0)
+    config = MistralConfig(
+        vocab_size=272, hidden_size=32, intermediate_size=64, num_hidden_layers=2, head_dim=8,
+        num_attention_heads=4, num_key_value_heads=2, initializer_range=0.3, sliding_window=4096,
+        **more,
+    )  # fmt: skip
+    return MistralForCausalLM(config).eval().requires_grad_(False)
+
+
+def _no_window(patch: pytest.MonkeyPatch) -> None:
+    def visible(key_at: Tensor, query_at: Tensor, window: int | None) -> Tensor:
+        return key_at <= query_at
+
+    patch.setattr(attention, "_visible", visible)
+
+
+def _window_of_one_more(patch: pytest.MonkeyPatch) -> None:
+    right = attention._visible
+
+    def visible(key_at: Tensor, query_at: Tensor, window: int | None) -> Tensor:
+        return right(key_at, query_at, None if window is None else window + 1)
+
+    patch.setattr(attention, "_visible", visible)
+
+
+def _neighbours_share_a_row(patch: pytest.MonkeyPatch) -> None:
+    right = KVCache.write
+
+    def write(self: KVCache, layer: int, row_N: Tensor, *rest: Tensor) -> None:
+        right(self, layer, row_N.clamp(max=0), *rest)
+
+    patch.setattr(KVCache, "write", write)
+
+
+def _no_softcap(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(
+        attention,
+        "_softmax_attention",
+        lambda q, k, v, mask, own: torch.nn.functional.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, scale=own.scaling
+        ),
+    )
+
+
+def _later_by_one(patch: pytest.MonkeyPatch) -> None:
+    right = Batch.pack
+
+    def pack(mode: Any, segments: Any, cache: KVCache) -> Batch:
+        batch = right(mode, segments, cache)
+        if mode == "decode":
+            batch.position_N = batch.position_N + 1
+        return batch
+
+    patch.setattr(Batch, "pack", pack)
+
+
+def _adapters_for_all(patch: pytest.MonkeyPatch) -> None:
+    right = LoRABank._gather
+
+    def gather(self: LoRABank, batch: Batch) -> tuple[Tensor, ...]:
+        batch.slot_B = batch.slot_B.clamp(min=0)
+        return right(self, batch)
+
+    patch.setattr(LoRABank, "_gather", gather)
+
+
+def _past_unseen_in_train_passes(patch: pytest.MonkeyPatch) -> None:
+    right = attention._train
+
+    def train(q: Tensor, k: Tensor, v: Tensor, own: Any) -> Tensor:
+        own.batch.past_B = own.batch.past_B.clamp(max=1)
+        return right(q, k, v, own)
+
+    patch.setattr(attention, "_train", train)
+
+
+@pytest.mark.parametrize(
+    ("make", "spoil", "named"),
+    [
+        (_windowed, _no_window, "prefill of a prompt alone"),
+        (_windowed, _window_of_one_more, "prefill of a prompt alone"),
+        (lambda: tiny_model("gemma2").model, _no_softcap, "prefill of a prompt alone"),
+        (lambda: tiny_model().model, _later_by_one, "decoding after a prompt alone"),
+        (lambda: tiny_model().model, _neighbours_share_a_row, "beside a longer one"),
+        (lambda: tiny_model().model, _adapters_for_all, "low-rank weights"),
+        (lambda: tiny_model().model, _past_unseen_in_train_passes, "a train pass"),
+    ],
+)
+def test_what_the_engine_does_wrong_is_found_and_named(
+    make: Callable[[], Any],
+    spoil: Callable[[pytest.MonkeyPatch], None],
+    named: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = make()
+    assert find_difference(model) is None
+    spoil(monkeypatch)
+    fault = find_difference(model)
+    assert fault is not None
+    assert named in fault
+
+
+@pytest.mark.parametrize(
+    ("asked", "named"),
+    [
+        ({"s_other": torch.zeros(4)}, "takes 's_other'"),
+        ({"is_causal": False}, "not causal"),
+        ({"dropout": 0.1}, "dropout .0.1."),
+        ({"attention_mask": torch.zeros(1)}, "mask of its own"),
+    ],
+)
+def test_an_argument_that_attention_does_not_know_is_refused(
+    asked: dict[str, Any], named: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import AttentionInterface
+
+    loaded = tiny_model(seed=5)
+    own_mask = asked.pop("attention_mask", None)
+
+    def asking(module: Any, q: Any, k: Any, v: Any, mask: Any, **others: Any) -> Any:
+        return attention.attend(module, q, k, v, own_mask, **{**others, **asked})
+
+    monkeypatch.setitem(AttentionInterface._global_mapping, attention.NAME, asking)
+    with pytest.raises(UsageError, match=named) as refused:
+        BatchedEngine(loaded, max_length=64)
+    said = str(refused.value)
+    assert "LlamaForCausalLM" in said
+    assert said.endswith(".")
+    assert ". " not in said  # one sentence
+    assert loaded.model.config._attn_implementation == "sdpa"
+
+
+def test_what_passed_is_noted_and_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[Any] = []
+
+    def find(model: Any) -> None:
+        tried.append(model)
+
+    monkeypatch.setattr(selfcheck, "find_difference", find)
+    model = tiny_model().model
+    check_outputs(model, "one")
+    check_outputs(model, "one")
+    check_outputs(tiny_model().model, "the same, loaded again")
+    assert tried == [model]
+    other = tiny_model(seed=1).model
+    check_outputs(other, "other weights")
+    check_outputs(tiny_model().model.bfloat16(), "another dtype")
+    monkeypatch.setattr(selfcheck, "_own_code", lambda: "another version")
+    check_outputs(tiny_model().model, "one")
+    assert len(tried) == 4
+
+
+def test_what_failed_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model().model
+    with monkeypatch.context() as patch:
+        patch.setattr(selfcheck, "find_difference", lambda _: "decoding gives nonsense")
+        for _ in range(2):
+            with pytest.raises(
+                UsageError, match=r"'one' .* not supported: decoding gives nonsense"
+            ):
+                check_outputs(model, "one")
+    check_outputs(model, "one")
+
+
+def test_a_cache_that_cannot_be_written_stops_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("FTTT_CACHE", str(tmp_path / "file"))
+    check_outputs(tiny_model().model, "one")
+
+
+def test_the_check_is_quick() -> None:
+    model = tiny_model().model
+    begun = time.process_time()
+    find_difference(model)
+    assert time.process_time() - begun < 2
