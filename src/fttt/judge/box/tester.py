@@ -29,7 +29,7 @@ _OF_ITERATORS = frozenset(("next", "iter"))
 _OF_OBJECTS = frozenset(OPERATIONS) - {"isinstance", "enter", "exit"}
 _DETAIL = 1000
 _VERDICT = 40_000  # bytes; the marks of progress have room beside it in a pipe
-_LAST_WORDS = 1.0  # seconds given to a solver that hung up, to be seen dead
+_LAST_WORDS = 2.0  # seconds given to a solver that hung up, to be seen dead
 
 
 class Tester(Peer):

@@ -25,6 +25,7 @@ _STREAM = 1 << 18
 _DATAGRAM = 11 * _STREAM
 _ANONYMOUS = b" /dev/zero (deleted)"  # the name of every anonymous shared mapping
 _MAPPING = 256  # bytes that the kernel keeps a mapping
+_MAPS = 1 << 19  # bytes of /proc/PID/maps, some 5,000 mappings; nobody honest has as many
 _PAGE, _TICK = os.sysconf("SC_PAGE_SIZE"), os.sysconf("SC_CLK_TCK")
 
 
@@ -105,6 +106,7 @@ class Processes:
         self._owners: dict[tuple[int, int], int] = {}
         self._namespaces: dict[int, str | None] = {}
         self._own_namespace = _namespace(os.getpid())
+        self._shares: dict[int, _Shares] = {}
         self.families: dict[int, list[Process]] = {}
         """The members of each box, by the id of its first process."""
 
@@ -112,6 +114,7 @@ class Processes:
         """Read ``/proc`` once more; ``roots`` are the first processes of the boxes."""
         found = _processes()
         roots = set(roots)
+        self._shares = {root: self._shares[root] for root in roots & self._shares.keys()}
         self._namespaces = {pid: self._namespaces.get(pid) or _namespace(pid) for pid in roots}
         known = {None, self._own_namespace}
         by_namespace = {name: pid for pid, name in self._namespaces.items() if name not in known}
@@ -155,21 +158,42 @@ class Processes:
     def memory(self, root: int, bound: int) -> int:
         """Bytes that a box uses, or a little more; looked at closely only where that may matter.
 
-        What a process has mapped lies in its address space. So where all address spaces of a box
-        are together below ``bound``, only what need not be mapped any more is counted.
+        To read what a process shares takes the kernel a walk over all of its pages, so it is read
+        only where the address spaces of a box together are beyond ``bound``, and once more only
+        when its processes have grown by what then was left.
         """
         members = self.families[root]
         mappings: set[bytes] = set()
         memory = _sockets(root)
-        memory += sum(_MAPPING * _shared_mappings(member.pid, mappings) for member in members)
+        for member in members:
+            count = _shared_mappings(member.pid, mappings)
+            if count is None:
+                return bound + 1
+            memory += _MAPPING * count
         memory += SHARED_MAPPING * len(mappings)
-        if memory + sum(member.space for member in members) > bound:
-            memory += sum(_share(member) for member in members)
-        return memory
+        if memory + sum(member.space for member in members) <= bound:
+            return memory
+        shares = self._shares.get(root)
+        if shares is None or memory + shares.now(members) > bound:
+            shares = self._shares[root] = _Shares(members)
+        return memory + shares.now(members)
 
     def waited(self, root: int) -> float:
         """Seconds for which a box was ready to run and had no processor."""
         return max((_waited(member.pid) for member in self.families[root]), default=0.0)
+
+
+class _Shares:
+    """What the processes of a box had in memory at one time, pages that they share counted once."""
+
+    def __init__(self, members: list[Process]) -> None:
+        self._sum = sum(_share(member) for member in members)
+        self._resident = {(member.pid, member.start): member.resident for member in members}
+
+    def now(self, members: list[Process]) -> int:
+        """The most that they can have by now: no less than then, and all growth unshared."""
+        growth = (m.resident - self._resident.get((m.pid, m.start), 0) for m in members)
+        return self._sum + sum(bytes_ for bytes_ in growth if bytes_ > 0)
 
 
 def _processes() -> dict[int, Process]:
@@ -218,9 +242,14 @@ def _share(process: Process) -> int:
     return sizes[b"Pss"] - sizes.get(b"Pss_Shmem", 0) + sizes.get(b"SwapPss", 0)
 
 
-def _shared_mappings(pid: int, shared: set[bytes]) -> int:
-    """Add a process's anonymous shared mappings to ``shared``; how many mappings it has at all."""
-    maps = _read(f"/proc/{pid}/maps")
+def _shared_mappings(pid: int, shared: set[bytes]) -> int | None:
+    """Add a process's anonymous shared mappings to ``shared``; how many mappings it has at all.
+
+    Nothing is answered where there are so many that only to read them would take long.
+    """
+    maps = _read(f"/proc/{pid}/maps", _MAPS)
+    if len(maps) >= _MAPS:
+        return None
     if _ANONYMOUS in maps:
         # Address, rights, offset, device, file number, name.
         shared |= {line.split()[4] for line in maps.splitlines() if line.endswith(_ANONYMOUS)}
@@ -233,10 +262,11 @@ def _sockets(pid: int) -> int:
     return sum(_DATAGRAM if line.split()[4] == b"0002" else _STREAM for line in lines)
 
 
-def _read(path: str, most: int = 1 << 24) -> bytes:
+def _read(path: str, most: int = 1 << 20) -> bytes:
     """A file's content; nothing where the process has ended or is not ours to look at."""
+    parts = []
     with contextlib.suppress(OSError), open(path, "rb", buffering=0) as file:  # noqa: PTH123
-        if most <= 1 << 16:
-            return file.read(most) or b""
-        return file.readall()
-    return b""
+        while most > 0 and (part := file.read(most)):
+            parts.append(part)
+            most -= len(part)
+    return b"".join(parts)
