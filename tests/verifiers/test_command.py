@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fttt.errors import UsageError
+from fttt.errors import RunError, UsageError
 from fttt.types import Question, Verdict
 from fttt.verifiers.base import Verifier
 from fttt.verifiers.command import CommandVerifier
@@ -66,6 +66,35 @@ def test_the_completion_comes_on_standard_input_and_the_question_in_the_environm
     assert verdict.detail == "It is 42.|q/1|What is 6 * 7?|42|6 * 7 = 42"
     (verdict,) = judge('printf %s "$FTTT_GOLD"', "", question=Question("q", "", {"a": [1]}))
     assert verdict.detail == '{"a": [1]}'
+
+
+LONG = "Which of these is it? " + "x" * 200_000
+
+
+def test_a_long_question_is_in_its_file_and_the_verdict_is_the_commands() -> None:
+    question = Question("q", LONG, "42", "y" * 150_000)
+    right, wrong = judge('grep -q "$FTTT_GOLD"', "It is 42.", "It is 41.", question=question)
+    assert (right.outcome, wrong.outcome) == ("correct", "incorrect")
+    (verdict,) = judge(
+        'wc -c <"$FTTT_QUESTION_FILE"; wc -c <"$FTTT_SOLUTION_FILE"; cat "$FTTT_GOLD_FILE"; '
+        'printf "|%s|%s|" "${FTTT_QUESTION-none}" "${FTTT_SOLUTION-none}"',
+        "",
+        question=question,
+    )
+    assert verdict.detail.split() == [str(len(LONG)), "150000", "42|none|none|"]
+
+
+def test_a_gold_answer_too_long_for_its_variable_never_reads_as_an_empty_one() -> None:
+    question = Question("q/7", "", "z" * 140_000)
+    with pytest.raises(RunError, match="question 'q/7' has 140000 characters"):
+        judge('grep -q "$FTTT_GOLD"', "anything", question=question)
+    right, wrong = judge('cmp - "$FTTT_GOLD_FILE"', "z" * 140_000, "z", question=question)
+    assert (right.outcome, wrong.outcome) == ("correct", "incorrect")
+
+
+def test_the_questions_files_are_gone_afterwards() -> None:
+    (verdict,) = judge('printf %s "$FTTT_GOLD_FILE"; exit 1', "")
+    assert not Path(verdict.detail).parent.exists()
 
 
 def test_the_end_of_what_it_prints_is_kept() -> None:

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import os
 import resource
 import signal
+import socket
+import stat
 import subprocess
 import sys
 import time
@@ -16,6 +19,7 @@ import pytest
 
 from fttt.errors import RunError
 from fttt.verifiers.pool import JobError, WorkerPool
+from fttt.verifiers.zygote import send
 
 
 def run(job: Callable[[Any], Any] | str, *requests: Any, **options: Any) -> list[Any]:
@@ -218,6 +222,60 @@ def test_a_killed_zygote_is_replaced(when: str) -> None:
     assert old != new
     assert gone(worker)
     assert gone(new)
+
+
+def test_a_job_that_forks_and_goes_on_twice_answers_once_and_each_its_own_request() -> None:
+    """The copy must not answer as well: all later answers would be the ones before."""
+
+    def job(number: int) -> int:
+        child = os.fork()
+        if child == 0:
+            return -number
+        time.sleep(0.05)
+        return number
+
+    def raising(number: int) -> int:
+        if os.fork() == 0:
+            sys.exit(0)
+        time.sleep(0.05)
+        return number
+
+    assert run(job, *range(1, 7), workers=1) == list(range(1, 7))
+    assert run(raising, *range(1, 4), workers=1) == [1, 2, 3]
+
+
+def test_an_answer_to_another_request_is_passed_over() -> None:
+    """As from a process that writes to the worker's own socket."""
+
+    def job(number: int) -> int:
+        ours = max(int(fd) for fd in os.listdir("/proc/self/fd") if is_socket(int(fd)))  # noqa: PTH208
+        with socket.socket(fileno=os.dup(ours)) as connection:
+            send(connection, {"value": -number, "number": number - 1, "last": False})
+        return number
+
+    assert run(job, 1, 2, 3, workers=1) == [1, 2, 3]
+
+
+def is_socket(fd: int) -> bool:
+    with contextlib.suppress(OSError):
+        return stat.S_ISSOCK(os.fstat(fd).st_mode)
+    return False
+
+
+@pytest.mark.parametrize("job", [lambda request: request, "fttt.verifiers.regex:search"])
+def test_a_stopped_zygote_does_not_keep_the_pool_from_closing(
+    job: Callable[[Any], Any] | str,
+) -> None:
+    async def ask() -> int:
+        pool = WorkerPool(job, time_limit=5.0)
+        await pool.run(["b", "b"])
+        assert pool._zygote is not None
+        zygote = pool._zygote._process.pid
+        os.kill(zygote, signal.SIGSTOP)
+        await asyncio.wait_for(pool.close(), 5.0)
+        return zygote
+
+    assert gone(asyncio.run(ask()))
 
 
 def test_workers_end_when_the_caller_is_killed() -> None:

@@ -11,10 +11,10 @@ import subprocess
 import tempfile
 import threading
 import time
-from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
-from fttt.errors import UsageError
+from fttt.errors import RunError, UsageError
 from fttt.types import Outcome, Question, Verdict
 from fttt.verifiers.base import feedback_on
 from fttt.verifiers.pool import JobError, WorkerPool
@@ -26,6 +26,9 @@ _SHOWN = 500
 
 _NOT_RUN = (126, 127)
 """The shell's exit statuses for a program that is missing or may not be executed."""
+_LONG = 100_000
+"""Bytes of a text that are still passed as a variable; the kernel's limit for one is 131,072."""
+_GOLD_FILE = "FTTT_GOLD_FILE"
 _PROGRAM = re.compile(r"[\w./+-]+")
 """A first word that names a program or a builtin, and is no shell syntax."""
 
@@ -35,9 +38,11 @@ class CommandVerifier:
 
     The completion is on standard input. The environment is the caller's, and besides:
     ``FTTT_QUESTION_ID``, ``FTTT_QUESTION`` (the prompt), ``FTTT_GOLD`` (the gold answer; JSON where
-    it is no text) and ``FTTT_SOLUTION`` (empty where there is none). The end of what the command
-    prints becomes the verdict's detail. When it ends or its time is up, everything that it started
-    is killed, daemons included.
+    it is no text) and ``FTTT_SOLUTION`` (empty where there is none). ``FTTT_QUESTION_FILE``,
+    ``FTTT_GOLD_FILE`` and ``FTTT_SOLUTION_FILE`` name files that hold the same, of any length; a
+    text of more than 100,000 bytes is in its file only, since the kernel takes none that long into
+    an environment. The end of what the command prints becomes the verdict's detail. When it ends
+    or its time is up, everything that it started is killed, daemons included.
     """
 
     def __init__(
@@ -67,11 +72,30 @@ class CommandVerifier:
         )
 
     async def verify(self, question: Question, completion: str) -> Verdict:
-        """Run the command."""
+        """Run the command.
+
+        Raises:
+            RunError: it cannot be started, or the gold answer is too long for its variable and the
+                command does not name the file.
+        """
         start = time.perf_counter()
-        request = {"command": self._command, "completion": completion, **asdict(question)}
+        gold = question.gold if isinstance(question.gold, str) else json.dumps(question.gold)
+        if len(gold.encode(errors="replace")) > _LONG and _GOLD_FILE not in self._command:
+            # Without its variable, a command such as grep "$FTTT_GOLD" would find everything right.
+            raise RunError(
+                f"The gold answer of question {question.id!r} has {len(gold)} characters, too many "
+                f"for the variable FTTT_GOLD; let the verifier command read the file ${_GOLD_FILE}."
+            )
         try:
-            status, detail = await self._pool.run(request)
+            with tempfile.TemporaryDirectory(prefix="fttt-question-") as folder:
+                request = {
+                    "command": self._command,
+                    "completion": completion,
+                    "variables": _variables(question, gold, Path(folder)),
+                }
+                status, detail = await self._pool.run(request)
+            if status is None:
+                raise RunError(f"The verifier command could not be started: {detail}.")
             if status in _NOT_RUN:
                 detail = f"the command could not be run: {detail}"
             elif status != 0 and not detail:
@@ -91,25 +115,37 @@ class CommandVerifier:
         await self._pool.close()
 
 
-def run(request: Any) -> tuple[int, str]:
-    """The worker's job: run the command; its exit status and the end of its output."""
-    gold = request["gold"]
-    added = {
-        "FTTT_QUESTION_ID": request["id"],
-        "FTTT_QUESTION": request["prompt"],
-        "FTTT_GOLD": gold if isinstance(gold, str) else json.dumps(gold),
-        "FTTT_SOLUTION": request["solution"] or "",
-    }
+def _variables(question: Question, gold: str, folder: Path) -> dict[str, str]:
+    """What the command finds in its environment; the files that it names are written."""
+    variables = {"FTTT_QUESTION_ID": _clean(question.id)}
+    texts = {"QUESTION": question.prompt, "GOLD": gold, "SOLUTION": question.solution or ""}
+    for name, text in texts.items():
+        file = folder / name.lower()
+        file.write_bytes(text.encode(errors="replace"))
+        variables[f"FTTT_{name}_FILE"] = str(file)
+        if file.stat().st_size <= _LONG:
+            variables[f"FTTT_{name}"] = _clean(text)
+    return variables
+
+
+def run(request: Any) -> tuple[int | None, str]:
+    """The worker's job: run the command; its exit status and the end of its output.
+
+    No status is answered where it could not be started at all; then the text says why.
+    """
     with tempfile.TemporaryFile() as given:
         given.write(request["completion"].encode(errors="replace"))
         given.seek(0)
-        process = subprocess.Popen(
-            ["/bin/sh", "-c", request["command"]],
-            stdin=given,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            env=os.environ | {name: _clean(value) for name, value in added.items()},
-        )
+        try:
+            process = subprocess.Popen(
+                ["/bin/sh", "-c", request["command"]],
+                stdin=given,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                env=os.environ | request["variables"],
+            )
+        except OSError as error:
+            return None, str(error)
     tail = bytearray()
     reader = threading.Thread(target=_keep_tail, args=(process, tail), daemon=True)
     reader.start()

@@ -10,15 +10,16 @@ import asyncio
 import contextlib
 import os
 import queue
+import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 import warnings
 import weakref
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Protocol
 
 from fttt.errors import RunError
 from fttt.verifiers.zygote import ORDER, Job, receive, send, serve
@@ -29,6 +30,8 @@ _MAIN = "from fttt.verifiers.zygote import main; main()"
 
 _STARTUP_SECONDS = 120.0
 """For a zygote to import what its job needs, on a machine that is busy with other things."""
+_STOP_SECONDS = 5.0
+"""For a zygote to end its workers once it was told to end; after that it is killed."""
 
 
 class JobError(Exception):
@@ -152,6 +155,7 @@ class _Worker:
         self._zygote = zygote
         self._number = number
         self._connection = connection
+        self._requests = 0
 
     @property
     def waiting(self) -> bool:
@@ -165,21 +169,26 @@ class _Worker:
         return False
 
     def ask(self, request: Any, seconds: float) -> dict[str, Any] | None:
-        """The worker's reply, how it died, or ``None`` where the time is up."""
-        try:
-            send(self._connection, {"job": request})
-        except (BrokenPipeError, ConnectionResetError):
-            return self.hear(seconds)
+        """The worker's reply to this request, how it died, or ``None`` where the time is up."""
+        self._requests += 1
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            send(self._connection, {"job": request, "number": self._requests})
         return self.hear(seconds)
 
     def hear(self, seconds: float) -> dict[str, Any] | None:
-        self._connection.settimeout(seconds)
+        """The next message that belongs here; a copy of the worker may have sent others."""
+        deadline = time.monotonic() + seconds
         try:
-            return receive(self._connection) or {"died": None}
+            while (left := deadline - time.monotonic()) > 0:
+                self._connection.settimeout(left)
+                message = receive(self._connection) or {"died": None}
+                if message.get("number", self._requests) == self._requests:
+                    return message
         except TimeoutError:
-            return None
+            pass
         finally:
             self._connection.settimeout(None)
+        return None
 
     def end(self) -> None:
         """Kill it, if it still lives, and all that it started."""
@@ -189,13 +198,13 @@ class _Worker:
 class _ZygoteHandle:
     """The caller's end of a zygote."""
 
-    def __init__(self, control: socket.socket, wait: Callable[[], object]) -> None:
+    def __init__(self, control: socket.socket, process: _Process) -> None:
         self._control = control
-        self._wait = wait
+        self._process = process
         self._spawned = 0
         self._connections: dict[int, socket.socket] = {}
         # A pool that is dropped without close() leaves nothing behind either.
-        self._finish = weakref.finalize(self, _finish, control, self._connections, wait)
+        self._finish = weakref.finalize(self, _finish, control, self._connections, process)
 
     def spawn(self) -> _Worker:
         ours, theirs = socket.socketpair()
@@ -219,23 +228,67 @@ class _ZygoteHandle:
 
     def stop(self) -> None:
         """End the zygote and its workers."""
-        _stop(self._control, self._wait)
+        _stop(self._control, self._process)
 
     def close(self) -> None:
         self._finish()
 
 
-def _stop(control: socket.socket, wait: Callable[[], object]) -> None:
+class _Process(Protocol):
+    """A zygote's process."""
+
+    pid: int
+
+    def ended(self) -> bool:
+        """Whether it has ended; its remains are taken away then."""
+
+
+class _Started:
+    """A zygote that was started as a program."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self.pid = process.pid
+        self._process = process
+
+    def ended(self) -> bool:
+        return self._process.poll() is not None
+
+
+class _Forked:
+    """A zygote that is a fork of this process."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self._ended = False
+
+    def ended(self) -> bool:
+        if not self._ended:
+            try:
+                self._ended = os.waitpid(self.pid, os.WNOHANG)[0] != 0
+            except ChildProcessError:
+                self._ended = True
+        return self._ended
+
+
+def _stop(control: socket.socket, process: _Process) -> None:
+    """Have a zygote end, and wait until it has; one that was stopped goes on first."""
     # Shut down, not only closed: a process forked since then may hold a copy of the descriptor.
     with contextlib.suppress(OSError):
         control.shutdown(socket.SHUT_RDWR)
-    wait()
+    deadline = time.monotonic() + _STOP_SECONDS
+    pause = 0.001
+    while not process.ended():
+        late = time.monotonic() > deadline
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process.pid, signal.SIGKILL if late else signal.SIGCONT)
+        time.sleep(pause)
+        pause = min(2 * pause, 0.05)
 
 
 def _finish(
-    control: socket.socket, connections: dict[int, socket.socket], wait: Callable[[], object]
+    control: socket.socket, connections: dict[int, socket.socket], process: _Process
 ) -> None:
-    _stop(control, wait)
+    _stop(control, process)
     control.close()
     for connection in connections.values():
         connection.close()
@@ -254,12 +307,10 @@ def _start(job: Job | str, memory_mb: int | None) -> _ZygoteHandle:
             start_new_session=True,
         )
     send(ours, {"job": job, "memory_mb": memory_mb})
-    return _ZygoteHandle(ours, process.wait)
+    return _ZygoteHandle(ours, _Started(process))
 
 
-def _fork(
-    ours: socket.socket, theirs: socket.socket, job: Job, memory_mb: int | None
-) -> Callable[[], object]:
+def _fork(ours: socket.socket, theirs: socket.socket, job: Job, memory_mb: int | None) -> _Process:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):
             stream.flush()  # what is buffered now must not be written twice
@@ -271,11 +322,7 @@ def _fork(
         ours.close()
         serve(theirs, job, memory_mb)
 
-    def wait() -> None:
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(pid, 0)
-
-    return wait
+    return _Forked(pid)
 
 
 def _describe(code: int | None) -> str:

@@ -180,6 +180,7 @@ class _Zygote:
 
 def _work(connection: socket.socket, job: Job, memory_mb: int | None) -> None:
     """Answer requests one by one until the caller closes, or memory gets short."""
+    worker = os.getpid()
     send(connection, {"ready": True})
     last = False
     while not last and (request := receive(connection)) is not None:
@@ -190,12 +191,14 @@ def _work(connection: socket.socket, job: Job, memory_mb: int | None) -> None:
             reply = {"memory": True}
         except BaseException as error:
             reply = {"error": f"{type(error).__name__}: {error}".removesuffix(": ")}
+        if os.getpid() != worker:
+            os._exit(0)  # the job forked, and this is the copy: it has nothing to say
         _kill_children()
         last = "memory" in reply or _memory_is_short(memory_mb)
         with contextlib.suppress(Exception):
             sys.stdout.flush()
             sys.stderr.flush()
-        send(connection, reply | {"last": last})
+        send(connection, reply | {"number": request["number"], "last": last})
 
 
 def _memory_is_short(memory_mb: int | None) -> bool:
