@@ -47,6 +47,15 @@ def test_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert all(set(line) == {"verdict", "extracted", "detail"} for line in lines)
 
 
+def test_a_line_may_say_that_its_completion_was_cut_off(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = case("12", "The final answer is 12")
+    rows = [row, {**row, "finish_reason": "length"}, {**row, "finish_reason": "stop"}]
+    _, lines, _ = verify(capsys, "number", write(tmp_path / "in.jsonl", *rows))
+    assert [line["verdict"] for line in lines] == ["correct", "unanswered", "correct"]
+
+
 def test_mathematics_by_either_rule(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [case(r"\frac{1}{4}", r"\boxed{0.25}"), case("x+1", r"\boxed{1+x}"), case("5", "no")]
     file = write(tmp_path / "in.jsonl", *rows)
@@ -87,6 +96,11 @@ def test_the_order_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         ("math", {"gold": None, "completion": "3"}, "Line 2 of .* neither text nor a number"),
         ("number", {"gold": True, "completion": "3"}, "Line 2 of .* neither text nor a number"),
         ("code", {"gold": "1", "completion": "3"}, "Line 2 of .* no problem object"),
+        (
+            "number",
+            {"gold": "1", "completion": "1", "finish_reason": 1},
+            "Line 2 of .* finish_reason that is no text: 1",
+        ),
     ],
 )
 def test_a_malformed_line_is_named_behind_the_verdicts_before_it(

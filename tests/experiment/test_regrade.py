@@ -68,6 +68,17 @@ def test_verdicts_are_made_anew_and_the_old_folder_stays(run: Run, tmp_path: Pat
     assert [verdict.outcome for verdict in history.verdicts.values()] == ["unanswered", "correct"]
 
 
+def test_an_answer_that_was_cut_off_stays_cut_off(run: Run, tmp_path: Path) -> None:
+    file = run.path / "trials.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    gold = run.questions[0].gold
+    for line in lines:
+        line |= {"completion": f"The final answer is {gold}", "finish_reason": "length"}
+    file.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    _, changes = regrade(Run.open(run.path), tmp_path / "new")
+    assert changes == []
+
+
 def test_grading_twice_changes_nothing(run: Run, tmp_path: Path) -> None:
     once, _ = regrade(run, tmp_path / "once")
     twice, changes = regrade(once, tmp_path / "twice")

@@ -9,6 +9,7 @@ from fttt.methods.base import LoRASettings, Method, MethodSettings, Session
 from fttt.methods.best_of_n import BestOfN
 from fttt.testing import TinyVerifier, play, tiny_tokenizer
 from fttt.types import Feedback, Question, Verdict
+from fttt.verifiers.number import NumberVerifier
 
 
 class Broken(TinyVerifier):
@@ -36,6 +37,24 @@ def test_a_verifier_that_raises_is_a_fact_about_one_trial() -> None:
 def test_a_verifier_that_cannot_judge_ends_the_run() -> None:
     with pytest.raises(RunError, match="The judge is down"):
         play(BestOfN(MethodSettings()), ["3"], trials=4, verifier=Down())
+
+
+def test_a_verifier_that_asks_is_told_of_an_answer_that_was_cut_off() -> None:
+    asked = Question("q", "How many?", "7")
+    script = ["The answer is 7 and nothing more than that", "The answer is 7"]
+    method = BestOfN(MethodSettings())
+    for longest, verdicts in ((3, ["unanswered"] * 2), (256, ["correct"])):
+        scene = play(
+            method,
+            script,
+            question=asked,
+            verifier=NumberVerifier(),
+            trials=2,
+            max_new_tokens=longest,
+        )
+        assert [trial.verdict for trial in scene.trials] == verdicts
+    scene = play(method, ["7"], verifier=TinyVerifier(), trials=1, max_new_tokens=1)
+    assert [trial.verdict for trial in scene.trials] == ["correct"]  # it does not ask
 
 
 class Attempts(Method):

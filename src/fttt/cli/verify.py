@@ -18,13 +18,15 @@ import typer
 
 from fttt.errors import UsageError
 from fttt.types import Question, Verdict
-from fttt.verifiers.base import Verifier
+from fttt.verifiers.base import Verifier, verify_completion
 from fttt.verifiers.choose import choose_verifier
 
 __all__ = ["Kind", "verify_command"]
 
 _LOOK_SECONDS = 0.2
 """How long an end may wait for a line that does not come."""
+_CUT = ("length", "max_tokens")
+"""How servers name the end of a completion at its length limit."""
 _AHEAD = 64
 """Lines that are judged at once; verdicts come out in the order of the lines."""
 
@@ -60,6 +62,8 @@ def verify_command(
     ] = None,
 ) -> None:
     """Judge lines {"gold", "completion"}; print {"verdict", "extracted", "detail"} for each.
+
+    A line may have a "finish_reason": "length" says that the completion was cut off at its limit.
 
     The order is that of the lines, and each verdict is printed as soon as those before it are.
     """
@@ -97,7 +101,7 @@ async def _verify(verifier: Verifier, kind: Kind, lines: IO[bytes], source: str)
 
 
 async def _verdicts(
-    verifier: Verifier, asked: Iterator[tuple[Question, str]]
+    verifier: Verifier, asked: Iterator[tuple[Question, str, bool]]
 ) -> AsyncIterator[Verdict]:
     """Verdicts in order; a malformed line is raised behind the verdicts of those before it."""
     queue: asyncio.Queue[asyncio.Task[Verdict] | UsageError | None] = asyncio.Queue(_AHEAD)
@@ -106,7 +110,9 @@ async def _verdicts(
         try:
             # A thread waits for the next line, which may come late, while verdicts go out.
             while (following := await asyncio.to_thread(next, asked, None)) is not None:
-                await queue.put(asyncio.create_task(verifier.verify(*following)))
+                question, completion, cut = following
+                verdict = verify_completion(verifier, question, completion, cut=cut)
+                await queue.put(asyncio.create_task(verdict))
             await queue.put(None)
         except UsageError as error:
             await queue.put(error)
@@ -144,7 +150,10 @@ def _arriving(file: IO[bytes], ended: threading.Event) -> Iterator[bytes]:
         yield b"".join(begun)
 
 
-def _questions(kind: Kind, lines: Iterable[bytes], source: str) -> Iterator[tuple[Question, str]]:
+def _questions(
+    kind: Kind, lines: Iterable[bytes], source: str
+) -> Iterator[tuple[Question, str, bool]]:
+    """Questions, completions, and whether they were cut off."""
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -166,4 +175,10 @@ def _questions(kind: Kind, lines: Iterable[bytes], source: str) -> Iterator[tupl
                 )
         elif isinstance(gold, bool) or not isinstance(gold, str | int | float):
             raise UsageError(f"{where} has a gold that is neither text nor a number: {gold!r:.80}.")
-        yield Question(str(number), "", gold), completion
+        reason = row.get("finish_reason")
+        if reason is not None and not isinstance(reason, str):
+            raise UsageError(
+                f"{where} has a finish_reason that is no text: {reason!r:.80}; write "
+                '"stop" or "length", or leave it out.'
+            )
+        yield Question(str(number), "", gold), completion, reason in _CUT

@@ -13,7 +13,7 @@ from fttt.experiment.plan import task_of
 from fttt.store import Run, RunWriter, check_free
 from fttt.store.lines import read_lines
 from fttt.types import Question, Trial, Verdict
-from fttt.verifiers.base import Verifier
+from fttt.verifiers.base import Verifier, extract_answer, verify_completion
 
 __all__ = ["Change", "regrade"]
 
@@ -84,11 +84,12 @@ async def _judge(run: Run, verifier: Verifier) -> list[tuple[Trial, Verdict]]:
 async def _again(
     run: Run, trial: Trial, question: Question, verifier: Verifier
 ) -> tuple[Trial, Verdict]:
-    verdict = await verifier.verify(question, trial.completion)
+    cut = trial.finish_reason == "length"
+    verdict = await verify_completion(verifier, question, trial.completion, cut=cut)
     extracted = verdict.extracted
     if run.decided_by == "vote":
         # the normal form, which is voted on
-        extracted = verifier.extract(question, trial.completion)
+        extracted = extract_answer(verifier, question, trial.completion, cut=cut)
     again = replace(
         trial,
         verdict=verdict.outcome,

@@ -25,6 +25,7 @@ from fttt.experiment.written import Written, WrittenSequences
 from fttt.methods import Adapter, Method
 from fttt.store import GenerationEvent
 from fttt.types import Completion, Feedback, Question, Trial, Turn, Usage, Verdict
+from fttt.verifiers.base import extract_answer, verify_completion
 
 __all__ = ["QuestionWork"]
 
@@ -146,7 +147,12 @@ class QuestionWork:
         if past is None:
             start = time.perf_counter()
             try:
-                verdict = await self.bench.verifier.verify(self.question, completion.text)
+                verdict = await verify_completion(
+                    self.bench.verifier,
+                    self.question,
+                    completion.text,
+                    cut=completion.finish_reason == "length",
+                )
             except FTTTError:
                 raise
             except Exception as error:  # a user's own verifier is allowed to be wrong
@@ -185,7 +191,8 @@ class QuestionWork:
 
     def extract(self, completion: Completion) -> str | None:
         """The normalised answer in a completion."""
-        return self.bench.verifier.extract(self.question, completion.text)
+        cut = completion.finish_reason == "length"
+        return extract_answer(self.bench.verifier, self.question, completion.text, cut=cut)
 
     def record(self, trial: Trial) -> None:
         """Write down a trial, unless an earlier process has."""

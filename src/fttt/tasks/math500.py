@@ -10,8 +10,8 @@ from fttt.tasks.base import TaskOptions
 from fttt.tasks.files import Row, check_split, find, read_hub, read_jsonl
 from fttt.tasks.prompts import fill_prompt
 from fttt.types import Question
+from fttt.verifiers.answer import boxed_answer, last_boxed
 from fttt.verifiers.base import Verifier
-from fttt.verifiers.boxed import last_boxed
 from fttt.verifiers.math import MathRule, MathVerifier, check_rule
 
 __all__ = ["Math500Task"]
@@ -74,7 +74,8 @@ class Math500Task:
 
     def _question(self, split: str, index: int, where: str, row: Row, template: str) -> Question:
         solution = str(row["solution"])
-        gold = row.get("answer") or last_boxed(solution)
+        boxed = last_boxed(solution) if self.rule == "strict" else boxed_answer(solution)
+        gold = row.get("answer") or boxed
         if not gold and "\\boxed" not in solution:
             raise UsageError(f"{where} has no answer, and no \\boxed{{}} in its solution; add one.")
         return Question(

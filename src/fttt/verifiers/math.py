@@ -9,12 +9,13 @@ from typing import Literal, get_args
 
 from fttt.errors import UsageError
 from fttt.types import Question, Verdict
+from fttt.verifiers.answer import boxed_answer, find_answer, last_boxed
 from fttt.verifiers.base import feedback_on
-from fttt.verifiers.boxed import find_answer, last_boxed
 from fttt.verifiers.latex import compact, rational, spoken, tidy, unit_of, without_units
 from fttt.verifiers.numeral import Number
 from fttt.verifiers.pool import JobError, WorkerPool
 from fttt.verifiers.strict import same_string, strict_form
+from fttt.verifiers.thought import after_thought
 
 __all__ = ["MathRule", "MathVerifier", "check_rule"]
 
@@ -73,12 +74,13 @@ class MathVerifier:
             memory_mb=memory_mb,
         )
 
-    async def verify(self, question: Question, completion: str) -> Verdict:
+    async def verify(self, question: Question, completion: str, *, cut: bool = False) -> Verdict:
         """``unanswered`` where there is no answer, else whether it is the gold one."""
         start = time.perf_counter()
         gold = "" if question.gold is None else str(question.gold).strip()
-        gold = last_boxed(gold) or gold
-        answer = self._find(completion)
+        boxed = last_boxed(gold) if self.rule == "strict" else boxed_answer(gold)
+        gold = boxed or gold
+        answer = self._find(question, completion, cut)
         if answer is None:
             detail = "no \\boxed{} and no other answer in the completion"
             seconds = time.perf_counter() - start
@@ -111,13 +113,16 @@ class MathVerifier:
             return False, f"the comparison of {answer[:200]} with {gold[:200]} {reason}"
         return same, "" if same else differ
 
-    def extract(self, question: Question, completion: str) -> str | None:
+    def extract(self, question: Question, completion: str, *, cut: bool = False) -> str | None:
         """The answer in the rule's normal form, so that equal strings vote together."""
-        answer = self._find(completion)
+        answer = self._find(question, completion, cut)
         return None if answer is None else self._normal(answer)
 
-    def _find(self, completion: str) -> str | None:
-        return last_boxed(completion) if self.rule == "strict" else find_answer(completion)
+    def _find(self, question: Question, completion: str, cut: bool) -> str | None:
+        if self.rule == "strict":
+            said = after_thought(completion)
+            return None if said is None else last_boxed(said)
+        return find_answer(completion, prompt=question.prompt, cut=cut)
 
     def _normal(self, answer: str) -> str:
         if self.rule == "strict":

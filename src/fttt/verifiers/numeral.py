@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
-__all__ = ["Number", "Numeral", "parse_number", "plain_letters", "scan_numbers"]
+__all__ = ["Number", "Numeral", "may_go_on", "parse_number", "plain_letters", "scan_numbers"]
 
 _LONGEST = 1000
 """Digits of a number; longer ones are noise, and reading them costs quadratic time."""
@@ -65,14 +65,12 @@ class Numeral:
 
 
 def _decimal_text(top: int, bottom: int) -> str | None:
-    """``top / bottom`` in full, or ``None`` where its decimals never end."""
-    places = 0
-    while bottom > 10**places and places < 40:
-        places += 1
-        if 10**places % bottom == 0:
-            digits = str(abs(top) * (10**places // bottom)).rjust(places + 1, "0")
-            return f"{'-' if top < 0 else ''}{digits[:-places]}.{digits[-places:]}"
-    return None
+    """``top / bottom`` in full, or ``None`` where its decimals never end or are many."""
+    places = next((places for places in range(1, 41) if 10**places % bottom == 0), None)
+    if places is None:
+        return None
+    digits = str(abs(top) * (10**places // bottom)).rjust(places + 1, "0")
+    return f"{'-' if top < 0 else ''}{digits[:-places]}.{digits[-places:]}"
 
 
 # ---- letters
@@ -251,6 +249,10 @@ _TAIL = re.compile(
 )
 """What, right behind a number, makes it a part of something else (but for ``fine``)."""
 _FULL_STOP = re.compile(r"(?<!\.)\.\Z")
+_BROKEN_OFF = re.compile(
+    r"[ \t.,:/^'{(=+*\u00d7\u00b7-]*(?:\\[A-Za-z]*[ \t{]*)?(?P<word>[A-Za-z]*)[ \t]*\Z"
+)
+_MORE_WORDS = (*_SCALES, "percent", "and", "or", "to", "times")
 _AROUND = (
     ("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"), ("**", "**"), ("__", "__"),
     ("`", "`"), ("{", "}"), ("\\text{", "}"), ("\\mathbf{", "}"), ("\\textbf{", "}"),
@@ -297,6 +299,13 @@ def scan_numbers(text: str) -> list[Numeral]:
             last = place
             found.append(Numeral(window + head.start(), place, None if inside else number))
     return found
+
+
+def may_go_on(text: str, end: int) -> bool:
+    """Whether the number that ends at ``end`` could be another one, had ``text`` not been cut."""
+    rest = _BROKEN_OFF.match(plain_letters(text), end)
+    word = "" if rest is None else rest["word"].lower()
+    return rest is not None and any(more.startswith(word) for more in _MORE_WORDS)
 
 
 def _head_at_end(text: str, start: int) -> re.Match[str]:

@@ -6,10 +6,13 @@ import re
 
 __all__ = ["after_thought"]
 
-_NAMES = r"(?:think(?:ing)?|thought|reasoning)"
-_OPENED = re.compile(rf"^[ \t]*(?:<{_NAMES}>|\[THINK\]|◁think▷)", re.IGNORECASE | re.MULTILINE)
+_NAMES = r"(?:(?:seed:)?think(?:ing)?|thoughts?|reason(?:ing)?|scratch_?pad|reflection)"
+_OPENED = re.compile(
+    rf"^[ \t]*(?:<{_NAMES}>|<\|begin_of_thought\|>|\[THINK\]|◁think▷)", re.IGNORECASE | re.MULTILINE
+)
 _CLOSED = re.compile(
-    rf"(?:</{_NAMES}>|\[/THINK\]|◁/think▷)(?![\"']|`(?!``))",  # a quoted one is spoken of
+    rf"(?:</{_NAMES}>|<\|end_of_thought\|>|\[/THINK\]|◁/think▷)"
+    r"(?![\"']|`(?!``))",  # a quoted one is spoken of
     re.IGNORECASE,
 )
 

@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fttt.verifiers.answer import boxed_answer, find_answer, find_places, last_boxed
+
+
+@pytest.mark.parametrize(
+    ("text", "boxed"),
+    [
+        (r"so \boxed{5}.", "5"),
+        (r"\boxed{1} no, \boxed{2}", "2"),
+        (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}"),
+        (r"\boxed{\left\{1,2\right\}}", r"\left\{1,2\right\}"),
+        (r"\fbox{C}", "C"),
+        (r"\boxed 5$ is it", "5"),
+        (r"\boxed{7} and then \boxed{", "7"),
+        (r"\boxed{7} and then \boxed{}", "7"),
+        (r"\boxed {x}", "x"),
+        (r"\boxedtext{x}", None),
+        (r"\boxed{\boxed{3}}", "3"),
+        ("nothing", None),
+        (r"\boxed{", None),
+        (r"\boxed{}", None),
+        (r"\boxed{4}, marked with \boxed notation", "4"),
+        (r"\boxed{4}, in a `\boxed` as asked", "4"),
+        (r"\boxed{4} is in a \boxed{}", "4"),
+        (r"\boxed C$", "C"),
+    ],
+)
+def test_the_last_box(text: str, boxed: str | None) -> None:
+    assert last_boxed(text) == boxed
+
+
+@pytest.mark.parametrize(
+    ("text", "boxed"),
+    [
+        (r"\boxed{2}$ and $\boxed{3}", "2, 3"),
+        (r"\boxed{2}, \boxed{3}", "2, 3"),
+        (r"x = \boxed{2}$ or $x = \boxed{3}$.", "2, 3"),
+        (r"\(\boxed{(1,2)}\), \(\boxed{(2,1)}\)", "(1,2), (2,1)"),
+        (r"\boxed{1\frac12},$ or $\boxed{\frac{3}{2}}$ inches", r"\frac{3}{2}"),
+        (r"\boxed{2}, so \boxed{3}", "3"),
+        (r"\boxed{2}. And \boxed{3}", "3"),
+        ("none", None),
+    ],
+)
+def test_boxes_side_by_side_are_one_answer(text: str, boxed: str | None) -> None:
+    assert boxed_answer(text) == boxed
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        (r"The answer is 4, no: \boxed{5}", "5"),
+        ("The final answer is $x+1$.", "x+1"),
+        ("The final answer is 42. I hope it is correct.", "42"),
+        ("So the answer is 2.5.", "2.5"),
+        ("Answer: \\(\\frac{1}{2}\\)", r"\frac{1}{2}"),
+        ("The final answer is\n\n\\[ 7 \\]", "7"),
+        ("**The answer is:** 12", "12"),
+        ("#### 18", "18"),
+        ("0.5", "0.5"),
+        (r"$\frac{1}{2}$", r"\frac{1}{2}"),
+        (r"(3, \pi/2)", r"(3, \pi/2)"),
+        ("I do not know.", None),
+        ("We get 5 because of the rule.", None),
+        ("", None),
+        ("no", None),
+        ("No.", None),
+        ("so 5", None),
+        ("2ab", "2ab"),
+        ("x=ab", "x=ab"),
+        ("The final answer is", None),
+        ("<answer>$70$</answer> (checked in 2 ways)", "70"),
+        ("[ANSWER] x+1 [/ANSWER]", "x+1"),
+        ("**Final Answer**\n\n$x+1$\n\n(checked twice)", "x+1"),
+        ("### Answer\n28", "28"),
+        ("## Final Answer:\n\n\\[\nx^2\n\\]", "x^2"),
+        ("\u2705 Final Answer: **28**", "28"),
+        ("**Answer: 3/4**", "3/4"),
+        ("So it is east.\n\nAnswer: east", "east"),
+        ("Final Answer: The largest $n$ is 28.", "28"),
+        ("Final Answer: The volume of $PQRS$ is $60$.", "60"),
+        ("The answer is 42 because the triangle is right-angled.", "42"),
+        ("The answer is $\\frac{5}{2}$ because of $x$.", r"\frac{5}{2}"),
+        ("The answer is $x = 4$ or $x = 6$.", "x = 4, x = 6"),
+        ("The answer is $5$ million.", "5 million"),
+        ("The answer is $50$\\%, or one half.", r"50 \%"),
+        (r"\boxed{4}. No, wait: the answer is $5$.", "5"),
+        (r"\boxed{4}. The final answer is $5$.", "5"),
+        (r"\boxed{4}. This answer is correct.", "4"),
+        ('I end with "The final answer is N".', None),
+        ("The answer is [number].", None),
+        ("So the answer is then \\[ 289 - 225 = 89 - 25 = 64, \\]as before.", "64"),
+        ("The answer is $9 \\cdot 2 = 18$.", "18"),
+        ("We may check our answer: $9 = 4 + 5$. It is \\boxed{4}.", "4"),
+        ("It is \\boxed{4}. We may check our answer: $9 = 4 + 5$.", "4"),
+        ("It is \\boxed{4}, and the answer is in the list of $9$.", "4"),
+        ("It is \\boxed{4}. The answer is $\\boxed{}$.", "4"),
+        ("So we have it:\n$x^2$", "x^2"),
+        ("So we have it: $x^2$.\nThat is all there is.", None),
+        ("<think>The answer is $4$.</think> The answer is $5$.", "5"),
+        ("The answer is $4$.\n<think>Or is it", None),
+        ("#### $x+1$", "x+1"),
+        ("#### 1. Factor it\n", None),
+    ],
+)
+def test_the_answer_of_a_completion(text: str, answer: str | None) -> None:
+    assert find_answer(text) == answer
+
+
+@given(st.text(alphabet="\\boxed{}$ answeris5\n", max_size=200))
+def test_no_text_is_too_strange(text: str) -> None:
+    found = find_answer(text)
+    assert found is None or found
+
+
+@given(st.text(alphabet="abc123+-^_ ", min_size=1).filter(str.strip), st.integers(0, 5))
+def test_a_box_gives_back_what_was_put_into_it(inside: str, depth: int) -> None:
+    content = "{" * depth + inside + "}" * depth
+    assert last_boxed(f"We see \\boxed{{{content}}} here.") == content.strip()
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("The answer is $x+1", None),
+        ("The answer is x+1", None),
+        ("The answer is $x+1$", "x+1"),
+        ("The answer is $x+1$. Now we", "x+1"),
+        ("The answer is 42 because the triangle", "42"),
+        (r"\boxed{4}. No, it is \boxed{5", None),
+        (r"\boxed{4}. Let me check", "4"),
+        ("x+1", None),
+        ("**Final Answer**\n\nFirst,\nwe", None),
+        ("The answer is $5$.\n" * 3 + "The answer is", "5"),
+    ],
+)
+def test_an_answer_that_was_cut_off(text: str, answer: str | None) -> None:
+    assert find_answer(text, cut=True) == answer
+
+
+QUESTION = "A box holds 12 red pens, and the answer is 3 for a box of blue ones. How many are red?"
+
+
+@pytest.mark.parametrize(
+    "echo",
+    [
+        QUESTION,
+        QUESTION.removesuffix(" How many are red?"),
+        "A box holds 12 red pens",
+        "red pens, and the answer is 3 for a box",
+    ],
+)
+def test_the_question_repeated_is_no_answer(echo: str) -> None:
+    assert list(find_places(echo, prompt=QUESTION)) == []
+    assert list(find_places(f"{echo}\nThe answer is 3", prompt=QUESTION)) != []
