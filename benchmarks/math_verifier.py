@@ -5,7 +5,8 @@
 Ordinary answers: the gold answers of MATH's test split, written in other ways (all are right) and
 changed on purpose (all are wrong), each in a short completion. Both verifiers judge the same ones
 in this run: ours with one worker a processor, math-verify by `parse` and `verify` with its own
-time limits, in one process, as it is usually called. Then hostile answers: what each one costs.
+time limits, in one process, as it is usually called (pip install math-verify). Then hostile
+answers: what each one costs.
 """
 
 from __future__ import annotations

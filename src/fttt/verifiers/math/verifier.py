@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import time
 from functools import lru_cache
 from typing import Literal, get_args
@@ -11,18 +12,21 @@ from fttt.errors import UsageError
 from fttt.types import Question, Verdict
 from fttt.verifiers.answer import boxed_answer, find_answer, last_boxed
 from fttt.verifiers.base import feedback_on
-from fttt.verifiers.latex import compact, rational, spoken, tidy, unit_of, without_units
-from fttt.verifiers.numeral import Number
+from fttt.verifiers.math.form import normal_form
+from fttt.verifiers.math.notation import NotUnderstoodError, scan, spelled
+from fttt.verifiers.math.strict import same_string, strict_form
+from fttt.verifiers.numeral import Number, parse_number
 from fttt.verifiers.pool import JobError, WorkerPool
-from fttt.verifiers.strict import same_string, strict_form
 from fttt.verifiers.thought import after_thought
 
-__all__ = ["MathRule", "MathVerifier", "check_rule"]
+__all__ = ["MathRule", "MathVerifier", "check_rule", "judge_quickly"]
 
 MathRule = Literal["equivalence", "strict"]
 
 _LONGEST = 2000
 """Characters of an answer that is read as mathematics; a longer one is right only word for word."""
+_MONEY = re.compile(r"[$€£¥₹₩₽₺]|[A-Z]{2}|Rs")
+"""What may be a currency, which is compared too."""
 
 
 def check_rule(rule: str) -> None:
@@ -33,12 +37,12 @@ def check_rule(rule: str) -> None:
 
 
 class MathVerifier:
-    r"""Holds the last ``\boxed{…}`` of a completion against the gold answer.
+    r"""Holds the answer that a completion gives against the gold answer.
 
-    By the rule ``equivalence``, answers that are the same string in a normal form, or both rational
-    numbers, are judged at once. All others are read by ``math-verify``'s parser in a worker
-    process with a time and a memory limit, and one that reaches a limit is ``incorrect`` with a
-    detail that says so. By the rule ``strict``, the string rule of the MATH benchmark decides.
+    By the rule ``equivalence``, answers that are both numbers, or spelled alike, are judged at
+    once. All others are compared as mathematics in a worker process with a time and a memory
+    limit, and one that reaches a limit is ``incorrect`` with a detail that says so. By the rule
+    ``strict``, the string rule of the MATH benchmark decides.
     """
 
     def __init__(
@@ -58,17 +62,17 @@ class MathVerifier:
             workers: how many comparisons run at once; by default one a processor, at most 16.
 
         Raises:
-            UsageError: there is no such rule, or ``math-verify`` is not installed.
+            UsageError: there is no such rule, or ``mpmath`` is not installed.
         """
         check_rule(rule)
-        if importlib.util.find_spec("math_verify") is None:
+        if importlib.util.find_spec("mpmath") is None:
             raise UsageError(
-                "Comparing mathematics needs the math-verify package; install it with "
+                "Comparing mathematics needs the mpmath package; install it with "
                 "pip install 'fttt[math]'."
             )
         self.rule: MathRule = rule
         self._pool = WorkerPool(
-            "fttt.verifiers.equivalence:equivalent",
+            "fttt.verifiers.math.equality:equivalent",
             time_limit=time_limit,
             workers=workers,
             memory_mb=memory_mb,
@@ -102,12 +106,11 @@ class MathVerifier:
             return True, ""
         if len(answer) > _LONGEST:
             return False, f"the answer is longer than {_LONGEST} characters"
-        known, given = _tidy(gold), tidy(answer)
-        quick = _judge_quickly(known, given)
+        quick = judge_quickly(gold, answer)
         if quick is not None:
             return quick, "" if quick else differ
         try:
-            same = bool(await self._pool.run([known, given]))
+            same = bool(await self._pool.run([gold, answer]))
         except JobError as error:
             reason = str(error).partition("\n")[0]
             return False, f"the comparison of {answer[:200]} with {gold[:200]} {reason}"
@@ -129,28 +132,34 @@ class MathVerifier:
             return strict_form(answer)
         if len(answer) > _LONGEST:
             return answer
-        plain = without_units(tidy(answer))
-        number = rational(plain)
-        return str(Number(*number)) if number is not None else spoken(plain) or compact(plain)
+        return normal_form(answer)
 
     async def close(self) -> None:
         """End the worker processes."""
         await self._pool.close()
 
 
+def judge_quickly(gold: str, answer: str) -> bool | None:
+    """The verdict on numbers and on answers that are spelled alike, else ``None``."""
+    first, second = _number(gold), parse_number(answer)
+    if first is not None and second is not None and not _MONEY.search(gold + answer):
+        return first.matches(second)
+    known, given = _spelled(gold), _spelling(answer)
+    return True if known is not None and known == given else None
+
+
 @lru_cache(maxsize=4096)
-def _tidy(gold: str) -> str:
-    return tidy(gold)
+def _number(gold: str) -> Number | None:
+    return parse_number(gold)
 
 
-def _judge_quickly(gold: str, answer: str) -> bool | None:
-    """The verdict where it needs no parser, else ``None``."""
-    if compact(gold) == compact(answer):
-        return True
-    known, given = unit_of(gold), unit_of(answer)
-    if known is not None and given is not None and known != given:
-        return False
-    first, second = rational(without_units(gold)), rational(without_units(answer))
-    if first is None or second is None:
+@lru_cache(maxsize=4096)
+def _spelled(gold: str) -> str | None:
+    return _spelling(gold)
+
+
+def _spelling(answer: str) -> str | None:
+    try:
+        return spelled(scan(answer))
+    except NotUnderstoodError:
         return None
-    return Number(*first).matches(Number(*second))

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from fttt.verifiers.strict import same_string, strict_form
+from fttt.verifiers.math.strict import same_string, strict_form
 
 
 @pytest.mark.parametrize(

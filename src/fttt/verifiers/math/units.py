@@ -1,0 +1,395 @@
+r"""Units of measurement, and the words that may stand behind a number.
+
+``5\text{ km/h}`` is a quantity, ``5\text{ apples}`` a number of things, ``5\text{ million}``
+another number, and ``5\text{ or more}`` none of these. A unit is its powers of base units and its
+size in them, so that ``1\text{ m}`` is ``100\text{ cm}`` and no ``5\text{ mg}`` is
+``5\text{ kg}``. Whatever is neither a known unit nor plainly the name of a thing is not read.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+from fttt.verifiers.math.notation import Token
+from fttt.verifiers.math.symbols import word_set
+
+__all__ = ["Suffix", "Unit", "currency", "degree_of", "is_unit", "read_suffix", "same_things"]
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """A product of powers of base units, ``scale`` of them at once."""
+
+    powers: tuple[tuple[str, int], ...]
+    scale: Fraction = Fraction(1)
+
+    def times(self, other: Unit, power: int) -> Unit:
+        powers = dict(self.powers)
+        for base, one in other.powers:
+            powers[base] = powers.get(base, 0) + one * power
+        scale = self.scale * other.scale**power
+        return Unit(tuple(sorted((b, p) for b, p in powers.items() if p)), scale)
+
+
+@dataclass(frozen=True, slots=True)
+class Suffix:
+    """What stands behind a number: a factor (``million``), a unit, and names of things."""
+
+    factor: Fraction = Fraction(1)
+    unit: Unit | None = None
+    things: frozenset[str] = frozenset()
+
+
+_NONE = Unit(())
+_PREFIXES = {
+    "giga": ("G", 9),
+    "mega": ("M", 6),
+    "kilo": ("k", 3),
+    "hecto": ("h", 2),
+    "deci": ("d", -1),
+    "centi": ("c", -2),
+    "milli": ("m", -3),
+    "micro": ("u", -6),
+    "nano": ("n", -9),
+    "pico": ("p", -12),
+}
+
+# Name in full, symbol, powers of base units, size in those. Each takes the prefixes above.
+_METRIC = """
+meter,metre m m 1
+gram g kg 1/1000
+second s,sec s 1
+liter,litre L,l m^3 1/1000
+newton N kg*m*s^-2 1
+joule J kg*m^2*s^-2 1
+watt W kg*m^2*s^-3 1
+pascal Pa kg*m^-1*s^-2 1
+hertz Hz cycle*s^-1 1
+volt V kg*m^2*s^-3*A^-1 1
+ampere,amp A A 1
+ohm \\Omega kg*m^2*s^-3*A^-2 1
+coulomb C A*s 1
+farad F kg^-1*m^-2*s^4*A^2 1
+mole mol mol 1
+calorie cal kg*m^2*s^-2 523/125
+bit bit bit 1
+byte B bit 8
+electronvolt eV eV 1
+hectare ha m^2 10000
+watthour Wh kg*m^2*s^-2 3600
+tonne t kg 1000
+"""
+
+# Names (a plural with "s" or "es" is understood), powers of base units, size in those.
+_OTHER = """
+inch,inches,in m 127/5000
+foot,feet,ft m 381/1250
+yard,yd m 1143/1250
+mile,mi m 201168/125
+acre m^2 316160658/78125
+ounce,oz kg 45359237/1600000000
+pound,lb kg 45359237/100000000
+ton kg 45359237/50000
+gallon,gal m^3 473176473/125000000000
+quart,qt m^3 473176473/500000000000
+pint,pt m^3 473176473/1000000000000
+cup m^3 473176473/2000000000000
+tablespoon,tbsp m^3 473176473/32000000000000
+teaspoon,tsp m^3 473176473/96000000000000
+cc m^3 1/1000000
+minute,min s 60
+hour,hr,h s 3600
+day s 86400
+week,wk s 604800
+fortnight s 1209600
+month,mo month 1
+year,yr month 12
+decade month 120
+century,centuries month 1200
+mph m*s^-1 1397/3125
+kph,kmh,kmph m*s^-1 5/18
+knot m*s^-1 463/900
+rpm,revolutions_per_minute revolution*s^-1 1/60
+atmosphere,atm kg*m^-1*s^-2 101325
+kelvin,K K 1
+degree,deg degree 1
+radian,rad radian 1
+celsius celsius 1
+fahrenheit fahrenheit 1
+gm kg 1/1000
+cycle,cycles cycle 1
+revolution,rev revolution 1
+unit unit 1
+dollar,buck,usd USD 1
+cent,\u00a2 USD 1/100
+penny,pennies,pence penny 1
+euro,eur EUR 1
+pounds_sterling,gbp GBP 1
+yen,jpy JPY 1
+rupee,inr,rs INR 1
+yuan,cny,rmb CNY 1
+point,pt point 1
+percent % 1
+"""
+_NOT_AFTER_PREFIX = {"tonne", "hectare"}
+_SYMBOLS: dict[str, Unit] = {}
+"""Symbols, where capitals count."""
+_WORDS: dict[str, Unit] = {}
+"""Names, where they do not."""
+
+
+def _base(text: str, scale: str) -> Unit:
+    powers = {}
+    for part in text.split("*"):
+        name, _, power = part.partition("^")
+        powers[name] = int(power or 1)
+    return Unit(tuple(sorted(powers.items())), Fraction(scale))
+
+
+def _fill() -> None:
+    for line in _OTHER.strip().splitlines():
+        names, powers, scale = line.split()
+        for name in names.split(","):
+            word = name.replace("_", " ")
+            for form in (word, f"{word}s", f"{word}es"):
+                _WORDS.setdefault(form.lower(), _base(powers, scale))
+    for line in _METRIC.strip().splitlines():
+        names, symbols, powers, scale = line.split()
+        unit = _base(powers, scale)
+        for prefix, (letter, power) in {"": ("", 0), **_PREFIXES}.items():
+            if prefix and names.split(",")[0] in _NOT_AFTER_PREFIX:
+                continue
+            sized = Unit(unit.powers, unit.scale * Fraction(10) ** power)
+            for name in names.split(","):
+                for form in (name, f"{name}s"):
+                    _WORDS.setdefault(prefix + form, sized)
+            for symbol in symbols.split(","):
+                _SYMBOLS.setdefault(letter + symbol, sized)
+    for plural in ("cms", "kms", "mms", "kgs"):
+        _SYMBOLS[plural] = _SYMBOLS[plural[:-1]]
+    for prefix in ("\\mu ", "\u03bc"):
+        _SYMBOLS.update({prefix + s[1:]: u for s, u in list(_SYMBOLS.items()) if s[0] == "u"})
+    for symbol, word in (("C", "celsius"), ("F", "fahrenheit")):
+        _SYMBOLS["degree " + symbol] = _WORDS[word]
+
+
+_fill()
+
+_FACTORS = {
+    "hundred": 100,
+    "thousand": 1000,
+    "million": 10**6,
+    "billion": 10**9,
+    "trillion": 10**12,
+    "dozen": 12,
+}
+_FACTORS |= {f"{name}s": size for name, size in _FACTORS.items()}
+_SQUARE = {"square": 2, "sq": 2, "squared": 2, "cubic": 3, "cu": 3, "cubed": 3}
+
+_OTHER_MEANING = word_set(
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
+    "fifteen sixteen seventeen eighteen nineteen twenty thirty forty fifty sixty seventy "
+    "eighty ninety half halves third thirds fourth fourths quarter quarters fifth fifths "
+    "eighth tenth tenths hundredth hundredths thousandth thousandths double triple twice "
+    "thrice gross score couple pair pairs more less fewer least most greater larger bigger "
+    "smaller higher lower over under above below up down beyond exceeding maximum minimum max"
+    " min or and nor not no none never non except without but besides plus minus times "
+    "multiplied divided by product sum difference squared cubed factorial power root square "
+    "cube raised exponent log modulo mod modulus remainder reciprocal inverse negative "
+    "opposite choose permute base binary hex octal ratio to out of than from until through "
+    "between if when unless where whenever for as is are was be equals equal isn aren will "
+    "would infinity infinite infinitely false wrong incorrect impossible undefined"
+)
+"""Words that make another number of a number, or a statement."""
+_MEANINGLESS = word_set(
+    "a an the in total all only exactly altogether respectively approximately about roughly "
+    "each answer inclusive"
+)
+_ANY_THING = word_set(
+    "way thing item piece object value time number people solution element member outcome"
+)
+"""Things that an answer may be counted in instead of their proper name."""
+_ORDINALS = frozenset({"st", "nd", "rd", "th"})
+_NAME = re.compile(r"(?=.*[aeiouyAEIOUY])[A-Za-z][A-Za-z'-]{2,}")
+
+
+def is_unit(name: str) -> bool:
+    """Whether a run of letters outside ``\\text`` is the symbol or name of a unit."""
+    return len(name) > 1 and _find(name) is not None
+
+
+def currency(code: str) -> Unit:
+    """The unit of a currency by its code."""
+    return Unit(((code, 1),))
+
+
+def degree_of(scale: str | None) -> Unit:
+    """Degrees of an angle, or of Celsius or Fahrenheit by their letter."""
+    return _WORDS["degree"] if scale is None else _SYMBOLS[f"degree {scale}"]
+
+
+def same_things(first: frozenset[str], second: frozenset[str]) -> bool:
+    """Whether two counts may be of the same things: names in common, or one that fits any."""
+    if not first or not second or first & second:
+        return True
+    return bool(first & _ANY_THING or second & _ANY_THING)
+
+
+def _find(name: str) -> Unit | None:
+    found = _SYMBOLS.get(name) or _WORDS.get(name.lower())
+    if found is None and len(name) > 1:
+        found = _SYMBOLS.get(name.lower())
+    return found
+
+
+def read_suffix(tokens: Sequence[Token]) -> Suffix | None:
+    """What the tokens behind a number say; ``None`` where that is not understood."""
+    return _Reader(tokens).read()
+
+
+class _Reader:
+    """Reads ``thousand square meters per hour`` and the like, once."""
+
+    def __init__(self, tokens: Sequence[Token]) -> None:
+        self.tokens = [t for t in _joined(tokens) if not t.sign(".", "{", "}", ",")]
+        self.place = 0
+        self.unit = _NONE
+        self.things: set[str] = set()
+
+    def read(self) -> Suffix | None:
+        factor = Fraction(1)
+        while (size := _FACTORS.get(self.word())) is not None:
+            factor *= size
+            self.place += 1
+        if self.word() == "of":
+            self.place += 1
+        below = False
+        while self.place < len(self.tokens):
+            token = self.tokens[self.place]
+            if token.sign("/") or (self.word() in ("per", "an", "a") and self.unit is not _NONE):
+                if below or not (self.unit is not _NONE or self.things):
+                    return None
+                below = True
+            elif self.word() == "of" and (self.unit is not _NONE or self.things):
+                pass  # "cups of sugar"
+            elif self.word() == "in" and self.word(1) in ("total", "all"):
+                self.place += 1
+            elif token.sign("*"):
+                if self.unit is _NONE or below:
+                    return None
+            elif token.sign("^") and self.place == 0 and self.word(1) in _ORDINALS:
+                pass
+            elif not self.part(-1 if below else 1):
+                return None
+            else:
+                below = False
+                continue
+            self.place += 1
+        if below:
+            return None
+        things = frozenset(self.things)
+        return Suffix(factor, self.unit if self.unit.powers else None, things)
+
+    def word(self, ahead: int = 0) -> str:
+        """The word that stands next, in lower case; empty where none does."""
+        place = self.place + ahead
+        if place >= len(self.tokens):
+            return ""
+        token = self.tokens[place]
+        return token.text.lower() if token.kind in ("word", "letter", "command") else ""
+
+    def part(self, sign: int) -> bool:
+        """A unit with its power, or a thing; the place moves behind it."""
+        power = 1
+        if self.word() in ("square", "sq", "cubic", "cu"):
+            power = _SQUARE[self.word()]
+            if not self.word(1):
+                return False
+            self.place += 1
+        token = self.tokens[self.place]
+        if token.kind not in ("word", "letter", "command"):
+            return False
+        double = f"{token.text} {self.word(1)}".lower()
+        found = _WORDS.get(double) if " " in double.strip() else None
+        if found is not None:
+            self.place += 1
+        elif self.word() in ("degree", "degrees", "deg") and self.word(1):
+            scale = {"c": "C", "f": "F", "celsius": "C", "fahrenheit": "F"}.get(self.word(1))
+            found = degree_of(scale)
+            self.place += scale is not None
+        else:
+            found = _find(token.text)
+        self.place += 1
+        if found is None:
+            return power == 1 and self.thing(token, sign)
+        if self.things and sign > 0:  # "2 apples in" and the like
+            return False
+        raised = self.power()
+        if raised is None:
+            return False
+        self.unit = self.unit.times(found, sign * power * raised)
+        return True
+
+    def power(self) -> int | None:
+        """The power behind a unit, 1 without one, ``None`` for one that is no whole number."""
+        if self.word() in ("squared", "cubed"):
+            self.place += 1
+            return _SQUARE[self.word(-1)]
+        if self.place >= len(self.tokens) or not self.tokens[self.place].sign("^"):
+            return 1
+        self.place += 1
+        sign = 1
+        if self.place < len(self.tokens) and self.tokens[self.place].sign("-"):
+            self.place += 1
+            sign = -1
+        value = self.tokens[self.place].value if self.place < len(self.tokens) else None
+        self.place += 1
+        if value is None or value.denominator != 1 or not 0 < value < 10:
+            return None
+        return sign * int(value)
+
+    def thing(self, token: Token, sign: int) -> bool:
+        word = token.text.lower()
+        if word in _MEANINGLESS or (word in _ORDINALS and self.place <= 2):
+            return True
+        if word in _OTHER_MEANING or token.kind != "word" or not _NAME.fullmatch(token.text):
+            return False
+        if sign < 0:
+            self.unit = self.unit.times(Unit(((_one(word), 1),)), -1)
+        else:
+            self.things.add(_one(word))
+        return True
+
+
+def _one(word: str) -> str:
+    """A noun in the singular, roughly: good enough to see that two are the same."""
+    if word.endswith("ies"):
+        return f"{word[:-3]}y"
+    return word if word.endswith("ss") else word.removesuffix("s")
+
+
+def _joined(tokens: Sequence[Token]) -> list[Token]:
+    """The tokens with ``\\frac{m}{s}`` as ``m/s`` and letters side by side as one word."""
+    flat: list[Token] = []
+    for place, token in enumerate(tokens):
+        if token.command("frac"):
+            continue
+        if token.sign("}") and place + 1 < len(tokens) and tokens[place + 1].sign("{"):
+            flat.append(Token("sign", "/"))
+            continue
+        last = flat[-1] if flat else None
+        if (
+            token.kind == "letter"
+            and last is not None
+            and last.kind in ("letter", "word")
+            and not token.spaced
+            and token.upright == last.upright
+            and len(token.text) == 1
+        ):
+            flat[-1] = Token("word", last.text + token.text, upright=token.upright)
+            continue
+        flat.append(token)
+    return flat
