@@ -16,7 +16,8 @@ _CUT = 0.1
 """Share of trials that end at their length limit from which on it is said."""
 _FAILED = re.compile(
     "the (verifier|command|regular expression .*) "
-    "(raised|took longer|used more than|died|returned the text|could not be run)",
+    "(raised|took longer|used more than|died|returned the|could not be run)"
+    "|the judge could not judge it",
     re.DOTALL,
 )
 """How a verdict's detail begins where the verifier and not the answer failed."""

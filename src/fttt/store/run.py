@@ -29,8 +29,15 @@ SUMMARY = "summary.json"
 
 
 def fingerprint(question: Question) -> str:
-    """SHA-256, in hexadecimal, of a question's prompt and gold as a JSON list."""
-    facts = json.dumps([question.prompt, question.gold], sort_keys=True, ensure_ascii=True)
+    """SHA-256, in hexadecimal, of a question's prompt and gold as a JSON list.
+
+    Which of a program's tests may be shown is left out: it decides no verdict, and version 0.1 did
+    not say it.
+    """
+    gold = question.gold
+    if isinstance(gold, Mapping):
+        gold = {key: value for key, value in gold.items() if key != "visible"}
+    facts = json.dumps([question.prompt, gold], sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(facts.encode()).hexdigest()
 
 

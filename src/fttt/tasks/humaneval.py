@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import ast
+import builtins
+import doctest
+import re
+from collections.abc import Iterator
 from typing import ClassVar
 
 from fttt.tasks.base import TaskOptions
 from fttt.tasks.files import Row, check_split, find, read_hub, read_parquet
 from fttt.tasks.prompts import fenced, fill_prompt
-from fttt.types import Question
+from fttt.types import JSON, Question
 from fttt.verifiers.base import Verifier
 
 __all__ = ["HumanEvalTask"]
@@ -17,6 +22,12 @@ PROMPT = (
     "{question}\n\n"
     "Give the whole function, with the imports that it needs, in one fenced ```python block."
 )
+
+CONTRADICTED = frozenset(("HumanEval/47", "HumanEval/116", "HumanEval/148"))
+"""Problems whose reference solution does not do what an example in their docstring says."""
+
+_EXAMPLE = re.compile(r"[*>\s]*(?:assert |for )?(\w+\(.*\))\s*(?:==>?|=>|-+>|\u279e)\s*(.+?)\s*$")
+"""An example outside of a doctest: ``f(1) == 2``, ``f(1) => 2``, and so on."""
 
 FIELDS = ("task_id", "prompt", "entry_point", "canonical_solution", "test")
 
@@ -48,7 +59,7 @@ class HumanEvalTask:
         return Question(
             id=row["task_id"],
             prompt=fill_prompt(template, fenced(row["prompt"])),
-            gold={key: row[key] for key in ("prompt", "test", "entry_point")},
+            gold=_problem(row),
             solution=fenced(row["prompt"] + row["canonical_solution"]),
         )
 
@@ -57,3 +68,69 @@ class HumanEvalTask:
         from fttt.verifiers.code import CodeVerifier
 
         return CodeVerifier(self._judge_url)
+
+
+def _problem(row: Row) -> dict[str, JSON]:
+    """The judge's problem object, with the docstring's examples as the tests that may be shown."""
+    problem: dict[str, JSON] = {key: row[key] for key in ("prompt", "test", "entry_point")}
+    examples = []
+    if row["task_id"] not in CONTRADICTED:
+        examples = list(_examples(row["prompt"], row["entry_point"]))
+    if examples:
+        lines = [f"{row['entry_point']} = candidate", *examples]
+        problem["visible"] = "\n    ".join(["def check(candidate):", *lines]) + "\n"
+    return problem
+
+
+def _examples(prompt: str, entry: str) -> Iterator[str]:
+    """The statements that a docstring's examples amount to, where they can be run."""
+    try:
+        tree = ast.parse(prompt)
+    except SyntaxError:
+        return
+    known = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+    known |= {entry, *dir(builtins)}
+    for source, want in _stated(_docstring(tree, entry)):
+        try:
+            parsed = ast.parse(source)
+            if want:
+                ast.literal_eval(want)
+        except (SyntaxError, ValueError):
+            continue
+        names = [node for node in ast.walk(parsed) if isinstance(node, ast.Name)]
+        if any(name.id not in known and isinstance(name.ctx, ast.Load) for name in names):
+            continue
+        known |= {name.id for name in names}
+        text = ast.unparse(parsed)
+        alone = len(parsed.body) == 1 and isinstance(parsed.body[0], ast.Expr)
+        if alone and want:
+            yield f"assert {text} == {want}"
+        elif alone and isinstance(parsed.body[0].value, ast.Compare):  # type: ignore[attr-defined]
+            yield f"assert {text}"
+        elif not alone and "\n" not in text:
+            yield text
+
+
+def _docstring(tree: ast.Module, entry: str) -> str:
+    found = [n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == entry]
+    return (ast.get_docstring(found[-1]) or "") if found else ""
+
+
+def _stated(text: str) -> Iterator[tuple[str, str]]:
+    """Sources and what comes of them: of doctests, else of lines such as ``f(1) == 2``."""
+    try:
+        examples = doctest.DocTestParser().get_examples(text)
+    except ValueError:  # a doctest that is none
+        examples = []
+    for example in examples:
+        yield example.source.strip(), _value(example.want.strip())
+    if examples:
+        return
+    for line in text.splitlines():
+        stated = _EXAMPLE.match(line)
+        if stated is not None:
+            yield stated[1], _value(stated[2].removesuffix("."))
+
+
+def _value(want: str) -> str:
+    return {"true": "True", "false": "False"}.get(want, want)

@@ -180,3 +180,8 @@ def _check_gold(where: str, kind: str, gold: Any) -> None:
                 f"{where} has a gold answer without the text {missing[0]!r}; a problem object has "
                 f"{', '.join(PROBLEM_FIELDS)}."
             )
+        if not isinstance(gold.get("visible", ""), str):
+            raise UsageError(
+                f"{where} has a gold answer whose 'visible' is no text: {gold['visible']!r:.80}; "
+                "give the tests that the model may be shown, in the form of 'test'."
+            )

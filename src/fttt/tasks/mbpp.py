@@ -68,7 +68,10 @@ class MBPPTask:
         return Question(
             id=f"MBPP/{row['task_id']}",
             prompt=fill_prompt(template, shown),
-            gold=_problem(setup, public + hidden, entry),
+            gold={
+                **_problem(setup, public + hidden, entry),
+                "visible": _problem(setup, public, entry)["test"],
+            },
             solution=fenced(code),
         )
 

@@ -2,81 +2,38 @@
 
 from __future__ import annotations
 
-import re
-import textwrap
-import warnings
+import ast
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from fttt.types import Question, Verdict
+from fttt.verifiers.base import feedback_on
+from fttt.verifiers.program import Program, find_program
 
 if TYPE_CHECKING:
     from fttt.judge.client import Judge
+    from fttt.judge.problem import Judgement, Problem
 
-__all__ = ["CodeVerifier", "completion_for", "extract_code"]
+__all__ = ["CodeVerifier"]
 
-_FENCE = re.compile(
-    r"^[ \t]*(`{3,}|~{3,})[ \t]*([\w+-]*)[^\n]*\n(.*?)(?:^[ \t]*\1[ \t]*$|\Z)", re.M | re.S
-)
-_PYTHON = frozenset(("python", "py", "python3"))
-_DEFINES = re.compile(r"^(?:async[ \t]+def|def|class)[ \t]+\w+", re.M)
-_FUTURE = re.compile(r"^from[ \t]+__future__[ \t]+import[^\n]*\n?", re.M)
-_LONG = 100_000  # characters; more is left for the judge to parse, inside its box
-
-
-def extract_code(completion: str) -> str | None:
-    """The program in a completion, or ``None`` where there is none.
-
-    The last fenced block marked as Python counts, else the last fenced block; a block that the
-    completion ends within counts as well. Without a fence the whole text counts where it is
-    Python that defines something.
-    """
-    blocks = [(m[2].lower(), m[3]) for m in _FENCE.finditer(completion) if m[3].strip()]
-    codes = [code for language, code in blocks if language in _PYTHON]
-    codes = codes or [code for _, code in blocks]
-    if codes:
-        # A block in a list is indented as a whole; one that goes on in mid-function is not.
-        dedented = textwrap.dedent(codes[-1])
-        return dedented if _DEFINES.search(dedented) else codes[-1]
-    if _DEFINES.search(completion) and _compiles(completion):
-        return completion
-    return None
-
-
-def completion_for(prompt: str, entry_point: str, code: str) -> str:
-    """What to put behind ``prompt`` so that ``code`` is judged as it was meant.
-
-    Code may go on where the prompt stops, as HumanEval's own solutions do, or repeat the whole
-    function, as a chat model does; then the prompt's unfinished function is closed first.
-    """
-    code = _FUTURE.sub("", code)
-    if not prompt.strip():
-        return code
-    name = re.escape(entry_point.split(".")[0].partition("(")[0])
-    whole = re.search(rf"^(?:async[ \t]+def|def|class)[ \t]+{name}\b|^{name}[ \t]*=", code, re.M)
-    if whole:
-        ways = [
-            f"{closing}{code}" for closing in ("\n", "    pass\n\n", "\tpass\n\n", "\n    pass\n\n")
-        ]
-    else:
-        ways = [code, textwrap.indent(textwrap.dedent(code), "    ")]
-        ways += [f"\n{way}" for way in ways]
-    return next((way for way in ways if _compiles(prompt + way)), ways[0])
-
-
-def _compiles(source: str) -> bool:
-    if len(source) > _LONG:
-        return True
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            compile(source, "<completion>", "exec", dont_inherit=True)
-        except (SyntaxError, ValueError, OverflowError, RecursionError, MemoryError):
-            return False
-    return True
+_NO_TESTS = "def check(*candidates):\n    pass\n"
+_FAILURES = 3
+"""Failed tests that feedback shows."""
+_SHOWN = 1000
+"""Characters of each of them, and of its error."""
+_LIMITS = {
+    "timeout": "the program takes too long",
+    "memory": "the program needs too much memory",
+}
 
 
 class CodeVerifier:
     """A client of the code judge; a question's gold is the judge's problem object.
+
+    The object may also have ``visible``: tests of the same form as ``test`` that the model may be
+    shown. A program that fails is run once more with these alone, and only what is seen there goes
+    into the feedback, so that nothing of a hidden test can.
 
     ``judge_url`` (else the variable ``OJ_API``) names a served judge; without either, an embedded
     one starts with the first program, in this process tree.
@@ -87,41 +44,118 @@ class CodeVerifier:
         self._judge = judge
 
     def extract(self, question: Question, completion: str) -> str | None:
-        """The program in ``completion``; ``None`` where there is none."""
-        return extract_code(completion)
+        """The program in ``completion`` without comments and layout; ``None`` where there is none.
+
+        Two programs that differ in nothing else vote together.
+        """
+        # Here, since the sandbox's libraries are Linux's own and only programs need them.
+        from fttt.judge.problem import BadRequest, Problem
+
+        try:
+            found = _find(Problem.from_json(question.gold), completion)
+        except BadRequest:
+            return None
+        if found is None:
+            return None
+        try:
+            return ast.unparse(ast.parse(found.code))
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            return found.code
 
     async def verify(self, question: Question, completion: str) -> Verdict:
         """Run the program in ``completion`` against the tests of ``question.gold``.
 
+        The score is the share of the tests that passed. Where the judge cannot judge, the verdict
+        is incorrect with a detail that says so, and has no score.
+
         Raises :class:`fttt.errors.RunError` where the judge is down.
         """
-        # Here, since the sandbox's libraries are Linux's own and only programs need them.
         from fttt.judge.client import find_judge
         from fttt.judge.problem import BadRequest, Problem, Submission
 
         try:
             problem = Problem.from_json(question.gold)
         except BadRequest as error:
-            return Verdict("incorrect", self.extract(question, completion), f"error: {error}")
-        code = extract_code(completion)
-        if code is None:
-            # A base model goes on in mid-function, without a fence.
-            if not completion[:1].isspace() or not _compiles(problem.prompt + completion):
-                return Verdict("unanswered", detail="no Python program was found")
-            if not completion.strip():
-                return Verdict("unanswered", detail="no Python program was found")
-            code = completion
+            return _unjudged(None, str(error))
+        program = _find(problem, completion)
+        if program is None:
+            said = feedback_on("unanswered", None)
+            detail = "no Python program was found"
+            return Verdict("unanswered", detail=detail, feedback=said, score=0.0)
         if self._judge is None:
             self._judge = find_judge(self._judge_url)
-        wanted = completion_for(problem.prompt, problem.entry_point, code)
-        judgement = await self._judge.judge(Submission(problem, wanted))
-        detail = f"{judgement.status}: {judgement.detail}" if judgement.detail else judgement.status
+        if program.before:
+            problem = replace(problem, prompt=program.before + problem.prompt)
+        judgement = await self._judge.judge(Submission(problem, program.behind))
+        if judgement.status == "error":
+            return _unjudged(program.code, judgement.detail, judgement.seconds)
         if judgement.passed:
-            return Verdict("correct", code, "", judgement.seconds)
-        return Verdict("incorrect", code, detail, judgement.seconds)
+            said = feedback_on("correct", None)
+            return _judged(judgement, program.code, "", judgement.seconds, said)
+        detail = f"{judgement.status}: {judgement.detail}" if judgement.detail else judgement.status
+        seen, seconds = judgement, judgement.seconds
+        visible = _visible(question)
+        if judgement.status == "failed" and visible != problem.test:
+            shown = replace(problem, test=visible or _NO_TESTS)
+            seen = await self._judge.judge(Submission(shown, program.behind))
+            seconds += seen.seconds
+        feedback = _feedback(seen, told=bool(visible))
+        return _judged(judgement, program.code, detail, seconds, feedback)
 
     async def close(self) -> None:
         """End the embedded judge or close the connections to a served one."""
         judge, self._judge = self._judge, None
         if judge is not None:
             await judge.close()
+
+
+def _find(problem: Problem, completion: str) -> Program | None:
+    return find_program(
+        completion, prompt=problem.prompt, entry_point=problem.entry_point, test=problem.test
+    )
+
+
+def _visible(question: Question) -> str:
+    """The tests that the model may be shown, as a text of the form of ``test``, or nothing."""
+    visible = question.gold.get("visible") if isinstance(question.gold, Mapping) else None
+    return visible if isinstance(visible, str) else ""
+
+
+def _judged(judgement: Judgement, code: str, detail: str, seconds: float, feedback: str) -> Verdict:
+    passed, total = judgement.tests_passed, judgement.tests_total
+    share = passed / total if passed < total else 0.0  # a program may also fail outside of tests
+    return Verdict(
+        "correct" if judgement.passed else "incorrect",
+        code,
+        detail,
+        seconds,
+        feedback,
+        score=1.0 if judgement.passed else share,
+        tests_passed=passed if total else None,
+        tests_total=total or None,
+    )
+
+
+def _unjudged(code: str | None, why: str, seconds: float = 0.0) -> Verdict:
+    detail = f"the judge could not judge it: {why}"
+    return Verdict("incorrect", code, detail, seconds, "Your answer could not be checked.")
+
+
+def _feedback(seen: Judgement, *, told: bool) -> str:
+    """What the model may read of a run that knew no hidden test.
+
+    ``told`` says whether the problem has tests that the model knows.
+    """
+    if seen.passed and told:
+        return "Your answer is incorrect: the program passes the tests that you know, not all."
+    if seen.passed or seen.status == "error":
+        return "Your answer is incorrect: the program fails a test."
+    if seen.status in _LIMITS:
+        return f"Your answer is incorrect: {_LIMITS[seen.status]}."
+    if not seen.failures:
+        return f"Your answer is incorrect: {seen.detail[:_SHOWN]}"
+    tests = [
+        f"```python\n{failure.source[:_SHOWN]}\n```\n{failure.error[:_SHOWN]}"
+        for failure in seen.failures[:_FAILURES]
+    ]
+    return "\n".join(["Your answer is incorrect. The program fails", *tests])
