@@ -142,6 +142,23 @@ def test_humaneval(hub: Hub) -> None:
     hub["openai/openai_humaneval", None, "test"] = [HUMANEVAL]
     (question,) = load("humaneval")
     assert question.gold == {key: HUMANEVAL[key] for key in ("prompt", "test", "entry_point")}
+    examples = {
+        "a doctest": (">>> f([1, 2])\n    [2]\n    >>> f([])  # nothing\n    []\n", 2),
+        "a doctest of a truth": (">>> f(1) == 2\n", 1),
+        "names of its own": (">>> xs = [1]\n    >>> f(xs)\n    2\n", 1),
+        "lines": ("* f(1) => 2\n    f(2) should return 3.\n    f(3) \u279e true\n", 3),
+        "prose": ("f(1) is one more than f(0) == f(x)\n    f(xs) => [1]\n", 0),
+        "an error": (">>> f(None)\n    Traceback (most recent call last):\n    TypeError: no\n", 0),
+    }
+    for text, count in examples.values():
+        prompt = f'def f(x):\n    """So.\n\n    {text}    """\n'
+        row = HUMANEVAL | {"prompt": prompt, "entry_point": "f"}
+        hub["openai/openai_humaneval", None, "test"] = [row]
+        gold = load("humaneval")[0].gold
+        assert isinstance(gold, dict)
+        visible = str(gold.get("visible", ""))
+        compile(visible, "<visible>", "exec")
+        assert visible.count("assert f(") == count
     assert question.solution == '```python\ndef one():\n    """One."""\n    return 1\n```'
     assert "```python" in question.prompt
 
@@ -156,6 +173,8 @@ def test_mbpp_shows_public_tests_and_is_judged_on_all(hub: Hub) -> None:
         "test": "def check(candidate):\n    add = candidate\n    assert add(1, 2) == 3\n"
         "    assert add(0, 0) == 0\n    assert add(-1, 1) == 0",
         "entry_point": "add",
+        "visible": "def check(candidate):\n    add = candidate\n    assert add(1, 2) == 3\n"
+        "    assert add(0, 0) == 0",
     }
     assert question.solution is not None
     assert "\r" not in question.solution

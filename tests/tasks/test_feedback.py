@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import asyncio
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -19,11 +18,6 @@ from fttt.tasks.prompts import fenced
 from fttt.types import Question, Verdict
 from fttt.verifiers.base import feedback_on
 
-BESIDE = Path(__file__).parents[3] / "shared" / "datasets"
-DATA = Path(os.environ.get("FTTT_DATASETS", BESIDE))
-BENCHMARKS = pytest.mark.skipif(
-    not DATA.is_dir(), reason="the benchmarks' folder is not there (FTTT_DATASETS)"
-)
 EACH = 25
 
 
@@ -63,11 +57,10 @@ def test_arithmetic() -> None:
     check_answers(task, task.load(TaskOptions())[:EACH])
 
 
-@BENCHMARKS
 @pytest.mark.parametrize("name", ["gsm8k", "math500"])
-def test_numbers_and_mathematics(name: str) -> None:
+def test_numbers_and_mathematics(name: str, datasets: Path) -> None:
     task = get_task(name)
-    check_answers(task, task.load(TaskOptions(data_dir=DATA))[:EACH])
+    check_answers(task, task.load(TaskOptions(data_dir=datasets))[:EACH])
 
 
 def test_your_own_questions(tmp_path: Path) -> None:
@@ -99,13 +92,12 @@ def hidden_tests(question: Question) -> list[str]:
     return [p for p in parts if len(p) > 4 and re.sub(r"\s|[\"']", "", p) not in shown]
 
 
-@BENCHMARKS
 @pytest.mark.filterwarnings("ignore:invalid escape sequence")  # in the benchmark's own programs
 @pytest.mark.parametrize("name", ["humaneval", "mbpp"])
-def test_programs(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_programs(name: str, datasets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OJ_API", raising=False)
     task = get_task(name)
-    questions = task.load(TaskOptions(data_dir=DATA))
+    questions = task.load(TaskOptions(data_dir=datasets))
     if name == "mbpp":  # few have hidden tests at all
         questions = [q for q in questions if q.gold["test"] != q.gold["visible"]]  # type: ignore
     cases = []

@@ -26,7 +26,10 @@ PROMPT = (
 CONTRADICTED = frozenset(("HumanEval/47", "HumanEval/116", "HumanEval/148"))
 """Problems whose reference solution does not do what an example in their docstring says."""
 
-_EXAMPLE = re.compile(r"[*>\s]*(?:assert |for )?(\w+\(.*\))\s*(?:==>?|=>|-+>|\u279e)\s*(.+?)\s*$")
+_EXAMPLE = re.compile(
+    r"[*>\s]*(?:assert |for )?(\w+\(.*\))\s*(?:==>?|=>|-+>|\u279e|returns|should return)\s*"
+    r"(.+?)\s*$"
+)
 """An example outside of a doctest: ``f(1) == 2``, ``f(1) => 2``, and so on."""
 
 FIELDS = ("task_id", "prompt", "entry_point", "canonical_solution", "test")
