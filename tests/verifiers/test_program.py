@@ -324,6 +324,7 @@ HOSTILE = {
     "minus": "    return " + "-" * 50_000 + "1",
     "open blocks": "```python\nx = (\n```\n" * 500,
     "fences": "```\n" * 10_000,
+    "a long sum": block(f"def area(sides):\n    raise {'a + ' * 3_000}a\n"),
     "open strings": "x = '''\n" * 5_000,
     "half functions": "def f(x):\n  return (\n" * 2_000,
     "half lines": "    x = (\n" * 5_000,
