@@ -205,21 +205,22 @@ class LoRABank(Bank):
             batch = self._batch
             if batch is None:
                 return None
-            x_ND = inputs[0][0]
             if self._parts is None:
                 from fttt.engine.kernels import add_lora
 
                 add_lora(
-                    x_ND, output[0], self.weights_SP, batch.slot_B,
+                    inputs[0].flatten(0, 1), output.flatten(0, 1), self.weights_SP, batch.slot_B,
                     a_at=layer.a_at, b_at=layer.b_at, rank=self.spec.rank, scale=self.scale,
                 )  # fmt: skip
                 return output
-            x_BTI = batch.pad(x_ND).float()
+            x_BTI = batch.by_segment(inputs[0]).float()
             if self._dropout_key_B is not None and self.spec.dropout > 0:
                 x_BTI = self._dropped(x_BTI, batch, layer)
             a_BRI, b_BOR = self._factors(self._parts, layer)
+            if batch.inside is not None and len(batch.inside) < a_BRI.shape[0]:
+                a_BRI, b_BOR = a_BRI[list(batch.inside)], b_BOR[list(batch.inside)]
             delta = (x_BTI @ a_BRI.transpose(1, 2)) @ b_BOR.transpose(1, 2) * self.scale
-            return output + batch.unpad(delta).to(output.dtype)
+            return output + batch.as_given(delta).to(output.dtype)
 
         return add
 

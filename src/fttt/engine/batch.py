@@ -1,9 +1,9 @@
 """What one forward pass runs: ragged segments packed end to end, without padding.
 
 The model sees one row of all tokens, ``[1, N]``; every per-token layer works on it as it is, and
-only attention (:mod:`fttt.engine.attention`) and adapters (:mod:`fttt.engine.adapters`) look at
-where one segment ends and the next begins. A decode step is the case where each segment is one
-token long.
+only attention (:mod:`fttt.engine.attention`), layers that carry a state
+(:mod:`fttt.engine.states`) and adapters (:mod:`fttt.engine.adapters`) look at where one segment
+ends and the next begins. A decode step is the case where each segment is one token long.
 
 Axes: N packed tokens, B segments, T tokens of the longest segment.
 """
@@ -22,7 +22,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from fttt.engine.cache import KVCache
 
-__all__ = ["Batch", "Mode", "Segment", "by_length"]
+__all__ = ["Batch", "Block", "Mode", "Segment", "by_length"]
 
 Mode = Literal["prefill", "decode", "train"]
 
@@ -38,6 +38,18 @@ class Segment:
     """How many of the sequence's tokens that row holds already."""
     slot: int = -1
     """The adapter's slot; -1 runs the base model."""
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Equally many consecutive tokens of several segments: a rectangle without padding."""
+
+    segments: tuple[int, ...]
+    where_BT: Tensor
+    """Their places in the packed row."""
+    row_B: Tensor
+    begins: tuple[bool, ...]
+    """Whether a segment's sequence begins with it."""
 
 
 @dataclass
@@ -65,11 +77,21 @@ class Batch:
     """Whether a train pass computes attention again for the gradient: less memory, more time."""
     masks: dict[int | None, Tensor] = field(default_factory=dict)
     """Attention masks by sliding window, built once a pass and shared by the layers."""
+    source_B: Tensor | None = None
+    """The row that each state of a decode step is read from; ``None``: the segment's own."""
+    inside: tuple[int, ...] | None = None
+    """The segments, one a row of ``[B, T, D]``, that a mixer is running (``fttt.engine.states``);
+    ``None`` elsewhere, where layers see the packed row ``[1, N, D]``."""
 
     @classmethod
     def pack(cls, mode: Mode, segments: Sequence[Segment], cache: KVCache) -> Batch:
         """Lay segments end to end on the cache's device."""
         lengths = tuple(len(s.token_ids) for s in segments)
+        if cache.states is not None:
+            for s in segments:
+                cache.states.check(s.row, s.past)
+                if mode != "train":
+                    cache.states.saw(s.row, s.past + len(s.token_ids))
         pasts = tuple(cache.prefix + s.past for s in segments)
         rows = tuple(s.row for s in segments)
         ids = [i for s in segments for i in s.token_ids]
@@ -133,6 +155,43 @@ class Batch:
         within = self.position_N - self.past_B[self.segment_N]
         return self.segment_N * self.longest + within
 
+    @cached_property
+    def blocks(self) -> tuple[Block, ...]:
+        """All tokens in blocks, each segment's in order.
+
+        Segments of one length are a block. Where there are too many lengths, segments are cut at
+        the powers of two that their lengths are made of, so that there are no more blocks than a
+        length has binary digits.
+        """
+        lengths = self.lengths
+        digits = 0
+        for length in lengths:
+            digits |= length
+        if len(set(lengths)) <= digits.bit_count():
+            return tuple(
+                self._block([(n, 0) for n, own in enumerate(lengths) if own == length], length)
+                for length in dict.fromkeys(lengths)
+            )
+        sizes = [
+            1 << digit for digit in reversed(range(digits.bit_length())) if digits >> digit & 1
+        ]
+        return tuple(
+            self._block([(n, own & -2 * size) for n, own in enumerate(lengths) if own & size], size)
+            for size in sizes
+        )
+
+    def _block(self, parts: Sequence[tuple[int, int]], size: int) -> Block:
+        """``size`` tokens of each segment, from a place in it on."""
+        segments = tuple(n for n, _ in parts)
+        first = [self.ends[n] - self.lengths[n] + start for n, start in parts]
+        first_B, segment_B = torch.tensor([first, segments]).to(self.token_ids_N.device)
+        return Block(
+            segments,
+            first_B[:, None] + torch.arange(size, device=first_B.device),
+            self.row_B[segment_B],
+            tuple(self.pasts[n] + start == 0 for n, start in parts),
+        )
+
     @property
     def uniform(self) -> bool:
         """Whether all segments are of one length, so that padding is a reshape."""
@@ -146,9 +205,17 @@ class Batch:
         return _pad(x_ND, self.pad_BT, self.unpad_N)
 
     def unpad(self, x_BTD: Tensor) -> Tensor:
-        """``[B, T, ...] -> [N, ...]``."""
-        flat = x_BTD.flatten(0, 1)
+        """``[B, T, ...] -> [N, ...]``; T may be more than the longest segment."""
+        flat = x_BTD[:, : self.longest].flatten(0, 1) if self.lengths else x_BTD.flatten(0, 1)
         return flat if self.uniform else _unpad(flat, self.unpad_N)
+
+    def by_segment(self, x: Tensor) -> Tensor:
+        """What a layer is given, ``[B, T, ...]``: padded, or as the mixer has it that runs."""
+        return self.pad(x[0]) if self.inside is None else x
+
+    def as_given(self, x_BTD: Tensor) -> Tensor:
+        """Back again, to be added to the layer's output."""
+        return self.unpad(x_BTD)[None] if self.inside is None else x_BTD
 
 
 def by_length(lengths: Sequence[int], fits: Callable[[int, int], bool]) -> list[list[int]]:

@@ -44,6 +44,7 @@ from fttt.engine.scheduler import Patience
 from fttt.engine.selfcheck import check_outputs
 from fttt.engine.slots import Slot
 from fttt.engine.stand_ins import stand_ins_for
+from fttt.engine.states import Mixers
 from fttt.engine.trainer import run_model
 from fttt.errors import RunError, UsageError
 from fttt.models.loader import LoadedModel
@@ -101,7 +102,8 @@ class BatchedEngine:
         self._device = torch.device(loaded.device)
         self._attention_before = self._model.config._attn_implementation
         self._model.set_attn_implementation(NAME)
-        self._stand_ins = stand_ins_for(self._model, self._device)
+        mixers = Mixers(self._model)
+        self._stand_ins = stand_ins_for(self._model, self._device, mixers)
         self._stand_ins.enable()
         self._cache = KVCache.of(
             self._model,
@@ -109,6 +111,7 @@ class BatchedEngine:
             capacity=self.plan.capacity,
             prefix=loaded.prefix,
             hidden=self.plan.hidden,
+            mixers=mixers,
         )
         self._bank = (
             make_bank(self._model, adapter, self.plan.slots, self._device) if adapter else None

@@ -105,6 +105,9 @@ class BeamSearcher:
         try:
             prompts = [(search.job.request.prompt_ids[:-1], search.rows[0]) for search in fresh]
             segments = [Segment(ids, row, 0) for ids, row in prompts if ids]
+            if self._cache.states is not None:
+                for _, row in prompts:
+                    self._cache.states.clear(row)
             fill(segments)
             for place, search in enumerate(fresh, first):
                 self._beams.put(place, search.job.request, search.rows, self._cache)

@@ -8,7 +8,8 @@ it ended now, is worse than the worst of N that have ended. Everything stays on 
 a captured step serves any of them.
 
 No key or value is ever copied: a beam writes each token's into its own row and knows of every
-earlier token which row holds it.
+earlier token which row holds it. Likewise a state that layers carry is read from the row of the
+beam that was continued, and written to its own.
 
 Axes: Q questions, N beams of each, L = Q N lanes, S tokens of a row, V vocabulary, E stop tokens,
 C candidates.
@@ -44,6 +45,8 @@ class Beams:
     """The row that a beam writes to."""
     row_of_QNS: Tensor
     """The row that holds each earlier token."""
+    source_QN: Tensor
+    """The row that the state before the next token is read from, where layers carry one."""
     score_QN: Tensor
     """Log-probability, best first."""
     written_QNS: Tensor
@@ -71,6 +74,7 @@ class Beams:
             past_QN=filled(cache.prefix, whole, beams),
             row_QN=filled(cache.rows, whole, beams),
             row_of_QNS=filled(cache.rows, small, beams, cache.capacity),
+            source_QN=filled(cache.rows, whole, beams),
             score_QN=filled(0, torch.float32, beams),
             written_QNS=filled(0, small, beams, cache.capacity),
             count_Q=filled(0, whole),
@@ -91,6 +95,7 @@ class Beams:
         self.past_QN[place] = cache.prefix + len(request.prompt_ids) - 1
         self.row_QN[place] = torch.tensor(rows)
         self.row_of_QNS[place] = rows[0]
+        self.source_QN[place] = rows[0]
         self.score_QN[place] = FAR_BELOW
         self.score_QN[place, 0] = 0
         self.count_Q[place] = 0
@@ -104,7 +109,7 @@ class Beams:
             for part in fields(self):
                 tensor = getattr(self, part.name)
                 tensor[target] = tensor[source]
-        self.row_QN[source] = cache.rows
+        self.row_QN[source] = self.source_QN[source] = cache.rows
         self.past_QN[source] = cache.prefix
         self.done_Q[source] = True
 
@@ -120,7 +125,7 @@ class Beams:
         return Batch(
             "decode", cache, self.token_QN.flatten(), past_L, self.row_QN.flatten(), past_L,
             torch.full_like(past_L, -1), lengths=(), pasts=(), rows=(), adapted=False,
-            row_of_BS=self.row_of_QNS.flatten(0, 1),
+            row_of_BS=self.row_of_QNS.flatten(0, 1), source_B=self.source_QN.flatten(),
         )  # fmt: skip
 
     def expand(self, logits_LV: Tensor, stop_E: Tensor) -> None:
@@ -170,6 +175,8 @@ class Beams:
         row_QN1 = self.row_QN[..., None].to(self.row_of_QNS.dtype)
         row_of_QNS = _pick(self.row_of_QNS.scatter(2, self.past_QN[..., None], row_QN1), parent_QN)
         self.row_of_QNS.copy_(torch.where(live_Q11, row_of_QNS, self.row_of_QNS))
+        source_QN = self.row_QN.gather(1, parent_QN)
+        self.source_QN.copy_(torch.where(live_Q1, source_QN, self.source_QN))
         self.token_QN.copy_(torch.where(live_Q1, token_QN, self.token_QN))
         self.score_QN.copy_(torch.where(live_Q1, score_QN, self.score_QN))
         self.past_QN.add_(live_Q1)

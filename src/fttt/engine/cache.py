@@ -7,7 +7,7 @@ prefix. Rows that only wait for a train step or for the next turn may be taken b
 free; their tokens are then computed again.
 
 Where only upper layers learn, a row also has what the first of them was given at each token
-(:mod:`fttt.engine.below`).
+(:mod:`fttt.engine.below`); where layers carry a state, it has theirs (:mod:`fttt.engine.states`).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fttt.engine.states import Mixers, States
 from fttt.models.loader import Prefix
 
 __all__ = ["KVCache", "KeptRow", "kv_shape"]
@@ -53,12 +54,15 @@ class KVCache:
         device: torch.device,
         prefix: Prefix | None = None,
         hidden: int = 0,
+        states: States | None = None,
     ) -> None:
         """Take the memory; ``hidden`` is the width of the hidden states that are kept, if any."""
         shape = (rows + 1, kv_heads, capacity, head_dim)
         self.rows = rows
         self.capacity = capacity
         self.device = device
+        self.states = states
+        """Of layers that carry one; ``None`` where there are none."""
         self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(layers)]
         self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(layers)]
         self.hidden: Tensor | None = None
@@ -83,8 +87,12 @@ class KVCache:
         prefix: Prefix | None = None,
         hidden: int = 0,
         dtype: torch.dtype | None = None,
+        mixers: Mixers | None = None,
     ) -> KVCache:
-        """A cache of a model's own shape, on its device, in its precision or another."""
+        """A cache of a model's own shape, on its device, in its precision or another.
+
+        Without ``mixers`` it holds no state of theirs, and passes begin with none.
+        """
         layers, kv_heads, dim = kv_shape(model)
         return cls(
             rows=rows,
@@ -96,6 +104,7 @@ class KVCache:
             device=model.device,
             prefix=prefix,
             hidden=hidden,
+            states=States(tuple(mixers), rows, model.device) if mixers else None,
         )
 
     @property
@@ -131,6 +140,8 @@ class KVCache:
         self, row: int, token_ids: tuple[int, ...], *, adapted: bool, awaited: bool
     ) -> KeptRow:
         """Hold a finished sequence's row; all its tokens but the last are in it."""
+        if self.states is not None:
+            self.states.saw(row, len(token_ids) - 1)
         kept = KeptRow(self, row, token_ids, adapted=adapted, awaited=awaited)
         self._kept[row] = kept
         return kept
@@ -156,6 +167,8 @@ class KVCache:
             part[target_B, :, :end] = part[source_B, :, :end]
         if self.hidden is not None:
             self.hidden[target_B, :end] = self.hidden[source_B, :end]
+        if self.states is not None:
+            self.states.copy(pairs)
 
     def write(
         self, layer: int, row_N: Tensor, position_N: Tensor, k_NHD: Tensor, v_NHD: Tensor
@@ -187,11 +200,15 @@ class KeptRow:
     def shared(self, ids: Sequence[int]) -> int:
         """How many of the first of ``ids`` are its own as well and lie in the row.
 
-        Of either, the last token is left: its own is not held, and theirs has to be run.
+        Of either, the last token is left: its own is not held, and theirs has to be run. A state
+        cannot be cut back, so where layers carry one it is all of the row or nothing.
         """
         most = min(len(self._token_ids), len(ids)) - 1
         pairs = zip(self._token_ids[:most], ids, strict=False)
-        return next((n for n, (a, b) in enumerate(pairs) if a != b), most)
+        same = next((n for n, (a, b) in enumerate(pairs) if a != b), most)
+        if self._cache.states is not None and same < len(self._token_ids) - 1:
+            return 0
+        return same
 
     def evict(self) -> int:
         """Forget the row and return it; the tokens stay known."""

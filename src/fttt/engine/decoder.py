@@ -35,6 +35,9 @@ class Lane:
     length: int
     """Tokens of it in its cache row."""
     logprobs: bool
+    stop_ids: tuple[int, ...] = ()
+    limit: int = 0
+    """How many tokens may be drawn."""
     tokens: list[int] = field(default_factory=list)
     """Drawn so far; the last one is not in the cache yet."""
     scores: list[float] = field(default_factory=list)
@@ -146,10 +149,13 @@ class CUDADecoder:
         self._pool: Any = None
         self._buckets = _buckets(lanes)
         self._lanes: Sequence[Lane] = ()
+        self._ends = torch.zeros(1, lanes, dtype=torch.int64, device=device)
 
     def launch(self, lanes: Sequence[Lane]) -> None:
         """Begin ``steps`` replays."""
         self._lanes = lanes
+        if self._cache.states is not None:
+            self._note_ends(lanes)
         bucket = next(b for b in self._buckets if b >= len(lanes))
         spare = bucket - len(lanes)
         whole = torch.tensor(
@@ -188,6 +194,21 @@ class CUDADecoder:
             lane.tokens.extend(tokens[i])
             if scores is not None:
                 lane.scores.extend(scores[i])
+
+    def _note_ends(self, lanes: Sequence[Lane]) -> None:
+        """Say how each lane ends: what is drawn after that must not enter its state.
+
+        Keys and values behind the end are never read, but a state is one for all tokens.
+        """
+        most = max(len(lane.stop_ids) for lane in lanes)
+        if most >= self._ends.shape[0]:
+            shape = (most + 1, self._ends.shape[1])
+            self._ends = self._ends.new_zeros(shape)
+            self._graphs.clear()  # they hold the smaller one
+            self._pool = None
+        spare = self._ends.shape[0] - 1
+        ends = [[x.limit, *x.stop_ids, *[-1] * (spare - len(x.stop_ids))] for x in lanes]
+        self._ends[:, : len(lanes)].copy_(torch.tensor(ends).T.pin_memory(), non_blocking=True)
 
     def _graph(self, bucket: int, adapted: bool) -> Any:
         key = (bucket, adapted)
@@ -230,6 +251,10 @@ class CUDADecoder:
         token_L.copy_(drawn_L)
         length_L.add_(1).clamp_(max=self._cache.capacity - 1)
         count_L.add_(1)
+        if self._cache.states is not None:
+            limit_L, stop_EL = self._ends[0, :bucket], self._ends[1:, :bucket]
+            ended_L = (drawn_L == stop_EL).any(0) | (count_L >= limit_L)
+            row_L.masked_fill_(ended_L, self._cache.rows)
         self._tick.add_(1)
 
 

@@ -156,18 +156,21 @@ class DeltaBank(Bank):
             batch = self._batch
             if batch is None:
                 return None
-            x_NI = inputs[0][0]
-            if batch.mode == "decode" and x_NI.is_cuda:
+            x, own = inputs[0], batch.slots
+            if batch.mode == "decode" and x.is_cuda:
                 from fttt.engine.kernels_delta import add_delta
 
-                add_delta(x_NI, output[0], delta_SOI, batch.slot_B)
+                add_delta(x.flatten(0, 1), output.flatten(0, 1), delta_SOI, batch.slot_B)
                 return output
+            rows: Sequence[Tensor] = x[0].split(batch.lengths) if batch.inside is None else list(x)
+            if batch.inside is not None:
+                own = tuple(own[n] for n in batch.inside)
             parts: list[Tensor] = []
-            for x_TI, slot in zip(x_NI.split(batch.lengths), batch.slots, strict=True):
+            for x_TI, slot in zip(rows, own, strict=True):
                 if slot < 0:
                     parts.append(output.new_zeros(x_TI.shape[0], output.shape[-1]))
                 else:
                     parts.append((x_TI.to(delta_SOI.dtype) @ delta_SOI[slot].T).to(output.dtype))
-            return output + torch.cat(parts)
+            return output + torch.cat(parts).view_as(output)
 
         return add

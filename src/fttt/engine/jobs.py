@@ -81,6 +81,8 @@ def lane_for(request: GenerateRequest, row: int, slot: int) -> Lane:
         key=key - 2**64 if key >= 2**63 else key,
         length=len(request.prompt_ids),
         logprobs=request.logprobs,
+        stop_ids=request.stop_ids,
+        limit=request.max_new_tokens,
     )
 
 

@@ -80,7 +80,7 @@ class LoRALearner:
         due = queue.next_pass(self._cache, self._plan.train_tokens)
         try:
             self._fill(due.missing)
-            losses = train_step(self._model, self._bank, self._cache, due.lessons)
+            losses = train_step(self._model, self._bank, self._cache, due.lessons, self._fill)
         except Exception:
             queue.extendleft(reversed(due.jobs))
             raise

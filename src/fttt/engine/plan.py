@@ -17,6 +17,7 @@ from fttt.engine.cache import kv_shape
 from fttt.engine.deltas import delta_bytes
 from fttt.engine.memory import free_bytes
 from fttt.engine.request import AdapterSpec, LoRASpec, WeightDeltaSpec
+from fttt.engine.states import Mixers
 from fttt.engine.upper import upper_part
 from fttt.errors import RunError, UsageError
 from fttt.models.loader import LoadedModel
@@ -119,6 +120,7 @@ def plan_memory(
     hidden = hidden_width(loaded.model, adapter)
     layer_bytes = 2 * kv_heads * dim * dtype.itemsize * capacity
     row_bytes = layers * layer_bytes + hidden * dtype.itemsize * capacity
+    row_bytes += Mixers(loaded.model).row_bytes
     passes = _passes(loaded, device, adapter, max_length)
     smaller = _passes(loaded, device, adapter, max_length, least=min(TRAIN_TOKENS, max_length))
     lane_bytes = _search_bytes(loaded, layer_bytes, max_length) if beams else 0

@@ -5,7 +5,7 @@ Axes: N packed tokens, M tokens that carry a loss, Q examples, I inputs and O ou
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -58,14 +58,14 @@ def record_factors(
     scale_Q = torch.tensor(scales, device=device)
     segment_M = batch.segment_N[where_M]
     label_M = batch.token_ids_N[where_M + 1]
-    with torch.enable_grad(), _watching(layers_by_name(model, layers)) as seen:
+    with torch.enable_grad(), _watching(layers_by_name(model, layers), batch) as seen:
         loss, nll_M = weighted_nll(model, batch, where_M, label_M, weight_M / scale_Q[segment_M])
         gradients = torch.autograd.grad(loss, [seen[name].output for name in layers])
     scale_N1 = scale_Q[batch.segment_N, None]
     return Factors(
         x_NI={name: seen[name].x_NI for name in layers},
         delta_NO={
-            name: gradient[0].float() * scale_N1
+            name: seen[name].packed(gradient).float() * scale_N1
             for name, gradient in zip(layers, gradients, strict=True)
         },
         lengths=lengths,
@@ -82,10 +82,12 @@ class _Seen:
     """The input as it came, to tell whether another layer was given the same."""
     x_NI: Tensor
     output: Tensor
+    packed: Callable[[Tensor], Tensor]
+    """From what the layer sees to ``[N, ...]``."""
 
 
 @contextmanager
-def _watching(layers: Mapping[str, nn.Linear]) -> Iterator[dict[str, _Seen]]:
+def _watching(layers: Mapping[str, nn.Linear], batch: Batch) -> Iterator[dict[str, _Seen]]:
     """Note what passes through the layers; the first one's output begins the graph."""
     seen: dict[str, _Seen] = {}
 
@@ -95,7 +97,9 @@ def _watching(layers: Mapping[str, nn.Linear]) -> Iterator[dict[str, _Seen]]:
             same = next((s for s in seen.values() if s.source is source), None)
             if not output.requires_grad:
                 output.requires_grad_()
-            seen[name] = _Seen(source, same.x_NI if same else source[0].detach(), output)
+            packed = _first if batch.inside is None else batch.unpad
+            x_NI = same.x_NI if same else packed(source.detach())
+            seen[name] = _Seen(source, x_NI, output, packed)
 
         return layer.register_forward_hook(note)
 
@@ -105,3 +109,7 @@ def _watching(layers: Mapping[str, nn.Linear]) -> Iterator[dict[str, _Seen]]:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _first(x_1ND: Tensor) -> Tensor:
+    return x_1ND[0]

@@ -22,7 +22,8 @@ from fttt.engine.attention import KERNELS, NAME
 from fttt.engine.batch import Batch, Segment
 from fttt.engine.cache import KVCache
 from fttt.engine.plan import LOGIT_BYTES
-from fttt.engine.stand_ins import StandIns, stand_ins_for
+from fttt.engine.stand_ins import stand_ins_for
+from fttt.engine.states import Mixers
 from fttt.engine.trainer import run_model
 from fttt.models.loader import Prefix
 
@@ -33,10 +34,10 @@ __all__ = ["pack_sequences", "prepared", "weighted_nll"]
 def prepared(model: Any, *, faster: bool = True) -> Iterator[None]:
     """Let a model run packed sequences outside an engine; it gets its own code back at the end.
 
-    ``faster=False`` leaves all but attention to the model's own code.
+    ``faster=False`` leaves all but what packing needs to the model's own code.
     """
     before = model.config._attn_implementation
-    stand_ins = stand_ins_for(model, model.device) if faster else StandIns([])
+    stand_ins = stand_ins_for(model, model.device, Mixers(model), faster=faster)
     model.set_attn_implementation(NAME)
     stand_ins.enable()
     try:

@@ -1,7 +1,8 @@
-"""Faster forms of a model's own operations, put in its place while an engine runs it.
+"""What takes the place of a model's own operations while an engine runs it.
 
-What stands in for what is said by :mod:`fttt.engine.fused` (on a GPU) and
-:mod:`fttt.engine.narrow` (on a CPU); the model's code and weights stay as they are.
+Faster forms are those of :mod:`fttt.engine.fused` (on a GPU) and :mod:`fttt.engine.narrow` (on a
+CPU); what lets mixers run packed is :mod:`fttt.engine.states`. The model's code and weights stay as
+they are.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 from torch import nn
 
 from fttt.engine.narrow import narrow_linears
+from fttt.engine.states import Mixers
 
 __all__ = ["StandIns", "stand_ins_for"]
 
@@ -43,10 +45,15 @@ class StandIns:
             self._active = None
 
 
-def stand_ins_for(model: nn.Module, device: torch.device) -> StandIns:
-    """What serves on a device, not enabled yet."""
+def stand_ins_for(
+    model: nn.Module, device: torch.device, mixers: Mixers, *, faster: bool = True
+) -> StandIns:
+    """What serves on a device, not enabled yet; without ``faster`` only what the mixers need."""
+    needed = mixers.stand_ins()
+    if not faster:
+        return StandIns(needed)
     if device.type != "cuda":
-        return StandIns(narrow_linears(model))
+        return StandIns([*needed, *narrow_linears(model)])
     from fttt.engine.fused import fused_operations
 
-    return StandIns(fused_operations(model))
+    return StandIns([*needed, *fused_operations(model)])

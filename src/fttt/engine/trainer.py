@@ -8,7 +8,7 @@ Axes: N packed tokens, M tokens that carry a loss, Q questions, P adapter parame
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,14 +52,21 @@ class Lesson:
         return Segment(ids, self.row, past, self.slot.index)
 
 
+Fill = Callable[[Sequence[Segment]], None]
+"""Runs segments into their cache rows."""
+
+
 def train_step(
-    model: nn.Module, bank: LoRABank, cache: KVCache, lessons: Sequence[Lesson]
+    model: nn.Module, bank: LoRABank, cache: KVCache, lessons: Sequence[Lesson], fill: Fill
 ) -> list[tuple[float, ...]]:
     """Update each lesson's adapter once; return its targets' losses before the step.
 
     Targets of very different lengths are differentiated one length after the other, since
     attention and adapters pad the segments of a pass; the gradients add up before the step.
     A loss that is not finite leaves that question's weights as they were.
+
+    Where layers carry a state, a row's is that after the whole context. For targets that come after
+    less of it, that less is run again, under the adapter as it is.
     """
     slots = [lesson.slot.index for lesson in lessons]
     owned = [(q, target) for q, lesson in enumerate(lessons) for target in lesson.targets]
@@ -67,7 +74,7 @@ def train_step(
     index_Q = torch.tensor(slots, device=cache.device)
     weights_QP = bank.weights_SP[index_Q].requires_grad_()
     found: dict[int, Tensor] = {}
-    for part in by_length([len(segment.token_ids) for segment in segments], _worth_padding):
+    for part in _parts(cache, lessons, [q for q, _ in owned], segments, fill):
         batch = Batch.pack("train", [segments[n] for n in part], cache)
         owners = [owned[n][0] for n in part]
         with torch.enable_grad():
@@ -86,6 +93,53 @@ def train_step(
     for (q, _), loss in zip(owned, ordered, strict=True):
         losses[q].append(loss)
     return [tuple(per_target) for per_target in losses]
+
+
+def _parts(
+    cache: KVCache,
+    lessons: Sequence[Lesson],
+    owners: Sequence[int],
+    segments: Sequence[Segment],
+    fill: Fill,
+) -> Iterator[list[int]]:
+    """Numbers of segments to run at once, whose rows are ready for them when they are handed out.
+
+    Args:
+        owners: the lesson of each segment.
+    """
+    waiting = list(range(len(segments)))
+    ready = waiting
+    while waiting:
+        if cache.states is not None:
+            ready = _with_one_past(lessons, owners, segments, waiting)
+            again = {
+                segments[n].row: Segment(
+                    lessons[owners[n]].context[: segments[n].past],
+                    segments[n].row,
+                    0,
+                    segments[n].slot,
+                )
+                for n in ready
+                if segments[n].past not in {0, len(lessons[owners[n]].context) - 1}
+            }
+            if again:
+                fill(list(again.values()))
+        for part in by_length([len(segments[n].token_ids) for n in ready], _worth_padding):
+            yield [ready[i] for i in part]
+        waiting = [n for n in waiting if n not in ready]
+
+
+def _with_one_past(
+    lessons: Sequence[Lesson],
+    owners: Sequence[int],
+    segments: Sequence[Segment],
+    waiting: Sequence[int],
+) -> list[int]:
+    """The segments to read a row's state at one place: first at its end, where it stands."""
+    chosen: dict[int, int] = {}
+    for n in sorted(waiting, key=lambda n: -segments[n].past):
+        chosen.setdefault(owners[n], segments[n].past)
+    return [n for n in waiting if segments[n].past in {0, chosen[owners[n]]}]
 
 
 def _worth_padding(padded: int, own: int) -> bool:

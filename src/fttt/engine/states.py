@@ -1,0 +1,422 @@
+"""What layers without keys and values carry from token to token, one state a row of the cache.
+
+Linear attention, state space layers and short convolutions read a recurrent state and the last
+inputs of a convolution, and write both anew with every token. ``transformers`` calls such a layer's
+module a mixer; it asks a cache for its state and hands the new one back. The engine's passes are
+packed, so a mixer must not run over them as they are: it would carry one sequence's state into the
+next. In its place stands a function that lays the segments out as a batch, gives the mixer's own
+code the states of their rows, and keeps what comes back:
+
+- In a decode step each row is a sequence of one token.
+- In prefill, segments run in blocks without padding, since padding would enter the state.
+- In training nobody needs the state at the end, so segments are padded behind their ends.
+
+A state cannot be cut back to an earlier token as keys and values can, so each row's state is known
+by how many tokens it has seen, and read at that place only.
+
+Axes: N packed tokens, B segments, T tokens, D hidden width.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from fttt.engine.batch import Batch
+from fttt.engine.scans import mamba2_scan, mamba_scan
+from fttt.errors import UsageError
+
+__all__ = ["Mixer", "Mixers", "States"]
+
+State = dict[tuple[str, int], Tensor]
+"""A mixer's tensors ``[B, ...]`` by kind (``conv`` or ``recurrent``) and number."""
+ASKS = frozenset({"update_conv_state", "update_recurrent_state", "set_linear_cache"})
+"""Methods of a cache by which a mixer is known."""
+
+
+class States:
+    """The states of all rows, ``[rows + 1, ...]`` a tensor, in the order of a model's mixers."""
+
+    def __init__(self, mixers: Sequence[Mixer], rows: int, device: torch.device) -> None:
+        """Take the memory."""
+        self._tensors: list[State] = [
+            {
+                key: torch.zeros(rows + 1, *like.shape[1:], dtype=like.dtype, device=device)
+                for key, like in mixer.blank.items()
+            }
+            for mixer in mixers
+        ]
+        self._seen = [0] * (rows + 1)
+
+    def read(self, number: int, row_B: Tensor, begins: Sequence[bool] = ()) -> State:
+        """A copy of the rows' states; of sequences that begin, the state before the first token."""
+        state = {key: tensor[row_B] for key, tensor in self._tensors[number].items()}
+        if any(begins):
+            where = torch.tensor(begins, device=row_B.device)
+            for tensor in state.values():
+                tensor[where] = 0
+        return state
+
+    def write(self, number: int, row_B: Tensor, state: State) -> None:
+        """Store what a mixer carries on from here."""
+        for key, tensor in self._tensors[number].items():
+            tensor[row_B] = state[key].to(tensor.dtype)
+
+    def clear(self, row: int) -> None:
+        """Make a row as it is before any token."""
+        self._seen[row] = 0
+        for state in self._tensors:
+            for tensor in state.values():
+                tensor[row] = 0
+
+    def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Copy rows to others, ``(source, target)`` each."""
+        for source, target in pairs:
+            self._seen[target] = self._seen[source]
+        for state in self._tensors:
+            for tensor in state.values():
+                source_B, target_B = torch.tensor(pairs, device=tensor.device).T
+                tensor[target_B] = tensor[source_B]
+
+    def saw(self, row: int, tokens: int) -> None:
+        """Note how many tokens of its sequence a row's state has seen."""
+        self._seen[row] = tokens
+
+    def check(self, row: int, past: int) -> None:
+        """Stop a pass that would read a state at another place than where it stands."""
+        if past not in {0, self._seen[row]}:
+            raise RuntimeError(
+                f"the state of row {row} has seen {self._seen[row]} tokens, not {past}"
+            )
+
+
+class Mixer:
+    """A module that carries state, and its own code."""
+
+    def __init__(self, name: str, module: nn.Module, hidden: int, dtype: torch.dtype) -> None:
+        """Take note of a module of a model of this hidden width and precision."""
+        self.module = module
+        self._name, self._hidden, self._dtype = name, hidden, dtype
+        self._forward: Callable[..., Any] = module.forward
+        parameters = inspect.signature(module.forward).parameters
+        self._cache_name = next(
+            (n for n in ("cache_params", "past_key_values") if n in parameters), ""
+        )
+        self._unused = {
+            name: None
+            for name, parameter in list(parameters.items())[1:]
+            if parameter.default is parameter.empty
+            and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+        }
+        self.gives_tuple = False
+        """Whether its output is the first of several."""
+
+    @functools.cached_property
+    def blank(self) -> State:
+        """The state of one sequence, for its shapes and precisions: what two tokens leave behind.
+
+        Raises:
+            UsageError: the module does not answer as a mixer does.
+        """
+        weight = next(self.module.parameters())
+        x_BTD = torch.zeros(1, 2, self._hidden, dtype=self._dtype, device=weight.device)
+        at_BT = torch.arange(2, device=weight.device)[None]
+        try:
+            with torch.no_grad():
+                out_BTD, state = self.run(x_BTD, at_BT, None, _Carried(None))
+            if out_BTD.shape != x_BTD.shape or not state:
+                raise ValueError(f"an output of the shape {tuple(out_BTD.shape)}")
+        except Exception as error:
+            raise UsageError(
+                f"The layer {self._name!r} carries state from token to token in a way that is not "
+                f"supported ({type(error).__name__}: {error}); choose another model."
+            ) from error
+        return state
+
+    def run(
+        self, x_BTD: Tensor, position_BT: Tensor, state: State | None, carried: _Carried
+    ) -> tuple[Tensor, State]:
+        """The mixer's output ``[B, T, D]`` and the state after the last token.
+
+        ``state`` is ``None`` where all sequences begin; the mixer may change it in place.
+        """
+        if _is_griffin(self.module):
+            self.gives_tuple = True
+            return _griffin(self.module, x_BTD, position_BT, state)
+        out = self._forward(x_BTD, **{**self._unused, self._cache_name: carried})
+        self.gives_tuple = isinstance(out, tuple)
+        return out[0] if self.gives_tuple else out, carried.state
+
+
+class _Carried:
+    """Answers what a mixer asks a cache of ``transformers`` for with one layer's state."""
+
+    record_past = False
+
+    def __init__(self, state: State | None) -> None:
+        state = state or {}
+        self._begins = not state
+        self.conv_states = {n: t for (kind, n), t in state.items() if kind == "conv"}
+        self.recurrent_states = {n: t for (kind, n), t in state.items() if kind == "recurrent"}
+        self._scans = 0
+
+    @property
+    def state(self) -> State:
+        """What is carried on."""
+        conv = {("conv", n): t for n, t in self.conv_states.items()}
+        return conv | {("recurrent", n): t for n, t in self.recurrent_states.items()}
+
+    @property
+    def layers(self) -> _Carried:
+        return self
+
+    def __getitem__(self, layer: int) -> _Carried:
+        return self
+
+    def has_previous_state(self, layer_idx: int = 0, state_idx: int | None = None) -> bool:
+        return not self._begins
+
+    def update_conv_state(
+        self, x_BDT: Tensor, layer_idx: int, state_idx: int = 0, conv_kernel_size: int | None = None
+    ) -> Tensor:
+        """The last inputs and these; as many of them are kept as the kernel is long."""
+        if self._begins:
+            whole, size = x_BDT, conv_kernel_size or x_BDT.shape[-1]
+            whole = F.pad(whole, (max(0, size - whole.shape[-1]), 0))
+        else:
+            last = self.conv_states[state_idx]
+            whole, size = torch.cat([last, x_BDT], -1), last.shape[-1]
+        self.conv_states[state_idx] = whole[..., -size:]
+        return whole
+
+    def update_recurrent_state(self, state: Tensor, layer_idx: int, state_idx: int = 0) -> Tensor:
+        self.recurrent_states[state_idx] = state
+        return state
+
+    def get_linear_cache(self, layer_idx: int) -> Tensor | None:
+        return self.recurrent_states.get(0)
+
+    def set_linear_cache(self, layer_idx: int, state: Tensor) -> None:
+        self.recurrent_states[0] = state
+
+    def scanned_from(self) -> Tensor | None:
+        """The state that the next selective scan begins with; some mixers scan head by head."""
+        state = self.recurrent_states.get(0)
+        if self._begins or state is None or state.dim() == 3:
+            return None if self._begins else state
+        self._scans += 1
+        return state[:, self._scans - 1]
+
+
+def _is_griffin(module: nn.Module) -> bool:
+    return hasattr(module, "rg_lru")
+
+
+def _griffin(
+    block: Any, x_BTD: Tensor, position_BT: Tensor, state: State | None
+) -> tuple[Tensor, State]:
+    """A recurrent block of RecurrentGemma, whose own code keeps its state in the module.
+
+    It forgets the convolution's last inputs where several tokens follow others.
+    """
+    gate = block.act_fn(block.linear_y(x_BTD))
+    x_BWT = block.linear_x(x_BTD).transpose(1, 2)
+    conv, lru = block.conv_1d, block.rg_lru
+    last = x_BWT.new_zeros(*x_BWT.shape[:2], block.conv1d_width - 1)
+    whole = torch.cat([state["conv", 0] if state else last, x_BWT], -1)
+    x_BWT = F.conv1d(whole, conv.weight, conv.bias, groups=conv.groups)
+    lru.recurrent_states = (
+        state["recurrent", 0] if state else torch.zeros_like(x_BWT[..., 0], dtype=torch.float32)
+    )
+    try:
+        out_BTD = block.linear_out(lru(x_BWT.transpose(1, 2), position_BT) * gate)
+        after = lru.recurrent_states
+    finally:
+        lru.recurrent_states = None
+    return out_BTD, {("conv", 0): whole[..., 1 - block.conv1d_width :], ("recurrent", 0): after}
+
+
+class Mixers:
+    """All modules of a model that carry state."""
+
+    def __init__(self, model: Any) -> None:
+        """Find them."""
+        hidden = model.config.get_text_config().hidden_size
+        self._model = model
+        self._mixers = [
+            Mixer(name, module, hidden, model.dtype)
+            for name, module in model.named_modules()
+            if _carries(module)
+        ]
+
+    def __len__(self) -> int:
+        return len(self._mixers)
+
+    def __iter__(self) -> Iterator[Mixer]:
+        return iter(self._mixers)
+
+    @property
+    def row_bytes(self) -> int:
+        """What one row's state takes.
+
+        Raises:
+            UsageError: a mixer does not answer as those that are known.
+        """
+        return sum(t.numel() * t.element_size() for mixer in self for t in mixer.blank.values())
+
+    def stand_ins(self) -> list[tuple[Any, str, Any]]:
+        """What takes the place of the mixers' ``forward``, and of the model's, to see its batch."""
+        if not self._mixers:
+            return []
+        current = _Current()
+        found: list[tuple[Any, str, Any]] = [
+            (mixer.module, "forward", _Packed(mixer, number, current))
+            for number, mixer in enumerate(self)
+        ]
+        found += [
+            (outer, "forward", _noting(outer, current))
+            for outer in {id(m): m for m in (self._model, self._model.base_model)}.values()
+        ]
+        for home in {type(mixer.module).__module__ for mixer in self}:
+            found += _scans(sys.modules[home], current)
+        return found
+
+
+def _carries(module: nn.Module) -> bool:
+    """Whether a module asks a cache for its state, or keeps one itself."""
+    forward: Any = inspect.unwrap(type(module).forward)
+    return _is_griffin(module) or bool(ASKS & set(forward.__code__.co_names))
+
+
+@dataclass
+class _Current:
+    """What a model runs at the moment."""
+
+    batch: Batch | None = None
+    carried: _Carried | None = None
+
+
+def _noting(model: nn.Module, current: _Current) -> Callable[..., Any]:
+    """A model's ``forward`` that notes its batch: not all models hand it down to their layers."""
+    forward = model.forward
+
+    @functools.wraps(forward)
+    def noting(*args: Any, **kwargs: Any) -> Any:
+        current.batch = kwargs.get("fttt_batch", current.batch)
+        return forward(*args, **kwargs)
+
+    return noting
+
+
+class _Packed:
+    """A mixer's ``forward`` over the packed row of a pass, ``[1, N, D]``."""
+
+    def __init__(self, mixer: Mixer, number: int, current: _Current) -> None:
+        self._mixer, self._number, self._current = mixer, number, current
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        batch = kwargs.get("fttt_batch", self._current.batch)
+        assert batch is not None
+        x_ND = (args[0] if args else next(iter(kwargs.values())))[0]
+        run = {"decode": self._decode, "prefill": self._prefill, "train": self._train}[batch.mode]
+        out_1ND = run(x_ND, batch)[None]
+        return (out_1ND, None) if self._mixer.gives_tuple else out_1ND
+
+    def _decode(self, x_ND: Tensor, batch: Batch) -> Tensor:
+        """One token a row; states are read before any is written, since beams read each other's."""
+        source_B = batch.row_B if batch.source_B is None else batch.source_B
+        state = self._states(batch).read(self._number, source_B)
+        everyone = tuple(range(len(batch.lengths)))
+        out_BTD, state = self._run(x_ND[:, None], batch.position_N[:, None], state, batch, everyone)
+        self._states(batch).write(self._number, batch.row_B, state)
+        return out_BTD[:, 0]
+
+    def _prefill(self, x_ND: Tensor, batch: Batch) -> Tensor:
+        """Block by block; what a block leaves behind is what the segment's next begins with."""
+        states = self._states(batch)
+        where: list[Tensor] = []
+        out: list[Tensor] = []
+        for block in batch.blocks:
+            before = None
+            if not all(block.begins):
+                before = states.read(self._number, block.row_B, block.begins)
+            x_BTD, at_BT = x_ND[block.where_BT], batch.position_N[block.where_BT]
+            out_BTD, after = self._run(x_BTD, at_BT, before, batch, block.segments)
+            states.write(self._number, block.row_B, after)
+            where.append(block.where_BT.flatten())
+            out.append(out_BTD.flatten(0, 1))
+        out_ND = torch.cat(out)
+        return torch.empty_like(out_ND).index_copy_(0, torch.cat(where), out_ND)
+
+    def _train(self, x_ND: Tensor, batch: Batch) -> Tensor:
+        """All segments at once, padded behind their ends; what was kept takes no gradient."""
+        x_BTD = batch.pad(x_ND)
+        if x_BTD.shape[1] == 1:  # a mixer's code for single tokens changes what it is given
+            x_BTD = F.pad(x_BTD, (0, 0, 0, 1))
+        at_BT = batch.past_B[:, None] + torch.arange(x_BTD.shape[1], device=x_BTD.device)
+        state = None
+        if max(batch.pasts) > 0:
+            begins = [past == 0 for past in batch.pasts]
+            state = self._states(batch).read(self._number, batch.row_B, begins)
+        everyone = tuple(range(len(batch.lengths)))
+
+        def run(x_BTD: Tensor) -> Tensor:
+            return self._run(x_BTD, at_BT, state, batch, everyone)[0]
+
+        if batch.recompute and torch.is_grad_enabled():
+            out_BTD = checkpoint(
+                run, x_BTD,
+                use_reentrant=False, preserve_rng_state=False, determinism_check="none",
+            )  # fmt: skip
+        else:
+            out_BTD = run(x_BTD)
+        return batch.unpad(out_BTD)
+
+    def _run(
+        self,
+        x_BTD: Tensor,
+        position_BT: Tensor,
+        state: State | None,
+        batch: Batch,
+        segments: tuple[int, ...],
+    ) -> tuple[Tensor, State]:
+        carried = _Carried(state)
+        batch.inside, self._current.carried = segments, carried
+        try:
+            return self._mixer.run(x_BTD, position_BT, state, carried)
+        finally:
+            batch.inside = self._current.carried = None
+
+    @staticmethod
+    def _states(batch: Batch) -> States:
+        assert batch.cache.states is not None
+        return batch.cache.states
+
+
+def _scans(home: Any, current: _Current) -> list[tuple[Any, str, Any]]:
+    """Stand-ins for the scans of a modelling module, where its own code lacks something."""
+    found: list[tuple[Any, str, Any]] = []
+    mamba = getattr(home, "mamba_selective_scan", None)
+    if mamba is not None:
+
+        @functools.wraps(mamba)
+        def scan(x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, **kwargs: Any) -> Any:
+            state = current.carried.scanned_from() if current.carried else None
+            if state is None:
+                return mamba(x, dt, a, b, c, **kwargs)
+            return mamba_scan(x, dt, a, b, c, state, **kwargs)
+
+        found.append((home, "mamba_selective_scan", scan))
+    if hasattr(home, "mamba2_chunk_scan") and importlib.util.find_spec("mamba_ssm") is None:
+        found.append((home, "mamba2_chunk_scan", mamba2_scan))
+    return found
