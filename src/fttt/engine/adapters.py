@@ -209,7 +209,7 @@ class LoRABank(Bank):
                 from fttt.engine.kernels import add_lora
 
                 add_lora(
-                    inputs[0].flatten(0, 1), output.flatten(0, 1), self.weights_SP, batch.slot_B,
+                    inputs[0].flatten(0, -2), output.flatten(0, -2), self.weights_SP, batch.slot_B,
                     a_at=layer.a_at, b_at=layer.b_at, rank=self.spec.rank, scale=self.scale,
                 )  # fmt: skip
                 return output
@@ -220,7 +220,7 @@ class LoRABank(Bank):
             if batch.inside is not None and len(batch.inside) < a_BRI.shape[0]:
                 a_BRI, b_BOR = a_BRI[list(batch.inside)], b_BOR[list(batch.inside)]
             delta = (x_BTI @ a_BRI.transpose(1, 2)) @ b_BOR.transpose(1, 2) * self.scale
-            return output + batch.as_given(delta).to(output.dtype)
+            return output + batch.as_given(delta, output).to(output.dtype)
 
         return add
 

@@ -210,12 +210,17 @@ class Batch:
         return flat if self.uniform else _unpad(flat, self.unpad_N)
 
     def by_segment(self, x: Tensor) -> Tensor:
-        """What a layer is given, ``[B, T, ...]``: padded, or as the mixer has it that runs."""
-        return self.pad(x[0]) if self.inside is None else x
+        """What a linear layer is given, ``[1, N, D]`` or ``[N, D]``, as ``[B, T, D]``.
 
-    def as_given(self, x_BTD: Tensor) -> Tensor:
-        """Back again, to be added to the layer's output."""
-        return self.unpad(x_BTD)[None] if self.inside is None else x_BTD
+        While a mixer runs, it is given that already, or ``[B * T, D]``.
+        """
+        if self.inside is None:
+            return self.pad(x.flatten(0, -2))
+        return x if x.dim() == 3 else x.unflatten(0, (len(self.inside), -1))
+
+    def as_given(self, x_BTD: Tensor, like: Tensor) -> Tensor:
+        """Back again, in the shape of the layer's output."""
+        return (self.unpad(x_BTD) if self.inside is None else x_BTD).view_as(like)
 
 
 def by_length(lengths: Sequence[int], fits: Callable[[int, int], bool]) -> list[list[int]]:

@@ -156,15 +156,17 @@ class DeltaBank(Bank):
             batch = self._batch
             if batch is None:
                 return None
-            x, own = inputs[0], batch.slots
+            x = inputs[0]
             if batch.mode == "decode" and x.is_cuda:
                 from fttt.engine.kernels_delta import add_delta
 
-                add_delta(x.flatten(0, 1), output.flatten(0, 1), delta_SOI, batch.slot_B)
+                add_delta(x.flatten(0, -2), output.flatten(0, -2), delta_SOI, batch.slot_B)
                 return output
-            rows: Sequence[Tensor] = x[0].split(batch.lengths) if batch.inside is None else list(x)
-            if batch.inside is not None:
-                own = tuple(own[n] for n in batch.inside)
+            if batch.inside is None:
+                rows, own = x.flatten(0, -2).split(batch.lengths), batch.slots
+            else:
+                rows = batch.by_segment(x).unbind()
+                own = tuple(batch.slots[n] for n in batch.inside)
             parts: list[Tensor] = []
             for x_TI, slot in zip(rows, own, strict=True):
                 if slot < 0:

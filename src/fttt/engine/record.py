@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -97,7 +98,7 @@ def _watching(layers: Mapping[str, nn.Linear], batch: Batch) -> Iterator[dict[st
             same = next((s for s in seen.values() if s.source is source), None)
             if not output.requires_grad:
                 output.requires_grad_()
-            packed = _first if batch.inside is None else batch.unpad
+            packed = _packed if batch.inside is None else partial(_unpadded, batch)
             x_NI = same.x_NI if same else packed(source.detach())
             seen[name] = _Seen(source, x_NI, output, packed)
 
@@ -111,5 +112,11 @@ def _watching(layers: Mapping[str, nn.Linear], batch: Batch) -> Iterator[dict[st
             hook.remove()
 
 
-def _first(x_1ND: Tensor) -> Tensor:
-    return x_1ND[0]
+def _packed(x: Tensor) -> Tensor:
+    """From ``[1, N, D]`` or ``[N, D]``."""
+    return x.flatten(0, -2)
+
+
+def _unpadded(batch: Batch, x: Tensor) -> Tensor:
+    """From ``[B, T, D]`` or ``[B * T, D]``, as a mixer runs all segments."""
+    return batch.unpad(x if x.dim() == 3 else x.unflatten(0, (len(batch.lengths), -1)))

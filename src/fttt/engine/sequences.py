@@ -16,7 +16,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 from torch.nn.attention import sdpa_kernel
-from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.utils.generic import ModelOutput
 
 from fttt.engine.attention import KERNELS, NAME
 from fttt.engine.batch import Batch, Segment
@@ -95,14 +95,20 @@ def weighted_nll(
     )
     hidden_MD = output.last_hidden_state[0, where_M]
     apply: Any = _ChunkedNLL.apply
-    loss, nll_M = apply(hidden_MD, label_M, weight_M, model, batch)
+    loss, nll_M = apply(hidden_MD, label_M, weight_M, model, batch, type(output))
     return loss, nll_M
 
 
 class _ChunkedNLL(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden_MD: Tensor, label_M: Tensor, weight_M: Tensor, model: Any, batch: Batch
+        ctx: Any,
+        hidden_MD: Tensor,
+        label_M: Tensor,
+        weight_M: Tensor,
+        model: Any,
+        batch: Batch,
+        form: type[ModelOutput],
     ) -> tuple[Tensor, Tensor]:
         vocabulary = model.config.get_text_config().vocab_size
         size = max(1, LOGIT_BYTES // (4 * vocabulary))
@@ -113,7 +119,7 @@ class _ChunkedNLL(torch.autograd.Function):
             part = slice(start, start + size)
             with torch.set_grad_enabled(wanted):
                 hidden = hidden_MD[part].detach().requires_grad_(wanted)
-                logits = _head(model, batch, hidden)
+                logits = _head(model, batch, form, hidden)
             label_m1 = label_M[part, None]
             log_p_mV = logits.detach().log_softmax(-1, dtype=torch.float32)
             nll.append(-log_p_mV.gather(1, label_m1)[:, 0])
@@ -130,16 +136,19 @@ class _ChunkedNLL(torch.autograd.Function):
         return (nll_M * weight_M).sum(), nll_M
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None, None]:
         (gradient_MD,) = ctx.saved_tensors
-        return (gradients[0] * gradient_MD).to(gradient_MD.dtype), None, None, None, None
+        return (gradients[0] * gradient_MD).to(gradient_MD.dtype), None, None, None, None, None
 
 
-def _head(model: Any, batch: Batch, hidden_MD: Tensor) -> Tensor:
-    """Logits of hidden states by the model's own code, whatever it does to them on the way."""
+def _head(model: Any, batch: Batch, form: type[ModelOutput], hidden_MD: Tensor) -> Tensor:
+    """Logits of hidden states by the model's own code, whatever it does to them on the way.
 
-    def given(*_: Any, **__: Any) -> BaseModelOutputWithPast:
-        return BaseModelOutputWithPast(last_hidden_state=hidden_MD[None])  # type: ignore[arg-type]
+    ``form`` is what its layers answer with; some hold more than hidden states.
+    """
+
+    def given(*_: Any, **__: Any) -> ModelOutput:
+        return form(last_hidden_state=hidden_MD[None])
 
     with patch.object(model.base_model, "forward", given):
         return run_model(model, batch, slice(None))

@@ -20,6 +20,27 @@ _TEMPLATE = (
 )
 _SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 _LOCAL: dict[str, Any] = {"head_dim": 8, "sliding_window": 16, "query_pre_attn_scalar": 8}
+_DELTA: dict[str, Any] = {
+    "layer_types": ("linear_attention", "full_attention"),
+    "head_dim": 8,
+    "linear_num_value_heads": 4,
+    "linear_num_key_heads": 2,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+}
+_EXPERTS: dict[str, Any] = {
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+    "shared_expert_intermediate_size": 16,
+}
+_MAMBA2: dict[str, Any] = {
+    "mamba_d_state": 16,
+    "mamba_n_heads": 8,
+    "mamba_d_head": 8,
+    "mamba_n_groups": 2,
+    "mamba_chunk_size": 8,
+}
 _FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "llama": ("LlamaConfig", "LlamaForCausalLM", {"head_dim": 8}),
     "mistral": ("MistralConfig", "MistralForCausalLM", {"head_dim": 8, "sliding_window": None}),
@@ -28,6 +49,66 @@ _FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "gemma": ("GemmaConfig", "GemmaForCausalLM", {"head_dim": 8}),
     "gemma2": ("Gemma2Config", "Gemma2ForCausalLM", _LOCAL),
     "gemma3": ("Gemma3TextConfig", "Gemma3ForCausalLM", _LOCAL),
+    "qwen3_5": ("Qwen3_5TextConfig", "Qwen3_5ForCausalLM", _DELTA),
+    "qwen3_next": ("Qwen3NextConfig", "Qwen3NextForCausalLM", {**_DELTA, **_EXPERTS}),
+    "lfm2": (
+        "Lfm2Config",
+        "Lfm2ForCausalLM",
+        {"layer_types": ("conv", "full_attention"), "block_multiple_of": 8},
+    ),
+    "falcon_h1": (
+        "FalconH1Config",
+        "FalconH1ForCausalLM",
+        {**_MAMBA2, "mamba_d_ssm": 64, "head_dim": 8},
+    ),
+    "granite_hybrid": (
+        "GraniteMoeHybridConfig",
+        "GraniteMoeHybridForCausalLM",
+        {
+            **_MAMBA2,
+            "layer_types": ("mamba", "attention"),
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "shared_intermediate_size": 16,
+        },
+    ),
+    "jamba": (
+        "JambaConfig",
+        "JambaForCausalLM",
+        {
+            "attn_layer_period": 2,
+            "attn_layer_offset": 1,
+            "num_experts": 4,
+            "mamba_d_state": 8,
+            "mamba_dt_rank": 4,
+        },
+    ),
+    "mamba": ("MambaConfig", "MambaForCausalLM", {"state_size": 8}),
+    "mamba2": (
+        "Mamba2Config",
+        "Mamba2ForCausalLM",
+        {"state_size": 8, "num_heads": 8, "head_dim": 8, "n_groups": 2, "chunk_size": 8},
+    ),
+    "minimax": (
+        "MiniMaxConfig",
+        "MiniMaxForCausalLM",
+        {
+            "layer_types": ("linear_attention", "full_attention"),
+            "num_local_experts": 4,
+            "block_size": 8,
+            "head_dim": 8,
+        },
+    ),
+    "recurrent_gemma": (
+        "RecurrentGemmaConfig",
+        "RecurrentGemmaForCausalLM",
+        {
+            "block_types": ("recurrent", "attention"),
+            "attention_window_size": 16,
+            "lru_width": 32,
+            "head_dim": 8,
+        },
+    ),
 }
 
 
@@ -61,8 +142,10 @@ def tiny_model(
     """A random model of a family's shape, in float32 on the CPU, ready in milliseconds.
 
     Args:
-        family: ``llama``, ``mistral``, ``qwen`` (2), ``qwen3``, ``gemma`` (1), ``gemma2`` or
-            ``gemma3``.
+        family: ``llama``, ``mistral``, ``qwen`` (2), ``qwen3``, ``gemma`` (1), ``gemma2``,
+            ``gemma3``; with layers that carry a state ``qwen3_5``, ``qwen3_next``, ``lfm2``,
+            ``falcon_h1``, ``granite_hybrid``, ``jamba``, ``mamba``, ``mamba2``, ``minimax`` or
+            ``recurrent_gemma``.
         vocab_size: rows of the embedding, at least the tokenizer's 259.
         max_context: positions.
         seed: of the weights.
@@ -84,6 +167,9 @@ def _architecture(family: str, vocab_size: int, layers: int, max_context: int) -
         raise ValueError(f"No family {family!r}; there are {', '.join(_FAMILIES)}.")
     transformers: Any = import_module("transformers")
     config_name, model_name, more = _FAMILIES[family]
+    pattern = more.get("layer_types")
+    if pattern:
+        more = {**more, "layer_types": [pattern[n % len(pattern)] for n in range(layers)]}
     config = getattr(transformers, config_name)(
         vocab_size=vocab_size,
         hidden_size=32,
