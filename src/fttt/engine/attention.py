@@ -85,7 +85,12 @@ def attend(
 AttentionInterface.register(NAME, attend)
 
 
-HARMLESS = frozenset({"dropout", "is_causal", "position_ids", "output_attentions", "use_cache"})
+HARMLESS = frozenset(
+    {
+        *("dropout", "is_causal", "position_ids", "use_cache"),
+        *("output_attentions", "output_router_logits"),
+    }
+)
 """Arguments that change nothing here: every model is causal, frozen and packed by position."""
 
 

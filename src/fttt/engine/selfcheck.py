@@ -50,6 +50,7 @@ from fttt.engine.batch import Batch, Mode, Segment
 from fttt.engine.cache import KVCache
 from fttt.engine.request import LoRASpec
 from fttt.engine.sequences import pack_sequences, prepared
+from fttt.engine.states import Mixers
 from fttt.engine.trainer import run_model
 from fttt.errors import UsageError
 from fttt.models import cache_folder
@@ -68,7 +69,10 @@ LEAST = {torch.float32: 2e-4, torch.float16: 5e-3, torch.bfloat16: 0.03}
 """A difference of mean log-probabilities that is never held against the engine."""
 COMPARED = 16
 """C: the most probable tokens of each position."""
-ADAPTED = ("q_proj", "v_proj", "query_key_value", "qkv_proj", "q_b_proj", "kv_b_proj")
+ADAPTED = (
+    *("q_proj", "v_proj", "query_key_value", "qkv_proj", "q_b_proj", "kv_b_proj"),
+    *("in_proj", "in_proj_qkv", "in_proj_qkvz"),
+)
 """Linear layers that carry the check's adapter, those of them that a model has."""
 
 _passed: WeakSet[nn.Module] = WeakSet()
@@ -144,6 +148,7 @@ class _Check:
     def run(self) -> str | None:
         """What differs first, if anything."""
         model, bank = self._model, self._bank
+        mixers = Mixers(model)
         try:
             base = [self._own(text) for text in self._both]
             tolerance = self._tolerance(base)
@@ -152,7 +157,7 @@ class _Check:
                 with _low_rank(model, bank):
                     adapted = [self._own(text) for text in self._both]
             with prepared(model):
-                cache = KVCache.of(model, rows=4, capacity=64)
+                cache = KVCache.of(model, rows=4, capacity=64, mixers=mixers)
                 for way, compared in self._ways(cache, base, adapted):
                     far = max(_distance(got, wanted) for got, wanted in compared)
                     if not far <= tolerance:
@@ -228,20 +233,26 @@ class _Check:
         It takes what :meth:`_generated` left there.
         """
         past = len(self._long.ids) - 1
+        self._stand_at([Segment(self._long.ids[:past], 1, 0)], cache)
+        if cache.states is not None:
+            cache.states.saw(3, past)
         batch = Batch.pack("decode", [Segment(self._long.ids[-1:], 3, past)], cache)
         batch.row_of_BS = torch.full((1, cache.capacity), 1, dtype=torch.int32, device=cache.device)
+        batch.source_B = torch.ones_like(batch.row_B)
         return run_model(self._model, batch, slice(None))
 
     def _trained(self, cache: KVCache) -> list[Tensor]:
         """Logits of a train pass over both texts from within their prompts on."""
         slot = -1 if self._bank is None else 0
-        segments = [
-            Segment(text.ids[past:], row, past, own)
-            for row, (text, past, own) in enumerate(
-                ((self._long, LONG - 2, slot), (self._short, 2, -1))
-            )
-        ]
+        parts = list(enumerate(((self._long, LONG - 2, slot), (self._short, 2, -1))))
+        self._stand_at([Segment(t.ids[:past], row, 0, own) for row, (t, past, own) in parts], cache)
+        segments = [Segment(t.ids[past:], row, past, own) for row, (t, past, own) in parts]
         return self._run("train", segments, cache)
+
+    def _stand_at(self, segments: Sequence[Segment], cache: KVCache) -> None:
+        """Let rows' states be those after these tokens, as keys and values are at any place."""
+        if cache.states is not None:
+            self._run("prefill", segments, cache)
 
 
 def _distance(got: Tensor, wanted: Tensor) -> float:
