@@ -280,10 +280,7 @@ def test_steps_equal_peft_one_question_at_a_time(family: str, names: tuple[str, 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(1, 70), min_size=1, max_size=40))
 def test_blocks_hold_each_token_once_and_in_order(lengths: list[int]) -> None:
-    cache = KVCache(
-        rows=40, capacity=96, layers=1, kv_heads=1, head_dim=1, dtype=torch.float32,
-        device=torch.device("cpu"),
-    )  # fmt: skip
+    cache = KVCache.of(tiny_model().model, rows=40, capacity=96)
     pasts = [3 * (n % 2) for n in range(len(lengths))]
     rows = zip(lengths, pasts, strict=True)
     batch = Batch.pack("prefill", [Segment((1,) * n, r, p) for r, (n, p) in enumerate(rows)], cache)
@@ -344,10 +341,11 @@ def test_a_layer_that_carries_a_state_in_another_way_is_refused() -> None:
         BatchedEngine(loaded, max_length=64)
 
 
-def test_the_plan_counts_states() -> None:
+def test_the_plan_counts_states(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = tiny_model("qwen3_5")
-    plain = BatchedEngine(loaded, max_length=64, batch_size=2).plan
+    plan = BatchedEngine(loaded, max_length=64, batch_size=2).plan
+    monkeypatch.setattr(Mixers, "row_bytes", 0)
+    without = BatchedEngine(loaded, max_length=64, batch_size=2).plan
     # 4 heads of 8 x 8 in float32, and the last 4 inputs of 2 x 16 + 32 channels
     state = 4 * 8 * 8 * 4 + 4 * 64 * 4
-    per_token = 2 * 2 * 2 * 8 * 4
-    assert plain.cache_bytes == (plain.rows + 1) * (state + plain.capacity * per_token)
+    assert plan.cache_bytes - without.cache_bytes == (plan.rows + 1) * state
