@@ -70,7 +70,7 @@ def test_an_empty_check_is_no_success(tmp_path: Path, capsys: pytest.CaptureFixt
         (["gsm8"], "did you mean 'gsm8k'"),
         (["arithmetic", "--split", "dev"], "no split 'dev'"),
         (["arithmetic", "--verifier", "number"], "does not take the option 'verifier'"),
-        (["gsm8k", "--math-rule", "strict"], "does not take the option 'rule'"),
+        (["mbpp", "--math-rule", "strict"], "does not take the option 'rule'"),
         (["gsm8k", "--data-dir", "/nowhere"], "is not in '/nowhere'"),
         (["jsonl"], "needs a verifier"),
     ],

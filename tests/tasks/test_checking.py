@@ -20,7 +20,7 @@ def test_golds_pass_and_wrong_answers_fail(datasets: Path, task: str) -> None:
     report = asyncio.run(check_task(get_task(task), TaskOptions(data_dir=datasets)))
     assert report.as_expected, report
     assert report.golds.judged == report.solutions.judged == report.questions
-    assert report.wrong.judged > 2 * report.questions
+    assert report.wrong.judged > 5 * report.questions
     assert report.broken == ()
 
 
@@ -33,7 +33,7 @@ def test_reference_programs_pass_the_judge(datasets: Path, task: str) -> None:
     report = asyncio.run(check_task(made, TaskOptions()))
     assert report.as_expected, report
     assert report.solutions.judged == report.questions == len(some)
-    assert report.wrong.judged == 2 * report.questions
+    assert report.wrong.judged == 3 * report.questions
 
 
 class BrokenTask(ArithmeticTask):

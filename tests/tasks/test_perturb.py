@@ -6,7 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fttt.tasks.perturb import rewritten_answers, wrong_answers, wrong_programs
+from fttt.tasks.perturb import (
+    echoes,
+    number_lists,
+    rewritten_answers,
+    wrong_answers,
+    wrong_programs,
+)
 
 
 def test_wrong_answers() -> None:
@@ -32,6 +38,25 @@ def test_rewritten_answers_differ_in_writing_only(gold: str) -> None:
     rewritten = rewritten_answers(gold)
     assert rewritten
     assert len(set(rewritten)) == len(rewritten)
+
+
+def test_echoes() -> None:
+    prompt = "Think.\n\nTom has 5 pens. He buys 7. How many?\n\nAnswer at the end."
+    assert echoes(prompt) == [
+        prompt,
+        "Tom has 5 pens. He buys 7. How many?",
+        "Tom has 5 pens. He buys 7.",
+        "Tom has 5 pens.",
+    ]
+    assert echoes("What is it?") == ["What is it?"]
+
+
+def test_number_lists_end_with_the_number() -> None:
+    lists = number_lists("12")
+    assert lists[0] == "10, 11, 12"
+    assert all(text.rstrip(".:").endswith("12") for text in lists)
+    assert len(number_lists("-0.5")) < len(lists)
+    assert number_lists("x") == []
 
 
 def test_wrong_programs() -> None:

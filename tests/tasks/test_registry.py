@@ -11,6 +11,7 @@ from fttt.tasks import TASKS, TaskOptions, get_task
 from fttt.tasks.arithmetic import ArithmeticTask
 from fttt.tasks.math500 import Math500Task
 from fttt.types import Question
+from fttt.verifiers.number import NumberVerifier
 
 
 def test_every_task_has_its_name_and_splits() -> None:
@@ -26,7 +27,12 @@ def test_a_task_takes_what_its_class_takes() -> None:
     strict = get_task("math500", rule="strict")
     assert isinstance(strict, Math500Task)
     assert strict.rule == "strict"
-    with pytest.raises(UsageError, match="does not take the option 'verifier'; it takes none"):
+    numbers = get_task("gsm8k", rule="strict").verifier()
+    assert isinstance(numbers, NumberVerifier)
+    assert numbers.rule == "strict"
+    with pytest.raises(UsageError, match="no rule 'loose' for numbers; choose from value, strict"):
+        get_task("gsm8k", rule="loose")
+    with pytest.raises(UsageError, match="does not take the option 'verifier'; it takes rule"):
         get_task("gsm8k", verifier="number")
     with pytest.raises(UsageError, match="does not take the option 'rle'; it takes rule"):
         get_task("math500", rle="strict")

@@ -27,6 +27,9 @@ from fttt.verifiers.answer import boxed_answer, find_answer, find_places, last_b
         (r"\boxed{4}, marked with \boxed notation", "4"),
         (r"\boxed{4}, in a `\boxed` as asked", "4"),
         (r"\boxed{4} is in a \boxed{}", "4"),
+        (r"\boxed{4}, as \boxed{answer} is asked for", "4"),
+        (r"\boxed{4}, in \boxed{\text{your answer}}", "4"),
+        (r"\boxed{4}, not \boxed{...}", "4"),
         (r"\boxed C$", "C"),
     ],
 )

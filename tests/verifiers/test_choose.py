@@ -20,6 +20,7 @@ from fttt.verifiers.regex import RegexVerifier
     ("choice", "kind"),
     [
         ("number", NumberVerifier),
+        ("number-strict", NumberVerifier),
         ("math", MathVerifier),
         ("math-strict", MathVerifier),
         ("regex", RegexVerifier),
@@ -45,7 +46,7 @@ def test_the_rule_of_mathematics() -> None:
 @pytest.mark.parametrize(
     ("choice", "said"),
     [
-        ("numbers", "choose from number, math"),
+        ("numbers", "choose from number, number-strict, math"),
         ("", "choose from"),
         ("number:3", "takes no value"),
         ("command:", "incomplete"),

@@ -30,7 +30,8 @@ def check_command(
         str | None, typer.Option(help="For jsonl: number, math, regex, command:LINE, ...")
     ] = None,
     math_rule: Annotated[
-        str | None, typer.Option(help="For math500: equivalence or strict.")
+        str | None,
+        typer.Option(help="For math500: equivalence or strict; for gsm8k: value or strict."),
     ] = None,
     judge_url: Annotated[
         str | None, typer.Option(help="For programs: a served judge; else an embedded one.")

@@ -46,6 +46,13 @@ class MathRule(StrEnum):
     STRICT = "strict"
 
 
+class NumberRule(StrEnum):
+    """Where numbers are looked for."""
+
+    VALUE = "value"
+    STRICT = "strict"
+
+
 def verify_command(
     kind: Annotated[Kind, typer.Argument(help="What the gold answers are.")],
     file: Annotated[
@@ -54,6 +61,10 @@ def verify_command(
     math_rule: Annotated[
         MathRule, typer.Option(help="How answers of mathematics are compared.")
     ] = MathRule.EQUIVALENCE,
+    number_rule: Annotated[
+        NumberRule,
+        typer.Option(help='Where numbers are looked for; strict: behind "The final answer is".'),
+    ] = NumberRule.VALUE,
     time_limit: Annotated[
         float | None, typer.Option(help="Seconds for one comparison of mathematics.", min=0.01)
     ] = None,
@@ -67,10 +78,9 @@ def verify_command(
 
     The order is that of the lines, and each verdict is printed as soon as those before it are.
     """
-    strict = kind is Kind.MATH and math_rule is MathRule.STRICT
-    verifier = choose_verifier(
-        "math-strict" if strict else kind.value, time_limit=time_limit, judge_url=judge_url
-    )
+    rules = {Kind.MATH: math_rule.value, Kind.NUMBER: number_rule.value}
+    choice = f"{kind.value}-strict" if rules.get(kind) == "strict" else kind.value
+    verifier = choose_verifier(choice, time_limit=time_limit, judge_url=judge_url)
     with _opened(file) as lines:
         asyncio.run(_verify(verifier, kind, lines, str(file) if file else "standard input"))
 

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from fttt.errors import UsageError
 from fttt.tasks.base import Task, TaskOptions
-from fttt.tasks.perturb import rewritten_answers, wrong_answers, wrong_programs
+from fttt.tasks.perturb import (
+    echoes,
+    number_lists,
+    rewritten_answers,
+    wrong_answers,
+    wrong_programs,
+)
 from fttt.tasks.prompts import fenced
 from fttt.types import Question
-from fttt.verifiers.base import Verifier
+from fttt.verifiers.base import Verifier, verify_completion
 from fttt.verifiers.math import MathVerifier
 from fttt.verifiers.number import NumberVerifier
 
@@ -41,6 +47,16 @@ class Tally:
 
 
 @dataclass(frozen=True, slots=True)
+class _Case:
+    """A completion to judge."""
+
+    question: Question
+    completion: str
+    cut: bool = False
+    """Whether it is said to have ended at its length limit."""
+
+
+@dataclass(frozen=True, slots=True)
 class CheckReport:
     """What :func:`check_task` found."""
 
@@ -54,7 +70,8 @@ class CheckReport:
     solutions: Tally
     """Gold solutions, which must be correct."""
     wrong: Tally
-    """Wrong answers made from the gold ones, of which none may be correct."""
+    """Wrong answers made from the gold ones, and what is no answer at all (the question repeated,
+    lists of numbers, the gold answer cut off), of which none may be correct."""
     broken: tuple[str, ...]
     """Questions left out, since their gold is known to be missing or wrong in the benchmark."""
 
@@ -76,10 +93,10 @@ async def check_task(task: Task, options: TaskOptions) -> CheckReport:
     sound = [question for question in questions if question.id not in known]
     verifier = task.verifier()
     try:
-        golds = [(q, text) for q in sound for text in _golds(q, verifier)]
-        rewritten = [(q, text) for q in sound for text in _rewritten(q, verifier)]
-        solutions = [(q, q.solution) for q in sound if q.solution is not None]
-        wrong = [(q, text) for q in sound for text in _wrong(q, verifier)]
+        golds = [_Case(q, text) for q in sound for text in _golds(q, verifier)]
+        rewritten = [_Case(q, text) for q in sound for text in _rewritten(q, verifier)]
+        solutions = [_Case(q, q.solution) for q in sound if q.solution is not None]
+        wrong = [case for q in sound for case in _wrong(q, verifier)]
         if not (golds or rewritten or solutions or wrong):
             raise UsageError(
                 f"There is nothing to judge in the {len(questions)} questions of {task.name!r}: "
@@ -119,26 +136,44 @@ def _rewritten(question: Question, verifier: Verifier) -> list[str]:
     return _stated(verifier, rewritten_answers(str(question.gold)))
 
 
-def _wrong(question: Question, verifier: Verifier) -> list[str]:
+def _wrong(question: Question, verifier: Verifier) -> Iterator[_Case]:
     if isinstance(question.gold, str):
-        return _stated(verifier, wrong_answers(question.gold))
+        for answer in _stated(verifier, wrong_answers(question.gold)):
+            yield _Case(question, answer)
     program = _FENCED.search(question.solution or "")
     if isinstance(question.gold, Mapping) and program is not None:
-        return [fenced(code) for code in wrong_programs(program[1])]
-    return []
+        for code in wrong_programs(program[1]):
+            yield _Case(question, fenced(code))
+    if isinstance(question.gold, str) and isinstance(verifier, NumberVerifier | MathVerifier):
+        yield from _unanswered(question, verifier)
+        yield from (_Case(question, text) for text in echoes(question.prompt))
+    elif program is not None:
+        yield _Case(question, question.prompt)
 
 
-async def _judge(
-    verifier: Verifier, cases: Sequence[tuple[Question, str]], *, correct: bool
-) -> Tally:
+def _unanswered(question: Question, verifier: Verifier) -> Iterator[_Case]:
+    """The gold answer in a thought, broken off, or where nothing says that it is the answer."""
+    gold = str(question.gold)
+    for stated in _stated(verifier, [gold]):
+        yield _Case(question, f"<think>\n{stated}")
+        yield _Case(question, f"<think>\n{stated}\n</think>\n")
+        yield _Case(question, stated.removesuffix("}"), cut=True)
+    if isinstance(verifier, NumberVerifier):
+        yield _Case(question, f"So there are {gold} of them.", cut=True)
+        yield from (_Case(question, text) for text in number_lists(gold))
+
+
+async def _judge(verifier: Verifier, cases: Sequence[_Case], *, correct: bool) -> Tally:
     gate = asyncio.Semaphore(_AT_ONCE)
 
-    async def one(question: Question, completion: str) -> Mistake | None:
+    async def one(case: _Case) -> Mistake | None:
         async with gate:
-            verdict = await verifier.verify(question, completion)
+            verdict = await verify_completion(
+                verifier, case.question, case.completion, cut=case.cut
+            )
         if verdict.correct == correct:
             return None
-        return Mistake(question.id, completion, verdict.outcome, verdict.detail)
+        return Mistake(case.question.id, case.completion, verdict.outcome, verdict.detail)
 
-    found = await asyncio.gather(*(one(question, text) for question, text in cases))
+    found = await asyncio.gather(*map(one, cases))
     return Tally(len(cases), tuple(mistake for mistake in found if mistake is not None))

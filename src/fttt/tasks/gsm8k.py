@@ -11,7 +11,7 @@ from fttt.tasks.files import Row, check_split, find, read_hub, read_jsonl
 from fttt.tasks.prompts import fill_prompt
 from fttt.types import Question
 from fttt.verifiers.base import Verifier
-from fttt.verifiers.number import NumberVerifier
+from fttt.verifiers.number import NumberRule, NumberVerifier, check_number_rule
 
 __all__ = ["GSM8KTask"]
 
@@ -30,6 +30,15 @@ class GSM8KTask:
 
     name: ClassVar[str] = "gsm8k"
     splits: ClassVar[tuple[str, ...]] = ("test", "train")
+
+    def __init__(self, rule: NumberRule = "value") -> None:
+        """Choose where an answer is looked for (``strict``: behind "The final answer is" only).
+
+        Raises:
+            UsageError: there is no such rule.
+        """
+        check_number_rule(rule)
+        self.rule: NumberRule = rule
 
     def load(self, options: TaskOptions) -> list[Question]:
         """Read ``{train,test}.jsonl`` of the benchmark's repository, or ``openai/gsm8k``."""
@@ -66,5 +75,5 @@ class GSM8KTask:
         )
 
     def verifier(self) -> Verifier:
-        """Compare numbers by value."""
-        return NumberVerifier()
+        """Compare numbers by value, found by the chosen rule."""
+        return NumberVerifier(rule=self.rule)

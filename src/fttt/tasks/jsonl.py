@@ -158,7 +158,7 @@ class JsonlTask:
 
 def _check_gold(where: str, kind: str, gold: Any) -> None:
     """Refuse a gold answer that no completion could ever meet."""
-    if kind == "number" and read_number(gold) is None:
+    if kind in ("number", "number-strict") and read_number(gold) is None:
         raise UsageError(f"{where} has the gold answer {gold!r}, which holds no number.")
     if kind in ("math", "math-strict") and not str(gold).strip():
         raise UsageError(f"{where} has an empty gold answer.")

@@ -8,11 +8,18 @@ import warnings
 from collections.abc import Iterator
 from fractions import Fraction
 
-__all__ = ["rewritten_answers", "wrong_answers", "wrong_programs"]
+__all__ = [
+    "echoes",
+    "number_lists",
+    "rewritten_answers",
+    "wrong_answers",
+    "wrong_programs",
+]
 
 _DIGITS = re.compile(r"\d+")
 _PAIR = re.compile(r"([(\[])([^,()\[\]]+),([^,()\[\]]+)([)\]])")
 _WORDS = re.compile(r"\\text\{[^{}]*[A-Za-z][^{}]*\}")
+_SENTENCE = re.compile(r"(?<=[.!?])\s+")
 _OPERATOR = re.compile(r"(?<!\\)([+,=])")
 _THOUSANDS = re.compile(r"\d(?:,|\{,\}|,\s*\\!)\s*\d{3}(?!\d)")
 _STRUCTURE = re.compile(r"[()\[\]]|\\\{|\\begin|\\pm|\\cup|\\text|\\mbox")
@@ -80,6 +87,40 @@ def _value(gold: str) -> Fraction | None:
         return None if "_" in gold else Fraction(gold)  # "52_8" has a base
     except (ValueError, ZeroDivisionError):
         return None
+
+
+def echoes(prompt: str) -> list[str]:
+    """A question repeated instead of answered, without repetition.
+
+    The whole prompt, each paragraph of it that has a number, that paragraph without its last
+    sentence, and the first half of its words; texts of one or two words could be answers.
+    """
+    found = [prompt]
+    for paragraph in prompt.split("\n\n"):
+        if _DIGITS.search(paragraph):
+            words = paragraph.split(" ")
+            sentences = _SENTENCE.split(paragraph)
+            found += [paragraph, " ".join(sentences[:-1]), " ".join(words[: len(words) // 2])]
+    return [text for text in dict.fromkeys(found) if len(text.split()) > 2]
+
+
+def number_lists(gold: str) -> list[str]:
+    """Lists that end with the number ``gold`` and give no answer; none for other golds.
+
+    Numbers side by side and one a line, and a list that breaks off behind its last marker.
+    """
+    value = _value(gold)
+    if value is None:
+        return []
+    numbers = [str(value - 2), str(value - 1), str(value)]
+    lists = [", ".join(numbers), " ".join(numbers), "\n".join(numbers)]
+    lists.append("\n".join(f"- {number}" for number in numbers))
+    if value.denominator == 1 and value > 0:
+        lists.append(f"Step 1: Read the question.\nStep {value}:")
+    if value in range(1, 100):
+        steps = [f"{number}. We add {number} pens." for number in range(1, int(value))]
+        lists.append("\n".join([*steps, f"{value}."]))
+    return lists
 
 
 def wrong_programs(program: str) -> list[str]:

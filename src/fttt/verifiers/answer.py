@@ -47,6 +47,12 @@ class Place:
 
 _BOX = re.compile(r"\\(?:boxed|fbox|framebox)(?![A-Za-z])\s*")
 _BARE_BOX = re.compile(r"(?:[-+\d\\.(\[]|[A-Za-z](?![A-Za-z]))[^\s$]*")
+_PLACEHOLDER = re.compile(
+    r"\.{2,}|\u2026|\?+|(?:\\text\s*\{)?\W*(?:(?:your|the|final)\s+)*(?:answer|number|result|value|solution)"
+    r"(?:\s+here)?\W*|\\(?:dots|ldots|cdots|square|Box)",
+    re.IGNORECASE,
+)
+"""What a box holds when a completion speaks of a box."""
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _NEXT_BOX = re.compile(
     r"[\s$,;]*(?:\\\))?(?:,?\s*(?:and|or|\\text\s*\{\s*,?\s*(?:and|or)\s*\}))?[\s$,;]*(?:\\\()?\s*"
@@ -63,7 +69,7 @@ class _Box:
 
 
 def _boxes(text: str) -> tuple[list[_Box], int]:
-    """The closed boxes that are not empty, and where one begins that never closes (or ``-1``).
+    """The closed boxes that hold something, and where one begins that never closes (or ``-1``).
 
     ``\\boxed 5`` boxes the next word, as the MATH benchmark's own solutions write it, but
     ``\\boxed notation`` speaks of a box. Time is linear in the text.
@@ -80,7 +86,7 @@ def _boxes(text: str) -> tuple[list[_Box], int]:
                 found.append(_Box(match.start(), bare.end(), bare[0]))
         elif start in closing:
             content = text[start + 1 : closing[start]].strip()
-            if content:
+            if content and not _PLACEHOLDER.fullmatch(content):
                 found.append(_Box(match.start(), closing[start] + 1, content))
         else:
             unclosed = match.start()
@@ -216,9 +222,18 @@ _CLOSING = re.compile(
 """A line behind the answer that says nothing about it."""
 _DOUBT = re.compile(
     r"^\W*no\b\D*$|\b(?:can(?:not|'t)|could(?: not|n't)|do(?:es)?(?: not|n't) (?:know|say|tell)"
-    r"|not enough|unable|unclear|unknown|impossible|not sure)\b",
+    r"|not enough|unable|unclear|unknown|impossible|not sure)\b"
+    r"|(?:^|,\s*)\W*(?:please\s+)?(?:calculate|find|determine|compute|evaluate|solve"
+    r"|how (?:many|much)|what (?:is|are|was))\b",
     re.IGNORECASE,
 )
+"""A sentence that gives no answer, or asks for one."""
+_BREAKS_OFF = re.compile(
+    r"(?:[,:(+/\u00d7=-]|(?<!\*)\*|\b(?:so|and|but|then|or|the|an?|of|to|which|because|since|if|as|we|she|he"
+    r"|they|it|that|with|for|in|at|by|from|is|are|was|has|have|than|plus|minus|times))\s*\Z",
+    re.IGNORECASE,
+)
+"""The end of a line that is no end of a sentence."""
 _WORD = re.compile(r"\w+")
 _LAST = 2000
 """Characters at the end that may be the last line."""
@@ -363,18 +378,18 @@ def _last_line(text: str) -> str | None:
     while (listed := _LISTED.match(line)) is not None and (before or line[0] not in "+-"):
         number = listed["number"]
         if listed.end() == len(line.rstrip()) and number is not None:
-            follows = any((m := _LISTED.match(above)) and m["number"] for above in lines[:-1])
-            if follows or number == "1":
+            above = {m["number"] for line in lines[:-1] if (m := _LISTED.match(line))}
+            if number == "1" or str(int(number) - 1) in above:
                 return None  # an entry that was not written
             break
         line = line[listed.end() :]
     sentences = _sentences(line)
-    if not sentences or sentences[-1].endswith((":", "=")):
+    if not sentences or _BREAKS_OFF.search(sentences[-1]):
         return None
     for sentence in reversed(sentences):
         if _DOUBT.search(sentence) or sentence.endswith(("?", "\uff1f")):
             return None
-        if any(map(str.isdigit, sentence)):
+        if any(map(str.isnumeric, sentence)):
             return sentence
     return sentences[-1]
 

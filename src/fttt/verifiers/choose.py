@@ -13,6 +13,7 @@ __all__ = ["CHOICES", "choose_verifier", "needs_gold", "reads_answers", "split_c
 
 CHOICES = {
     "number": "the gold number by value",
+    "number-strict": 'the same, and only what stands behind "The final answer is"',
     "math": "mathematical equivalence with the gold answer",
     "math-strict": "the string rule of the MATH benchmark",
     "code": "the unit tests of a judge's problem object",
@@ -45,7 +46,8 @@ def split_choice(choice: str) -> tuple[str, str | None]:
 def needs_gold(choice: str) -> bool:
     """Whether the verifier compares with a gold answer."""
     kind, value = split_choice(choice)
-    return kind in ("number", "math", "math-strict", "code") or (kind == "regex" and value is None)
+    compares = kind in ("number", "number-strict", "math", "math-strict", "code")
+    return compares or (kind == "regex" and value is None)
 
 
 def reads_answers(choice: str) -> bool:
@@ -69,10 +71,10 @@ def choose_verifier(
     """
     kind, value = split_choice(choice)
     limit: dict[str, Any] = {} if time_limit is None else {"time_limit": time_limit}
-    if kind == "number":
+    if kind in ("number", "number-strict"):
         from fttt.verifiers.number import NumberVerifier
 
-        return NumberVerifier()
+        return NumberVerifier(rule="strict" if kind == "number-strict" else "value")
     if kind == "regex":
         from fttt.verifiers.regex import RegexVerifier
 
