@@ -46,7 +46,7 @@ def test_one_unit_by_several_names(first: str, second: str) -> None:
         ("nm", "1/1000000000", (("m", 1),)),
         ("minutes", "60", (("s", 1),)),
         ("thousand meters", "1", (("m", 1),)),
-        ("cents per mile", "125/20116800", (("USD", 1), ("m", -1))),
+        ("grams per liter", "1", (("kg", 1), ("m", -3))),
     ],
 )
 def test_sizes(text: str, size: str, powers: tuple[tuple[str, int], ...]) -> None:
@@ -100,3 +100,10 @@ def test_things_in_common() -> None:
     assert same_things(frozenset(), frozenset({"dog"}))
     assert same_things(frozenset({"way"}), frozenset({"arrangement"}))
     assert not same_things(frozenset({"dog"}), frozenset({"cat"}))
+
+
+def test_the_rate_of_a_price_may_be_left_out() -> None:
+    hourly = suffix("dollars per hour")
+    assert hourly is not None
+    assert hourly.things == {"per hour"}
+    assert hourly.unit == suffix("dollars").unit  # type: ignore[union-attr]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fttt.verifiers.math.expression import ExpressionReader
 from fttt.verifiers.math.notation import NotUnderstoodError
-from fttt.verifiers.math.symbols import ACCENTS, FIGURES, FUNCTIONS
+from fttt.verifiers.math.symbols import ACCENTS, ALIGNED, FIGURES, FUNCTIONS
 from fttt.verifiers.math.tree import Node, constant, number
 
 __all__ = ["CommandReader"]
@@ -232,8 +232,8 @@ class CommandReader(ExpressionReader):
         rows = [row for row in rows if any(first < last for first, last in row)]
         if not rows:
             raise NotUnderstoodError("an empty matrix")
-        equations = kind in ("aligned", "align", "gathered", "split", "equation")
-        if equations or (kind == "cases" and all(len(row) == 1 for row in rows)):
+        single = kind in ("cases", "array") and all(len(row) == 1 for row in rows)
+        if kind in ALIGNED or (single and self.are_equations(rows)):
             parts = tuple(self.answer(row[0][0], row[-1][1]) for row in rows)
             return parts[0] if len(parts) == 1 else Node("list", parts, ",")
         if kind not in ("cases", "array", "smallmatrix") and not kind.endswith("matrix"):
@@ -244,6 +244,11 @@ class CommandReader(ExpressionReader):
         cells = tuple(self.answer(*cell) for row in rows for cell in row)
         node = Node("matrix", cells, (len(rows), columns, kind == "cases"))
         return self.determinant(node) if kind == "vmatrix" else node
+
+    def are_equations(self, rows: list[list[tuple[int, int]]]) -> bool:
+        """Whether every row has a sign of equality or order outside all brackets."""
+        signs = ("=", "<", ">", "<=", ">=")
+        return all(len(self.split(*row[0], *signs)) > 1 for row in rows)
 
 
 def _is_numeric(node: Node) -> bool:

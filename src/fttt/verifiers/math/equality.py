@@ -113,8 +113,11 @@ def same(gold: Node, answer: Node) -> bool:
         return True
     if "named" in (gold.head, answer.head) or _assigned(gold) or _assigned(answer):
         return _same_named(gold, answer)
-    if {gold.head, answer.head} == {"choice", "var"}:
-        return bool(gold.data == answer.data)
+    if "choice" in (gold.head, answer.head) and gold.head != answer.head:
+        choice, other = (gold, answer) if gold.head == "choice" else (answer, gold)
+        if other.head == "var":
+            return bool(choice.data == other.data)
+        return bool(choice.args) and same(choice.args[0], other)
     for kind in ("text", "choice", "based", "mod", "family"):
         if kind in (gold.head, answer.head):
             return gold.head == answer.head and _ALIKE[kind](gold, answer)
@@ -253,7 +256,10 @@ def _conflict(first: Sequence[Name], second: Sequence[Name]) -> bool:
         other = {name.text for name in second if name.kind == kind}
         if one and other and not one & other:
             return True
-    return False
+    one, other = (
+        {w for n in names if n.kind == "words" for w in n.text.split()} for names in (first, second)
+    )
+    return bool(one and other and not one & other)
 
 
 def _as_relation(named: Node) -> Node:

@@ -12,7 +12,7 @@ from fttt.verifiers.math.notation import NotUnderstoodError
 from fttt.verifiers.math.quantities import same_quantity
 from fttt.verifiers.math.sets import is_set_like
 from fttt.verifiers.math.tree import EXPRESSIONS, Name, Node, names_of, walk
-from fttt.verifiers.math.values import UndecidedError
+from fttt.verifiers.math.values import UndecidedError, UndefinedError, evaluate, is_about
 
 __all__ = ["settled"]
 
@@ -22,6 +22,9 @@ _EMPTY = frozenset({"no solution", "no solutions", "empty set", "no real solutio
 def settled(node: Node) -> Node:
     """The node without what says nothing: both signs as two values, a list of one, a name twice."""
     if node.head in EXPRESSIONS:
+        point = node.head == "apply" and node.data.isupper() and len(node.args) > 1
+        if point and not names_of(node):  # the point "A(1, 2)"
+            return Node("tuple", node.args, "()")
         both = _both_signs(node)
         return Node("list", both, ",") if len(both) > 1 else node
     if node.head == "quantity":
@@ -58,7 +61,7 @@ def _settled_name(node: Node) -> Node:
     values = [settled(value) for value in node.args]
     if len(values) > 1:
         if approximate:
-            values = [Node("list", tuple(values), "~")]
+            values = [_about(tuple(values))]
         elif all(_alike(values[0], value) for value in values[1:]):
             values = values[-1:]
         else:
@@ -80,7 +83,7 @@ def _identity(node: Node) -> Node | None:
     if "~" in node.data:
         if any(names_of(side) for side in sides):
             return None
-        return Node("list", sides, "~")
+        return _about(sides)
     if all(side.head in EXPRESSIONS | {"quantity"} for side in sides):
         try:
             if all(same_quantity(sides[0], side) for side in sides[1:]):
@@ -88,6 +91,17 @@ def _identity(node: Node) -> Node | None:
         except UndecidedError:
             return None
     return None
+
+
+def _about(sides: tuple[Node, ...]) -> Node:
+    """Sides of ``\\approx``, any of which is the answer; they must be near each other."""
+    try:
+        values = [evaluate(side.args[0] if side.head == "quantity" else side) for side in sides]
+    except UndefinedError:
+        values = []
+    if not values or any(not is_about(values[0], value) for value in values):
+        raise NotUnderstoodError("an approximation that is none")
+    return Node("list", sides, "~")
 
 
 def _settled_builder(node: Node) -> Node:
@@ -133,6 +147,8 @@ def _settled_list(node: Node) -> Node:
     for before, part in zip(node.args, parts, strict=True):
         spread = part.head == "list" and before.head != "list" and part.data != "~"
         flat += part.args if spread else (part,)
+    if node.data == "or" and all(_alike(flat[0], one) for one in flat[1:]):
+        return flat[0]  # "1/2 or 0.5"
     return flat[0] if len(flat) == 1 else Node("list", tuple(flat), node.data)
 
 
@@ -147,6 +163,8 @@ def _family(node: Node) -> Node | None:
         return None
     if not any(last.data.text in names_of(p) for p in plain):
         return None
+    if last.args[0].head == "numbers" and last.args[0].data in ("R", "C"):  # as all variables are
+        return settled(Node("list", inside, node.data))
     return Node("family", (*plain, last.args[0]), last.data.text)
 
 

@@ -80,13 +80,9 @@ class MeasureReader(CommandReader):
     def with_suffix(self, value: Node, unit: Suffix | None, low: int, high: int) -> Node | None:
         """A value and the unit or things that the words behind it are."""
         after = next((n for n in range(low + 1, high) if self.is_count(n)), high)
-        suffix = read_suffix(self.tokens[low:after])
+        suffix = read_suffix(self.tokens[low:after], unit.unit if unit is not None else None)
         if suffix is None:
             return None
-        if unit is not None:  # "$5 million dollars"
-            if suffix.unit is not None and suffix.unit.powers != (unit.unit and unit.unit.powers):
-                return None
-            suffix = Suffix(suffix.factor, unit.unit, suffix.things)
         if suffix.factor != 1:
             value = Node("mul", (value, number(suffix.factor)))
             suffix = Suffix(Fraction(1), suffix.unit, suffix.things)
@@ -159,13 +155,16 @@ class MeasureReader(CommandReader):
         ):
             end += 1
         run = "".join(t.text for t in self.tokens[place:end])
+        if run == "\\mu" and end < high and self.tokens[end].kind in ("letter", "word"):
+            run += f" {self.tokens[end].text}"
         if len(run) == 1:
             allowed = token.upright or (self.units == "all" and before.kind != "letter")
             if not allowed or run not in _UNIT_LETTERS:
                 return False
         elif not is_unit(run) or before.kind == "letter":
             return False
-        suffix = read_suffix(self.tokens[place:high])
+        after = next((n for n in range(place + 1, high) if self.is_count(n)), high)
+        suffix = read_suffix(self.tokens[place:after])
         return suffix is not None and suffix.unit is not None
 
     def mixed_quantity(self, parts: list[Node]) -> Node | None:

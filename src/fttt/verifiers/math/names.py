@@ -16,6 +16,7 @@ __all__ = ["NEGATIVES", "name_of", "words_of"]
 
 NEGATIVES = word_set("not no never cannot isn't aren't nor and or")
 """Words that no name has."""
+_ANGLES = [[f"\\{name}"] for name in ("alpha", "beta", "gamma", "theta", "phi", "varphi")]
 _POINTS = 2
 """Letters side by side that name a segment."""
 
@@ -42,15 +43,19 @@ def name_of(
         return None
     if any(t.kind == "word" for t in span) and _is_words(span):
         return Name("words", words_of(span))
-    return _figure(span) or _tuple(span) or _variable(tokens, partner, low, high)
+    return (
+        _ratio_of_angle(span)
+        or _figure(span)
+        or _tuple(span)
+        or _variable(tokens, partner, low, high)
+    )
 
 
 def _is_words(span: tuple[Token, ...]) -> bool:
     if any(t.kind == "word" and t.text.lower() in NEGATIVES for t in span):
         return False
-    return all(t.kind in ("word", "letter") or t.sign(".", "{", "}", "'") for t in span) and any(
-        t.kind == "word" and t.text not in FUNCTIONS for t in span
-    )
+    plain = all(t.kind in ("word", "letter") or t.sign(".", "{", "}", "'", "(", ")") for t in span)
+    return plain and any(t.kind == "word" and t.text not in FUNCTIONS for t in span)
 
 
 def _figure(span: tuple[Token, ...]) -> Name | None:
@@ -77,7 +82,21 @@ def _figure(span: tuple[Token, ...]) -> Name | None:
     capitals = all(t.text.isupper() or t.sign("'") for t in core)
     if not capitals and not (kind and kind != "area "):
         return None
-    return Name("figure", kind + "".join(t.text for t in core))
+    points = [t.text for t in core]
+    if not any(t.sign("'") for t in core):
+        points = min(points, points[::-1])  # the angle ABC is the angle CBA
+    return Name("figure", kind + "".join(points))
+
+
+def _ratio_of_angle(span: tuple[Token, ...]) -> Name | None:
+    r"""``\sin\theta``, ``\cos A``, ``\tan\angle ABC``: of an angle, not of an unknown ``x``."""
+    if span[0].kind != "command" or span[0].text not in ("sin", "cos", "tan", "cot", "sec", "csc"):
+        return None
+    angle = [t for t in span[1:] if not t.sign("{", "}", "(", ")") and not t.command("angle")]
+    points = all(t.kind == "letter" and not t.text.islower() for t in angle)
+    if not angle or not (points or [t.text for t in angle] in _ANGLES):
+        return None
+    return Name("figure", f"{span[0].text} {''.join(t.text for t in angle)}")
 
 
 def _tuple(span: tuple[Token, ...]) -> Name | None:

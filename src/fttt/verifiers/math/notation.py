@@ -14,6 +14,7 @@ from fractions import Fraction
 from typing import Literal
 
 from fttt.verifiers.math.symbols import (
+    ALIGNED,
     ARGUMENTS,
     CLOSING,
     COLOURS,
@@ -95,6 +96,8 @@ _REPEATING = re.compile(
 _LETTERS = re.compile(r"[A-Za-z]+")
 _TEXT_WORD = re.compile(r"[A-Za-z]+(?:['-][A-Za-z]+)*")
 _ROW_SPACE = re.compile(r"\*?\s*\[\s*-?[\d.]+\s*[a-z]{2}\s*\]")
+_ALSO_WORDS = PLAIN_COMMANDS - FUNCTIONS - {"pi", "infinity"} | {"min", "max", "sec", "abs"}
+"""Names of commands that are other words in ``\\text``."""
 _SENTENCE = re.compile(r"\s*[A-Za-z][A-Za-z'-]*(?:\s+[A-Za-z'-]+)+[.!]?\s*")
 _HALF_OF_DAY = re.compile(r"([ap])\.?\s?m(?:\.|\b)", re.IGNORECASE)
 _COMMAND = re.compile(r"\\([A-Za-z]+\*?|.)", re.DOTALL)
@@ -150,6 +153,8 @@ class _Scanner:
         self.spaced = False
         self.brackets = 0
         self.groups = 0
+        self.aligned = False
+        """Whether ``&`` only says where lines are aligned."""
         self.keep_dollars = len(re.findall(r"(?<!\\)\$", text)) % 2 == 1
 
     def run(self) -> None:
@@ -210,6 +215,8 @@ class _Scanner:
             self.add("command", "dots")
         elif sign in ("Rightarrow", "to"):
             self.add("command", sign)
+        elif sign == "&" and self.aligned:
+            self.spaced = True
         elif not sign.isprintable() or sign == "}":
             raise NotUnderstoodError(f"a {sign!r} that nothing opens")
         else:
@@ -243,6 +250,8 @@ class _Scanner:
         elif run[:-1] in FUNCTIONS and run[-1] in "xyznABC":
             self.add("command", run[:-1])
             self.add("letter", run[-1])
+        elif len(run) > 2 and run.istitle():
+            self.add("word", run)
         elif len(run) < 4 or run.isupper() or sorted(run) == list(run):
             for letter in run:
                 self.add("letter", letter)
@@ -351,6 +360,8 @@ class _Scanner:
         closes = name == "right" or name.endswith("r")
         if rest.startswith(".") and name in ("left", "right", "middle"):
             self.place += 1
+        elif rest.startswith("\\{") and self.opens_system(rest[2:]):
+            self.place += 2
         elif rest.startswith("|") and name != "middle":
             self.place += 1
             self.add("sign", "rvert" if closes else "lvert")
@@ -361,10 +372,16 @@ class _Scanner:
             self.place += 5
             self.add("sign", "rvert" if closes else "lvert")
 
+    @staticmethod
+    def opens_system(rest: str) -> bool:
+        """Whether a brace before lines of equations is never closed."""
+        return rest.lstrip().startswith("\\begin") and r"\right." in rest
+
     def environment(self, name: str) -> None:
         kind = self.inside()
         if name == "begin" and kind in ("array", "tabular"):
             self.inside()  # the columns' alignment
+        self.aligned = name == "begin" and kind.rstrip("*") in ALIGNED
         self.add("command", f"{name} {kind.rstrip('*')}")
 
     def with_arguments(self, name: str) -> None:
@@ -437,9 +454,7 @@ class _Scanner:
             name = OTHER_NAMES.get(word, word)
             if len(word) == 1:
                 self.add("letter", word, upright=True)
-            elif (name in FUNCTIONS and (operator or name not in ("min", "max", "sec", "abs"))) or (
-                operator and name == "lim"
-            ):
+            elif word in PLAIN_COMMANDS and (operator or word not in _ALSO_WORDS):
                 self.add("command", name)
             else:
                 self.add("word", word, upright=True)

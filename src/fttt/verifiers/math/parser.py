@@ -78,8 +78,26 @@ def _read_once(text: str, units: Units, *, tight: bool, commas: Commas) -> tuple
     tokens = scan(text, commas=commas)
     if len(tokens) > 1 and tokens[0].kind == "letter" and tokens[1].sign(")"):  # "E) a wheel"
         tokens = (tokens[0], Token("sign", ":"), *tokens[2:])
-    reader = _AnswerReader(tokens, units, tight=tight)
+    try:
+        reader = _AnswerReader(tokens, units, tight=tight)
+    except NotUnderstoodError:
+        reader = _AnswerReader(_round_brackets(tokens), units, tight=tight)
     return reader.answer(0, len(tokens)), reader.ambiguous
+
+
+def _round_brackets(tokens: tuple[Token, ...]) -> tuple[Token, ...]:
+    """Open intervals as ``(1, 2)`` that are written ``]1, 2[``."""
+    found, depth = [], 0
+    for place, token in enumerate(tokens):
+        before = tokens[place - 1] if place else Token("sign", ",")
+        closes = before.kind != "sign" or before.sign(")", "}", "%")
+        if token.sign("[") and depth and closes:
+            token = Token("sign", ")")
+        elif token.sign("]") and not depth:
+            token = Token("sign", "(")
+        depth += token.sign("(", "[") - token.sign(")", "]")
+        found.append(token)
+    return tuple(found)
 
 
 class _AnswerReader(MeasureReader):
@@ -185,14 +203,25 @@ class _AnswerReader(MeasureReader):
         if not span or span[0].kind != "letter" or not "A" <= span[0].text <= "J":
             return None
         letter, rest = span[0], span[1:]
-        if bracket:
-            if not rest or not rest[0].sign(")"):
-                return None
-            upright = letter.upright or any(token.kind == "word" for token in rest)
-            return Node("choice", data=letter.text) if upright or len(rest) > 1 else None
-        if rest and rest[0].sign(":", ".") and (len(rest) > 1 or letter.upright):
-            return Node("choice", data=letter.text)
-        return Node("choice", data=letter.text) if letter.upright and not rest else None
+        separator = rest[:1]
+        if bracket != bool(separator and separator[0].sign(")")):
+            return None
+        rest = rest[1:]
+        if any(t.kind == "letter" and t.text.isupper() for t in rest[:1]) and len(rest) < 2:
+            return None  # "A: B"
+        if rest and (self.word(high - len(rest)) in ("and", "or") or rest[0].sign(",")):
+            return None
+        if bracket or (separator and separator[0].sign(":", ".")):
+            return self.chosen(letter, high - len(rest), high) if letter.upright or rest else None
+        return Node("choice", data=letter.text) if letter.upright and not separator else None
+
+    def chosen(self, letter: Token, low: int, high: int) -> Node:
+        """A choice with what stands behind its letter, where that is understood."""
+        try:
+            inner = (self.answer(low, high),) if low < high else ()
+        except NotUnderstoodError:
+            inner = ()
+        return Node("choice", inner, letter.text)
 
     def based(self, low: int, high: int) -> Node | None:
         tokens = [t for t in self.tokens[low:high] if not t.sign("{", "}") and self.no_base(t)]
@@ -226,11 +255,11 @@ class _AnswerReader(MeasureReader):
         span = self.tokens[low:high]
         text = words_of(span)
         reals = _ALL_REALS.match(text)
-        if reals is not None and all(t.kind != "letter" for t in span):
+        if reals is not None:
             rest = text[reals.end() :].split()
-            if not rest:
+            if not rest and all(t.kind == "word" for t in span):
                 return Node("numbers", data="R")
-            if rest[0] in ("except", "but", "other") and span[-1].value is not None:
+            if rest and rest[0] in ("except", "but", "other") and span[-1].value is not None:
                 hole = self.special_end(low, high)
                 return Node("minus", (Node("numbers", data="R"), Node("set", hole)))
         capitals = len(span) >= _POINTS and all(
@@ -238,6 +267,7 @@ class _AnswerReader(MeasureReader):
             for n, t in enumerate(span)
         )
         plain = all(t.kind == "word" or t.upright or t.sign(".", "-", "'") for t in span)
+        plain = plain and not any(t.sign(",", ";") for t in span)
         if any(self.word(n) in ("and", "or") for n in self.outside(low, high)):
             return None
         verbs = [n for n in range(low, high) if self.word(n) in _VERBS]
@@ -252,7 +282,7 @@ class _AnswerReader(MeasureReader):
         """The numbers behind the last word of the span."""
         last = max(n for n in range(low, high) if self.tokens[n].kind == "word")
         inner = self.answer(last + 1, high)
-        return inner.args if inner.head == "list" else (inner,)
+        return inner.args if inner.head in ("list", "named") else (inner,)
 
     def phrase(self, low: int, high: int) -> Node:
         """Words with numbers among them that say more than a value, to be compared as words."""
@@ -283,8 +313,10 @@ class _AnswerReader(MeasureReader):
         if "in" in signs or "notin" in signs:
             if signs != ["in"]:
                 raise NotUnderstoodError("a membership of that kind")
-            name = name_of(self.tokens, self.partner, *spans[0])
-            return Node("member", (self.side(*spans[1]),), name)
+            name, inside = name_of(self.tokens, self.partner, *spans[0]), self.side(*spans[1])
+            if inside.head in EXPRESSIONS - {"var"}:
+                raise NotUnderstoodError("a member of a number")
+            return Node("member", (inside,), name)
         if set(signs) <= {"=", "~"}:
             return self.equation(spans, signs)
         return Node("relation", tuple(self.subject(*span) for span in spans), tuple(signs))

@@ -49,6 +49,9 @@ def _same_measure(first: Node, known: Suffix, second: Node, given: Suffix) -> bo
     temperatures = {(("celsius", 1),), (("fahrenheit", 1),)}
     if len(powers) > 1 and not (angle in powers and powers & temperatures):
         return False
+    rates = [{one for one in s.things if one.startswith("per ")} for s in (known, given)]
+    if all(rates) and not rates[0] & rates[1]:
+        return False
     scales = (1, 1) if len(powers) > 1 else (known.unit.scale, given.unit.scale)
     return same_value(
         Node("mul", (first, number(scales[0]))), Node("mul", (second, number(scales[1])))

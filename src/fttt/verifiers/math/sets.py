@@ -240,11 +240,25 @@ def _relation(node: Node, subjects: set[str]) -> RealSet | None:
         return None
     found: RealSet | None = None
     for sign, left, right in zip(node.data, node.args, node.args[1:], strict=False):
-        one = _solved(sign, left, right, subjects)
+        one = _solved_modulus(sign, left, right, subjects) or _solved(sign, left, right, subjects)
         if one is None:
             return None
         found = one if found is None else found.intersection(one)
     return found
+
+
+def _solved_modulus(sign: str, left: Node, right: Node, subjects: set[str]) -> RealSet | None:
+    """``|x - 1| < 2`` as the two inequalities that it stands for."""
+    if right.head == "abs":
+        left, right, sign = right, left, _TURNED[sign]
+    if left.head != "abs" or right.head not in EXPRESSIONS or names_of(right):
+        return None
+    (inside,) = left.args
+    upper = _solved(sign, inside, right, subjects)
+    lower = _solved(_TURNED[sign], inside, Node("neg", (right,)), subjects)
+    if upper is None or lower is None:
+        return None
+    return upper.intersection(lower) if sign in ("<", "<=", "!=") else upper.union(lower)
 
 
 def _solved(sign: str, left: Node, right: Node, subjects: set[str]) -> RealSet | None:

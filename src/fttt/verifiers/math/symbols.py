@@ -9,6 +9,7 @@ from fttt.verifiers.numeral import plain_letters
 
 __all__ = [
     "ACCENTS",
+    "ALIGNED",
     "ARGUMENTS",
     "CLOSING",
     "COLOURS",
@@ -78,6 +79,8 @@ SHORT_AFTER_WORDS = word_set("of to at by as an if no in on")
 """Words of two letters that are words where one stands before them, else products."""
 
 ACCENTS = word_set("overline bar dot ddot hat widehat tilde widetilde vec")
+ALIGNED = frozenset({"aligned", "align", "gathered", "split", "equation", "alignedat"})
+"""Environments of lines that are equations."""
 FIGURES = frozenset(["angle", "triangle", "odot", "parallelogram", "square"])
 """Commands before the points of a figure."""
 

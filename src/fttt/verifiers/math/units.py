@@ -80,6 +80,11 @@ byte B bit 8
 electronvolt eV eV 1
 hectare ha m^2 10000
 watthour Wh kg*m^2*s^-2 3600
+tesla T kg*s^-2*A^-1 1
+weber Wb kg*m^2*s^-2*A^-1 1
+lumen lm lumen 1
+lux lx lumen*m^-2 1
+becquerel Bq decay*s^-1 1
 tonne t kg 1000
 """
 
@@ -132,6 +137,24 @@ yen,jpy JPY 1
 rupee,inr,rs INR 1
 yuan,cny,rmb CNY 1
 point,pt point 1
+mpg m^-2 201168000000000/473176473
+fps m*s^-1 381/1250
+bpm beat*s^-1 1/60
+wpm word*s^-1 1/60
+psi kg*m^-1*s^-2 8896443230521/1290320000
+bar kg*m^-1*s^-2 100000
+torr,mmhg kg*m^-1*s^-2 101325/760
+horsepower,hp kg*m^2*s^-3 37284993579113511/50000000000000
+btu kg*m^2*s^-2 52752792631/50000000
+angstrom m 1/10000000000
+lightyear,light-year,ly m 9460730472580800
+stone kg 635029318/100000000
+furlong m 201168/1000
+fathom m 18288/10000
+decibel,db decibel 1
+ppm % 1/10000
+carat,ct kg 1/5000
+barrel,bbl m^3 158987294928/1000000000000
 percent % 1
 """
 _NOT_AFTER_PREFIX = {"tonne", "hectare"}
@@ -179,6 +202,7 @@ def _fill() -> None:
 _fill()
 
 _FACTORS = {
+    "tens": 10,
     "hundred": 100,
     "thousand": 1000,
     "million": 10**6,
@@ -201,7 +225,9 @@ _OTHER_MEANING = word_set(
     "cube raised exponent log modulo mod modulus remainder reciprocal inverse negative "
     "opposite choose permute base binary hex octal ratio to out of than from until through "
     "between if when unless where whenever for as is are was be equals equal isn aren will "
-    "would infinity infinite infinitely false wrong incorrect impossible undefined"
+    "would infinity infinite infinitely false wrong incorrect impossible undefined "
+    "kilo mega giga milli micro nano "
+    "doubled tripled halved quadrupled"
 )
 """Words that make another number of a number, or a statement."""
 _MEANINGLESS = word_set(
@@ -238,6 +264,10 @@ def same_things(first: frozenset[str], second: frozenset[str]) -> bool:
     return bool(first & _ANY_THING or second & _ANY_THING)
 
 
+def _is_money(unit: Unit) -> bool:
+    return len(unit.powers) == 1 and unit.powers[0][0].isupper() and len(unit.powers[0][0]) == 3
+
+
 def _find(name: str) -> Unit | None:
     found = _SYMBOLS.get(name) or _WORDS.get(name.lower())
     if found is None and len(name) > 1:
@@ -245,22 +275,27 @@ def _find(name: str) -> Unit | None:
     return found
 
 
-def read_suffix(tokens: Sequence[Token]) -> Suffix | None:
-    """What the tokens behind a number say; ``None`` where that is not understood."""
-    return _Reader(tokens).read()
+def read_suffix(tokens: Sequence[Token], unit: Unit | None = None) -> Suffix | None:
+    """What the tokens behind a number say; ``None`` where that is not understood.
+
+    ``unit`` is that of a currency which stands before the number.
+    """
+    reader = _Reader(tokens, unit or _NONE)
+    return reader.read()
 
 
 class _Reader:
     """Reads ``thousand square meters per hour`` and the like, once."""
 
-    def __init__(self, tokens: Sequence[Token]) -> None:
+    def __init__(self, tokens: Sequence[Token], unit: Unit) -> None:
         self.tokens = [t for t in _joined(tokens) if not t.sign(".", "{", "}", ",")]
         self.place = 0
-        self.unit = _NONE
+        self.unit = unit
         self.things: set[str] = set()
 
     def read(self) -> Suffix | None:
         factor = Fraction(1)
+        money = self.unit
         while (size := _FACTORS.get(self.word())) is not None:
             factor *= size
             self.place += 1
@@ -282,6 +317,14 @@ class _Reader:
                     return None
             elif token.sign("^") and self.place == 0 and self.word(1) in _ORDINALS:
                 pass
+            elif below and _is_money(self.unit):  # the rate may be left out
+                self.things.add(f"per {self.word()}")
+                self.place += 1
+                below = False
+                continue
+            elif self.unit is money is not _NONE and _find(token.text) == money:
+                self.place += 1  # "$5 dollars"
+                continue
             elif not self.part(-1 if below else 1):
                 return None
             else:
@@ -381,6 +424,9 @@ def _joined(tokens: Sequence[Token]) -> list[Token]:
             flat.append(Token("sign", "/"))
             continue
         last = flat[-1] if flat else None
+        if last is not None and last.text == "\\mu" and token.kind in ("letter", "word"):
+            flat[-1] = Token("word", f"\\mu {token.text}", upright=True)
+            continue
         if (
             token.kind == "letter"
             and last is not None

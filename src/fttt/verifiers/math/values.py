@@ -29,6 +29,7 @@ __all__ = [
     "close",
     "combined",
     "evaluate",
+    "is_about",
     "is_less",
     "mp",
     "near",
@@ -46,6 +47,8 @@ EQUAL = Fraction(1, 10**50)
 """Relative difference of two numbers that count as the same one."""
 ROUGH = Fraction(1, 10**10)
 """The same for what is computed as a limit (an infinite sum, an integral)."""
+_ABOUT = Fraction(1, 20)
+"""The same for what is said to be approximate."""
 _BITS = 1 << 20
 """Size of an exact number; larger ones are not decided."""
 STEPS = 100_000
@@ -518,6 +521,11 @@ def is_less(first: Value, second: Value) -> bool:
     if isinstance(first, Fraction) and isinstance(second, Fraction):
         return first < second
     return bool(real_number(first) < real_number(second))
+
+
+def is_about(first: Value, second: Value) -> bool:
+    """Whether two values are the same but for rounding."""
+    return close(first, second, _ABOUT)
 
 
 def combined(operation: Callable[[Value, Value], Value], first: Value, second: Value) -> Value:
