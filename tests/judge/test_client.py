@@ -92,6 +92,53 @@ def test_what_is_no_verdict_is_an_error_of_the_run(answer: httpx.Response) -> No
         ask(lambda _: answer)
 
 
+@pytest.mark.parametrize(
+    ("answer", "status"),
+    [
+        ({"passed": True, "result": 1}, "passed"),
+        ({"passed": False, "result": 2}, "timeout"),
+        ({"passed": False, "result": 3}, "failed"),
+        ({"passed": True, "result": "passed"}, "passed"),
+        ({"passed": False, "result": "timed out"}, "timeout"),
+        ({"passed": False, "result": "failed: name 'x' is not defined"}, "failed"),
+    ],
+)
+def test_a_published_judge_answers_less_and_is_understood(
+    answer: dict[str, object], status: str
+) -> None:
+    assert ask(lambda _: httpx.Response(200, json=answer)).status == status
+
+
+@pytest.mark.parametrize("answer", [{"passed": True, "result": 3}, {"passed": False, "result": 9}])
+def test_a_published_judge_that_contradicts_itself_gives_no_verdict(
+    answer: dict[str, object],
+) -> None:
+    with pytest.raises(RunError, match="gave no verdict"):
+        ask(lambda _: httpx.Response(200, json=answer))
+
+
+def test_a_judge_that_is_only_full_is_waited_for_beyond_the_attempts() -> None:
+    calls, last = 0, httpx.Response(200, json=PASSED)
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        nonlocal calls
+        calls += 1
+        # As uvicorn's --limit-concurrency answers.
+        return httpx.Response(503, text="Service Unavailable") if calls < 12 else last
+
+    assert ask(handler).passed
+
+    def broken(request: httpx.Request) -> httpx.Response:
+        nonlocal calls
+        calls += 1
+        return httpx.Response(503, json={"detail": "no namespaces"})
+
+    calls = 0
+    with pytest.raises(RunError, match=r"in 4 attempts \(no namespaces\)"):
+        ask(broken)
+    assert calls == 4
+
+
 def test_the_address_comes_from_the_argument_then_the_environment(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -21,6 +21,41 @@ def test_bubblewrap_comes_first_and_with_nothing_of_the_host_writable() -> None:
     )
 
 
+@pytest.mark.parametrize("prefix", ["/usr", "/usr/local", "/opt/somewhere/python3"])
+def test_everybody_may_enter_the_parents_of_each_mount(
+    prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """bubblewrap closes those that it makes by itself, and root becomes somebody else inside."""
+    monkeypatch.setattr(sys, "base_prefix", prefix)
+    monkeypatch.setattr(sys, "_base_executable", f"{prefix}/bin/python3", raising=False)
+    monkeypatch.setattr(Path, "is_dir", lambda path: True)
+    monkeypatch.setattr(Path, "is_symlink", lambda path: path.name == "lib64")
+    monkeypatch.setattr(Path, "readlink", lambda path: Path("usr/lib64"))
+    words = iter(launch._files())
+    open_to_all = {Path("/")}
+    for word in words:
+        if word == "--perms":
+            assert next(words) == "0755"
+            assert next(words) == "--dir"
+            open_to_all.add(Path(next(words)))
+        elif word in ("--ro-bind", "--dev-bind", "--symlink"):
+            next(words)
+            target = Path(next(words))
+            inside = any(
+                mount in target.parents for mount in (Path("/usr/lib"), Path(prefix, "lib"))
+            )
+            assert inside or set(target.parents) <= open_to_all, target
+        elif word in ("--tmpfs", "--remount-ro", "--proc"):
+            next(words)
+        else:
+            raise AssertionError(f"unknown option {word}")
+
+
+def test_the_interpreter_is_the_one_beneath_a_virtual_environment() -> None:
+    (way,) = launch.ways_to_launch(None)
+    assert Path(way.command[0]).is_relative_to(sys.base_prefix)
+
+
 def test_without_bubblewrap_there_is_only_the_bare_way() -> None:
     (way,) = launch.ways_to_launch(None)
     assert not way.bubblewrapped
@@ -44,6 +79,7 @@ def test_a_zygote_starts_without_the_environment(monkeypatch: pytest.MonkeyPatch
     try:
         environment = Path(f"/proc/{zygote.process.pid}/environ").read_bytes()
         assert b"FTTT_SECRET" not in environment
+        assert environment.split(b"\0")[0] == b"PYTHONHASHSEED=0"
     finally:
         zygote.stop()
     assert zygote.process.returncode is not None

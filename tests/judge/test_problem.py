@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import json
+from typing import get_args
 
 import pytest
 
 from fttt.judge.limits import MAX_SUBMISSION
-from fttt.judge.problem import BadRequest, Judgement, Problem, Submission
+from fttt.judge.problem import BadRequest, Judgement, Problem, Status, Submission
 
 GOOD = {"prompt": "p", "test": "t", "entry_point": "f"}
 
@@ -32,9 +33,23 @@ def test_what_is_no_object_is_refused(value: object) -> None:
         Submission.from_json(value)
 
 
-def test_an_empty_entry_point_is_refused() -> None:
-    with pytest.raises(BadRequest, match="empty"):
-        Problem.from_json({**GOOD, "entry_point": " "})
+def test_without_an_entry_point_check_takes_nothing() -> None:
+    for check in ("def check():\n    pass", "x = 1", "def check(:", "def check(f=None): pass"):
+        problem = Problem.from_json({"prompt": "", "test": check, "entry_point": ""})
+        assert problem.entry_point == ""
+    with pytest.raises(BadRequest, match=r"entry_point is empty, and its check\(\) takes"):
+        Problem.from_json({"prompt": "", "test": "def check(f): pass", "entry_point": " "})
+
+
+def test_the_answer_has_the_published_number() -> None:
+    numbers = [Judgement(status).to_json()["result"] for status in get_args(Status)]
+    assert dict(zip(get_args(Status), numbers, strict=True)) == {
+        "passed": 1,
+        "failed": 3,
+        "timeout": 2,
+        "memory": 3,
+        "error": 3,
+    }
 
 
 def test_the_tests_stay_with_the_tester_unless_the_problem_shares_them() -> None:

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
+import resource
 import signal
 import subprocess
 import sys
@@ -12,10 +15,11 @@ import psutil
 import pytest
 
 from fttt.errors import RunError, UsageError
+from fttt.judge import rehearsal
 from fttt.judge import sandbox as module
 from fttt.judge.limits import Limits
 from fttt.judge.problem import Judgement, Problem, Submission
-from fttt.judge.sandbox import Sandbox
+from fttt.judge.sandbox import ExhaustedError, Sandbox
 
 ADD = Problem("", "def check(f):\n    assert f(1, 2) == 3\n", "add")
 RIGHT = "def add(a, b):\n    return a + b\n"
@@ -154,6 +158,182 @@ def test_a_killed_zygote_is_replaced_and_its_submission_judged_again() -> None:
         return await task
 
     assert use(judge).passed
+
+
+def box_processes(sandbox: Sandbox) -> list[psutil.Process]:
+    """The processes of the boxes that run: their first ones, then those below."""
+    assert sandbox._running is not None
+    top = psutil.Process(sandbox._running.zygote.process.pid)
+    below = [process for process in top.children(recursive=True) if process.name() != "bwrap"]
+    return below[1:]  # the zygote comes before those that it made
+
+
+SLOW = "import time\ntime.sleep(0.5)\n" + RIGHT
+KILLS = [(who, number) for who in ("first", "all") for number in (signal.SIGKILL,)]
+KILLS += [("second", number) for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)]
+
+
+@pytest.mark.parametrize(("who", "number"), KILLS)
+def test_a_box_that_is_killed_from_outside_is_judged_again(
+    who: str, number: signal.Signals
+) -> None:
+    async def judge(sandbox: Sandbox) -> Judgement:
+        await sandbox.judge(Submission(ADD, RIGHT))
+        task = asyncio.create_task(sandbox.judge(Submission(ADD, SLOW)))
+        await until(lambda: len(box_processes(sandbox)) == 2)
+        victims = {"first": slice(1), "second": slice(1, 2), "all": slice(None, None, -1)}[who]
+        for process in box_processes(sandbox)[victims]:
+            process.send_signal(number)
+        return await task
+
+    assert use(judge, workers=1).passed
+
+
+def test_a_program_that_ends_itself_is_tried_twice_and_has_failed() -> None:
+    async def judge(sandbox: Sandbox) -> Judgement:
+        suicide = "import os\ndef add(a, b):\n    os.kill(os.getpid(), 9)\n"
+        return await sandbox.judge(Submission(ADD, suicide))
+
+    judgement = use(judge)
+    assert judgement.status == "failed"
+    assert "signal 9" in judgement.detail
+
+
+def test_a_box_that_is_always_killed_is_an_error_of_the_run_and_no_verdict() -> None:
+    async def judge(sandbox: Sandbox) -> Judgement:
+        await sandbox.judge(Submission(ADD, RIGHT))
+        task = asyncio.create_task(sandbox.judge(Submission(ADD, SLEEP)))
+        while not task.done():
+            for process in box_processes(sandbox)[:1]:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+            await asyncio.sleep(0.02)
+        return await task
+
+    with pytest.raises(RunError, match="broke down 3 times: its boxes were killed from outside"):
+        use(judge, workers=1)
+
+
+def test_neighbours_that_use_all_processors_do_not_make_an_honest_program_late() -> None:
+    busy = (
+        "import os, time\n"
+        "for _ in range(20):\n"
+        "    if os.fork() == 0:\n"
+        "        os.setsid()\n"
+        "        while True: pass\n"
+        "time.sleep(1000)\n"
+    )
+    work = "def add(a, b):\n    for _ in range(2_000_000): pass\n    return a + b\n"
+
+    async def judge(sandbox: Sandbox) -> Judgement:
+        crowd = [asyncio.create_task(sandbox.judge(Submission(ADD, busy))) for _ in range(3)]
+        honest = await sandbox.judge(Submission(ADD, work))
+        assert {judgement.status for judgement in await asyncio.gather(*crowd)} == {"timeout"}
+        return honest
+
+    limits = Limits(wall_seconds=1, cpu_seconds=1)
+    assert use(judge, workers=4, limits=limits).passed
+
+
+def test_each_start_has_the_same_hash_seed() -> None:
+    code = "def order():\n    return list({'a', 'b', 'c', 'd', 'e', 'f'}), hash('seed')\n"
+    show = Problem("", "def check(f):\n    raise AssertionError(f())\n", "order")
+
+    async def judge(sandbox: Sandbox) -> Judgement:
+        return await sandbox.judge(Submission(show, code))
+
+    assert use(judge).detail == use(judge).detail
+
+
+def test_a_library_that_submissions_cannot_import_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As where the mount hides it from all but the user who started the judge."""
+    monkeypatch.setattr(Sandbox, "_rehearsed", {})
+    real = rehearsal._missing
+
+    async def missing(judge: rehearsal.Judging, names: list[str]) -> str:
+        return await real(judge, [*names, "no_such_module", "nor_this"])
+
+    monkeypatch.setattr(rehearsal, "_missing", missing)
+
+    async def judge(sandbox: Sandbox) -> Judgement:
+        report = await sandbox.start()
+        assert report.faults["library"] == "no_such_module, nor_this"
+        return await sandbox.judge(Submission(ADD, RIGHT))
+
+    with pytest.raises(RunError, match=r"lacks library \(no_such_module, nor_this\).* may read"):
+        use(judge)
+    assert use(judge, allow_weaker=True).passed
+
+
+def test_a_sandbox_that_judges_wrongly_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Sandbox, "_rehearsed", {})
+
+    async def wrong(self: Sandbox, submission: Submission) -> Judgement:
+        return Judgement("passed")
+
+    monkeypatch.setattr(Sandbox, "_run_box", wrong)
+
+    async def judge(sandbox: Sandbox) -> Judgement:
+        return await sandbox.judge(Submission(ADD, RIGHT))
+
+    with pytest.raises(RunError, match="a wrong program was judged 'passed'"):
+        use(judge, allow_weaker=True)
+
+
+def test_running_out_of_descriptors_is_no_verdict() -> None:
+    async def judge(sandbox: Sandbox) -> Judgement:
+        await sandbox.judge(Submission(ADD, RIGHT))
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors(), hard))
+        try:
+            with pytest.raises(ExhaustedError, match="ulimit -n"):
+                await sandbox.judge(Submission(ADD, RIGHT))
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        return await sandbox.judge(Submission(ADD, RIGHT))
+
+    assert use(judge).passed
+
+
+def test_an_ordinary_user_judges_as_root_does(tmp_path: Path) -> None:
+    """By an interpreter that everybody may read, since root's own is often in root's home."""
+    if os.getuid() != 0:
+        pytest.skip("only root can become somebody else")
+    packages = str(Path(psutil.__file__).parents[1])
+    source = str(Path(module.__file__).parents[2])
+    program = (
+        f"import sys; sys.path[:0] = [{source!r}, {packages!r}]\n"
+        "import asyncio\n"
+        "from fttt.judge.sandbox import Sandbox\n"
+        "from fttt.judge.problem import Problem, Submission\n"
+        "async def main():\n"
+        "    sandbox = Sandbox(workers=1)\n"
+        f"    problem = Problem('', {ADD.test!r}, 'add')\n"
+        f"    for code in ({RIGHT!r}, {WRONG!r}, 'import asyncio, csv, hashlib\\n' + {RIGHT!r}):\n"
+        "        print((await sandbox.judge(Submission(problem, code))).status)\n"
+        "    await sandbox.close()\n"
+        "asyncio.run(main())\n"
+    )
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    for interpreter in (os.path.realpath(sys.executable), f"/usr/bin/python{version}"):
+        other = {"user": 64999, "group": 64999, "extra_groups": []}
+        try:
+            run = subprocess.run(
+                [interpreter, "-c", program],
+                capture_output=True,
+                text=True,
+                cwd="/",
+                env={},
+                **other,
+            )
+        except (PermissionError, FileNotFoundError):
+            continue
+        if "PermissionError" not in run.stderr:
+            assert run.stdout.split() == ["passed", "failed", "passed"], run.stderr
+            return
+    pytest.skip("no interpreter that other users may read")
 
 
 def test_an_event_loop_that_is_held_up_makes_nothing_look_late(

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import os
 import re
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import httpx
@@ -15,9 +17,10 @@ import psutil
 import pytest
 
 from fttt.errors import RunError
+from fttt.judge import service as module
 from fttt.judge.problem import Judgement, Submission
-from fttt.judge.sandbox import Sandbox
-from fttt.judge.service import MAX_BODY, create_app, serve
+from fttt.judge.sandbox import ExhaustedError, Sandbox
+from fttt.judge.service import BOXES, MAX_BODY, create_app, serve
 
 PROBLEM = {
     "prompt": "def add(a, b):\n",
@@ -26,6 +29,16 @@ PROBLEM = {
 }
 RIGHT = {"problem": PROBLEM, "completion": "    return a + b\n"}
 SLEEP = {"problem": PROBLEM, "completion": "    import time\n    time.sleep(1000)\n"}
+
+
+class BrokenSandbox(Sandbox):
+    """One that cannot judge."""
+
+    async def start(self) -> Any:
+        raise RunError("no namespaces")
+
+    async def judge(self, submission: Submission) -> Judgement:
+        raise RunError("no namespaces")
 
 
 @pytest.fixture(scope="module")
@@ -62,12 +75,28 @@ def test_the_published_protocol(service: tuple[str, psutil.Process]) -> None:
     assert answer.status_code == 200
     body = answer.json()
     assert body.pop("seconds") > 0
+    assert body.pop("result") == 1
+    assert (body.pop("tests_passed"), body.pop("tests_total"), body.pop("failures")) == (1, 1, [])
     assert body == {"passed": True, "status": "passed", "detail": ""}
     wrong = {**RIGHT, "completion": "    return a - b\n"}
     body = httpx.post(service[0], json=wrong, timeout=30).json()
     assert not body["passed"]
     assert body["status"] == "failed"
     assert "AssertionError" in body["detail"]
+
+
+def test_the_published_client(service: tuple[str, psutil.Process]) -> None:
+    """Its tests call the function by name; it reads ``passed``, and ``result`` as a number."""
+    problem = {
+        "prompt": "",
+        "test": "\ndef check():\n    assert add(1, 2) == 3\n    assert add(0, 0) == 0\n",
+        "entry_point": "",
+    }
+    for operator, passed, result in (("+", True, 1), ("-", False, 3)):
+        code = f"def add(a, b):\n    return a {operator} b"
+        body = {"problem": problem, "completion": code}
+        answer = httpx.post(service[0], json=body, timeout=30).json()
+        assert (answer["passed"], answer["result"]) == (passed, result)
 
 
 BAD_REQUESTS = [
@@ -145,6 +174,192 @@ def test_a_client_that_goes_away_frees_its_place(service: tuple[str, psutil.Proc
     assert httpx.post(url, json=RIGHT, timeout=30).json()["passed"]
 
 
+def raw(url: str, data: bytes = b"") -> socket.socket:
+    """A connection on which ``data`` was sent."""
+    connection = socket.create_connection(("127.0.0.1", int(url.rsplit(":", 1)[1])), 30)
+    connection.sendall(data)
+    return connection
+
+
+def read_all(connection: socket.socket) -> bytes:
+    """What comes until the other side closes."""
+    with connection:
+        return b"".join(iter(lambda: connection.recv(65536), b""))
+
+
+def request_bytes(body: dict[str, Any], version: str = "1.1") -> bytes:
+    content = json.dumps(body).encode()
+    head = f"POST / HTTP/{version}\r\nHost: judge\r\nContent-Length: {len(content)}\r\n\r\n"
+    return head.encode() + content
+
+
+SHORT_SLEEP = {**RIGHT, "completion": "    import time\n    time.sleep(0.5)\n    return a + b\n"}
+
+
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+def test_a_client_that_has_closed_its_own_direction_gets_its_answer(
+    service: tuple[str, psutil.Process], version: str
+) -> None:
+    connection = raw(service[0], request_bytes(SHORT_SLEEP, version))
+    connection.shutdown(socket.SHUT_WR)
+    answer = read_all(connection)
+    if version == "1.1":
+        interim, _, answer = answer.partition(b"\r\n\r\n")
+        assert interim == b"HTTP/1.1 100 Continue"
+    assert answer.startswith(b"HTTP/1.1 200 OK")
+    assert b'"passed":true' in answer
+
+
+def test_an_upload_that_trickles_holds_no_place_and_is_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "_UPLOAD_SECONDS", 0.5)
+
+    class Judging(BrokenSandbox):
+        async def start(self) -> Any:
+            return None
+
+        async def judge(self, submission: Submission) -> Judgement:
+            return Judgement("passed")
+
+    async def trickle() -> AsyncIterator[bytes]:
+        while True:
+            yield b" "
+            await asyncio.sleep(0.02)
+
+    async def ask() -> tuple[list[httpx.Response], httpx.Response]:
+        transport = httpx.ASGITransport(create_app(Judging(), limit_concurrency=1))
+        async with httpx.AsyncClient(transport=transport, base_url="http://judge") as client:
+            slow = [asyncio.create_task(client.post("/", content=trickle())) for _ in range(3)]
+            await asyncio.sleep(0.1)
+            meanwhile = await client.post("/", json=RIGHT)
+            return await asyncio.gather(*slow), meanwhile
+
+    slow, meanwhile = asyncio.run(ask())
+    assert meanwhile.json()["passed"]
+    assert [answer.status_code for answer in slow] == [408] * 3
+    assert "one more for each MB" in slow[0].json()["detail"]
+
+
+def test_more_large_uploads_at_once_than_memory_is_kept_for_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "_UPLOADS", 1000)
+
+    async def ask() -> httpx.Response:
+        transport = httpx.ASGITransport(create_app(BrokenSandbox()))
+        async with httpx.AsyncClient(transport=transport, base_url="http://judge") as client:
+            return await client.post("/", content=b" " * 2000)
+
+    answer = asyncio.run(ask())
+    assert answer.status_code == 503
+    assert answer.headers["Retry-After"] == "1"
+
+
+SERVE = """
+import resource, sys
+from fttt.judge import service
+service._IDLE_SECONDS = float(sys.argv[2])
+hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+files = min(hard, int(sys.argv[1]))
+resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
+from fttt.cli.judge import judge_app
+judge_app(["serve", "--port", "0", "--workers", "1"])
+"""
+
+
+@contextlib.contextmanager
+def served(files: int, idle: float) -> Iterator[str]:
+    """A judge that may have few open files, and closes idle connections soon; its address."""
+    arguments = [sys.executable, "-c", SERVE, str(files), str(idle)]
+    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    found = (re.search(r"http://\S+", line) for line in process.stdout)
+    url = next(match for match in found if match)[0]
+    try:
+        for _ in range(100):
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", int(url.rsplit(":", 1)[1]))) == 0:
+                    break
+            time.sleep(0.1)
+        yield url
+    finally:
+        process.terminate()
+        process.wait(20)
+        process.stdout.close()
+
+
+def test_without_descriptors_left_the_answer_is_503_and_idle_connections_are_closed() -> None:
+    with served(files=90, idle=3.0) as url:
+        crowd = [raw(url) for _ in range(100)]
+        answer = httpx.post(url, json=RIGHT, timeout=30)
+        assert answer.status_code == 503
+        assert answer.headers["Retry-After"] == "1"
+        assert "no descriptors left" in answer.json()["detail"]
+        crowd.append(raw(url, b"POST / HTTP/1.1\r\nHost: j"))
+        begin = time.monotonic()
+        for connection in crowd:
+            assert b"HTTP/1.1 200" not in read_all(connection)
+        assert time.monotonic() - begin < 20
+        assert httpx.post(url, json=RIGHT, timeout=30).json()["passed"]
+
+
+def test_too_few_open_files_are_told_in_one_sentence() -> None:
+    command = [sys.executable, "-m", "fttt", "judge", "serve", "--port", "0"]
+    run = subprocess.run(
+        ["/bin/sh", "-c", 'ulimit -n 40; exec "$@"', "sh", *command],
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode != 0
+    words = " ".join((run.stdout + run.stderr).split())
+    assert "the judge cannot serve with 40 open files" in words
+    assert "ulimit -n" in words
+    assert "Traceback" not in words
+
+
+def test_a_server_that_imports_the_service_runs_it_in_several_processes() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "uvicorn", "fttt.judge.service:app", "--port", str(port)]
+    process = subprocess.Popen(
+        [*command, "--workers", "2", "--limit-concurrency", "16", "--log-level", "warning"],
+        env={**os.environ, BOXES: "1"},
+    )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        deadline = time.monotonic() + 60
+        while True:
+            with contextlib.suppress(httpx.TransportError):
+                if httpx.get(f"{url}/healthz", timeout=30).json()["status"] == "ok":
+                    break
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        children = psutil.Process(process.pid).children(recursive=True)
+        for _ in range(6):
+            assert httpx.post(url, json=RIGHT, timeout=30).json()["passed"]
+        with httpx.Client(timeout=30) as client:
+            times = [client.get(f"{url}/healthz").elapsed.total_seconds() for _ in range(10)]
+        assert min(times[1:]) < 0.03, "40 ms are the kernel's delayed acknowledgement"
+    finally:
+        process.terminate()
+        process.wait(30)
+    assert not psutil.wait_procs(children, timeout=10)[1], "it leaves nothing behind"
+
+
+def test_a_server_that_imports_the_service_is_told_why_it_cannot_start() -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", "uvicorn", "fttt.judge.service:app", "--port", "0"],
+        env={**os.environ, BOXES: "none"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert run.returncode != 0
+    assert f"error: {BOXES} is 'none'" in run.stderr
+    assert "Traceback" not in run.stderr
+
+
 def test_a_full_queue_answers_503_with_retry_after(service: tuple[str, psutil.Process]) -> None:
     async def crowd() -> list[httpx.Response]:
         async with httpx.AsyncClient(timeout=30) as client:
@@ -159,14 +374,18 @@ def test_a_full_queue_answers_503_with_retry_after(service: tuple[str, psutil.Pr
     assert refused.json()["status"] == "error"
 
 
-class BrokenSandbox(Sandbox):
-    """One that cannot judge."""
+def test_a_sandbox_without_descriptors_is_503_for_a_second() -> None:
+    class Exhausted(BrokenSandbox):
+        async def judge(self, submission: Submission) -> Judgement:
+            raise ExhaustedError("too many open files")
 
-    async def start(self) -> Any:
-        raise RunError("no namespaces")
+    async def ask() -> httpx.Response:
+        transport = httpx.ASGITransport(create_app(Exhausted()))
+        async with httpx.AsyncClient(transport=transport, base_url="http://judge") as client:
+            return await client.post("/", json=RIGHT)
 
-    async def judge(self, submission: Submission) -> Judgement:
-        raise RunError("no namespaces")
+    answer = asyncio.run(ask())
+    assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
 
 
 def test_a_broken_sandbox_is_503_and_no_verdict() -> None:

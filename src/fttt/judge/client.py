@@ -16,6 +16,7 @@ from fttt.judge.sandbox import Sandbox
 __all__ = ["Judge", "JudgeClient", "find_judge"]
 
 _ATTEMPTS = 8
+_FULL_SECONDS = 600.0  # a queue that is full for so long will not become free
 # For an answer and for a connection. Much longer than either takes, since the engine's passes may
 # hold this event loop for seconds at a time; to wait for one's own other requests is no failure.
 _PATIENCE = httpx.Timeout(120.0, connect=30.0, pool=None)
@@ -34,16 +35,17 @@ class Judge(Protocol):
 class _Busy(Exception):  # noqa: N818
     """The service asked to come back later."""
 
-    def __init__(self, detail: str, after: float) -> None:
+    def __init__(self, detail: str, after: float, full: bool) -> None:
         super().__init__(detail)
-        self.after = after
+        self.after, self.full = after, full
 
 
 class JudgeClient:
     """A client of a served judge.
 
-    A refused connection, a broken one and a full queue are tried again with growing pauses; a
-    judge that stays down raises :class:`fttt.errors.RunError`, never a verdict.
+    It may be this package's or the one that was published with the paper. A refused connection, a
+    broken one and a full queue are tried again with growing pauses; a judge that stays down, or
+    full for minutes, raises :class:`fttt.errors.RunError`, never a verdict.
     """
 
     def __init__(
@@ -52,35 +54,49 @@ class JudgeClient:
         *,
         attempts: int = _ATTEMPTS,
         first_pause: float = 0.25,
+        full_seconds: float = _FULL_SECONDS,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        if not url.startswith(("http://", "https://")):
+        self._url = url.strip()
+        if not self._url.startswith(("http://", "https://")):
             raise UsageError(f"the judge's address {url!r} is no http:// or https:// address")
-        self._url = url
         self._attempts = attempts
+        self._full_seconds = full_seconds
         self._pause = tenacity.wait_random_exponential(multiplier=first_pause, max=10.0)
-        self._http = httpx.AsyncClient(timeout=_PATIENCE, transport=transport, trust_env=False)
+        self._http = httpx.AsyncClient(
+            timeout=_PATIENCE, transport=transport, trust_env=False, follow_redirects=True
+        )
 
     async def judge(self, submission: Submission) -> Judgement:
         """Judge one submission by the service."""
         retrying = tenacity.AsyncRetrying(
-            stop=tenacity.stop_after_attempt(self._attempts),
+            stop=self._stop,
             wait=self._wait,
             retry=tenacity.retry_if_exception_type((httpx.TransportError, _Busy)),
             reraise=True,
         )
+        attempts = 0
         try:
             async for attempt in retrying:
+                attempts = attempt.retry_state.attempt_number
                 with attempt:
                     return await self._ask(submission)
         except (httpx.TransportError, _Busy) as error:
             why = str(error) or type(error).__name__
             raise RunError(
-                f"the code judge at {self._url} did not answer in {self._attempts} attempts "
+                f"the code judge at {self._url} did not answer in {attempts} attempts "
                 f"({why}); start it with `fttt judge serve` or leave OJ_API and --judge-url out "
                 "to use the embedded one"
             ) from error
         raise AssertionError("unreachable")
+
+    def _stop(self, state: tenacity.RetryCallState) -> bool:
+        """Whether to give up: a judge that is only full is waited for longer."""
+        error = state.outcome.exception() if state.outcome is not None else None
+        waited = state.seconds_since_start or 0.0
+        enough = state.attempt_number >= self._attempts
+        full = isinstance(error, _Busy) and error.full
+        return enough and not (full and waited < self._full_seconds)
 
     def _wait(self, state: tenacity.RetryCallState) -> float:
         error = state.outcome.exception() if state.outcome is not None else None
@@ -93,8 +109,10 @@ class JudgeClient:
         headers = {"Content-Type": "application/json"}
         answer = await self._http.post(self._url, content=content, headers=headers)
         if answer.status_code == 503:
-            after = answer.headers.get("Retry-After", "0")
-            raise _Busy(_detail(answer), float(after) if after.isdigit() else 0.0)
+            after = answer.headers.get("Retry-After", "")
+            # Only full: it says when to come back, or is a server that says nothing but "503".
+            full = after.isdigit() or "json" not in answer.headers.get("Content-Type", "")
+            raise _Busy(_detail(answer), float(after) if after.isdigit() else 0.0, full)
         if answer.status_code != 200:
             raise RunError(
                 f"the code judge at {self._url} refused the request with {answer.status_code}: "

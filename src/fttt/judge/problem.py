@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Literal, get_args
@@ -25,9 +26,11 @@ class BadRequest(ValueError):  # noqa: N818
 class Problem:
     """A function to be written, and its tests.
 
-    ``test`` defines ``check(candidate)``; ``entry_point`` is what is passed to it. ``border`` may
-    be set by a problem whose tests compare objects of the submission's own classes: then both run
-    in one process (still sandboxed), where a hostile submission can forge its verdict.
+    ``test`` defines ``check(candidate)``; ``entry_point`` is what is passed to it. Where it is
+    empty, as in problems of the published code, ``check()`` takes nothing and calls the
+    submission's functions by their names. ``border`` may be set by a problem whose tests compare
+    objects of the submission's own classes: then both run in one process (still sandboxed), where a
+    hostile submission can forge its verdict.
     """
 
     prompt: str
@@ -54,13 +57,29 @@ class Problem:
             raise BadRequest(
                 f'the problem\'s border is {border!r}; allowed are "data" and "shared"'
             )
-        if not value["entry_point"].strip():
-            raise BadRequest("the problem's entry_point is empty; it names what check() is given")
+        if not value["entry_point"].strip() and _check_takes_something(value["test"]):
+            raise BadRequest(
+                "the problem's entry_point is empty, and its check() takes an argument; "
+                "name what it is to be given"
+            )
         return cls(value["prompt"], value["test"], value["entry_point"], border)
 
     def to_json(self) -> dict[str, str]:
         """The problem object of the protocol."""
         return asdict(self)
+
+
+def _check_takes_something(test: str) -> bool:
+    """Whether the tests define a ``check`` that cannot be called without an argument."""
+    try:
+        body = ast.parse(test).body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False  # the box will say so
+    for node in reversed(body):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name == "check":
+            taken = node.args
+            return len(taken.posonlyargs) + len(taken.args) > len(taken.defaults)
+    return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +165,7 @@ class Judgement:
         """The answer of the protocol, in characters that any encoding can carry."""
         return {
             "passed": self.passed,
+            "result": _RESULTS.get(self.status, _FAILED),
             "status": self.status,
             "detail": _encodable(self.detail),
             "seconds": round(self.seconds, 6),
@@ -166,8 +186,11 @@ class Judgement:
     def from_json(cls, value: object) -> Judgement:
         """Read an answer; raises :class:`BadRequest` where it is none of this protocol.
 
-        What answers of version 0.1 lack may be missing: the tests' numbers and the failures.
+        What answers of version 0.1 lack may be missing: the tests' numbers and the failures. So
+        may all but ``passed`` and ``result``, which is what the published judge answers.
         """
+        if isinstance(value, Mapping) and "status" not in value and "result" in value:
+            value = {**value, "status": _status(value["result"])}
         if not isinstance(value, Mapping) or value.get("status") not in get_args(Status):
             raise BadRequest(f"an answer that is not this judge's: {str(value)[:200]}")
         if value.get("passed") is not (value["status"] == "passed"):
@@ -182,6 +205,21 @@ class Judgement:
         if not (isinstance(passed, int) and isinstance(total, int) and 0 <= passed <= total):
             raise BadRequest(f"an answer with {passed!r} of {total!r} tests passed")
         return cls(value["status"], str(value.get("detail", "")), seconds, passed, total, failures)
+
+
+_PASSED, _TIMED_OUT, _FAILED = 1, 2, 3
+_RESULTS: Mapping[str, int] = {"passed": _PASSED, "timeout": _TIMED_OUT}
+"""The published judge's numbers; what is neither of these has failed."""
+
+
+def _status(result: object) -> Status | None:
+    """What a published judge's result means: a number, or a text in older versions of it."""
+    if result in (_PASSED, "passed"):
+        return "passed"
+    if result in (_TIMED_OUT, "timed out"):
+        return "timeout"
+    known = result == _FAILED or (isinstance(result, str) and result.startswith("failed"))
+    return "failed" if known else None
 
 
 def _encodable(text: str) -> str:

@@ -22,12 +22,13 @@ from fttt.judge.problem import Judgement, Status, Submission
 from fttt.judge.rehearsal import rehearse
 from fttt.judge.syscalls import compile_filter
 
-__all__ = ["Sandbox", "default_workers"]
+__all__ = ["ExhaustedError", "Sandbox", "default_workers"]
 
 _START_SECONDS = 20.0
 _GRACE_SECONDS = 5.0  # beyond a box's wall limit, before the zygote itself counts as hung
 _MOST_WORKERS = 16
 _VERDICT_BYTES = 1 << 16
+_DESCRIPTORS = 253  # the most that the kernel carries in one message
 _ATTEMPTS = 3
 """For one submission, where its box is ended from outside or the zygote is lost."""
 # What ends a process from outside; the process itself could have sent it as well.
@@ -41,6 +42,10 @@ _LIMIT_DETAIL = {
 def default_workers() -> int:
     """One box per processor that this process may use, but no more than one zygote can feed."""
     return min(_MOST_WORKERS, len(os.sched_getaffinity(0)))
+
+
+class ExhaustedError(RunError):
+    """This process has no descriptors or memory left for one more box; later it may have."""
 
 
 class _ZygoteLost(Exception):  # noqa: N818
@@ -227,11 +232,15 @@ class Sandbox:
             "layers": sorted(names),
             "places": self.workers,
             "groups": groups.plan,
+            "descriptors": len(groups.descriptors),
         }
         zygote.control.setblocking(False)
         answer = None
         with contextlib.suppress(OSError):  # it ended already, and said why, or says nothing
-            socket.send_fds(zygote.control, [json.dumps(plan).encode()], groups.descriptors)
+            zygote.control.send(json.dumps(plan).encode())
+            fds = groups.descriptors
+            for begin in range(0, len(fds), _DESCRIPTORS):
+                socket.send_fds(zygote.control, [b"+"], fds[begin : begin + _DESCRIPTORS])
             await _something_to_read(zygote.control, _START_SECONDS)
             answer = json.loads(zygote.control.recv(1 << 16) or b"null")
         if answer is not None and not answer["groups"]:
@@ -263,7 +272,7 @@ class Sandbox:
                 except _ZygoteLost as lost:
                     fault = str(lost)
                 except OSError as error:
-                    raise RunError(
+                    raise ExhaustedError(
                         f"the code judge ran out of what a box needs ({error}); raise the limit "
                         "on open files (ulimit -n), or judge fewer submissions at once"
                     ) from error

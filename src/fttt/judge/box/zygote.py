@@ -32,8 +32,8 @@ from .usage import Group, Processes
 __all__ = ["main"]
 
 _TICK = 0.02
-_SUBMISSION, _TESTS, _VERDICT = 3, 4, 5
 _DESCRIPTORS = 253  # the most that the kernel carries in one message
+_SUBMISSION, _TESTS, _VERDICT = 3, 4, 5
 _WARM = """
 abc array bisect cmath collections copy dataclasses datetime decimal enum fractions functools
 heapq inspect itertools json math operator random re string struct textwrap time typing
@@ -58,8 +58,10 @@ class _Box:
 def main(control_fd: int) -> None:
     """Serve requests from the control socket until its other end is closed."""
     control = socket.socket(fileno=control_fd)
-    message, fds, _, _ = socket.recv_fds(control, 1 << 20, _DESCRIPTORS)
-    plan = json.loads(message)
+    plan = json.loads(control.recv(1 << 20))
+    fds: list[int] = []
+    while len(fds) < plan["descriptors"]:
+        fds += socket.recv_fds(control, 1, _DESCRIPTORS)[1]
     os.environ.clear()  # bubblewrap itself leaves the working folder's name there
     for name in _WARM.split():
         importlib.import_module(name)
