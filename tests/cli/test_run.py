@@ -94,6 +94,39 @@ def test_greedy_writes_cases_that_skip_cases_reads(
     assert "There is no file of correct cases 'no.json'" in capsys.readouterr().err
 
 
+def test_what_was_found_is_said_and_kept(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("run", "greedy", "--model", model, "--out", "g", *COMMON) == 0
+    first, second = (question.id for question in Run.open("g").questions)
+    path = Path("metadata/tiny_arithmetic_correct_cases.json")
+    path.write_text(json.dumps([first]))
+    words = ["run", "best-of-n", "--model", model, "--trials", "1", *COMMON]
+    capsys.readouterr()
+    assert call(*words, "--out", "hard") == 0
+    assert f"Leaving out the 1 questions that '{path}' lists" in capsys.readouterr().err
+    assert first not in [question.id for question in Run.open("hard").questions]
+    assert Run.open("hard").config["data"]["skip_cases"] == str(path)
+    (Path("hard") / "summary.json").unlink()
+    path.unlink()
+    assert call("run", "--resume", "hard") == 0
+    assert "Leaving out" not in capsys.readouterr().err
+    path.write_text(json.dumps([first]))
+    assert call(*words, "--skip-cases", "none", "--out", "all") == 0
+    assert [question.id for question in Run.open("all").questions] == [first, second]
+    assert "Leaving out" not in capsys.readouterr().err
+
+
+def test_a_style_of_prompts_that_does_not_exist(
+    model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["run", "best-of-n", "--model", model, *COMMON, "--prompt-style"]
+    assert call(*words, "papr") == 2
+    assert (
+        "--prompt-style cannot be 'papr'; it should be 'own' or 'paper'" in capsys.readouterr().err
+    )
+    assert call(*words, "paper") == 2
+    assert "The task 'arithmetic' has no prompt in the paper's code" in capsys.readouterr().err
+
+
 def test_batch_size_changes_nothing(model: str) -> None:
     for size in ("1", "16"):
         flags = ["--model", model, "--trials", "2", "--batch-size", size, "--out", size]

@@ -94,6 +94,71 @@ def test_limit_counts_what_is_left_after_skipping(tmp_path: Path) -> None:
         prepare(config(data={"skip_cases": str(cases)}))
 
 
+@pytest.fixture
+def layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with the paper's folders: two questions, the first of them solved."""
+    monkeypatch.chdir(tmp_path)
+    data = Path("datasets/grade-school-math/grade_school_math/data")
+    data.mkdir(parents=True)
+    for split in ("test", "train"):
+        row = '{"question": "How many?", "answer": "So #### 3"}\n'
+        (data / f"{split}.jsonl").write_text(row * 2)
+    cases = Path("metadata/smollm2-135m_gsm8k_correct_cases.json")
+    cases.parent.mkdir()
+    cases.write_text("[0]")
+    return cases
+
+
+def test_the_papers_places_are_looked_into_and_it_is_said(layout: Path) -> None:
+    plan = prepare(config(task="GSM-8K"), find_cases=True)
+    assert [question.id for question in plan.questions] == ["gsm8k/test/1"]
+    assert plan.config.task == "gsm8k"
+    assert plan.config.data.data_dir == Path("datasets")
+    assert plan.config.data.skip_cases == layout
+    reading, leaving = plan.notes
+    assert reading.startswith("Reading gsm8k from 'datasets'")
+    assert leaving.startswith(f"Leaving out the 1 questions that '{layout}' lists")
+    layout.write_text("[]")  # what is recorded does not follow the file
+    again = prepare(plan.config, only=["gsm8k/test/1"], find_cases=True)
+    assert (again.questions, again.notes) == (plan.questions, ())
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"method": "greedy"},
+        {"save_correct_cases": True},
+        {"data": {"skip_cases": "none"}},
+        {"data": {"questions": ["gsm8k/test/0", "gsm8k/test/1"]}},
+    ],
+)
+def test_cases_are_found_only_where_nothing_else_is_asked(
+    layout: Path, flags: dict[str, Any]
+) -> None:
+    plan = prepare(config(task="gsm8k", **flags), find_cases=True)
+    assert len(plan.questions) == 2
+    assert len(plan.notes) == 1
+
+
+def test_cases_of_one_split_are_not_those_of_another(layout: Path) -> None:
+    plan = prepare(config(task="gsm8k", data={"split": "train"}), find_cases=True)
+    assert len(plan.questions) == 2
+    assert len(prepare(config(task="gsm8k")).questions) == 2  # as part of a sweep
+
+
+def test_found_cases_of_other_questions_are_not_used(layout: Path) -> None:
+    layout.write_text('["gsm8k/train/1"]')
+    plan = prepare(config(task="gsm8k"), find_cases=True)
+    assert len(plan.questions) == 2
+    assert plan.config.data.skip_cases is None
+    assert "Asking all questions: The file of correct cases" in plan.notes[1]
+
+
+def test_a_folder_of_data_that_is_named_is_the_only_one(layout: Path) -> None:
+    with pytest.raises(UsageError, match="is not in 'elsewhere'"):
+        prepare(config(task="gsm8k", data={"data_dir": "elsewhere"}))
+
+
 def test_folders_are_named_by_method_task_model_and_seed() -> None:
     assert prepare(config(seed=7)).folder_name == "fttt-arithmetic-smollm2-135m-s7"
 

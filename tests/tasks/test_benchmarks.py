@@ -14,6 +14,7 @@ import pytest
 
 from fttt.errors import UsageError
 from fttt.tasks import TaskOptions, get_task
+from fttt.tasks.files import local_data
 from fttt.tasks.mbpp import MBPPTask
 from fttt.types import Question
 
@@ -178,6 +179,50 @@ def test_mbpp_shows_public_tests_and_is_judged_on_all(hub: Hub) -> None:
     }
     assert question.solution is not None
     assert "\r" not in question.solution
+
+
+def test_the_papers_prompts(hub: Hub, tmp_path: Path) -> None:
+    hub["openai/gsm8k", "main", "test"] = [GSM8K]
+    hub["openai/openai_humaneval", None, "test"] = [HUMANEVAL]
+    hub["google-research-datasets/mbpp", "full", "test"] = [MBPP]
+    write(tmp_path / "test.jsonl", MATH)
+    prompts = {
+        task: load(task, prompt_style="paper")[0].prompt for task in ("gsm8k", "humaneval", "mbpp")
+    }
+    assert prompts["gsm8k"] == (
+        "Given the following problem, reason and give a final answer to the problem.\n"
+        "Problem: How many?\n"
+        'Your response should end with "The final answer is [answer]" where [answer] is the '
+        "response to the problem."
+    )
+    assert prompts["humaneval"] == (
+        "Write a solution to the following problem and make sure that it passes the tests:\n"
+        '```python\n\n\ndef one():\n    """One."""\n\n\n```'
+    )
+    assert prompts["mbpp"] == (  # the backslashes are in the published prompt
+        "You are an expert Python programmer, and here is your task:\\nWrite a function to add."
+        "\\nYour code should pass the following tests:\\n"
+        "assert add(1, 2) == 3\nassert add(0, 0) == 0"
+    )
+    (math,) = load("math500", data_dir=tmp_path, prompt_style="paper")
+    assert math.prompt.startswith(
+        "Solve the following math problem efficiently and clearly:\n\n- F"
+    )
+    assert "the final answer is: $\\boxed{answer}$. I hope it is correct." in math.prompt
+    assert math.prompt.endswith("Problem: What is $1+1$?")
+
+
+def test_data_in_the_papers_layout_are_found(
+    datasets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert local_data(get_task("gsm8k"), "test") is None
+    Path("datasets").symlink_to(datasets)
+    for task in ("gsm8k", "math500", "humaneval", "mbpp"):
+        assert local_data(get_task(task), "test") == Path("datasets")
+    assert local_data(get_task("mbpp"), "prompt") == Path("datasets")
+    assert local_data(get_task("humaneval"), "train") is None
+    assert local_data(get_task("arithmetic"), "test") is None
 
 
 def run_plainly(question: Question, program: str) -> None:

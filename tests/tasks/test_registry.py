@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from fttt.errors import UsageError
-from fttt.tasks import TASKS, TaskOptions, get_task
+from fttt.tasks import TASKS, TaskOptions, get_task, load_questions, task_name
 from fttt.tasks.arithmetic import ArithmeticTask
 from fttt.tasks.math500 import Math500Task
 from fttt.types import Question
@@ -20,6 +21,36 @@ def test_every_task_has_its_name_and_splits() -> None:
         assert task.name == name
         assert task.splits[0] == "test"
         assert task.__doc__
+
+
+@pytest.mark.parametrize(
+    ("said", "name"),
+    [
+        ("MATH500", "math500"),
+        ("MATH-500", "math500"),
+        ("GSM8K", "gsm8k"),
+        ("Human_Eval", "humaneval"),
+        ("HumanEval", "humaneval"),
+        ("MBPP", "mbpp"),
+        ("Arithmetic", "arithmetic"),
+        ("mine:Task", "mine:Task"),
+        ("gsm9k", "gsm9k"),
+    ],
+)
+def test_tasks_have_their_names_in_any_spelling(said: str, name: str) -> None:
+    assert task_name(said) == name
+    if name in TASKS:
+        assert get_task(said).name == name
+
+
+def test_the_papers_prompts_are_those_of_its_benchmarks() -> None:
+    paper = TaskOptions(prompt_style="paper")
+    with pytest.raises(UsageError, match=r"'arithmetic' has no prompt .* gsm8k, math500, humane"):
+        load_questions(get_task("arithmetic"), paper)
+    with pytest.raises(UsageError, match="--prompt and --prompt-style paper both say"):
+        load_questions(get_task("gsm8k"), replace(paper, prompt="{question}"))
+    own = replace(paper, prompt_style="own")
+    assert load_questions(get_task("arithmetic"), own) == get_task("arithmetic").load(own)
 
 
 def test_a_task_takes_what_its_class_takes() -> None:
@@ -65,7 +96,7 @@ def test_a_class_of_the_users_own_is_found(tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize(
-    ("name", "near"), [("gsm8", "gsm8k"), ("MATH500", "math500"), ("mbp", "mbpp")]
+    ("name", "near"), [("gsm8", "gsm8k"), ("math50", "math500"), ("mbp", "mbpp")]
 )
 def test_a_near_name_is_offered(name: str, near: str) -> None:
     with pytest.raises(UsageError, match=f"did you mean '{near}'"):

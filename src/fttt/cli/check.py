@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from fttt.cli.options import found_data
 from fttt.tasks import TaskOptions, get_task
 from fttt.tasks.checking import CheckReport, check_task
 
@@ -44,6 +45,7 @@ def check_command(
     """
     choices = {"verifier": verifier, "rule": math_rule, "judge_url": judge_url}
     made = get_task(task, **{key: value for key, value in choices.items() if value is not None})
+    data_dir = data_dir or found_data(made, split)
     report = asyncio.run(check_task(made, TaskOptions(data_dir=data_dir, split=split)))
     if as_json:
         typer.echo(json.dumps(asdict(report) | {"as_expected": report.as_expected}))

@@ -9,7 +9,7 @@ import typer
 
 from fttt.cli.finetune_evaluate import evaluate_command
 from fttt.cli.flags import PANELS, PRECISION, with_flags
-from fttt.cli.options import DryRun, Recipe
+from fttt.cli.options import DryRun, Recipe, found_data
 from fttt.cli.output import output_folder
 from fttt.config import (
     FinetuneConfig,
@@ -20,6 +20,7 @@ from fttt.config import (
     to_toml,
 )
 from fttt.errors import UsageError
+from fttt.tasks import get_task
 
 if TYPE_CHECKING:
     from fttt.finetune.checkpoint import FinetuneInfo
@@ -63,6 +64,10 @@ def train_command(
         _resume(resume, flags, given=out is not None or recipe is not None)
         return
     config = _resolve(flags, recipe)
+    if config.data.data_dir is None:
+        task = get_task(config.task, **config.data.options)
+        data = config.data.model_copy(update={"data_dir": found_data(task, config.data.split)})
+        config = config.model_copy(update={"data": data})
 
     from fttt.finetune.plan import plan_finetune
 

@@ -9,8 +9,10 @@ from typing import Annotated
 import typer
 
 from fttt.cli.flags import DATA
+from fttt.tasks import Task
+from fttt.tasks.files import local_data, local_note
 
-__all__ = ["DryRun", "JudgeURL", "Recipe", "RunFolders", "ask_judge"]
+__all__ = ["DryRun", "JudgeURL", "Recipe", "RunFolders", "ask_judge", "found_data"]
 
 JudgeURL = Annotated[
     str | None,
@@ -35,3 +37,11 @@ def ask_judge(url: str | None) -> None:
     """Let the verifiers ask the code judge at ``url``, where one is named."""
     if url is not None:
         os.environ["OJ_API"] = url  # where a client of the judge looks for it
+
+
+def found_data(task: Task, split: str) -> Path | None:
+    """``./datasets``, where it holds the task's split; it is then said."""
+    folder = local_data(task, split)
+    if folder is not None and os.environ.get("RANK", "0") == "0":  # one process says it
+        typer.echo(local_note(task.name), err=True)
+    return folder

@@ -127,7 +127,9 @@ def run_flags(
     if dry_run:
         typer.echo(to_toml(check_names(config)), nl=False)
         return
-    plan = prepare(config)
+    plan = prepare(config, find_cases=True)
+    for note in plan.notes:
+        typer.echo(note, err=True)
 
     from fttt.experiment.runner import Cell
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from fttt.config.run import Section, section
+from fttt.config.run import PromptStyle, Section, section
 
 __all__ = [
     "SETTINGS",
@@ -31,6 +31,9 @@ class GoldSection(Section):
     limit: int | None = Field(None, ge=1, description="use only the first N questions")
     prompt: str | None = Field(
         None, description="prompt template instead of the task's own, with {question} in it"
+    )
+    prompt_style: PromptStyle = Field(
+        None, description="own (the task's prompt) or paper (that of the paper's public code)"
     )
     seed: int = Field(42, description="seed of tasks that make their own questions")
     options: dict[str, Any] = Field(

@@ -11,6 +11,7 @@ __all__ = [
     "BudgetSection",
     "DataSection",
     "EngineSection",
+    "PromptStyle",
     "RunConfig",
     "SamplingSection",
     "Section",
@@ -36,6 +37,13 @@ def _distinct(ids: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(ids))
 
 
+PromptStyle = Annotated[
+    Literal["own", "paper"] | None,
+    AfterValidator(lambda style: None if style == "own" else style),
+]
+"""Which prompt of a task is used; its own is nothing that a recipe has to say."""
+
+
 class DataSection(Section):
     """Which questions are asked."""
 
@@ -49,10 +57,14 @@ class DataSection(Section):
     )
     skip_cases: Path | None = Field(
         None,
-        description="JSON list of question ids (or indices) to leave out, as greedy writes it",
+        description="JSON list of question ids (or their numbers) to leave out, as greedy writes "
+        "it; none: leave none out",
     )
     prompt: str | None = Field(
         None, description="prompt template instead of the task's own, with {question} in it"
+    )
+    prompt_style: PromptStyle = Field(
+        None, description="own (the task's prompt) or paper (that of the paper's public code)"
     )
     seed: int = Field(42, description="seed of tasks that make their own questions")
     options: dict[str, Any] = Field(

@@ -4,24 +4,56 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from fttt.errors import RunError, UsageError
-from fttt.naming import file_name
+from fttt.naming import file_name, model_label
 from fttt.store import write_whole
+from fttt.tasks import TASKS, Task, task_name
 from fttt.types import Question
 
-__all__ = ["cases_file", "chosen", "in_order", "save_cases", "without_cases"]
+__all__ = ["cases_file", "chosen", "found_cases", "in_order", "save_cases", "without_cases"]
+
+FOLDER = Path("metadata")
+_NAMED = re.compile(r".+_([^_]+)_correct_cases\.json")
+
+PUBLISHED_TASKS = {"gsm8k": "GSM8K", "math500": "MATH500", "mbpp": "MBPP", "humaneval": "HumanEval"}
+PUBLISHED_MODELS = {
+    "llama-3.1-8b-instruct": "llama",
+    "meta-llama-3.1-8b-instruct": "llama",
+    "mistral-7b-instruct-v0.3": "mistral",
+}
+"""What the paper's code calls tasks and models in the names of its index files."""
 
 
 def cases_file(model: str, task: str) -> Path:
     """Where the correct cases of a model on a task are kept."""
-    return Path("metadata") / file_name(f"{model}_{task}_correct_cases.json")
+    return FOLDER / file_name(f"{model}_{task}_correct_cases.json")
 
 
-def chosen(questions: Sequence[Question], ids: Sequence[str] | None) -> list[Question]:
+def found_cases(label: str, model: str, task: str) -> Path | None:
+    """The file of correct cases under ``./metadata``, as ``greedy`` or the paper's code names it.
+
+    Args:
+        label: the name of the weights: the model's, with that of a checkpoint.
+        model: the model, as the run's settings have it.
+        task: the task's name.
+    """
+    places = [cases_file(label, task)]
+    published = PUBLISHED_MODELS.get(model_label(model).lower())
+    if label == model_label(model) and published is not None and task in PUBLISHED_TASKS:
+        places.append(cases_file(published, PUBLISHED_TASKS[task]))
+    return next((place for place in places if place.is_file()), None)
+
+
+def chosen(
+    questions: Sequence[Question], ids: Sequence[str] | None, task: Task | None = None
+) -> list[Question]:
     """The questions of these ids, in the task's order; all of them without ids.
+
+    A number stands for the question that the paper's index files call by it.
 
     Raises:
         UsageError: an id that no question has.
@@ -29,6 +61,12 @@ def chosen(questions: Sequence[Question], ids: Sequence[str] | None) -> list[Que
     if ids is None:
         return list(questions)
     known = {question.id: question for question in questions}
+    ids = [
+        identity
+        if identity in known or not identity.isdecimal()
+        else _numbered(int(identity), questions, task) or identity
+        for identity in ids
+    ]
     for identity in ids:
         if identity not in known:
             near = difflib.get_close_matches(identity, known, n=1)
@@ -49,16 +87,38 @@ def in_order(questions: Sequence[Question], ids: Sequence[str]) -> list[Question
 
 
 def without_cases(
-    questions: Sequence[Question], left: Sequence[Question], path: Path
+    questions: Sequence[Question],
+    left: Sequence[Question],
+    path: Path,
+    task: Task | None = None,
 ) -> list[Question]:
     """``left`` without the questions that a file of correct cases lists.
 
-    The file is a JSON list of ids, as ``greedy`` writes it, or of indices into the task's
-    questions from 0, as the published index files are.
+    The file is a JSON list of ids, as ``greedy`` writes it, or of numbers, as the paper's index
+    files are: rows from 0, and for ``mbpp`` its task ids.
 
     Raises:
         UsageError: the file is missing, is no such list, or names what the task does not have.
     """
+    skipped = _listed(path, questions, task)
+    if skipped and not skipped & {question.id for question in questions}:
+        raise UsageError(
+            f"The file of correct cases {str(path)!r} names none of the {len(questions)} "
+            f"questions (one that it names is {min(skipped)!r}); it belongs to another task, "
+            "split or seed; name another file, or ask all questions by --skip-cases none."
+        )
+    return [question for question in left if question.id not in skipped]
+
+
+def _listed(path: Path, questions: Sequence[Question], task: Task | None) -> set[str]:
+    """The ids that a file of correct cases names."""
+    named = _NAMED.fullmatch(path.name)
+    other = None if named is None else task_name(named[1])
+    if task is not None and other in TASKS and task.name in TASKS and other != task.name:
+        raise UsageError(
+            f"The file of correct cases {str(path)!r} is named after the task {other!r}, not "
+            f"{task.name!r}; name that of {task.name!r}, or ask all questions by --skip-cases none."
+        )
     try:
         cases = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -74,17 +134,7 @@ def without_cases(
         ) from None
     if not isinstance(cases, list):
         raise UsageError(f"The file of correct cases {str(path)!r} holds no JSON list.")
-    skipped = {
-        questions[case].id if isinstance(case, int) else case
-        for case in cases
-        if _names_one(case, len(questions), path)
-    }
-    if skipped and not skipped & {question.id for question in questions}:
-        raise UsageError(
-            f"The file of correct cases {str(path)!r} names none of the {len(questions)} "
-            f"questions (it begins with {cases[0]!r}); it belongs to another task, split or seed."
-        )
-    return [question for question in left if question.id not in skipped]
+    return {_case(case, path, questions, task) for case in cases}
 
 
 def save_cases(path: Path, asked: Iterable[str], solved: Iterable[str]) -> None:
@@ -112,12 +162,28 @@ def save_cases(path: Path, asked: Iterable[str], solved: Iterable[str]) -> None:
         ) from error
 
 
-def _names_one(case: object, total: int, path: Path) -> bool:
+def _case(case: object, path: Path, questions: Sequence[Question], task: Task | None) -> str:
+    """The id that one entry of a file of correct cases means."""
     if isinstance(case, str):
-        return True
-    if isinstance(case, int) and not isinstance(case, bool) and 0 <= case < total:
-        return True
-    raise UsageError(
-        f"The file of correct cases {str(path)!r} names {case!r}, which is neither an id nor the "
-        f"index of one of the {total} questions; it belongs to another task or split."
-    )
+        return case
+    found = None
+    if isinstance(case, int) and not isinstance(case, bool):
+        found = _numbered(case, questions, task)
+    if found is None:
+        what = f"index of one of the {len(questions)} questions"
+        if hasattr(task, "numbered"):
+            what = f"number in an id from {questions[0].id} to {questions[-1].id}"
+        raise UsageError(
+            f"The file of correct cases {str(path)!r} names {case!r}, which is neither an id nor "
+            f"the {what}; it belongs to another task or split, so name the file of this one."
+        )
+    return found
+
+
+def _numbered(number: int, questions: Sequence[Question], task: Task | None) -> str | None:
+    """The id of the question that the paper's index files call by a number."""
+    named = getattr(task, "numbered", None)
+    if named is None:
+        return questions[number].id if 0 <= number < len(questions) else None
+    identity: str = named(number)
+    return identity if any(question.id == identity for question in questions) else None

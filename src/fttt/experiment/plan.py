@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 from fttt.config import RunConfig, build, merge
 from fttt.errors import UsageError
 from fttt.experiment.adapters import adapter_spec, check_edits, made_for, with_network
-from fttt.experiment.cases import cases_file, chosen, in_order, without_cases
+from fttt.experiment.cases import cases_file, chosen, found_cases, in_order, without_cases
 from fttt.methods import Method, MethodSettings, find_method
 from fttt.methods.finetuned import FinetunedSettings
 from fttt.naming import file_name, model_label
-from fttt.tasks import Task, TaskOptions, get_task
+from fttt.tasks import Task, TaskOptions, get_task, load_questions, task_name
+from fttt.tasks.files import local_data, local_note
 from fttt.types import Question
 
 if TYPE_CHECKING:
@@ -37,6 +38,10 @@ __all__ = [
 ]
 
 
+NO_CASES = "none"
+"""What stands for no file of correct cases."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """A run that is ready to begin: resolved settings, its method, its questions."""
@@ -46,6 +51,8 @@ class Plan:
     settings: MethodSettings
     task: Task
     questions: tuple[Question, ...]
+    notes: tuple[str, ...] = ()
+    """What was found and not asked for, a sentence each."""
 
     @property
     def folder_name(self) -> str:
@@ -78,6 +85,7 @@ def settle(config: RunConfig) -> tuple[RunConfig, Method, MethodSettings]:
     settings = with_network(settings)
     config = with_fixed(with_weights(config, settings), kind)
     over = {
+        "task": task_name(config.task),
         "settings": settings.model_dump(mode="json", exclude_none=True),
         "save_correct_cases": config.method == "greedy"
         if config.save_correct_cases is None
@@ -152,38 +160,98 @@ def check_names(config: RunConfig) -> RunConfig:
     return resolved
 
 
-def prepare(config: RunConfig, *, only: Sequence[str] | None = None) -> Plan:
+def prepare(
+    config: RunConfig, *, only: Sequence[str] | None = None, find_cases: bool = False
+) -> Plan:
     """Find method, task, questions and model, without loading weights.
 
+    Data are looked for in ``./datasets`` where no folder is given; where they are found, the plan's
+    settings name it and its notes say so.
+
     Args:
-        only: ask exactly these ids in this order, whatever the data section says of a choice.
+        only: ask exactly these ids in this order, whatever the data section says of a choice; then
+            nothing is looked for.
+        find_cases: look for a file of correct cases in ``./metadata`` too, where none is given and
+            no ids are.
 
     Raises:
         UsageError: any of them does not exist or does not go with the others.
     """
     resolved, method, settings = settle(config)
-    data = resolved.data
+    notes: list[str] = []
     task = task_of(resolved)
     check_vote(method, task)
-    options = TaskOptions(data.data_dir, data.split, data.prompt, data.seed)
-    questions = task.load(options)
+    if only is None and resolved.data.data_dir is None:
+        resolved = _with_local_data(resolved, task, notes)
+    data = resolved.data
+    options = TaskOptions(
+        data.data_dir, data.split, data.prompt, data.seed, data.prompt_style or "own"
+    )
+    questions = load_questions(task, options)
     if not questions:
         raise UsageError(f"The task {resolved.task!r} has no questions in split {data.split!r}.")
     if only is not None:
         left = in_order(questions, only)
     else:
-        left = chosen(questions, data.questions)
-        if data.skip_cases is not None:
-            left = without_cases(questions, left, data.skip_cases)
+        if find_cases:
+            resolved = _with_found_cases(resolved, task, questions, notes)
+            data = resolved.data
+        left = chosen(questions, data.questions, task)
+        if data.skip_cases is not None and str(data.skip_cases) != NO_CASES:
+            left = without_cases(questions, left, data.skip_cases, task)
         left = left[: data.limit]
     if not left:
         raise UsageError(
             f"No question of {resolved.task!r} is left to ask: --skip-cases leaves out all of "
-            f"{len(questions)}; ask others with --questions or another --split."
+            f"{len(questions)}; ask others with --questions or another --split, or all of them "
+            f"with --skip-cases {NO_CASES}."
         )
     check_weights(resolved)
     check_edits(settings, resolved.model)
-    return Plan(resolved, method, settings, task, tuple(left))
+    return Plan(resolved, method, settings, task, tuple(left), tuple(notes))
+
+
+def _with_local_data(config: RunConfig, task: Task, notes: list[str]) -> RunConfig:
+    """The settings with ``./datasets``, where that holds the task's data."""
+    folder = local_data(task, config.data.split)
+    if folder is None:
+        return config
+    notes.append(local_note(config.task))
+    return build(
+        RunConfig, merge(config.to_toml(), {"data": {"data_dir": str(folder)}}), "the settings"
+    )
+
+
+def _with_found_cases(
+    config: RunConfig, task: Task, questions: Sequence[Question], notes: list[str]
+) -> RunConfig:
+    """The settings with the file of correct cases under ``./metadata``, where it is of use.
+
+    ``greedy`` and whatever else writes such a file asks all questions; so does a run that names
+    its questions, and one on another split than the one that is tested on.
+    """
+    data = config.data
+    chooses = data.skip_cases is not None or data.questions is not None
+    writes = config.method == "greedy" or config.save_correct_cases
+    if chooses or writes or data.split != task.splits[0]:
+        return config
+    path = found_cases(weights_label(config), config.model, config.task)
+    if path is None:
+        return config
+    try:
+        skipped = len(questions) - len(without_cases(questions, questions, path, task))
+    except UsageError as error:
+        notes.append(f"Asking all questions: {error}")
+        return config
+    if skipped == 0:
+        return config
+    notes.append(
+        f"Leaving out the {skipped} questions that {str(path)!r} lists, which is here; "
+        f"--skip-cases {NO_CASES} asks them too."
+    )
+    return build(
+        RunConfig, merge(config.to_toml(), {"data": {"skip_cases": str(path)}}), "the settings"
+    )
 
 
 def task_of(config: RunConfig) -> Task:

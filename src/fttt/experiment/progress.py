@@ -35,6 +35,10 @@ class Progress:
         self._console = console or Console(stderr=True)
         self._begin(0, 0)
 
+    def note(self, text: str) -> None:
+        """Say something once, before the work begins."""
+        self._console.print(text, soft_wrap=True, highlight=False, markup=False)
+
     def trial_ended(self, trial: Trial) -> None:
         """Count a trial."""
         self._trials += 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from fttt.config import RunConfig, build
+from fttt.config import RunConfig, build, merge
 from fttt.errors import UsageError
 from fttt.experiment.adapters import network_fingerprint
 from fttt.experiment.plan import Plan, prepare, settle
@@ -24,6 +24,7 @@ def resume_plan(run: Run, values: Mapping[str, Any]) -> Plan:
     Raises:
         UsageError: a setting contradicts the folder's, or the data have changed since.
     """
+    values = merge(_found(run), values)
     config, _, settings = settle(build(RunConfig, values, "the settings"))
     own = dict(leaves(build(RunConfig, run.config, f"{run.path}/config.toml").to_toml()))
     asked = dict(leaves(config.to_toml()))
@@ -47,6 +48,12 @@ def resume_plan(run: Run, values: Mapping[str, Any]) -> Plan:
                 "bring the old data back, or start a new run."
             )
     return plan
+
+
+def _found(run: Run) -> dict[str, Any]:
+    """Where the run's data were: they may have been found without having been asked for."""
+    folder = run.config.get("data", {}).get("data_dir")
+    return {} if folder is None else {"data": {"data_dir": folder}}
 
 
 def _check_weights(run: Run, config: RunConfig) -> None:

@@ -194,6 +194,8 @@ def run_sweep(
         for stage in _stages(places, grid.decides):
             cells = {p.name: grid.cell(p, hard) for p in stage if not _nothing_hard(p, hard)}
             owed = {name: cell for name, cell in cells.items() if not _finished(cell)}
+            for note in dict.fromkeys(n for cell in owed.values() for n in cell.plan.notes):
+                progress.note(note)
             if owed:
                 _claim(grid)
                 loaded = loaded or load(places[0].config)

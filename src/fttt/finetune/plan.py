@@ -13,7 +13,7 @@ from fttt.config.run import Section
 from fttt.errors import UsageError
 from fttt.finetune.checkpoint import METHODS, Architecture, architecture
 from fttt.naming import file_name, model_label
-from fttt.tasks import Task, TaskOptions, get_task
+from fttt.tasks import Task, TaskOptions, get_task, load_questions, task_name
 from fttt.training.gold import check_trainable
 from fttt.training.precision import refuse_float16
 from fttt.types import Question
@@ -102,7 +102,10 @@ def check_names(config: FinetuneConfig) -> tuple[FinetuneConfig, Section, Task]:
             f"Fine-tuning needs the package {missing[0]!r}, which is not installed; "
             "run: pip install 'fttt[train]'"
         )
-    over = {"settings": settings.model_dump(mode="json", exclude_none=True)}
+    over = {
+        "task": task_name(config.task),
+        "settings": settings.model_dump(mode="json", exclude_none=True),
+    }
     return build(FinetuneConfig, merge(config.to_toml(), over), "the settings"), settings, task
 
 
@@ -119,8 +122,10 @@ def plan_finetune(config: FinetuneConfig) -> FinetunePlan:
     shape_of: Any = load_config(config.model)
     _check_prefix(settings, int(shape_of.max_position_embeddings))
     data = config.data
-    options = TaskOptions(data.data_dir, data.split, data.prompt, data.seed)
-    questions = task.load(options)[: data.limit]
+    options = TaskOptions(
+        data.data_dir, data.split, data.prompt, data.seed, data.prompt_style or "own"
+    )
+    questions = load_questions(task, options)[: data.limit]
     if not questions:
         raise UsageError(f"The task {config.task!r} has no questions in split {data.split!r}.")
 

@@ -14,7 +14,7 @@ from fttt.optune.checkpoint import check_training
 from fttt.optune.data import check_attempts
 from fttt.optune.layers import EditedLayer, edited_layers
 from fttt.store import Run, fingerprint
-from fttt.tasks import TaskOptions, get_task
+from fttt.tasks import TaskOptions, get_task, load_questions, task_name
 from fttt.training.gold import check_trainable
 from fttt.training.precision import refuse_float16
 from fttt.types import Question
@@ -60,7 +60,7 @@ def plan_training(config: OpTuneConfig) -> TrainingPlan:
     _check_packages(config)
     refuse_float16(config.dtype)
     attempts = Run.open(config.attempts_from)
-    model, task = config.model or attempts.model, config.task or attempts.task
+    model, task = config.model or attempts.model, task_name(config.task or attempts.task)
     check_attempts(attempts, model, task)
     questions = _questions(attempts, config)
 
@@ -127,7 +127,8 @@ def _questions(attempts: Run, config: OpTuneConfig) -> list[Question]:
     task = get_task(made.task, **data.options)
     check_trainable(task, data.split)
     folder = config.data_dir or data.data_dir
-    found = {q.id: q for q in task.load(TaskOptions(folder, data.split, data.prompt, data.seed))}
+    options = TaskOptions(folder, data.split, data.prompt, data.seed, data.prompt_style or "own")
+    found = {question.id: question for question in load_questions(task, options)}
     questions = []
     for old in attempts.questions[: config.limit]:
         new = found.get(old.id)

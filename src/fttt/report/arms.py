@@ -31,7 +31,9 @@ OUTER_SETTINGS = frozenset(
     | {"device", "batch_size", "max_length"}
 )
 """Settings that do not change what a method is: which questions, which machine, which seed."""
-RULE_SETTINGS = frozenset({"unanswered", "temperature", "top_p", "max_new_tokens", "prompt"})
+RULE_SETTINGS = frozenset(
+    {"unanswered", "temperature", "top_p", "max_new_tokens", "prompt", "prompt_style"}
+)
 """Settings that make a trial or a verdict mean something else: two sides must share them. So must
 they share all options of the task, its verifier among them."""
 SAMPLING_SETTINGS = frozenset({"temperature", "top_p"})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator, Mapping
 from importlib import import_module
 from inspect import signature
@@ -11,8 +12,17 @@ from typing import Any
 from fttt.errors import UsageError
 from fttt.extension import find_own
 from fttt.tasks.base import Task, TaskOptions
+from fttt.types import Question
 
-__all__ = ["TASKS", "Task", "TaskOptions", "get_task", "task_options"]
+__all__ = [
+    "TASKS",
+    "Task",
+    "TaskOptions",
+    "get_task",
+    "load_questions",
+    "task_name",
+    "task_options",
+]
 
 _PLACES = {
     "arithmetic": "fttt.tasks.arithmetic:ArithmeticTask",
@@ -42,16 +52,44 @@ class _Tasks(Mapping[str, type[Task]]):
 TASKS: Mapping[str, type[Task]] = _Tasks()
 
 
+def task_name(name: str) -> str:
+    """The task's own name for any spelling of it (``MATH-500``, ``Human_Eval``); else ``name``."""
+    plain = re.sub(r"[-_ ]", "", name).lower()
+    return plain if plain in TASKS else name
+
+
+def load_questions(task: Task, options: TaskOptions) -> list[Question]:
+    """A task's questions under the options.
+
+    Raises:
+        UsageError: as :meth:`Task.load`, or the task has no prompt of that style.
+    """
+    if options.prompt_style == "paper":
+        if options.prompt is not None:
+            raise UsageError(
+                "--prompt and --prompt-style paper both say what the prompt is; give one of them."
+            )
+        if not hasattr(task, "paper_prompt"):
+            known = ", ".join(name for name in TASKS if hasattr(TASKS[name], "paper_prompt"))
+            raise UsageError(
+                f"The task {task.name!r} has no prompt in the paper's code; leave "
+                f"--prompt-style paper away, or choose from {known}."
+            )
+    return task.load(options)
+
+
 def get_task(name: str, **options: Any) -> Task:
     """A task by its name, or of the class that ``module:Class`` names.
 
     Args:
-        name: one of :data:`TASKS`, or a class of the user's own (see :class:`Task`).
+        name: one of :data:`TASKS` in any spelling, or a class of the user's own (see
+            :class:`Task`).
         options: what the task's class takes, as ``verifier="number"`` for ``jsonl``.
 
     Raises:
         UsageError: there is no such task, or it does not take the options.
     """
+    name = task_name(name)
     kind = TASKS[name] if name in TASKS else _own(name)
     taken = task_options(kind)
     unknown = [option for option in options if option not in taken]

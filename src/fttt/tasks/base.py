@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import ClassVar, Literal, Protocol
 
 from fttt.types import Question
 from fttt.verifiers.base import Verifier
@@ -23,10 +23,22 @@ class TaskOptions:
     """A prompt template that replaces the task's own; ``{question}`` marks the place."""
     seed: int = 42
     """For tasks that generate their questions."""
+    prompt_style: Literal["own", "paper"] = "own"
+    """Whether the prompt is the task's own, or that of the paper's public code."""
+
+    def template(self, own: str, paper: str) -> str:
+        """The template that was chosen, of a task's own and the paper's."""
+        return self.prompt or (paper if self.prompt_style == "paper" else own)
 
 
 class Task(Protocol):
-    """A source of questions."""
+    """A source of questions.
+
+    A task may also have ``paper_prompt``, the template of the paper's public code (see
+    :meth:`TaskOptions.template`); ``published_places(split)``, patterns of its files below the
+    folder of that code's data; and ``numbered(number)``, the id of the question that the paper's
+    index files call by a number, where that is not its row.
+    """
 
     name: ClassVar[str]
     splits: ClassVar[tuple[str, ...]]

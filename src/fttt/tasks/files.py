@@ -10,9 +10,34 @@ from typing import Any
 from fttt.errors import UsageError
 from fttt.hub import from_hub
 
-__all__ = ["Row", "check_split", "find", "read_hub", "read_jsonl", "read_parquet"]
+__all__ = [
+    "Row",
+    "check_split",
+    "find",
+    "local_data",
+    "local_note",
+    "read_hub",
+    "read_jsonl",
+    "read_parquet",
+]
 
 Row = dict[str, Any]
+
+LOCAL = Path("datasets")
+"""Where the paper's public code keeps its data."""
+
+
+def local_data(task: object, split: str) -> Path | None:
+    """``./datasets``, where it holds the split of a task in the layout of the paper's code."""
+    places = getattr(task, "published_places", None)
+    if places is None or not any(any(LOCAL.glob(place)) for place in places(split)):
+        return None
+    return LOCAL
+
+
+def local_note(task: str) -> str:
+    """What is said where data were found in ``./datasets``."""
+    return f"Reading {task} from {str(LOCAL)!r}, which is here; --data-dir names another place."
 
 
 def check_split(task: str, split: str, splits: Sequence[str]) -> None:

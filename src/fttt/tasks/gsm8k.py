@@ -21,6 +21,13 @@ PROMPT = (
     'End your answer with the line "The final answer is N", where N is the number asked for.'
 )
 
+PAPER_PROMPT = (
+    "Given the following problem, reason and give a final answer to the problem.\n"
+    "Problem: {question}\n"
+    'Your response should end with "The final answer is [answer]" where [answer] is the response '
+    "to the problem."
+)
+
 FIELDS = ("question", "answer")
 _CALCULATOR = re.compile(r"<<[^<>]*>>")
 
@@ -30,6 +37,7 @@ class GSM8KTask:
 
     name: ClassVar[str] = "gsm8k"
     splits: ClassVar[tuple[str, ...]] = ("test", "train")
+    paper_prompt: ClassVar[str] = PAPER_PROMPT
 
     def __init__(self, rule: NumberRule = "value") -> None:
         """Choose where an answer is looked for (``strict``: behind "The final answer is" only).
@@ -43,20 +51,24 @@ class GSM8KTask:
     def load(self, options: TaskOptions) -> list[Question]:
         """Read ``{train,test}.jsonl`` of the benchmark's repository, or ``openai/gsm8k``."""
         check_split(self.name, options.split, self.splits)
-        template = options.prompt or PROMPT
+        template = options.template(PROMPT, PAPER_PROMPT)
         return [
             self._question(options.split, index, where, row, template)
             for index, (where, row) in enumerate(self._rows(options))
         ]
+
+    def published_places(self, split: str) -> list[str]:
+        """Where the paper's code has the split."""
+        return [f"grade-school-math/grade_school_math/data/{split}.jsonl"]
 
     def _rows(self, options: TaskOptions) -> list[tuple[str, Row]]:
         if options.data_dir is None:
             rows = read_hub("openai/gsm8k", "main", options.split, FIELDS)
             return [(f"Row {number} of openai/gsm8k", row) for number, row in enumerate(rows)]
         folder = "grade_school_math/data/"
-        places = [f"grade-school-math/{folder}", folder, "data/", ""]
         file = f"{options.split}.jsonl"
-        path = find(self.name, options.data_dir, [place + file for place in places])
+        places = [*self.published_places(options.split), *(f + file for f in (folder, "data/", ""))]
+        path = find(self.name, options.data_dir, places)
         return [
             (f"Line {number} of {str(path)!r}", row) for number, row in read_jsonl(path, FIELDS)
         ]

@@ -23,6 +23,11 @@ PROMPT = (
     "Give the whole function, with the imports that it needs, in one fenced ```python block."
 )
 
+PAPER_PROMPT = (
+    "Write a solution to the following problem and make sure that it passes the tests:\n"
+    "```python\n\n\n{question}\n\n```"
+)
+
 CONTRADICTED = frozenset(("HumanEval/47", "HumanEval/116", "HumanEval/148"))
 """Problems whose reference solution does not do what an example in their docstring says."""
 
@@ -40,6 +45,7 @@ class HumanEvalTask:
 
     name: ClassVar[str] = "humaneval"
     splits: ClassVar[tuple[str, ...]] = ("test",)
+    paper_prompt: ClassVar[str] = PAPER_PROMPT
 
     def __init__(self, judge_url: str | None = None) -> None:
         """``judge_url`` names a served judge; by default ``OJ_API``, else an embedded one."""
@@ -48,20 +54,24 @@ class HumanEvalTask:
     def load(self, options: TaskOptions) -> list[Question]:
         """Read the benchmark's parquet file, or ``openai/openai_humaneval``."""
         check_split(self.name, options.split, self.splits)
-        template = options.prompt or PROMPT
-        return [self._question(row, template) for row in self._rows(options)]
+        return [self._question(row, options) for row in self._rows(options)]
+
+    def published_places(self, split: str) -> list[str]:
+        """Where the paper's code has the split."""
+        folders = ("openai_humaneval/openai_humaneval/", "openai_humaneval/")
+        return [f"{folder}{split}-*.parquet" for folder in folders]
 
     def _rows(self, options: TaskOptions) -> list[Row]:
         if options.data_dir is None:
             return read_hub("openai/openai_humaneval", None, options.split, FIELDS)
-        folders = ("openai_humaneval/openai_humaneval/", "openai_humaneval/", "")
-        places = [f"{folder}{options.split}-*.parquet" for folder in folders]
+        places = [*self.published_places(options.split), f"{options.split}-*.parquet"]
         return read_parquet(find(self.name, options.data_dir, places), FIELDS)
 
-    def _question(self, row: Row, template: str) -> Question:
+    def _question(self, row: Row, options: TaskOptions) -> Question:
+        shown = row["prompt"] if options.prompt_style == "paper" else fenced(row["prompt"])
         return Question(
             id=row["task_id"],
-            prompt=fill_prompt(template, fenced(row["prompt"])),
+            prompt=fill_prompt(options.template(PROMPT, PAPER_PROMPT), shown),
             gold=_problem(row),
             solution=fenced(row["prompt"] + row["canonical_solution"]),
         )

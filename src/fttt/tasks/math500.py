@@ -22,6 +22,21 @@ PROMPT = (
     "End your answer with the final result in \\boxed{}."
 )
 
+PAPER_PROMPT = (
+    "Solve the following math problem efficiently and clearly:\n\n"
+    "- For simple problems (2 steps or fewer):\n"
+    "Provide a concise solution with minimal explanation.\n\n"
+    "- For complex problems (3 steps or more):\n"
+    "Use this step-by-step format:\n\n"
+    "## Step 1: [Concise description]\n[Brief explanation and calculations]\n\n"
+    "## Step 2: [Concise description]\n[Brief explanation and calculations]\n\n"
+    "...\n\n"
+    "Regardless of the approach, always conclude with:\n\n"
+    "Therefore, the final answer is: $\\boxed{answer}$. I hope it is correct.\n\n"
+    "Where [answer] is just the final number or expression that solves the problem.\n\n"
+    "Problem: {question}"
+)
+
 FIELDS = ("problem", "solution")
 SUBJECTS = (
     "algebra",
@@ -39,6 +54,7 @@ class Math500Task:
 
     name: ClassVar[str] = "math500"
     splits: ClassVar[tuple[str, ...]] = ("test", "train")
+    paper_prompt: ClassVar[str] = PAPER_PROMPT
     broken: ClassVar[Mapping[str, str]] = {
         f"train/number_theory/{number}.json": "the solution boxes nothing"
         for number in (7115, 7117)
@@ -57,17 +73,21 @@ class Math500Task:
     def load(self, options: TaskOptions) -> list[Question]:
         """Read ``MATH500/{train,test}.jsonl``, or the hub."""
         check_split(self.name, options.split, self.splits)
-        template = options.prompt or PROMPT
+        template = options.template(PROMPT, PAPER_PROMPT)
         return [
             self._question(options.split, index, where, row, template)
             for index, (where, row) in enumerate(self._rows(options))
         ]
 
+    def published_places(self, split: str) -> list[str]:
+        """Where the paper's code has the split."""
+        return [f"MATH500/{split}.jsonl"]
+
     def _rows(self, options: TaskOptions) -> list[tuple[str, Row]]:
         if options.data_dir is None:
             return list(_hub_rows(options.split).items())
-        file = f"{options.split}.jsonl"
-        path = find(self.name, options.data_dir, [f"MATH500/{file}", file])
+        places = [*self.published_places(options.split), f"{options.split}.jsonl"]
+        path = find(self.name, options.data_dir, places)
         return [
             (f"Line {number} of {str(path)!r}", row) for number, row in read_jsonl(path, FIELDS)
         ]

@@ -22,6 +22,10 @@ PROMPT = (
     "Give the whole program, with the imports that it needs, in one fenced ```python block."
 )
 
+PAPER_PROMPT = "You are an expert Python programmer, and here is your task:\\n{question}"
+# Its code writes a backslash and an n where it means a new line; so does this one.
+PAPER_QUESTION = "{text}\\nYour code should pass the following tests:\\n{tests}"
+
 FIELDS = ("task_id", "text", "code", "test_list", "test_setup_code", "challenge_test_list")
 
 # A judge that runs the submission and the tests in two processes needs the first line; where both
@@ -39,6 +43,7 @@ class MBPPTask:
 
     name: ClassVar[str] = "mbpp"
     splits: ClassVar[tuple[str, ...]] = ("test", "train", "validation", "prompt")
+    paper_prompt: ClassVar[str] = PAPER_PROMPT
 
     def __init__(self, judge_url: str | None = None) -> None:
         """``judge_url`` names a served judge; by default ``OJ_API``, else an embedded one."""
@@ -47,27 +52,38 @@ class MBPPTask:
     def load(self, options: TaskOptions) -> list[Question]:
         """Read the benchmark's parquet files, or ``google-research-datasets/mbpp``."""
         check_split(self.name, options.split, self.splits)
-        template = options.prompt or PROMPT
-        return [self._question(row, template) for row in self._rows(options)]
+        return [self._question(row, options) for row in self._rows(options)]
+
+    def published_places(self, split: str) -> list[str]:
+        """Where the paper's code has the split."""
+        return [f"mbpp/full/{split}-*.parquet"]
+
+    def numbered(self, number: int) -> str:
+        """The id of a task by its number: the paper's index files hold those, not rows."""
+        return f"MBPP/{number}"
 
     def _rows(self, options: TaskOptions) -> list[Row]:
         if options.data_dir is None:
             return read_hub("google-research-datasets/mbpp", "full", options.split, FIELDS)
-        places = [f"{folder}{options.split}-*.parquet" for folder in ("mbpp/full/", "full/", "")]
+        others = [f"{folder}{options.split}-*.parquet" for folder in ("full/", "")]
+        places = [*self.published_places(options.split), *others]
         return read_parquet(find(self.name, options.data_dir, places), FIELDS)
 
-    def _question(self, row: Row, template: str) -> Question:
+    def _question(self, row: Row, options: TaskOptions) -> Question:
         code = _lines(row["code"])
         public = [_lines(test) for test in row["test_list"]]
         hidden = [_lines(test) for test in row["challenge_test_list"]]
         setup = _lines(row["test_setup_code"])
         entry = _entry_point(int(row["task_id"]), code, public)
-        shown = (
-            f"{row['text'].strip()}\n\nThese tests must pass:\n{fenced(_join([setup, *public]))}"
-        )
+        if options.prompt_style == "paper":
+            tests = "\n".join(row["test_list"])
+            shown = PAPER_QUESTION.format(text=row["text"], tests=tests)
+        else:
+            tests = fenced(_join([setup, *public]))
+            shown = f"{row['text'].strip()}\n\nThese tests must pass:\n{tests}"
         return Question(
             id=f"MBPP/{row['task_id']}",
-            prompt=fill_prompt(template, shown),
+            prompt=fill_prompt(options.template(PROMPT, PAPER_PROMPT), shown),
             gold={
                 **_problem(setup, public + hidden, entry),
                 "visible": _problem(setup, public, entry)["test"],
