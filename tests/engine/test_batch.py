@@ -6,13 +6,14 @@ from hypothesis import strategies as st
 
 from fttt.engine.batch import Batch, Segment, by_length
 from fttt.engine.cache import KVCache
+from fttt.engine.heads import Heads
 
 LENGTHS = st.lists(st.integers(1, 7), min_size=1, max_size=6)
 
 
 def packed(lengths: list[int]) -> Batch:
     cache = KVCache(
-        rows=8, capacity=8, layers=1, kv_heads=1, head_dim=1,
+        rows=8, capacity=8, heads={0: Heads(1, 1, 1, 0)},
         dtype=torch.float32, device=torch.device("cpu"),
     )  # fmt: skip
     return Batch.pack("train", [Segment([1] * n, row, 0) for row, n in enumerate(lengths)], cache)

@@ -301,7 +301,7 @@ def test_the_plan_counts_what_is_kept() -> None:
     assert (made.batch_size, made.rows) == (16, 32)  # as many again wait for a train step
     cache = KVCache.of(loaded.model, rows=made.rows, capacity=made.capacity, hidden=made.hidden)
     assert cache.hidden is not None
-    parts = [*cache.keys, *cache.values, cache.hidden]
+    parts = [*cache.keys.values(), *cache.values.values(), cache.hidden]
     assert made.cache_bytes == sum(part.nbytes for part in parts)
     lowest = replace(spec(), layers=(*EDITED, "model.layers.0.self_attn.q_proj"))
     bare = plan_memory(loaded, adapter=lowest, **settings)

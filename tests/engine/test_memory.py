@@ -9,6 +9,7 @@ import torch
 from fttt.engine import LoRASpec
 from fttt.engine.adapters import count_parameters, target_layers
 from fttt.engine.cache import KVCache
+from fttt.engine.heads import Heads, read_heads
 from fttt.engine.memory import FILES, _left
 from fttt.engine.plan import STATE_BYTES, plan_memory
 from fttt.engine.scheduler import Patience
@@ -18,7 +19,7 @@ from fttt.testing import tiny_model
 
 def cache(rows: int) -> KVCache:
     return KVCache(
-        rows=rows, capacity=4, layers=1, kv_heads=1, head_dim=2, dtype=torch.float32,
+        rows=rows, capacity=4, heads={0: Heads(1, 2, 2, 0)}, dtype=torch.float32,
         device=torch.device("cpu"),
     )  # fmt: skip
 
@@ -71,10 +72,10 @@ def test_the_plan_follows_the_questions_in_progress() -> None:
 def test_the_plan_counts_what_is_allocated() -> None:
     made = plan()
     held = KVCache(
-        rows=made.rows, capacity=made.capacity, layers=2, kv_heads=2, head_dim=8,
+        rows=made.rows, capacity=made.capacity, heads=read_heads(tiny_model().model),
         dtype=torch.float32, device=torch.device("cpu"),
     )  # fmt: skip
-    cached = sum(t.numel() * t.element_size() for t in [*held.keys, *held.values])
+    cached = sum(t.numel() * t.element_size() for t in [*held.keys.values(), *held.values.values()])
     assert made.cache_bytes == cached
     parameters = count_parameters(tiny_model().model, LoRASpec())
     assert made.adapter_bytes == 50 * parameters * STATE_BYTES

@@ -54,19 +54,15 @@ def _windowed(**more: Any) -> Any:
 
 
 def _no_window(patch: pytest.MonkeyPatch) -> None:
-    def visible(key_at: Tensor, query_at: Tensor, window: int | None) -> Tensor:
-        return key_at <= query_at
-
-    patch.setattr(attention, "_visible", visible)
+    patch.setattr(attention.Reach, "visible", lambda _, key_at, query_at: key_at <= query_at)
 
 
 def _window_of_one_more(patch: pytest.MonkeyPatch) -> None:
-    right = attention._visible
+    def visible(self: attention.Reach, key_at: Tensor, query_at: Tensor) -> Tensor:
+        assert self.window is not None
+        return (key_at <= query_at) & (key_at >= query_at - self.window)
 
-    def visible(key_at: Tensor, query_at: Tensor, window: int | None) -> Tensor:
-        return right(key_at, query_at, None if window is None else window + 1)
-
-    patch.setattr(attention, "_visible", visible)
+    patch.setattr(attention.Reach, "visible", visible)
 
 
 def _neighbours_share_a_row(patch: pytest.MonkeyPatch) -> None:
@@ -82,8 +78,12 @@ def _no_softcap(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(
         attention,
         "_softmax_attention",
-        lambda q, k, v, mask, own: torch.nn.functional.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, scale=own.scaling
+        lambda q, k, v, seen, own: torch.nn.functional.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=seen.visible.repeat(1, 1, q.shape[2] // seen.visible.shape[2], 1),
+            scale=own.scaling,
         ),
     )
 

@@ -4,12 +4,14 @@ They also run under Triton's interpreter (``TRITON_INTERPRET=1``), without a GPU
 """
 
 import os
+from typing import Any
 
 import pytest
 import torch
 
 from fttt.engine.batch import Batch
 from fttt.engine.cache import KVCache
+from fttt.engine.heads import Heads
 from fttt.engine.sampler import _nucleus
 
 pytest.importorskip("triton", reason="Triton is not installed (it comes with CUDA builds of torch)")
@@ -29,67 +31,84 @@ def error(out: torch.Tensor, reference: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize(
-    ("heads", "kv_heads", "dim", "window", "softcap"),
+    ("heads", "kv_heads", "dim", "asked"),
     [
-        (8, 2, 64, None, None),
-        (9, 3, 64, None, None),
-        (4, 4, 80, 100, None),
-        (4, 1, 256, None, 30.0),
+        (8, 2, 64, {}),
+        (9, 3, 64, {}),
+        (4, 4, 80, {"window": 100}),
+        (4, 1, 256, {"softcap": 30.0}),
+        (8, 1, 64, {"sinks": True}),
+        (8, 2, 64, {"sinks": True, "window": 128}),
+        (8, 2, 128, {"chunk": 96}),
+        (4, 2, 64, {"chunk": 256, "window": 300}),
+        (6, 6, 64, {"slopes": True}),
+        (4, 4, 192, {"value_dim": 128}),
+        (4, 2, 16, {"value_dim": 40, "sinks": True, "chunk": 64}),
+        (4, 1, 512, {}),
     ],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_decode_attention(
-    heads: int,
-    kv_heads: int,
-    dim: int,
-    window: int | None,
-    softcap: float | None,
-    dtype: torch.dtype,
+    heads: int, kv_heads: int, dim: int, asked: dict[str, Any], dtype: torch.dtype
 ) -> None:
     if INTERPRETED and dtype is torch.bfloat16:
         pytest.skip("the interpreter's bfloat16 is not that of a GPU")
     from fttt.engine.kernels import decode_attention
 
     torch.manual_seed(heads * dim)
+    value_dim = asked.get("value_dim", dim)
+    window, chunk, softcap = (asked.get(name) for name in ("window", "chunk", "softcap"))
+    sinks = torch.randn(heads, device=DEVICE, dtype=dtype) * 3 if "sinks" in asked else None
+    slopes = torch.rand(heads, device=DEVICE) if "slopes" in asked else None
     pasts = [0, 1, 63, 64, 65, 255, 256, 700]
     rows, capacity = len(pasts), 720
     cache = KVCache(
-        rows=rows, capacity=capacity, layers=1, kv_heads=kv_heads, head_dim=dim, dtype=dtype,
+        rows=rows, capacity=capacity, heads={0: Heads(kv_heads, dim, value_dim, 0)}, dtype=dtype,
         device=DEVICE,
     )  # fmt: skip
     cache.keys[0].normal_()
     cache.values[0].normal_()
-    before = cache.keys[0].clone()
+    before = cache.keys[0].clone(), cache.values[0].clone()
     row = torch.randperm(rows, device=DEVICE)
     past = torch.tensor(pasts, device=DEVICE)
     q, k, v = (
-        torch.randn(1, rows, n * dim, device=DEVICE, dtype=dtype)
-        .view(1, rows, n, dim)
+        torch.randn(1, rows, n * size, device=DEVICE, dtype=dtype)
+        .view(1, rows, n, size)
         .transpose(1, 2)
-        for n in (heads, kv_heads, kv_heads)
+        for n, size in ((heads, dim), (kv_heads, dim), (kv_heads, value_dim))
     )  # as a model makes them: strided
     batch = Batch(
         "decode", cache, past, past, row, past, past, lengths=(), pasts=(), rows=(), adapted=False
     )
     scale = dim**-0.5
-    out = decode_attention(q[0], k[0], v[0], batch, 0, scale, window, softcap)
+    out = decode_attention(
+        q[0], k[0], v[0], batch, 0, scale,
+        window=window, chunk=chunk, softcap=softcap, sinks=sinks, slopes=slopes,
+    )  # fmt: skip
+    assert out.shape == (rows, heads, value_dim)
     for n, length in enumerate(pasts):
         r = int(row[n])
-        assert torch.equal(cache.keys[0][r, :, length], k[0, :, n])
-        assert torch.equal(cache.values[0][r, :, length], v[0, :, n])
         untouched = torch.ones(capacity, dtype=torch.bool, device=DEVICE)
         untouched[length] = False
-        assert torch.equal(cache.keys[0][r][:, untouched], before[r][:, untouched])
+        for held, fresh, old in zip((cache.keys[0], cache.values[0]), (k, v), before, strict=True):
+            assert torch.equal(held[r, :, length], fresh[0, :, n])
+            assert torch.equal(held[r][:, untouched], old[r][:, untouched])
         first = 0 if window is None else max(0, length + 1 - window)
-        keys = (
-            cache.keys[0][r, :, first : length + 1].double().repeat_interleave(heads // kv_heads, 0)
+        first = first if chunk is None else max(first, length // chunk * chunk)
+        keys, values = (
+            held[r, :, first : length + 1].double().repeat_interleave(heads // kv_heads, 0)
+            for held in (cache.keys[0], cache.values[0])
         )
-        values = cache.values[0][r, :, first : length + 1].double()
-        values = values.repeat_interleave(heads // kv_heads, 0)
         score = torch.einsum("hd,hsd->hs", q[0, :, n].double(), keys) * scale
         if softcap is not None:
             score = (score / softcap).tanh() * softcap
-        expected = torch.einsum("hs,hsd->hd", score.softmax(-1), values)
+        if slopes is not None:
+            away = length - torch.arange(first, length + 1, device=DEVICE)
+            score = score - slopes[:, None].double() * away
+        if sinks is not None:
+            score = torch.cat([score, sinks[:, None].double()], 1)
+        weight = score.softmax(-1)[:, : keys.shape[1]]
+        expected = torch.einsum("hs,hsd->hd", weight, values)
         assert error(out[n], expected) < (1e-5 if dtype is torch.float32 else 1e-2)
 
 
@@ -105,7 +124,7 @@ def test_decode_attention_over_scattered_rows(
     torch.manual_seed(heads)
     pasts, capacity = [0, 1, 64, 300], 320
     cache = KVCache(
-        rows=9, capacity=capacity, layers=1, kv_heads=kv_heads, head_dim=64, dtype=dtype,
+        rows=9, capacity=capacity, heads={0: Heads(kv_heads, 64, 64, 0)}, dtype=dtype,
         device=DEVICE,
     )  # fmt: skip
     cache.keys[0].normal_()
@@ -120,7 +139,7 @@ def test_decode_attention_over_scattered_rows(
         "decode", cache, past, past, own, past, past, lengths=(), pasts=(), rows=(), adapted=False,
         row_of_BS=row_of,
     )  # fmt: skip
-    out = decode_attention(q, k, v, batch, 0, 0.125, window, None)
+    out = decode_attention(q, k, v, batch, 0, 0.125, window=window)
     for n, length in enumerate(pasts):
         holder = torch.cat([row_of[n, :length].long(), own[n : n + 1]])
         at = torch.arange(length + 1, device=DEVICE)[-(window or capacity) :]

@@ -5,7 +5,8 @@ registered under the same name, the model builds no mask of its own. The current
 arrives through the extra keyword arguments of ``forward``.
 
 Axes: N packed tokens, B segments, T tokens of the longest, S keys, H query heads, K key-value
-heads, G = H / K query heads a key-value head, D head dimension.
+heads, G = H / K query heads a key-value head, Q = G T, D head dimension of queries and keys, E of
+values.
 """
 
 from __future__ import annotations
@@ -43,11 +44,28 @@ def attend(
     fttt_batch: Batch,
     sliding_window: int | None = None,
     softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    slopes: Tensor | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
     """Attend within each segment and to the cached row before it.
 
-    Shapes: ``query [1, H, N, D]``, ``key`` and ``value [1, K, N, D]``; returns ``[1, N, H, D]``.
+    Shapes: ``query [1, H, N, D]``, ``key [1, K, N, D]`` and ``value [1, K, N, E]``, whose heads may
+    be of another size; returns ``[1, N, H, E]``.
+
+    Args:
+        module: whose ``layer_idx`` says which of the cache's layers this is.
+        query: of the packed tokens, as are the others.
+        key: likewise.
+        value: likewise.
+        attention_mask: none; what is seen follows from positions.
+        scaling: of the scores.
+        fttt_batch: the pass.
+        sliding_window: tokens that a token sees, itself among them.
+        softcap: scores go through ``softcap * tanh(score / softcap)``.
+        s_aux: ``[H]``, a score that takes its part of the softmax and gives nothing (a sink).
+        slopes: ``[H]``, what is taken off a score for each token of distance (ALiBi).
+        others: nothing that would change the outputs.
 
     Raises:
         UsageError: the model asks for something that is not known here, so that leaving it out
@@ -56,30 +74,34 @@ def attend(
     _refuse_unknown(attention_mask, others)
     batch = fttt_batch
     layer = int(module.layer_idx)  # type: ignore[arg-type]
-    own = _Own(batch, layer, scaling, sliding_window, softcap)
+    if s_aux is not None and (softcap is not None or slopes is not None):
+        raise UsageError("The model's attention has sinks beside a softcap or slopes.")
+    reach = Reach(sliding_window, _chunk_of(module, layer))
+    own = _Own(batch, layer, scaling, reach, softcap, s_aux, slopes)
     if batch.mode == "decode" and query.is_cuda:
         from fttt.engine.kernels import decode_attention
 
-        out_NHD = decode_attention(
-            query[0], key[0], value[0], batch, layer, scaling, sliding_window, softcap
-        )
-        return out_NHD.unsqueeze(0), None
+        out_NHE = decode_attention(
+            query[0], key[0], value[0], batch, layer, scaling,
+            window=reach.window, chunk=reach.chunk, softcap=softcap, sinks=s_aux, slopes=slopes,
+        )  # fmt: skip
+        return out_NHE.unsqueeze(0), None
     # under autocast rotary positions leave queries and keys in float32
-    q_NHD, k_NKD, v_NKD = (x[0].transpose(0, 1).to(value.dtype) for x in (query, key, value))
+    q_NHD, k_NKD, v_NKE = (x[0].transpose(0, 1).to(value.dtype) for x in (query, key, value))
     if batch.mode != "train":
-        batch.cache.write(layer, batch.row_N, batch.position_N, k_NKD, v_NKD)
+        batch.cache.write(layer, batch.row_N, batch.position_N, k_NKD, v_NKE)
     if batch.mode == "decode":
-        out_NHD = _decode(q_NHD, own)
+        out_NHE = _decode(q_NHD, own)
     elif batch.mode == "prefill":
-        out_NHD = _prefill(q_NHD, k_NKD, v_NKD, own)
+        out_NHE = _prefill(q_NHD, k_NKD, v_NKE, own)
     elif _fused(q_NHD, own) and not batch.recompute:
-        out_NHD = _causal(q_NHD, k_NKD, v_NKD, own)
+        out_NHE = _causal(q_NHD, k_NKD, v_NKE, own)
     else:
-        out_NHD = checkpoint(
-            _train, q_NHD, k_NKD, v_NKD, own,
+        out_NHE = checkpoint(
+            _train, q_NHD, k_NKD, v_NKE, own,
             use_reentrant=False, preserve_rng_state=False, determinism_check="none",
         )  # fmt: skip
-    return out_NHD.unsqueeze(0), None
+    return out_NHE.contiguous().unsqueeze(0), None
 
 
 AttentionInterface.register(NAME, attend)
@@ -115,6 +137,40 @@ def _refuse_unknown(attention_mask: Tensor | None, others: dict[str, Any]) -> No
         )
 
 
+def _chunk_of(module: nn.Module, layer: int) -> int | None:
+    """The chunk that a layer's tokens see of the sequence; only the configuration tells it."""
+    config: Any = getattr(module, "config", None)
+    kinds = getattr(config, "layer_types", None)
+    if kinds and layer < len(kinds) and kinds[layer] == "chunked_attention":
+        return int(config.attention_chunk_size)
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """How far back a layer's tokens see."""
+
+    window: int | None
+    """Tokens, a token itself among them."""
+    chunk: int | None
+    """Tokens of the chunks that sequences are cut into; nothing is seen beyond one's own."""
+
+    def visible(self, key_at: Tensor, query_at: Tensor) -> Tensor:
+        """Which keys a query sees by their positions: its own and earlier ones, within reach."""
+        seen = key_at <= query_at
+        if self.window is not None:
+            seen = seen & (key_at > query_at - self.window)
+        if self.chunk is not None:
+            seen = seen & (key_at // self.chunk == query_at // self.chunk)
+        return seen
+
+    def covers(self, length: int) -> bool:
+        """Whether nothing of a sequence of this length is out of reach."""
+        return (self.window is None or self.window >= length) and (
+            self.chunk is None or self.chunk >= length
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class _Own:
     """What is one layer's own in a pass."""
@@ -122,8 +178,10 @@ class _Own:
     batch: Batch
     layer: int
     scaling: float
-    window: int | None
+    reach: Reach
     softcap: float | None
+    sinks_H: Tensor | None
+    slopes_H: Tensor | None
 
     @property
     def cached(self) -> tuple[Tensor, Tensor]:
@@ -133,15 +191,35 @@ class _Own:
     @property
     def plainly_causal(self) -> bool:
         """Whether each token sees its own segment from its first token on, and nothing else."""
-        windowed = self.window is not None and self.window < self.batch.longest
-        return max(self.batch.pasts) == 0 and not windowed and self.softcap is None
+        scores_as_they_are = self.softcap is None and self.slopes_H is None
+        fresh = max(self.batch.pasts) == 0
+        return fresh and scores_as_they_are and self.reach.covers(self.batch.longest)
 
-    def mask(self, make: Callable[[], Tensor]) -> Tensor:
-        """Which keys are seen: the same for all layers of one window, so made once a pass."""
+    def mask(self, make: Callable[[], tuple[Tensor, Tensor]]) -> Seen:
+        """What is seen: the same for all layers of one reach, so made once a pass.
+
+        ``make`` gives the positions of keys and of queries, of shapes that broadcast; a key that
+        is there for nobody has the position ``NOWHERE``.
+        """
         masks = self.batch.masks
-        if self.window not in masks:
-            masks[self.window] = make()
-        return masks[self.window]
+        if self.reach not in masks:
+            key_at, query_at = make()
+            masks[self.reach] = Seen(self.reach.visible(key_at, query_at), key_at, query_at)
+        seen: Seen = masks[self.reach]
+        return seen
+
+
+NOWHERE = 2**40
+"""A position after every query's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """Which keys the queries of a pass see, ``[B, 1, T, S]``."""
+
+    visible: Tensor
+    key_at: Tensor
+    query_at: Tensor
 
 
 def _decode(q_NHD: Tensor, own: _Own) -> Tensor:
@@ -161,12 +239,10 @@ def _decode(q_NHD: Tensor, own: _Own) -> Tensor:
         past_B = past_B.new_zeros(used).index_copy(0, batch.row_B, past_B)
         q_BKGD = q_BKGD.new_zeros(used, *q_BKGD.shape[1:]).index_copy(0, batch.row_B, q_BKGD)
 
-    def seen() -> Tensor:
-        at_S = torch.arange(length, device=past_B.device)
-        return _visible(at_S, past_B[:, None, None, None], own.window)
+    def positions() -> tuple[Tensor, Tensor]:
+        return torch.arange(length, device=past_B.device), past_B[:, None, None, None]
 
-    mask = own.mask(seen)
-    out = _softmax_attention(q_BKGD, k, v, mask, own)
+    out = _softmax_attention(q_BKGD, k, v, own.mask(positions), own)
     if out.shape[0] > running:
         out = out[batch.row_B]
     return out.flatten(1, 2)
@@ -181,51 +257,49 @@ def _decode_scattered(q_NHD: Tensor, own: _Own) -> Tensor:
     at_S = torch.arange(length, device=past_B.device)
     row_BS = torch.where(at_S == past_B[:, None], batch.row_B[:, None], batch.row_of_BS[:, :length])
     k, v = (cached[row_BS, :, at_S].transpose(1, 2) for cached in own.cached)
-    mask = own.mask(lambda: _visible(at_S, past_B[:, None, None, None], own.window))
+    seen = own.mask(lambda: (at_S, past_B[:, None, None, None]))
     q_BKGD = q_NHD.unflatten(1, (k.shape[1], -1))
-    return _softmax_attention(q_BKGD, k, v, mask, own).flatten(1, 2)
+    return _softmax_attention(q_BKGD, k, v, seen, own).flatten(1, 2)
 
 
-def _prefill(q_NHD: Tensor, k_NKD: Tensor, v_NKD: Tensor, own: _Own) -> Tensor:
+def _prefill(q_NHD: Tensor, k_NKD: Tensor, v_NKE: Tensor, own: _Own) -> Tensor:
     """Segments of any length whose keys and values were just written to their rows."""
     if q_NHD.is_cuda and own.plainly_causal:
-        return _causal(q_NHD, k_NKD, v_NKD, own)
+        return _causal(q_NHD, k_NKD, v_NKE, own)
     batch = own.batch
     if max(batch.pasts) == 0:
-        k, v = (batch.pad(x).transpose(1, 2) for x in (k_NKD, v_NKD))
+        k, v = (batch.pad(x).transpose(1, 2) for x in (k_NKD, v_NKE))
     else:
         length = max(p + n for p, n in zip(batch.pasts, batch.lengths, strict=True))
         k, v = (cached[batch.row_B, :, :length] for cached in own.cached)
 
-    def seen() -> Tensor:
-        at_S = torch.arange(k.shape[2], device=k.device)
+    def positions() -> tuple[Tensor, Tensor]:
         at_BT = batch.past_B[:, None] + torch.arange(batch.longest, device=k.device)
-        return _visible(at_S, at_BT[:, None, :, None], own.window)
+        return torch.arange(k.shape[2], device=k.device), at_BT[:, None, :, None]
 
-    return _folded(q_NHD, k, v, own.mask(seen), own)
+    return _folded(q_NHD, k, v, own.mask(positions), own)
 
 
-def _train(q_NHD: Tensor, k_NKD: Tensor, v_NKD: Tensor, own: _Own) -> Tensor:
+def _train(q_NHD: Tensor, k_NKD: Tensor, v_NKE: Tensor, own: _Own) -> Tensor:
     """Segments after cached rows that take no gradient; the rows are read, never written."""
     if _fused(q_NHD, own):
-        return _causal(q_NHD, k_NKD, v_NKD, own)
+        return _causal(q_NHD, k_NKD, v_NKE, own)
     batch = own.batch
     cached = -(-max(batch.pasts) // 8) * 8  # aligned for the fused kernels
     cached = min(cached, batch.cache.capacity)
     k, v = (
         torch.cat([rows[batch.row_B, :, :cached], batch.pad(x).transpose(1, 2)], dim=2)
-        for rows, x in zip(own.cached, (k_NKD, v_NKD), strict=True)
+        for rows, x in zip(own.cached, (k_NKD, v_NKE), strict=True)
     )
 
-    def seen() -> Tensor:
+    def positions() -> tuple[Tensor, Tensor]:
+        past_B1 = batch.past_B[:, None]
         at_P = torch.arange(cached, device=k.device)
-        past_B111 = batch.past_B[:, None, None, None]
-        at_BT = batch.past_B[:, None] + torch.arange(batch.longest, device=k.device)
-        query_B1T1, own_B11T = at_BT[:, None, :, None], at_BT[:, None, None, :]
-        before = _visible(at_P, query_B1T1, own.window) & (at_P < past_B111)
-        return torch.cat([before, _visible(own_B11T, query_B1T1, own.window)], dim=-1)
+        at_BP = torch.where(at_P < past_B1, at_P, NOWHERE)
+        at_BT = past_B1 + torch.arange(batch.longest, device=k.device)
+        return torch.cat([at_BP, at_BT], 1)[:, None, None, :], at_BT[:, None, :, None]
 
-    return _folded(q_NHD, k, v, own.mask(seen), own)
+    return _folded(q_NHD, k, v, own.mask(positions), own)
 
 
 def _fused(q_NHD: Tensor, own: _Own) -> bool:
@@ -234,39 +308,77 @@ def _fused(q_NHD: Tensor, own: _Own) -> bool:
     return half and own.plainly_causal
 
 
-def _causal(q_NHD: Tensor, k_NKD: Tensor, v_NKD: Tensor, own: _Own) -> Tensor:
+def _causal(q_NHD: Tensor, k_NKD: Tensor, v_NKE: Tensor, own: _Own) -> Tensor:
     """Plainly causal segments without a mask, as the fused kernels of a GPU take them."""
     batch = own.batch
-    q, k, v = (batch.pad(x).transpose(1, 2) for x in (q_NHD, k_NKD, v_NKD))
+    q, k, v = (batch.pad(x).transpose(1, 2) for x in (q_NHD, k_NKD, v_NKE))
+    if own.sinks_H is not None:  # seen by all, so it comes first, and a query before it as well
+        sinks_HT = own.sinks_H[:, None].expand(-1, q.shape[2])
+        q, k, v = _with_sink(q, k, v, sinks_HT, own.scaling)
+        q = F.pad(q, (0, 0, 1, 0))
     out = F.scaled_dot_product_attention(
         q, k, v, is_causal=True, scale=own.scaling, enable_gqa=True
     )
+    if own.sinks_H is not None:
+        out = out[:, :, 1:]
     return batch.unpad(out.transpose(1, 2))
 
 
-def _visible(key_at: Tensor, query_at: Tensor, window: int | None) -> Tensor:
-    """Which keys a query sees by their positions: its own and earlier ones, within the window."""
-    seen = key_at <= query_at
-    return seen if window is None else seen & (key_at > query_at - window)
-
-
-def _folded(q_NHD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, mask_B1TS: Tensor, own: _Own) -> Tensor:
+def _folded(q_NHD: Tensor, k_BKSD: Tensor, v_BKSE: Tensor, seen: Seen, own: _Own) -> Tensor:
     """Grouped heads without copying keys: a group's query heads become more query positions."""
     batch, kv_heads = own.batch, k_BKSD.shape[1]
     q_BTHD = batch.pad(q_NHD)
     groups = q_BTHD.shape[2] // kv_heads
     q = q_BTHD.unflatten(2, (kv_heads, groups)).permute(0, 2, 3, 1, 4).flatten(2, 3)
-    mask = mask_B1TS.repeat(1, 1, groups, 1)
-    out = _softmax_attention(q, k_BKSD, v_BKSD, mask, own)
-    out_BTHD = out.unflatten(2, (groups, -1)).permute(0, 3, 1, 2, 4).flatten(2, 3)
-    return batch.unpad(out_BTHD)
+    out = _softmax_attention(q, k_BKSD, v_BKSE, seen, own)
+    out_BTHE = out.unflatten(2, (groups, -1)).permute(0, 3, 1, 2, 4).flatten(2, 3)
+    return batch.unpad(out_BTHE)
 
 
-def _softmax_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, own: _Own) -> Tensor:
-    """``[B, K, Q, D]`` queries over ``[B, K, S, D]`` keys; ``mask`` is true where they may look."""
-    if own.softcap is None:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=own.scaling)
-    scores = (q.float() @ k.float().transpose(-1, -2)) * own.scaling
-    scores = (scores / own.softcap).tanh() * own.softcap
-    scores = scores.masked_fill(~mask, float("-inf"))
-    return (scores.softmax(-1) @ v.float()).to(v.dtype)
+def _softmax_attention(
+    q_BKQD: Tensor, k_BKSD: Tensor, v_BKSE: Tensor, seen: Seen, own: _Own
+) -> Tensor:
+    """Queries of all heads of each group over its keys, ``[B, K, Q, E]``."""
+    kv_heads, queries = q_BKQD.shape[1:3]
+    visible, tokens = seen.visible, seen.visible.shape[2]
+    heads = queries // tokens if tokens > 1 else 1  # one query position of all is broadcast
+    if heads > 1:
+        visible = visible.repeat(1, 1, heads, 1)
+    if own.softcap is not None or own.slopes_H is not None:
+        scores = (q_BKQD.float() @ k_BKSD.float().transpose(-1, -2)) * own.scaling
+        if own.softcap is not None:
+            scores = (scores / own.softcap).tanh() * own.softcap
+        if own.slopes_H is not None:
+            distance = (seen.query_at - seen.key_at).repeat(1, 1, heads, 1)
+            scores = scores - _by_query(own.slopes_H, kv_heads, queries)[..., None] * distance
+        scores = scores.masked_fill(~visible, float("-inf"))
+        out: Tensor = (scores.softmax(-1) @ v_BKSE.float()).to(v_BKSE.dtype)
+        return out
+    if own.sinks_H is not None:
+        sinks_KQ = _by_query(own.sinks_H, kv_heads, queries)
+        q_BKQD, k_BKSD, v_BKSE = _with_sink(q_BKQD, k_BKSD, v_BKSE, sinks_KQ, own.scaling)
+        visible = F.pad(visible, (1, 0), value=True)
+    return F.scaled_dot_product_attention(
+        q_BKQD, k_BKSD, v_BKSE, attn_mask=visible, scale=own.scaling
+    )
+
+
+def _by_query(x_H: Tensor, kv_heads: int, queries: int) -> Tensor:
+    """A number of each head for all of its queries, ``[K, Q]``."""
+    x_KG: Tensor = x_H.unflatten(0, (kv_heads, -1))
+    return x_KG.repeat_interleave(queries // x_KG.shape[1], 1)
+
+
+def _with_sink(
+    q: Tensor, k: Tensor, v: Tensor, sinks_HQ: Tensor, scaling: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Put a key before the others that scores ``sinks_HQ`` and whose value is zero.
+
+    It takes more features, on which the other keys are zero, so that any kernel serves: eight of
+    them, since those of a GPU are made for such sizes.
+    """
+    sinks_HQ1 = (sinks_HQ / scaling).to(q.dtype)[..., None]
+    more = F.pad(sinks_HQ1, (0, 7)).expand(q.shape[0], -1, -1, -1)
+    k = F.pad(k, (0, 8, 1, 0))
+    k[:, :, 0, -8] = 1
+    return torch.cat([q, more], -1), k, F.pad(v, (0, 0, 1, 0))

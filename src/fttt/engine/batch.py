@@ -75,8 +75,8 @@ class Batch:
     slots: tuple[int, ...] = ()
     recompute: bool = True
     """Whether a train pass computes attention again for the gradient: less memory, more time."""
-    masks: dict[int | None, Tensor] = field(default_factory=dict)
-    """Attention masks by sliding window, built once a pass and shared by the layers."""
+    masks: dict[Any, Any] = field(default_factory=dict)
+    """Attention masks by how far layers see, built once a pass and shared by the layers."""
     source_B: Tensor | None = None
     """The row that each state of a decode step is read from; ``None``: the segment's own."""
     inside: tuple[int, ...] | None = None

@@ -13,33 +13,26 @@ Where only upper layers learn, a row also has what the first of them was given a
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fttt.engine.heads import Heads, read_heads
 from fttt.engine.states import Mixers, States
 from fttt.models.loader import Prefix
 
-__all__ = ["KVCache", "KeptRow", "kv_shape"]
-
-
-def kv_shape(model: Any) -> tuple[int, int, int]:
-    """Layers, key-value heads and head dimension of a model."""
-    config: Any = model.config.get_text_config()
-    heads = config.num_attention_heads
-    kv_heads = getattr(config, "num_key_value_heads", None) or heads
-    dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-    return config.num_hidden_layers, kv_heads, dim
+__all__ = ["KVCache", "KeptRow"]
 
 
 class KVCache:
     """Stacked rows of keys and values.
 
-    ``keys[layer]`` and ``values[layer]`` are ``[rows + 1, kv_heads, capacity, head_dim]``, and
-    ``hidden``, where it is wanted, ``[rows + 1, capacity, width]``; the last row takes what the
-    unused lanes of a captured decode step write.
+    ``keys[layer]`` and ``values[layer]`` are ``[rows + 1, kv_heads, capacity, dim]`` of the layer's
+    own heads and dimensions, the same tensors where layers share them; ``hidden``, where it is
+    wanted, is ``[rows + 1, capacity, width]``. The last row takes what the unused lanes of a
+    captured decode step write.
     """
 
     def __init__(
@@ -47,9 +40,7 @@ class KVCache:
         *,
         rows: int,
         capacity: int,
-        layers: int,
-        kv_heads: int,
-        head_dim: int,
+        heads: Mapping[int, Heads],
         dtype: torch.dtype,
         device: torch.device,
         prefix: Prefix | None = None,
@@ -57,21 +48,29 @@ class KVCache:
         states: States | None = None,
     ) -> None:
         """Take the memory; ``hidden`` is the width of the hidden states that are kept, if any."""
-        shape = (rows + 1, kv_heads, capacity, head_dim)
         self.rows = rows
         self.capacity = capacity
         self.device = device
         self.states = states
         """Of layers that carry one; ``None`` where there are none."""
-        self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(layers)]
-        self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(layers)]
+        self.keys: dict[int, Tensor] = {}
+        self.values: dict[int, Tensor] = {}
+        self._own: list[Tensor] = []
+        for layer, own in heads.items():
+            if own.owner != layer:
+                self.keys[layer], self.values[layer] = self.keys[own.owner], self.values[own.owner]
+                continue
+            for held, dim in ((self.keys, own.key_dim), (self.values, own.value_dim)):
+                shape = (rows + 1, own.kv_heads, capacity, dim)
+                held[layer] = torch.zeros(shape, dtype=dtype, device=device)
+                self._own.append(held[layer])
         self.hidden: Tensor | None = None
         if hidden:
             self.hidden = torch.zeros(rows + 1, capacity, hidden, dtype=dtype, device=device)
         self.prefix = prefix.length if prefix else 0
         """P: positions at the start of every row that belong to no sequence."""
         if prefix:
-            for layer in range(layers):
+            for layer in heads:
                 self.keys[layer][:, :, : self.prefix] = prefix.keys[layer]
                 self.values[layer][:, :, : self.prefix] = prefix.values[layer]
         self._free = list(range(rows - 1, -1, -1))
@@ -93,13 +92,10 @@ class KVCache:
 
         Without ``mixers`` it holds no state of theirs, and passes begin with none.
         """
-        layers, kv_heads, dim = kv_shape(model)
         return cls(
             rows=rows,
             capacity=capacity,
-            layers=layers,
-            kv_heads=kv_heads,
-            head_dim=dim,
+            heads=read_heads(model),
             dtype=dtype or model.dtype,
             device=model.device,
             prefix=prefix,
@@ -163,7 +159,7 @@ class KVCache:
         """Copy the first tokens of rows to others, ``(source, target)`` each."""
         source_B, target_B = torch.tensor(pairs, device=self.device).T
         end = self.prefix + tokens
-        for part in (*self.keys, *self.values):
+        for part in self._own:
             part[target_B, :, :end] = part[source_B, :, :end]
         if self.hidden is not None:
             self.hidden[target_B, :end] = self.hidden[source_B, :end]

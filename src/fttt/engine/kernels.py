@@ -26,44 +26,51 @@ _SPLIT = 256
 def decode_attention(
     query_HND: Tensor,
     key_KND: Tensor,
-    value_KND: Tensor,
+    value_KNE: Tensor,
     batch: Batch,
     layer: int,
     scaling: float,
-    window: int | None,
-    softcap: float | None,
+    *,
+    window: int | None = None,
+    chunk: int | None = None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+    slopes: Tensor | None = None,
 ) -> Tensor:
-    """Store one token's keys and values a row, and attend to the row; returns ``[N, H, D]``.
+    """Store one token's keys and values a row, and attend to the row; returns ``[N, H, E]``.
 
-    Rows are cut into splits that run side by side and are merged by their log-sum-exp
-    (flash-decoding); a split that lies past a row's end stops at once. Where the batch says so,
-    each earlier token is read from the row that holds it.
+    What the options mean is said by :func:`fttt.engine.attention.attend`. Rows are cut into splits
+    that run side by side and are merged by their log-sum-exp (flash-decoding); a split that lies
+    past a row's end stops at once. Where the batch says so, each earlier token is read from the row
+    that holds it.
     """
     heads, rows, dim = query_HND.shape
-    kv_heads = key_KND.shape[0]
+    kv_heads, _, value_dim = value_KNE.shape
     groups = heads // kv_heads
     k_cache, v_cache = batch.cache.keys[layer], batch.cache.values[layer]
     splits = triton.cdiv(batch.cache.capacity, _SPLIT)
-    dim_pad = max(16, triton.next_power_of_2(dim))
-    large = dim_pad * k_cache.element_size() > 512  # shared memory holds fewer of such tokens
-    out = torch.empty(rows, heads, dim, dtype=query_HND.dtype, device=query_HND.device)
-    partial = torch.empty(rows, heads, splits, dim, dtype=torch.float32, device=out.device)
+    dim_pad, value_pad = (max(16, triton.next_power_of_2(n)) for n in (dim, value_dim))
+    large = max(dim_pad, value_pad) * k_cache.element_size() > 512  # few fit shared memory
+    out = torch.empty(rows, heads, value_dim, dtype=query_HND.dtype, device=query_HND.device)
+    partial = torch.empty(rows, heads, splits, value_dim, dtype=torch.float32, device=out.device)
     scale_sum = torch.empty(rows, heads, splits, 2, dtype=torch.float32, device=out.device)
     row_of = batch.row_B if batch.row_of_BS is None else batch.row_of_BS
+    slope = scale_sum if slopes is None else slopes.float()
+    sink = scale_sum if sinks is None else sinks
     _attention_kernel[(rows, kv_heads, splits)](
-        query_HND, key_KND, value_KND, k_cache, v_cache, batch.row_B, batch.past_B, row_of,
-        partial, scale_sum, scaling, softcap or 0.0, window or 0,
+        query_HND, key_KND, value_KNE, k_cache, v_cache, batch.row_B, batch.past_B, row_of,
+        slope, partial, scale_sum, scaling, softcap or 0.0, window or 0, chunk or 0,
         query_HND.stride(0), query_HND.stride(1), key_KND.stride(0), key_KND.stride(1),
-        value_KND.stride(0), value_KND.stride(1), k_cache.stride(0), k_cache.stride(1),
-        row_of.stride(0), heads, splits, dim,
-        SCATTERED=batch.row_of_BS is not None,
+        value_KNE.stride(0), value_KNE.stride(1), k_cache.stride(0), k_cache.stride(1),
+        v_cache.stride(0), v_cache.stride(1), row_of.stride(0), heads, splits, dim, value_dim,
+        SCATTERED=batch.row_of_BS is not None, SLOPED=slopes is not None,
         GROUPS=groups, GROUPS_PAD=max(16, triton.next_power_of_2(groups)),
-        DIM_PAD=dim_pad, SPLIT=_SPLIT, BLOCK=32 if large else 64,
+        DIM_PAD=dim_pad, VALUE_PAD=value_pad, SPLIT=_SPLIT, BLOCK=32 if large else 64,
         num_warps=4, num_stages=2 if large else 3,
     )  # fmt: skip
     _merge_kernel[(rows, heads)](
-        partial, scale_sum, out, splits, dim,
-        SPLITS_PAD=triton.next_power_of_2(splits), DIM_PAD=triton.next_power_of_2(dim),
+        partial, scale_sum, sink, out, splits, value_dim, SUNK=sinks is not None,
+        SPLITS_PAD=triton.next_power_of_2(splits), DIM_PAD=triton.next_power_of_2(value_dim),
         num_warps=2,
     )  # fmt: skip
     return out
@@ -71,11 +78,12 @@ def decode_attention(
 
 @triton.jit
 def _attention_kernel(
-    q_ptr, k_ptr, v_ptr, k_cache, v_cache, row_ptr, past_ptr, row_of_ptr, partial_ptr, sum_ptr,
-    scaling, softcap, window, q_head, q_row, k_head, k_row, v_head, v_row,
-    cache_row, cache_head, row_of_lane, heads, splits, dim,
-    SCATTERED: tl.constexpr, GROUPS: tl.constexpr, GROUPS_PAD: tl.constexpr, DIM_PAD: tl.constexpr,
-    SPLIT: tl.constexpr, BLOCK: tl.constexpr,
+    q_ptr, k_ptr, v_ptr, k_cache, v_cache, row_ptr, past_ptr, row_of_ptr, slope_ptr,
+    partial_ptr, sum_ptr, scaling, softcap, window, chunk,
+    q_head, q_row, k_head, k_row, v_head, v_row, k_cache_row, k_cache_head,
+    v_cache_row, v_cache_head, row_of_lane, heads, splits, dim, value_dim,
+    SCATTERED: tl.constexpr, SLOPED: tl.constexpr, GROUPS: tl.constexpr, GROUPS_PAD: tl.constexpr,
+    DIM_PAD: tl.constexpr, VALUE_PAD: tl.constexpr, SPLIT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     lane = tl.program_id(0)
     kv_head = tl.program_id(1)
@@ -84,35 +92,45 @@ def _attention_kernel(
     past = tl.load(past_ptr + lane).to(tl.int32)
     g = tl.arange(0, GROUPS_PAD)
     d = tl.arange(0, DIM_PAD)
+    e = tl.arange(0, VALUE_PAD)
     head = kv_head * GROUPS + g
     in_d = d < dim
-    base = row * cache_row + kv_head * cache_head
+    in_e = e < value_dim
     q = tl.load(
         q_ptr + head[:, None] * q_head + lane * q_row + d[None, :],
         mask=(g < GROUPS)[:, None] & in_d[None, :], other=0.0,
     )  # fmt: skip
     best = tl.full([GROUPS_PAD], float("-inf"), tl.float32)
     total = tl.zeros([GROUPS_PAD], tl.float32)
-    acc = tl.zeros([GROUPS_PAD, DIM_PAD], tl.float32)
-    first = split * SPLIT
-    last = tl.minimum(first + SPLIT, past)
+    acc = tl.zeros([GROUPS_PAD, VALUE_PAD], tl.float32)
+    if SLOPED:
+        slope = tl.load(slope_ptr + head, mask=g < GROUPS, other=0.0)
+    oldest = past * 0
     if window > 0:
-        first = tl.maximum(first, (past + 1 - window) // BLOCK * BLOCK)
+        oldest = tl.maximum(oldest, past + 1 - window)
+    if chunk > 0:
+        oldest = tl.maximum(oldest, past // chunk * chunk)
+    last = tl.minimum(split * SPLIT + SPLIT, past)
+    first = tl.maximum(split * SPLIT, oldest // BLOCK * BLOCK)
     for start in range(first, last, BLOCK):
         s = start + tl.arange(0, BLOCK)
-        seen = s < past
-        if window > 0:
-            seen = seen & (s > past - window)
-        at = base + s[:, None] * dim + d[None, :]
+        seen = (s >= oldest) & (s < past)
+        holder = row
         if SCATTERED:
             holder = tl.load(row_of_ptr + lane * row_of_lane + s, mask=seen, other=0).to(tl.int64)
-            at = holder[:, None] * cache_row + kv_head * cache_head + s[:, None] * dim + d[None, :]
-        read = seen[:, None] & in_d[None, :]
-        k = tl.load(k_cache + at, mask=read, other=0.0)
-        v = tl.load(v_cache + at, mask=read, other=0.0)
+        k_at = holder * k_cache_row + kv_head * k_cache_head + s * dim
+        v_at = holder * v_cache_row + kv_head * v_cache_head + s * value_dim
+        k = tl.load(
+            k_cache + k_at[:, None] + d[None, :], mask=seen[:, None] & in_d[None, :], other=0.0
+        )
+        v = tl.load(
+            v_cache + v_at[:, None] + e[None, :], mask=seen[:, None] & in_e[None, :], other=0.0
+        )
         score = tl.dot(q, tl.trans(k), input_precision="ieee") * scaling
         if softcap > 0:
             score = (2 * tl.sigmoid(2 * score / softcap) - 1) * softcap
+        if SLOPED:
+            score -= slope[:, None] * (past - s).to(tl.float32)[None, :]
         score = tl.where(seen[None, :], score, float("-inf"))
         new_best = tl.maximum(best, tl.max(score, 1))
         safe = tl.where(new_best == float("-inf"), 0.0, new_best)
@@ -123,10 +141,11 @@ def _attention_kernel(
         best = new_best
     if split == 0:  # the new token: stored for later steps, read from registers in this one
         k_new = tl.load(k_ptr + kv_head * k_head + lane * k_row + d, mask=in_d, other=0.0)
-        v_new = tl.load(v_ptr + kv_head * v_head + lane * v_row + d, mask=in_d, other=0.0)
-        at = base + past.to(tl.int64) * dim + d
-        tl.store(k_cache + at, k_new, mask=in_d)
-        tl.store(v_cache + at, v_new, mask=in_d)
+        v_new = tl.load(v_ptr + kv_head * v_head + lane * v_row + e, mask=in_e, other=0.0)
+        k_to = row * k_cache_row + kv_head * k_cache_head + past.to(tl.int64) * dim
+        v_to = row * v_cache_row + kv_head * v_cache_head + past.to(tl.int64) * value_dim
+        tl.store(k_cache + k_to + d, k_new, mask=in_d)
+        tl.store(v_cache + v_to + e, v_new, mask=in_e)
         own = tl.sum(q.to(tl.float32) * k_new.to(tl.float32)[None, :], 1) * scaling
         if softcap > 0:
             own = (2 * tl.sigmoid(2 * own / softcap) - 1) * softcap
@@ -141,15 +160,16 @@ def _attention_kernel(
     tl.store(sum_ptr + index * 2, best, mask=mask)
     tl.store(sum_ptr + index * 2 + 1, total, mask=mask)
     tl.store(
-        partial_ptr + index[:, None] * dim + d[None, :], acc,
-        mask=mask[:, None] & in_d[None, :] & (best > float("-inf"))[:, None],
+        partial_ptr + index[:, None] * value_dim + e[None, :], acc,
+        mask=mask[:, None] & in_e[None, :] & (best > float("-inf"))[:, None],
     )  # fmt: skip
 
 
 @triton.jit
 def _merge_kernel(
-    partial_ptr, sum_ptr, out_ptr, splits, dim, SPLITS_PAD: tl.constexpr, DIM_PAD: tl.constexpr
-):
+    partial_ptr, sum_ptr, sink_ptr, out_ptr, splits, dim,
+    SUNK: tl.constexpr, SPLITS_PAD: tl.constexpr, DIM_PAD: tl.constexpr,
+):  # fmt: skip
     lane = tl.program_id(0)
     head = tl.program_id(1)
     index = lane * tl.num_programs(1) + head
@@ -158,13 +178,20 @@ def _merge_kernel(
     at = index * splits + s
     best = tl.load(sum_ptr + at * 2, mask=s < splits, other=float("-inf"))
     total = tl.load(sum_ptr + at * 2 + 1, mask=s < splits, other=0.0)
-    scale = tl.exp(best - tl.max(best, 0))
+    highest = tl.max(best, 0)
+    if SUNK:
+        sink = tl.load(sink_ptr + head).to(tl.float32)
+        highest = tl.maximum(highest, sink)
+    scale = tl.exp(best - highest)
+    whole = tl.sum(total * scale, 0)
+    if SUNK:
+        whole += tl.exp(sink - highest)
     used = (s < splits) & (best > float("-inf"))
     acc = tl.load(
         partial_ptr + at[:, None] * dim + d[None, :],
         mask=used[:, None] & (d < dim)[None, :], other=0.0,
     )  # fmt: skip
-    out = tl.sum(acc * scale[:, None], 0) / tl.sum(total * scale, 0)
+    out = tl.sum(acc * scale[:, None], 0) / whole
     tl.store(out_ptr + index * dim + d, out.to(out_ptr.dtype.element_ty), mask=d < dim)
 
 

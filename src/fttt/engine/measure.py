@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from fttt.engine.batched import BatchedEngine
-from fttt.engine.cache import kv_shape
+from fttt.engine.heads import read_heads
 from fttt.engine.noise import derive_key
 from fttt.engine.request import GenerateRequest, LoRASpec, Target, TrainRequest
 from fttt.models.loader import LoadedModel
@@ -141,8 +141,8 @@ def decode_floor(loaded: LoadedModel, lanes: int, filled: float, bytes_per_secon
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     if model.get_output_embeddings().weight is not embedding:
         weights -= embedding.numel() * embedding.element_size()
-    layers, kv_heads, dim = kv_shape(model)
-    cached = lanes * filled * 2 * layers * kv_heads * dim * embedding.element_size()
+    numbers = sum(own.numbers for own in read_heads(model).values())
+    cached = lanes * filled * numbers * embedding.element_size()
     return float((weights + cached) / bytes_per_second)
 
 

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from fttt.engine.adapters import count_parameters, layers_by_name
-from fttt.engine.cache import kv_shape
 from fttt.engine.deltas import delta_bytes
+from fttt.engine.heads import read_heads
 from fttt.engine.memory import free_bytes
 from fttt.engine.request import AdapterSpec, LoRASpec, WeightDeltaSpec
 from fttt.engine.states import Mixers
@@ -113,13 +113,14 @@ def plan_memory(
     """
     device = torch.device(loaded.device)
     dtype = next(loaded.model.parameters()).dtype
-    layers, kv_heads, dim = kv_shape(loaded.model)
+    heads = read_heads(loaded.model)
     prefix = loaded.prefix.length if loaded.prefix else 0
     capacity = -(-(prefix + max_length + 8) // 16) * 16  # room for the steps between two looks
     slot_bytes = _slot_bytes(loaded, adapter)
     hidden = hidden_width(loaded.model, adapter)
-    layer_bytes = 2 * kv_heads * dim * dtype.itemsize * capacity
-    row_bytes = layers * layer_bytes + hidden * dtype.itemsize * capacity
+    numbers = [own.numbers for layer, own in heads.items() if own.owner == layer]
+    row_bytes = (sum(numbers) + hidden) * dtype.itemsize * capacity
+    layer_bytes = max(numbers, default=0) * dtype.itemsize * capacity
     row_bytes += Mixers(loaded.model).row_bytes
     passes = _passes(loaded, device, adapter, max_length)
     smaller = _passes(loaded, device, adapter, max_length, least=min(TRAIN_TOKENS, max_length))
@@ -210,7 +211,7 @@ def _passes(
     """
     config: Any = loaded.model.config.get_text_config()
     itemsize = next(loaded.model.parameters()).element_size()
-    layer_bytes = (12 * config.hidden_size + 4 * config.intermediate_size) * itemsize
+    layer_bytes = (12 * config.hidden_size + 4 * _inner_width(config)) * itemsize
     if isinstance(adapter, WeightDeltaSpec):
         token_bytes, question_bytes = _delta_train_bytes(loaded, adapter, layer_bytes)
         share, least = 0.1, max(least, max_length)  # an attempt is run as a whole
@@ -232,6 +233,13 @@ def _passes(
         trains += questions * question_bytes + min(3 * LOGIT_BYTES, 12 * config.vocab_size * train)
     working = int(1.25 * max(prefill * layer_bytes, trains)) + 2**28  # a quarter may be padding
     return _Passes(prefill, train, questions, working)
+
+
+def _inner_width(config: Any) -> int:
+    """The width of the layers' inner products; the widest, where layers differ."""
+    names = ("intermediate_size", "ffn_dim", "ffn_hidden_size", "n_inner")
+    width = next(filter(None, (getattr(config, name, None) for name in names)), None)
+    return max(width) if isinstance(width, list | tuple) else int(width or 4 * config.hidden_size)
 
 
 def _slot_bytes(loaded: LoadedModel, adapter: AdapterSpec | None) -> int:

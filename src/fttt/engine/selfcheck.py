@@ -10,8 +10,8 @@ tokens, and held against the model's own forward pass over the whole sequence:
 - with one question's own low-rank weights, in prefill, decode and train passes, beside a question
   without any.
 
-The model's own pass takes its ``eager`` attention, which is the definition: others drop what they
-cannot do (``sdpa`` Gemma 2's softcap).
+The model's own pass takes its ``eager`` attention, since ``sdpa`` drops what it cannot do (as Gemma
+2's softcap).
 
 The tolerance is measured, not set: the model's own pass is repeated with rounding errors added to
 the output of each layer, and the engine may be a few times as far away as that.
@@ -75,6 +75,9 @@ ADAPTED = (
 )
 """Linear layers that carry the check's adapter, those of them that a model has."""
 
+RIGHT = {"falcon": "sdpa"}
+"""Attention that is right where ``eager`` is not: Falcon's adds ALiBi twice."""
+
 _passed: WeakSet[nn.Module] = WeakSet()
 
 
@@ -108,7 +111,7 @@ def find_difference(model: Any) -> str | None:
     before = model.config._attn_implementation
     try:
         with torch.no_grad(), _narrowed(model):
-            model.set_attn_implementation("eager")
+            model.set_attn_implementation(RIGHT.get(model.config.model_type, "eager"))
             return _Check(model).run()
     except torch.OutOfMemoryError:
         raise
@@ -233,8 +236,8 @@ class _Check:
         It takes what :meth:`_generated` left there.
         """
         past = len(self._long.ids) - 1
-        self._stand_at([Segment(self._long.ids[:past], 1, 0)], cache)
-        if cache.states is not None:
+        if cache.states is not None:  # a row's state stands after all that it has seen
+            self._run("prefill", [Segment(self._long.ids[:past], 1, 0)], cache)
             cache.states.saw(3, past)
         batch = Batch.pack("decode", [Segment(self._long.ids[-1:], 3, past)], cache)
         batch.row_of_BS = torch.full((1, cache.capacity), 1, dtype=torch.int32, device=cache.device)
@@ -245,14 +248,10 @@ class _Check:
         """Logits of a train pass over both texts from within their prompts on."""
         slot = -1 if self._bank is None else 0
         parts = list(enumerate(((self._long, LONG - 2, slot), (self._short, 2, -1))))
-        self._stand_at([Segment(t.ids[:past], row, 0, own) for row, (t, past, own) in parts], cache)
+        before = [Segment(t.ids[:past], row, 0, own) for row, (t, past, own) in parts]
+        self._run("prefill", before, cache)
         segments = [Segment(t.ids[past:], row, past, own) for row, (t, past, own) in parts]
         return self._run("train", segments, cache)
-
-    def _stand_at(self, segments: Sequence[Segment], cache: KVCache) -> None:
-        """Let rows' states be those after these tokens, as keys and values are at any place."""
-        if cache.states is not None:
-            self._run("prefill", segments, cache)
 
 
 def _distance(got: Tensor, wanted: Tensor) -> float:

@@ -21,6 +21,7 @@ from transformers.utils.generic import ModelOutput
 from fttt.engine.attention import KERNELS, NAME
 from fttt.engine.batch import Batch, Segment
 from fttt.engine.cache import KVCache
+from fttt.engine.heads import read_heads
 from fttt.engine.plan import LOGIT_BYTES
 from fttt.engine.stand_ins import stand_ins_for
 from fttt.engine.states import Mixers
@@ -36,6 +37,7 @@ def prepared(model: Any, *, faster: bool = True) -> Iterator[None]:
 
     ``faster=False`` leaves all but what packing needs to the model's own code.
     """
+    read_heads(model)  # while its code is its own
     before = model.config._attn_implementation
     stand_ins = stand_ins_for(model, model.device, Mixers(model), faster=faster)
     model.set_attn_implementation(NAME)
