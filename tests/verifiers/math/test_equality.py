@@ -17,6 +17,8 @@ from fttt.verifiers.math.notation import NotUnderstoodError
 from fttt.verifiers.math.values import UndecidedError
 from fttt.verifiers.math.verifier import judge_quickly
 
+ROUGHLY = ("approx", "about", "nearly")
+"""An exact answer is right where the gold one is rounded, though not the other way round."""
 ANSWERS = tomllib.loads(Path(__file__).with_name("answers.toml").read_text(encoding="utf-8"))
 
 
@@ -43,7 +45,11 @@ def test_another_answer(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ANSWERS)
 def test_another_answer_is_wrong_the_other_way_round_too(kind: str) -> None:
-    passed = [pair for pair in ANSWERS[kind]["different"] if same(*reversed(pair))]
+    passed = [
+        pair
+        for pair in ANSWERS[kind]["different"]
+        if same(*reversed(pair)) and not any(word in pair[1] for word in ROUGHLY)
+    ]
     assert not passed
 
 

@@ -67,7 +67,7 @@ def test_things_that_are_counted(text: str) -> None:
     "text",
     [
         "or more",
-        "times",
+        "times x",
         "less than",
         "mod 7",
         "out of six",

@@ -111,6 +111,8 @@ def same(gold: Node, answer: Node) -> bool:
     gold, answer = settled(gold), settled(answer)
     if gold == answer:
         return True
+    if _is_rounded(gold) or _is_rounded(answer):
+        return _same_rounded(gold, answer)
     if "named" in (gold.head, answer.head) or _assigned(gold) or _assigned(answer):
         return _same_named(gold, answer)
     if "choice" in (gold.head, answer.head) and gold.head != answer.head:
@@ -216,8 +218,6 @@ def _same_named(gold: Node, answer: Node) -> bool:
     if is_set_like(other):
         return _same_set(gold, answer)
     value = named.args[0]
-    if value.head == "list" and value.data == "~":  # "x = 2/3 \approx 0.67"
-        return any(same(one, other) for one in value.args)
     return same(value, other) if named is gold else same(other, value)
 
 
@@ -396,6 +396,31 @@ def _as_interval(node: Node, other: Node) -> Node:
     return node
 
 
+# Approximations
+
+
+def _is_rounded(node: Node) -> bool:
+    return node.head == "list" and node.data in ("~", "~~")
+
+
+def _same_rounded(gold: Node, answer: Node) -> bool:
+    """Of ``2/3 \\approx 0.67`` the first value is exact; a rounded one is no exact gold answer."""
+    if _is_rounded(gold):
+        return any(same(one, answer) or _same_rounded(one, answer) for one in gold.args)
+    if not _is_rounded(answer):
+        return same(gold, answer)
+    exact = answer.args[:1] if answer.data == "~" else ()
+    rough = answer.args if _is_written_rounded(gold) else ()
+    return any(same(gold, one) for one in (*exact, *rough))
+
+
+def _is_written_rounded(node: Node) -> bool:
+    """Whether a gold answer is a decimal, which may be rounded itself."""
+    while node.head in ("neg", "quantity", "named"):
+        node = node.args[0]
+    return node.head == "decimal"
+
+
 # Lists
 
 
@@ -418,11 +443,6 @@ def _in_any_order(gold: Sequence[Node], answer: Sequence[Node]) -> bool:
 
 
 def _same_list(gold: Node, answer: Node) -> bool:
-    for first, second in ((gold, answer), (answer, gold)):
-        if first.head == "list" and first.data == "~":
-            if second.head == "list" and second.data == "~":
-                return _in_order(first.args, second.args)
-            return any(same(one, second) for one in first.args)
     heads = {gold.head, answer.head}
     if any(part.head == "dots" for node in (gold, answer) for part in node.args):
         return (
@@ -480,7 +500,9 @@ def _ratio(node: Node) -> tuple[Node, ...] | None:
 
 def _same_time(gold: tuple[tuple[int, ...], str], answer: tuple[tuple[int, ...], str]) -> bool:
     """Times of day; without "a.m." or "p.m." either half is meant."""
-    (first, half), (second, other) = gold, answer
+    (first, half), (second, other) = (
+        (numbers, half if half in ("am", "pm") else "") for numbers, half in (gold, answer)
+    )
     size = max(len(first), len(second))
     one = (*first, *(0,) * (size - len(first)))
     two = (*second, *(0,) * (size - len(second)))

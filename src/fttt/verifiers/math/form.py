@@ -85,7 +85,7 @@ def _form(node: Node) -> str:
     if node.head == "ratio":
         return _ratio_form(node)
     if node.head == "time":
-        numbers, half = node.data
+        numbers, half = node.data[0], node.data[1].replace("clock", "")
         return f"{numbers[0]}:{':'.join(f'{n:02}' for n in numbers[1:])} {half}".strip()
     if node.head == "based":
         return str(node.data[0])

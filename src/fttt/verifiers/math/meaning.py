@@ -59,7 +59,9 @@ def settled(node: Node) -> Node:
 def _settled_name(node: Node) -> Node:
     names, approximate = node.data
     values = [settled(value) for value in node.args]
-    if len(values) > 1:
+    if approximate and len(values) == 1:
+        values = [Node("list", tuple(values), "~~")]
+    elif len(values) > 1:
         if approximate:
             values = [_about(tuple(values))]
         elif all(_alike(values[0], value) for value in values[1:]):
@@ -94,7 +96,7 @@ def _identity(node: Node) -> Node | None:
 
 
 def _about(sides: tuple[Node, ...]) -> Node:
-    """Sides of ``\\approx``, any of which is the answer; they must be near each other."""
+    """Sides of ``\\approx``: an exact value and its rounded ones, which must be near it."""
     try:
         values = [evaluate(side.args[0] if side.head == "quantity" else side) for side in sides]
     except UndefinedError:
@@ -119,7 +121,7 @@ def _settled_builder(node: Node) -> Node:
 
 
 def _settled_list(node: Node) -> Node:
-    if node.data == "~":
+    if node.data in ("~", "~~"):
         return node
     if len(node.args) == 1:
         return settled(node.args[0])
@@ -145,7 +147,7 @@ def _settled_list(node: Node) -> Node:
             return Node("named", (inner,), (name, False))
     flat: list[Node] = []
     for before, part in zip(node.args, parts, strict=True):
-        spread = part.head == "list" and before.head != "list" and part.data != "~"
+        spread = part.head == "list" and before.head != "list" and part.data not in ("~", "~~")
         flat += part.args if spread else (part,)
     if node.data == "or" and all(_alike(flat[0], one) for one in flat[1:]):
         return flat[0]  # "1/2 or 0.5"

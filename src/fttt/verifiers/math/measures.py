@@ -121,6 +121,8 @@ class MeasureReader(CommandReader):
             ended = ended or before.command("pi", "infty")
             if not ended and token.kind != "word":
                 continue
+            if token.sign("'", '"') and before.kind == "number":
+                return place
             if token.kind == "word" and token.text not in FUNCTIONS - {"min", "max", "sec"}:
                 return place
             if token.command("sec", "min") and place == high - 1:

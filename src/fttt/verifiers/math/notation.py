@@ -136,7 +136,8 @@ def spelled(tokens: tuple[Token, ...]) -> str:
 
 def _spell(token: Token) -> str:
     if token.value is not None:
-        return str(token.value)
+        padded = token.text.startswith("0") and token.text.isdigit()  # "9:05" is not "9:5"
+        return token.text if padded else str(token.value)
     if token.kind == "word" and len(token.text) > 1:
         return token.text.casefold()
     return f"\\{token.text}" if token.kind == "command" else token.text

@@ -25,11 +25,13 @@ _RELATION_COMMANDS = {"approx": "~", "in": "in", "notin": "notin", "equiv": "=="
 _SET_OPERATIONS = {"cup": "union", "cap": "inter", "setminus": "minus"}
 _VERBS = word_set("is are was be equals equal gives yields becomes")
 _BEFORE = word_set(
-    "exactly just only approximately about around roughly nearly answer therefore thus so "
-    "hence either both final total result value the correct choice option"
+    "exactly just only answer therefore thus so hence either both final total result value the "
+    "correct choice option"
 )
 """Words before an answer that say nothing of its value."""
 _CURRENCIES = {"usd": "USD", "us": "USD", "eur": "EUR", "gbp": "GBP", "rs": "INR", "inr": "INR"}
+_ROUGHLY = word_set("approximately about around roughly nearly almost circa approx")
+"""Words before a value that is rounded."""
 _ALL_REALS = re.compile(
     r"(?:(?:all|any|every|the|set of|of) )*(?:(?:real numbers?|reals?)(?: numbers?)?|real values?)"
 )
@@ -248,7 +250,9 @@ class _AnswerReader(MeasureReader):
         if not _CLOCK.fullmatch(text) or (len(tokens) == 1 and half not in ("am", "pm")):
             return None
         numbers = tuple(int(part) for part in text.split(":"))
-        return Node("time", data=(numbers, half if half in ("am", "pm") else ""))
+        if half not in ("am", "pm"):
+            half = "clock" if re.search(r"(?:^|:)0", text) else ""
+        return Node("time", data=(numbers, half))
 
     def words(self, low: int, high: int) -> Node | None:
         """Words and nothing else, or a name in capitals; all real numbers are those."""
@@ -307,9 +311,10 @@ class _AnswerReader(MeasureReader):
         if len(spans) == 1:
             return self.special(low, high) or self.side(low, high)
         if spans[0][0] == spans[0][1] and signs[0] in ("=", "~"):  # "= 5"
-            spans, signs = spans[1:], signs[1:]
+            first, *signs = signs
+            spans = spans[1:]
             if len(spans) == 1:
-                return self.side(*spans[0])
+                return rounded(self.side(*spans[0])) if first == "~" else self.side(*spans[0])
         if "in" in signs or "notin" in signs:
             if signs != ["in"]:
                 raise NotUnderstoodError("a membership of that kind")
@@ -405,6 +410,8 @@ class _AnswerReader(MeasureReader):
                 low += low < high and self.tokens[low].sign(".")
             elif verbs and not any(self.word(n) in NEGATIVES for n in range(low, verbs[0])):
                 low = verbs[0] + 1
+            elif word in _ROUGHLY:
+                return rounded(self.side(low + 1, high))
             elif word in _BEFORE:
                 low += 1
             else:
@@ -477,6 +484,11 @@ class _AnswerReader(MeasureReader):
             raise NotUnderstoodError("a set of that kind")
         inner = self.answer(low, high)
         return Node("set", inner.args if inner.head == "list" else (inner,))
+
+
+def rounded(node: Node) -> Node:
+    """A value that is said to be approximate."""
+    return Node("list", (node,), "~~")
 
 
 def _occurs(name: Name, value: Node) -> bool:

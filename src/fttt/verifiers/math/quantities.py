@@ -19,16 +19,7 @@ def same_quantity(gold: Node, answer: Node) -> bool:
     if first is None or second is None:
         return False
     if known is None or given is None:
-        suffix = known or given
-        if _same_number(first, second):
-            return True
-        degrees = suffix is not None and suffix.unit is not None
-        if not degrees or suffix is None or suffix.unit is None:
-            return False
-        if suffix.unit.powers != (("degree", 1),):
-            return False
-        turn = [_radians(n, s) for n, s in ((first, known), (second, given))]
-        return same_value(*turn)
+        return _same_number(first, second)
     if known.unit is None or given.unit is None:
         unit = known.unit or given.unit
         if unit is not None and unit.powers != (("unit", 1),):
@@ -59,11 +50,8 @@ def _same_measure(first: Node, known: Suffix, second: Node, given: Suffix) -> bo
 
 
 def _radians(node: Node, suffix: Suffix | None) -> Node:
-    """An angle in radians; without a unit it is in radians already."""
-    degrees = suffix is not None and suffix.unit is not None
-    if not degrees or suffix is None or suffix.unit is None:
-        return node
-    if suffix.unit.powers != (("degree", 1),):
+    """An angle of degrees or radians in radians."""
+    if suffix is None or suffix.unit is None or suffix.unit.powers != (("degree", 1),):
         return node
     return Node("div", (Node("mul", (node, constant("pi"))), number(180)))
 

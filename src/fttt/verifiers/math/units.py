@@ -227,12 +227,12 @@ _OTHER_MEANING = word_set(
     "between if when unless where whenever for as is are was be equals equal isn aren will "
     "would infinity infinite infinitely false wrong incorrect impossible undefined "
     "kilo mega giga milli micro nano "
+    "approximately about roughly "
     "doubled tripled halved quadrupled"
 )
 """Words that make another number of a number, or a statement."""
 _MEANINGLESS = word_set(
-    "a an the in total all only exactly altogether respectively approximately about roughly "
-    "each answer inclusive"
+    "a an the in total all only exactly altogether respectively each answer inclusive"
 )
 _ANY_THING = word_set(
     "way thing item piece object value time number people solution element member outcome"
@@ -353,6 +353,12 @@ class _Reader:
                 return False
             self.place += 1
         token = self.tokens[self.place]
+        if token.sign("'", '"'):  # feet and inches
+            twice = self.tokens[self.place + 1 : self.place + 2] == [token]
+            self.place += 2 if twice else 1
+            inches = twice or token.sign('"')
+            self.unit = self.unit.times(_WORDS["inch" if inches else "foot"], sign)
+            return True
         if token.kind not in ("word", "letter", "command"):
             return False
         double = f"{token.text} {self.word(1)}".lower()
@@ -397,6 +403,9 @@ class _Reader:
     def thing(self, token: Token, sign: int) -> bool:
         word = token.text.lower()
         if word in _MEANINGLESS or (word in _ORDINALS and self.place <= 2):
+            return True
+        if word == "times" and self.place == len(self.tokens):  # "3 times", and not "3 times x"
+            self.things.add("time")
             return True
         if word in _OTHER_MEANING or token.kind != "word" or not _NAME.fullmatch(token.text):
             return False
