@@ -19,7 +19,7 @@ _FENCE = re.compile(rf"{_BEFORE}(?:(?P<ticks>`{{3,}})(?P<info>[^`]*)|(?P<tildes>
 _ONE_LINE = re.compile(r"[ \t]*`{3,}(?P<info>[^`]+)`{3,}[ \t]*$")
 _BEHIND_TEXT = re.compile(r"(?P<text>(?:[^`]|`{1,2}(?!`)|```[^`]*```)*\S[ \t]*)```(?P<info>[^`]*)$")
 _INFO = re.compile(r"\{[ \t]*\.?(?P<braced>[\w+#-]*)[^}]*\}|(?P<word>[^\s{]*)(?P<rest>.*)", re.S)
-_PYTHON = re.compile(r"(?:i?python|py)[\d.]*(?:[:,].*)?|.*\.py|tool_code", re.IGNORECASE)
+_PYTHON = re.compile(r"(?:i?python|py)-?[\d.]*(?:[:,].*)?|.*\.py|tool_code", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +108,13 @@ def read_block(lines: list[str], at: int, opening: Opening) -> tuple[str, bool, 
 
 
 def dedented(text: str) -> str:
-    """A block in a list is indented as a whole; one that goes on in mid-function is not."""
+    """A block in a list is indented as a whole; one that goes on in mid-function is not.
+
+    A first line that only names the language belongs to the fence.
+    """
+    first, _, rest = text.partition("\n")
+    if _PYTHON.fullmatch(first.strip()):
+        text = rest
     if not text.lstrip("\n")[:1].isspace():
         return text
     dedented = textwrap.dedent(text)

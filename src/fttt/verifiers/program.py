@@ -15,6 +15,7 @@ import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from itertools import takewhile
 from typing import Literal
 
 from fttt.verifiers.fences import dedented, opened_by, read_block
@@ -40,7 +41,7 @@ from fttt.verifiers.thought import after_thought
 __all__ = ["Program", "find_program"]
 
 _PROGRAMS = 100
-"""How many programs are looked for in a text without fences."""
+"""How many lines of a text without fences are taken for the beginning of one."""
 _BEGINS = re.compile(
     rf"{CODE_LINE}|#|\"\"\"|'''|[ \t]+\S|(?:return|yield|raise|for|while|if|with|try|assert)\b"
 )
@@ -49,7 +50,7 @@ _TAGS = re.compile(r"^[ \t]*\[(?:(PYTHON|CODE|BEGIN)|/PYTHON|/CODE|DONE|END)\][ 
 """Marks of few-shot prompts and of Code Llama that stand for fences."""
 _STOP = re.compile(
     r"(?:<[|\uff5c](?:end[^|\uff5c<>\n]{0,20}|eo[tsmd](?:_id)?|return|im_end|fim_\w+)[|\uff5c]>"
-    r"|<end_of_turn>|<eos>)(?![\"'])|</s>\s*$",
+    r"|<end_of_turn>|<eos>)(?![\"'])|</s>(?=\s*(?:\Z|<s>|\[INST\]))|(?<=```)</s>",
     re.IGNORECASE,
 )
 """A stop token that was decoded as text; what follows it is no answer."""
@@ -88,8 +89,11 @@ def find_program(
     asked = _asked(prompt, entry_point, test)
     said = _TAGS.sub(lambda tag: "```python" if tag[1] else "```", _STOP.split(said, maxsplit=1)[0])
     blocks, texts = _split(said.split("\n"), asked)
+    found = _chosen(asked, blocks)
+    if found is not None:
+        return found
     others = _outside(texts, asked)
-    found = _chosen(asked, blocks) or _chosen(asked, others)
+    found = _chosen(asked, others)
     if found is not None:
         return found
     for pieces in (blocks, others):
@@ -296,19 +300,30 @@ def _split(lines: list[str], asked: _Asked) -> tuple[list[_Piece], list[list[str
 
 
 def _outside(runs: list[list[str]], asked: _Asked) -> list[_Piece]:
-    """Programs that stand in a text without fences."""
+    """Programs that stand in a text without fences, or are indented as a whole."""
     pieces: list[_Piece] = []
+    tried = 0
     for lines in runs:
         at = 0
         while at < len(lines):
-            if CODE_START.match(lines[at]) and len(pieces) < _PROGRAMS:
-                piece = _open_piece("\n".join(lines[at:]) + "\n", asked)
+            code = lines[at].lstrip()
+            indent = lines[at][: len(lines[at]) - len(code)]
+            starts = DEFINITION.match(code) if indent else CODE_START.match(code)
+            if starts and tried < _PROGRAMS:
+                tried += 1
+                piece = _open_piece(_indented_by(indent, lines[at:]), asked)
                 if piece.text:
                     pieces.append(piece)
                     at += piece.text.count("\n")
                     continue
             at += 1
     return pieces
+
+
+def _indented_by(indent: str, lines: Sequence[str]) -> str:
+    """The first lines that are indented so, without that."""
+    within = takewhile(lambda line: line.startswith(indent) or not line.strip(), lines)
+    return textwrap.dedent("\n".join(within)) + "\n"
 
 
 def _open_piece(raw: str, asked: _Asked, *, marked: bool = False) -> _Piece:
