@@ -155,7 +155,15 @@ def _row(trial: Trial, critiques: list[str]) -> list[JSON]:
         round(usage.seconds, 3),
         trial.completion,
         critiques,
+        _score(trial),
     ]
+
+
+def _score(trial: Trial) -> str | None:
+    """How close a trial came, where its verifier tells."""
+    if trial.tests_total is not None:
+        return f"{trial.tests_passed} of {trial.tests_total} tests passed"
+    return None if trial.score is None else f"score {trial.score:g}"
 
 
 def _gold(gold: JSON) -> str | None:

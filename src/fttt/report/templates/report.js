@@ -109,12 +109,13 @@ function draw() {
 }
 
 function trial(fields, run) {
-  const [n, verdict, finish, extracted, detail, loss, prompt, generated, trained, seconds, text, critiques] = fields;
+  const [n, verdict, finish, extracted, detail, loss, prompt, generated, trained, seconds, text, critiques, score] = fields;
   const element = make("div", "trial " + verdict);
   const head = make("div", "head");
   head.append(make("b", "", `Trial ${n}: ${NAMES[verdict]}`));
   if (extracted !== null) head.append(make("span", "", `answer ${extracted}`));
   const facts = [`${number(generated)} tokens`, `${seconds.toFixed(1)} s`];
+  if (score !== null) facts.unshift(score);
   if (prompt) facts.push(`${number(prompt)} prompt tokens`);
   if (trained) facts.push(`${number(trained)} trained`);
   if (loss !== null) facts.push(`loss ${loss.toPrecision(4)}`);

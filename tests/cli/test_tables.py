@@ -1,0 +1,36 @@
+"""What stands under a run's figures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from fttt.cli.tables import show_runs
+from fttt.store import RunWriter
+from fttt.types import Question, Trial, Usage
+
+
+@pytest.mark.parametrize(
+    ("detail", "noted"),
+    [
+        ("the judge could not judge it: the tests define no check", True),
+        ("the verifier raised ValueError: no", True),
+        ("the verifier returned the number 0.3 and no truth value", True),
+        ("failed: AssertionError", False),
+        ("timeout: the submission took too long", False),
+    ],
+)
+def test_verdicts_that_are_no_fault_of_an_answer_are_noted(
+    tmp_path: Path, detail: str, noted: bool
+) -> None:
+    settings = {"method": "best-of-n", "task": "jsonl", "model": "tiny", "seed": 42}
+    writer = RunWriter.create(
+        tmp_path / "run", config=settings, environment={}, questions=[Question("q", "?", "4")]
+    )
+    writer.trial(Trial("q", 0, 0, "", (), "stop", None, "incorrect", detail, None, Usage()))
+    writer.done("q")
+    console = Console(record=True, width=200)
+    show_runs([writer.finish()], console)
+    assert ("the verifier itself failed in 1 of 1 trials" in console.export_text()) == noted
