@@ -108,6 +108,8 @@ def test_boxes_side_by_side_are_one_answer(text: str, boxed: str | None) -> None
         ("<think>The answer is $4$.</think> The answer is $5$.", "5"),
         ("The answer is $4$.\n<think>Or is it", None),
         ("#### $x+1$", "x+1"),
+        ("\\boxed{\\text{The answer is } 5}", "\\text{The answer is } 5"),
+        ("The answer is <think> $3$", None),
         ("#### 1. Factor it\n", None),
     ],
 )

@@ -56,6 +56,8 @@ def test_it_is_a_verifier() -> None:
         ("The final answer is 45 degrees Celsius (113 F).", "45"),
         ("The answer is 36, in total, so the shop earns that much.", "36"),
         ("The answer is twelve (12).", "12"),
+        ("\\boxed{\\text{The answer is } 5}", "5"),
+        ("The answer is 5 square meters.", "5"),
         ("My answer: 18 eggs/day", "18"),
         ("The final answer is 18!", "18"),
         ("The final answer is \u2248 5.", "5"),
@@ -130,6 +132,14 @@ def test_a_sum_is_what_it_comes_to(completion: str, number: str | None) -> None:
         "The answer is 5 - 2.",
         "The answer is not 5.",
         "The answer is 5? No.",
+        "The answer is <think> 5",
+        "The answer is sqrt(5).",
+        "The answer is log(5).",
+        "The answer is the square root of 5.",
+        "The answer is minus five (5).",
+        "The answer is 5 squared.",
+        "The answer is half of 5.",
+        "The answer is f(5).",
     ],
 )
 def test_what_begins_with_a_number_is_not_that_number(completion: str) -> None:

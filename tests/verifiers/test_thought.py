@@ -19,6 +19,7 @@ from fttt.verifiers.thought import after_thought
         ("<seed:think>4</seed:think>5", "5"),
         ("<|begin_of_thought|>4<|end_of_thought|>5", "5"),
         ("<scratchpad>4", None),
+        ("Sure. <think> Is it 4?", None),
         ("<think>a</think>```python\nx = 1\n```", "```python\nx = 1\n```"),
         ("<think>", None),
         ("  <think>\nIs it 4? The answer is 4.", None),

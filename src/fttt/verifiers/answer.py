@@ -9,6 +9,7 @@ and what it repeats of its question never is an answer.
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -294,6 +295,7 @@ def _marks(text: str, cut: bool) -> list[_Mark]:
     """Every mark of an answer in ``text``, the last one first."""
     boxes, unclosed = _boxes(text)
     marks = [_Mark(box.start, box.end, "box", content) for box, content in _runs(text, boxes)]
+    spans = _spans(boxes)
     if cut and unclosed >= 0:
         marks.append(_Mark(unclosed, len(text), "unclosed"))
     headings = {place for m in _HEADING.finditer(text) for place in range(m.start(), m.end())}
@@ -309,7 +311,22 @@ def _marks(text: str, cut: bool) -> list[_Mark]:
             begins = _LINE_START.search(text, max(0, match.start() - 30), match.start())
             passing = begins is None and not match["final"]
             marks.append(_Mark(match.start(), match.end(), "words", in_passing=passing))
-    return sorted(marks, key=lambda mark: mark.start, reverse=True)
+    outside = [mark for mark in marks if mark.kind == "box" or not _is_within(mark.start, spans)]
+    return sorted(outside, key=lambda mark: mark.start, reverse=True)
+
+
+def _spans(boxes: list[_Box]) -> list[tuple[int, int]]:
+    """Where the outermost boxes begin and end, from left to right."""
+    spans: list[tuple[int, int]] = []
+    for box in boxes:
+        if not spans or box.start >= spans[-1][1]:
+            spans.append((box.start, box.end))
+    return spans
+
+
+def _is_within(place: int, spans: list[tuple[int, int]]) -> bool:
+    number = bisect_right(spans, (place, 0)) - 1
+    return number >= 0 and place < spans[number][1]
 
 
 def _place(text: str, mark: _Mark, cut: bool) -> tuple[Place | None, int]:

@@ -74,7 +74,9 @@ _SHAPED = (
 )
 _SPOILED_BEFORE = re.compile(
     rf"(?:{_SHAPED}|(?<![=\"-])>|(?<!\*)\*|[+\u00d7\u00b7/]|\\(?:times|cdot|div|sqrt)(?![A-Za-z])"
-    rf"|(?<=[\w)}}\]] )-|\b(?:than|almost|nearly|not|isn't))(?:\s|\$|\*\*|[({{])*\Z",
+    rf"|(?<=[\w)}}\]] )-|\b(?:than|almost|nearly|not|isn't|twice|double|triple"
+    r"|half(?: of)?|(?:third|quarter|fifth|tenth|root) of"
+    r"|(?:minus|negative)\s+[a-z]{3,9}))(?:\s|\$|\*\*|[({])*\Z",
     re.IGNORECASE,
 )
 """What, before a number, makes it a part of an expression or of a bound."""
@@ -82,7 +84,8 @@ _SPOILED_BEHIND = re.compile(
     rf"(?:\s|\*\*|\$)*(?:{_SHAPED}|>|\+(?=[\s.,)*$]*\Z)|(?:or|and) (?:more|fewer|less"
     r"|greater|higher|lower|above|over|up|under|below)\b"
     r"|(?:[+\u00d7\u00b7\u00f7-]|\*(?!\*)|\\(?:times|cdot|div)(?![A-Za-z]))"
-    r"\s*(?:[A-Za-z](?![A-Za-z])|\\[A-Za-z]+|\$?\()|\(?\\?p?mod\b)",
+    r"\s*(?:[A-Za-z](?![A-Za-z])|\\[A-Za-z]+|\$?\()|\(?\\?p?mod\b"
+    r"|(?:factorial|choose|squared|cubed)\b(?!\s+[a-z]))",
     re.IGNORECASE,
 )
 _SENTENCE_START = re.compile(

@@ -152,11 +152,12 @@ _INSIDE = re.compile(
     r"(?:(?P<index>(?:\^|(?<=[\w)\]}|])_)\s*[{(]?)"
     r"|\\(?:sqrt|root|[dt]?binom|[pb]?mod|log|ln|lg|exp|sin|cos|tan|cot|sec|csc|arc[a-z]+"
     r"|overline|underline|tag|[hv]space\*?|h?phantom|color|ref|eqref|label|Gamma|zeta)"
-    r"\s*(?:\[[^\[\]]{0,8}\])?\s*(?:\^\s*\{?-?[0-9]*\}?\s*)?[{(]?|\\sqrt\s*\[|[√∛∜]\s*[{(]?)"
+    r"\s*(?:\[[^\[\]]{0,8}\])?\s*(?:\^\s*\{?-?[0-9]*\}?\s*)?[{(]?|\\sqrt\s*\[|[√∛∜]\s*[{(]?"
+    r"|[A-Za-z]\(|(?<![A-Za-z\\])(?:sqrt|cbrt|log|ln|sin|cos|tan|exp|root of)[ (])"
     r"\s*[+-]?\s*\Z"
 )
 """What makes the digits behind it an index, or the argument of something."""
-_INSIDE_SIGN = re.compile(r"[\^_\\√∛∜]")
+_INSIDE_SIGN = re.compile(r"[\^_\\√∛∜(]|[tgnspf] *\Z")
 _COMMAND_END = re.compile(r"\\[A-Za-z]+\Z")
 _BESIDE = re.compile(rf"{_CLOSE}[)\]]?{_CLOSE}")
 """What may stand between a number and the operator behind it."""

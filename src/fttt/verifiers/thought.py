@@ -8,7 +8,9 @@ __all__ = ["after_thought"]
 
 _NAMES = r"(?:(?:seed:)?think(?:ing)?|thoughts?|reason(?:ing)?|scratch_?pad|reflection)"
 _OPENED = re.compile(
-    rf"^[ \t]*(?:<{_NAMES}>|<\|begin_of_thought\|>|\[THINK\]|◁think▷)", re.IGNORECASE | re.MULTILINE
+    rf"(?<![\"'`(])(?:<{_NAMES}>|<\|begin_of_thought\|>|\[THINK\]|◁think▷)"
+    r"(?![\"')]|`(?!``)|\s*(?:tags?|blocks?|tokens?|elements?|sections?)\b|\s+(?:and|or)\s+\W*<)",
+    re.IGNORECASE,
 )
 _CLOSED = re.compile(
     rf"(?:</{_NAMES}>|<\|end_of_thought\|>|\[/THINK\]|◁/think▷)"
@@ -20,8 +22,8 @@ _CLOSED = re.compile(
 def after_thought(completion: str) -> str | None:
     """The text behind the last thought; ``None`` where a thought is not closed.
 
-    A template may open the thought in the prompt, so a closing tag alone ends one too. An opening
-    tag counts at the beginning of a line only: elsewhere a text speaks of it.
+    A template may open the thought in the prompt, so a closing tag alone ends one too. A tag
+    that is quoted, or called one ("the <think> tag"), is spoken of and opens nothing.
     """
     *_, said = _CLOSED.split(completion)
     return None if _OPENED.search(said) else said
