@@ -315,7 +315,7 @@ def test_the_check_passes_and_finds_a_state_that_leaks(
     model = tiny_model(family, seed=3).model
     assert find_difference(model) is None
     assert not any("forward" in vars(module) for module in model.modules())
-    monkeypatch.setattr(Mixers, "stand_ins", lambda self: [])
+    monkeypatch.setattr(Mixers, "stand_ins", lambda self, running: [])
     fault = find_difference(model)
     assert fault is not None
     assert "gives log-probabilities" in fault

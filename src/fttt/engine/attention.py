@@ -23,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface
 
 from fttt.engine.batch import Batch
+from fttt.engine.heads import layer_of
 from fttt.errors import UsageError
 
 __all__ = ["KERNELS", "NAME", "attend"]
@@ -73,7 +74,7 @@ def attend(
     """
     _refuse_unknown(attention_mask, others)
     batch = fttt_batch
-    layer = int(module.layer_idx)  # type: ignore[arg-type]
+    layer = layer_of(module)
     if s_aux is not None and (softcap is not None or slopes is not None):
         raise UsageError("The model's attention has sinks beside a softcap or slopes.")
     reach = Reach(sliding_window, _chunk_of(module, layer))

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, wraps
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,7 +22,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from fttt.engine.cache import KVCache
 
-__all__ = ["Batch", "Block", "Mode", "Segment", "by_length"]
+__all__ = ["Batch", "Block", "Current", "Mode", "Segment", "by_length", "noting"]
 
 Mode = Literal["prefill", "decode", "train"]
 
@@ -221,6 +221,30 @@ class Batch:
     def as_given(self, x_BTD: Tensor, like: Tensor) -> Tensor:
         """Back again, in the shape of the layer's output."""
         return (self.unpad(x_BTD) if self.inside is None else x_BTD).view_as(like)
+
+
+@dataclass
+class Current:
+    """What a model runs at the moment, for those of its parts that are not told."""
+
+    batch: Batch | None = None
+
+    @property
+    def handed(self) -> dict[str, Any]:
+        """What attention is to be given of it."""
+        return {} if self.batch is None else {"fttt_batch": self.batch}
+
+
+def noting(model: Any, current: Current) -> Callable[..., Any]:
+    """A model's ``forward`` that notes its batch: not all models hand it down to their layers."""
+    forward = model.forward
+
+    @wraps(forward)
+    def note(*args: Any, **kwargs: Any) -> Any:
+        current.batch = kwargs.get("fttt_batch", current.batch)
+        return forward(*args, **kwargs)
+
+    return note
 
 
 def by_length(lengths: Sequence[int], fits: Callable[[int, int], bool]) -> list[list[int]]:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch.nn.attention import sdpa_kernel
 
-from fttt.engine.attention import KERNELS, NAME
+from fttt.engine.attention import KERNELS
 from fttt.engine.batch import Batch, Segment, by_length
 from fttt.engine.beam import BeamJob, BeamSearcher
 from fttt.engine.cache import KVCache
@@ -100,8 +100,6 @@ class BatchedEngine:
         self.reset_counters()
         self._model: Any = loaded.model
         self._device = torch.device(loaded.device)
-        self._attention_before = self._model.config._attn_implementation
-        self._model.set_attn_implementation(NAME)
         mixers = Mixers(self._model)
         self._stand_ins = stand_ins_for(self._model, self._device, mixers)
         self._stand_ins.enable()
@@ -209,7 +207,6 @@ class BatchedEngine:
             await asyncio.gather(self._loop_task, return_exceptions=True)
             self._loop_task = None
         self._fail(RunError("The engine was closed while a request was waiting."))
-        self._model.set_attn_implementation(self._attention_before)
         self._stand_ins.disable()
         if self._bank is not None:
             self._bank.detach()

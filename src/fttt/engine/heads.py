@@ -8,17 +8,21 @@ or read those of a layer below. So two tokens are run, with an attention that on
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
+from unittest.mock import patch
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
+from fttt.engine.batch import Current
+from fttt.engine.families import attention_stand_ins, interface
 from fttt.errors import UsageError
 
-__all__ = ["Heads", "read_heads"]
+__all__ = ["Heads", "layer_of", "read_heads"]
 
 NAME = "fttt-heads"
 
@@ -56,39 +60,33 @@ def read_heads(model: Any) -> Mapping[int, Heads]:
     return _known[model]
 
 
+def layer_of(module: Any) -> int:
+    """The number of an attention module's layer."""
+    number = getattr(module, "layer_idx", None)
+    return int(module.layer_id if number is None else number)
+
+
 def _read(model: Any) -> dict[int, Heads]:
     found: dict[int, Heads] = {}
     keys: dict[int, Tensor] = {}
-    before = model.config._attn_implementation
-    model.set_attn_implementation(NAME)
-    try:
-        with torch.no_grad():
-            ids = torch.zeros(1, 2, dtype=torch.int64, device=model.device)
-            model(input_ids=ids, use_cache=False, fttt_seen=(found, keys))
-    finally:
-        model.set_attn_implementation(before)
+
+    def look(
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any
+    ) -> tuple[Tensor, None]:
+        """Note the shapes of a layer's keys and values; nothing is attended to."""
+        layer = layer_of(module)
+        if layer in found:
+            raise UsageError(f"Layer {layer} of the model attends twice.")
+        owner = next((n for n, other in keys.items() if other is key), layer)
+        keys[layer] = key
+        found[layer] = Heads(key.shape[1], key.shape[3], value.shape[3], owner)
+        return value.new_zeros(1, query.shape[2], query.shape[1], value.shape[3]), None
+
+    AttentionInterface.register(NAME, look)
+    stand_ins = [*attention_stand_ins(model, look, Current()), *interface(model, NAME)]
+    with ExitStack() as stack, torch.no_grad():
+        for owner, name, replacement in stand_ins:
+            stack.enter_context(patch.object(owner, name, replacement))
+        ids = torch.zeros(1, 2, dtype=torch.int64, device=model.device)
+        model(input_ids=ids, use_cache=False)
     return found
-
-
-def _look(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    *,
-    fttt_seen: tuple[dict[int, Heads], dict[int, Tensor]],
-    **_: Any,
-) -> tuple[Tensor, None]:
-    """Note the shapes of a layer's keys and values; nothing is attended to."""
-    found, keys = fttt_seen
-    layer = int(module.layer_idx)  # type: ignore[arg-type]
-    if layer in found:
-        raise UsageError(f"Layer {layer} of the model attends twice.")
-    owner = next((n for n, other in keys.items() if other is key), layer)
-    keys[layer] = key
-    found[layer] = Heads(key.shape[1], key.shape[3], value.shape[3], owner)
-    return value.new_zeros(1, query.shape[2], query.shape[1], value.shape[3]), None
-
-
-AttentionInterface.register(NAME, _look)

@@ -48,6 +48,7 @@ from torch import Tensor, nn
 from fttt.engine.adapters import LoRABank, target_layers
 from fttt.engine.batch import Batch, Mode, Segment
 from fttt.engine.cache import KVCache
+from fttt.engine.families import interface
 from fttt.engine.request import LoRASpec
 from fttt.engine.sequences import pack_sequences, prepared
 from fttt.engine.states import Mixers
@@ -70,7 +71,7 @@ LEAST = {torch.float32: 2e-4, torch.float16: 5e-3, torch.bfloat16: 0.03}
 COMPARED = 16
 """C: the most probable tokens of each position."""
 ADAPTED = (
-    *("q_proj", "v_proj", "query_key_value", "qkv_proj", "q_b_proj", "kv_b_proj"),
+    *("q_proj", "v_proj", "query_key_value", "qkv_proj", "q_b_proj", "kv_b_proj", "Wqkv"),
     *("in_proj", "in_proj_qkv", "in_proj_qkvz"),
 )
 """Linear layers that carry the check's adapter, those of them that a model has."""
@@ -108,10 +109,11 @@ def check_outputs(model: Any, name: str) -> None:
 
 def find_difference(model: Any) -> str | None:
     """What differs between the engine's outputs and the model's own, or ``None``."""
-    before = model.config._attn_implementation
+    reference = interface(model, RIGHT.get(model.config.model_type, "eager"))
     try:
-        with torch.no_grad(), _narrowed(model):
-            model.set_attn_implementation(RIGHT.get(model.config.model_type, "eager"))
+        with torch.no_grad(), _narrowed(model), ExitStack() as stack:
+            for config, name, value in reference:
+                stack.enter_context(patch.object(config, name, value))
             return _Check(model).run()
     except torch.OutOfMemoryError:
         raise
@@ -121,8 +123,6 @@ def find_difference(model: Any) -> str | None:
     except Exception as error:
         first = next(iter(str(error).strip().splitlines()), "")
         return f"its code does not run under the engine ({type(error).__name__}: {first})"
-    finally:
-        model.set_attn_implementation(before)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.attention import sdpa_kernel
 from transformers.utils.generic import ModelOutput
 
-from fttt.engine.attention import KERNELS, NAME
+from fttt.engine.attention import KERNELS
 from fttt.engine.batch import Batch, Segment
 from fttt.engine.cache import KVCache
 from fttt.engine.heads import read_heads
@@ -38,16 +38,13 @@ def prepared(model: Any, *, faster: bool = True) -> Iterator[None]:
     ``faster=False`` leaves all but what packing needs to the model's own code.
     """
     read_heads(model)  # while its code is its own
-    before = model.config._attn_implementation
     stand_ins = stand_ins_for(model, model.device, Mixers(model), faster=faster)
-    model.set_attn_implementation(NAME)
     stand_ins.enable()
     try:
         with sdpa_kernel(KERNELS):
             yield
     finally:
         stand_ins.disable()
-        model.set_attn_implementation(before)
 
 
 def pack_sequences(

@@ -13,8 +13,10 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from torch import nn
 
+from fttt.engine.attention import NAME, attend
+from fttt.engine.batch import Current, noting
+from fttt.engine.families import attention_stand_ins, interface
 from fttt.engine.narrow import narrow_linears
 from fttt.engine.states import Mixers
 
@@ -46,10 +48,18 @@ class StandIns:
 
 
 def stand_ins_for(
-    model: nn.Module, device: torch.device, mixers: Mixers, *, faster: bool = True
+    model: Any, device: torch.device, mixers: Mixers, *, faster: bool = True
 ) -> StandIns:
-    """What serves on a device, not enabled yet; without ``faster`` only what the mixers need."""
-    needed = mixers.stand_ins()
+    """What serves on a device, not enabled yet; without ``faster`` only what packing needs."""
+    current = Current()
+    needed = [
+        *mixers.stand_ins(current),
+        *attention_stand_ins(model, attend, current),
+    ]
+    if needed:
+        for outer in {id(m): m for m in (model, model.base_model)}.values():
+            needed.append((outer, "forward", noting(outer, current)))
+    needed += interface(model, NAME)
     if not faster:
         return StandIns(needed)
     if device.type != "cuda":

@@ -32,7 +32,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from fttt.engine.batch import Batch
+from fttt.engine.batch import Batch, Current
 from fttt.engine.scans import mamba2_scan, mamba_scan
 from fttt.errors import UsageError
 
@@ -274,18 +274,14 @@ class Mixers:
         """
         return sum(t.numel() * t.element_size() for mixer in self for t in mixer.blank.values())
 
-    def stand_ins(self) -> list[tuple[Any, str, Any]]:
-        """What takes the place of the mixers' ``forward``, and of the model's, to see its batch."""
+    def stand_ins(self, running: Current) -> list[tuple[Any, str, Any]]:
+        """What takes the place of the mixers' ``forward``."""
         if not self._mixers:
             return []
-        current = _Current()
+        current = _Current(running)
         found: list[tuple[Any, str, Any]] = [
             (mixer.module, "forward", _Packed(mixer, number, current))
             for number, mixer in enumerate(self)
-        ]
-        found += [
-            (outer, "forward", _noting(outer, current))
-            for outer in {id(m): m for m in (self._model, self._model.base_model)}.values()
         ]
         for home in {type(mixer.module).__module__ for mixer in self}:
             found += _scans(sys.modules[home], current)
@@ -300,22 +296,10 @@ def _carries(module: nn.Module) -> bool:
 
 @dataclass
 class _Current:
-    """What a model runs at the moment."""
+    """What a model runs at the moment, and what one of its mixers carries."""
 
-    batch: Batch | None = None
+    running: Current
     carried: _Carried | None = None
-
-
-def _noting(model: nn.Module, current: _Current) -> Callable[..., Any]:
-    """A model's ``forward`` that notes its batch: not all models hand it down to their layers."""
-    forward = model.forward
-
-    @functools.wraps(forward)
-    def noting(*args: Any, **kwargs: Any) -> Any:
-        current.batch = kwargs.get("fttt_batch", current.batch)
-        return forward(*args, **kwargs)
-
-    return noting
 
 
 class _Packed:
@@ -325,7 +309,7 @@ class _Packed:
         self._mixer, self._number, self._current = mixer, number, current
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        batch = kwargs.get("fttt_batch", self._current.batch)
+        batch = kwargs.get("fttt_batch", self._current.running.batch)
         assert batch is not None
         x_ND = (args[0] if args else next(iter(kwargs.values())))[0]
         run = {"decode": self._decode, "prefill": self._prefill, "train": self._train}[batch.mode]
