@@ -135,6 +135,13 @@ def test_fingerprints_tell_prompts_and_golds_apart() -> None:
     assert fingerprint(base) == fingerprint(Question("b", "p", "g", "solution"))
     assert fingerprint(base) != fingerprint(Question("a", "p2", "g"))
     assert fingerprint(base) != fingerprint(Question("a", "p", "g2"))
+    problem = {"prompt": "p", "test": "t", "entry_point": "f"}
+    assert fingerprint(Question("a", "p", problem)) == fingerprint(
+        Question("a", "p", {**problem, "visible": "t"})
+    )
+    assert fingerprint(Question("a", "p", problem)) != fingerprint(
+        Question("a", "p", {**problem, "test": "u"})
+    )
 
 
 def test_finish_writes_the_summary(tmp_path: Path) -> None:

@@ -307,6 +307,15 @@ def test_the_tests_may_use_other_names_of_the_program() -> None:
     assert outcome(box + area, "", test=test) == "correct"
 
 
+def test_a_module_that_the_tests_forgot_to_import_is_no_name_of_the_program() -> None:
+    test = f"{TEST}    assert math.isfinite(candidate([2]))\n"
+    usage = block("import math\nprint(area(undefined))\n")
+    loop = f"def area(sides):\n{LOOP}"
+    found = find_program(block(loop) + usage, entry_point="area", test=test)
+    assert found is not None
+    assert found.code == loop
+
+
 def test_a_prompt_that_calls_what_is_asked_for() -> None:
     """The judge's object for functions that share their name with the tests' own."""
     prompt = "def submitted(*args):\n    return area(*args)\n"

@@ -23,6 +23,7 @@ from fttt.verifiers.source import (
     CODE_LINE,
     CODE_START,
     DEFINITION,
+    GIVEN_MODULES,
     LONG,
     Definition,
     Names,
@@ -222,7 +223,7 @@ class _Asked:
 @lru_cache(maxsize=1024)
 def _asked(prompt: str, entry_point: str, test: str) -> _Asked:
     path = name_path(entry_point)
-    tested = (global_names(test) or Names()).missing
+    tested = (global_names(test) or Names()).missing - GIVEN_MODULES
     names = frozenset(path[:1]) or tested
     ending = next((e for e in _endings(prompt) if syntax_tree(prompt + e) is not None), None)
     if ending is None:

@@ -6,6 +6,7 @@ import ast
 import builtins
 import re
 import symtable
+import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ __all__ = [
     "CODE_LINE",
     "CODE_START",
     "DEFINITION",
+    "GIVEN_MODULES",
     "LONG",
     "Definition",
     "Names",
@@ -43,6 +45,8 @@ _ATTEMPTS = 100
 """How often the end of a text that breaks off is looked for."""
 
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+GIVEN_MODULES = frozenset(sys.stdlib_module_names)
+"""What a test may use without an import, since nothing of a program can be meant."""
 _GIVEN = frozenset(dir(builtins)) | {"__name__", "__file__", "__doc__", "__builtins__"}
 _NO_PYTHON = (SyntaxError, ValueError, OverflowError, RecursionError, MemoryError)
 
