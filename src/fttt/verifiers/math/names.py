@@ -17,6 +17,8 @@ __all__ = ["NEGATIVES", "name_of", "words_of"]
 NEGATIVES = word_set("not no never cannot isn't aren't nor and or")
 """Words that no name has."""
 _ANGLES = [[f"\\{name}"] for name in ("alpha", "beta", "gamma", "theta", "phi", "varphi")]
+_PARTS = word_set("twice half double triple square cube reciprocal negative opposite")
+"""Words that begin the name of another number: "twice the length"."""
 _POINTS = 2
 """Letters side by side that name a segment."""
 
@@ -52,7 +54,9 @@ def name_of(
 
 
 def _is_words(span: tuple[Token, ...]) -> bool:
-    if any(t.kind == "word" and t.text.lower() in NEGATIVES for t in span):
+    words = [t.text.lower() for t in span if t.kind == "word"]
+    first = next((word for word in words if word not in ("a", "the")), "")
+    if NEGATIVES & set(words) or first in _PARTS:
         return False
     plain = all(t.kind in ("word", "letter") or t.sign(".", "{", "}", "'", "(", ")") for t in span)
     return plain and any(t.kind == "word" and t.text not in FUNCTIONS for t in span)
@@ -72,7 +76,7 @@ def _figure(span: tuple[Token, ...]) -> Name | None:
             return None
     elif core[0].sign("[") and core[-1].sign("]"):
         kind, core = "area ", core[1:-1]
-    if core and core[0].command("overline", "vec", "bar"):
+    if core and core[0].command("overline", "vec", "bar", "overarc", "wideparen"):
         kind, core = kind or ("" if len(core) > 2 else "bar "), core[1:]
     if [t.text for t in core[:1]] == ["frac"] and len(core) == 5 and core[1].text == "d":
         return Name("figure", f"d{core[2].text}/d{core[4].text}")
@@ -114,6 +118,9 @@ def _variable(
     """A variable, or a function with its argument."""
     token = tokens[low]
     functions = ("Pr", "det", "deg", "dim", "arg")
+    if token.command("max", "min", "gcd", "lcm") and high > low + 1:
+        of_letters = any(t.kind == "letter" for t in tokens[low:high])
+        return Name("words", words_of(tokens[low:high])) if of_letters else None
     if token.kind != "letter" and not token.command(*functions):
         return None
     place, text = low + 1, token.text
@@ -138,7 +145,7 @@ def _variable(
         inside = tokens[place + 1 : high - 1]
         params = "".join(t.text for t in inside if not t.sign("{", "}")).split(",")
         simple = all(re.fullmatch(r"\\?[A-Za-z]+", param) for param in params)
-        if not simple and not (token.text.isupper() or token.text in "fgh" or text != token.text):
+        if not simple and not (token.text.isupper() or token.text in "fgh" or text[1:]):
             return None  # "x(x+1) = 6" is an equation
         if not simple and any(t.sign("+", "-", "*", "/") for t in inside) and text not in "fghP":
             return None

@@ -74,6 +74,8 @@ def _read(
         return _read_once(text, units, tight=tight, commas=commas)
     except RecursionError:
         raise NotUnderstoodError("an expression that is too deep") from None
+    except IndexError:  # a look at the token behind the last one
+        raise NotUnderstoodError("an answer that ends too early") from None
 
 
 def _read_once(text: str, units: Units, *, tight: bool, commas: Commas) -> tuple[Node, bool]:
@@ -475,7 +477,7 @@ class _AnswerReader(MeasureReader):
             listed = conditions.args if conditions.head == "list" else (conditions,)
             joint = conditions.data if conditions.head == "list" else "and"
             name = name_of(self.tokens, self.partner, low, bar)
-            if head is not None and head.head == "member":
+            if head is not None and head.head == "member" and head.data is not None:
                 return Node("builder", (head, *listed), (head.data, joint))
             if name is not None:
                 return Node("builder", listed, (name, joint))

@@ -47,6 +47,8 @@ EQUAL = Fraction(1, 10**50)
 """Relative difference of two numbers that count as the same one."""
 ROUGH = Fraction(1, 10**10)
 """The same for what is computed as a limit (an infinite sum, an integral)."""
+_LIMIT_STEPS = 4000
+"""What one limit, integral or sum without end counts for."""
 _ABOUT = Fraction(1, 20)
 """The same for what is said to be approximate."""
 _BITS = 1 << 20
@@ -390,6 +392,7 @@ class Evaluation:
     def numerically(self, compute: Callable[[], Value]) -> Value:
         """What a limiting process gives, where two precisions agree on it."""
         self.rough = True
+        self.budget[0] -= _LIMIT_STEPS
         found = []
         for digits in (20, 30):
             with mp.workdps(digits):
