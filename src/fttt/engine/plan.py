@@ -121,9 +121,13 @@ def plan_memory(
     numbers = [own.numbers for layer, own in heads.items() if own.owner == layer]
     row_bytes = (sum(numbers) + hidden) * dtype.itemsize * capacity
     layer_bytes = max(numbers, default=0) * dtype.itemsize * capacity
-    row_bytes += Mixers(loaded.model).row_bytes
-    passes = _passes(loaded, device, adapter, max_length)
-    smaller = _passes(loaded, device, adapter, max_length, least=min(TRAIN_TOKENS, max_length))
+    mixers = Mixers(loaded.model)
+    row_bytes += mixers.row_bytes
+    scanned = mixers.token_bytes
+    passes = _passes(loaded, device, adapter, max_length, scanned)
+    smaller = _passes(
+        loaded, device, adapter, max_length, scanned, least=min(TRAIN_TOKENS, max_length)
+    )
     lane_bytes = _search_bytes(loaded, layer_bytes, max_length) if beams else 0
     free = free_bytes(device)
     if batch_size is not None and beams > batch_size:
@@ -203,11 +207,13 @@ def _passes(
     device: torch.device,
     adapter: AdapterSpec | None,
     max_length: int,
+    scanned: int,
     least: int = TRAIN_TOKENS,
 ) -> _Passes:
     """Size the passes by what each of their tokens and questions holds.
 
-    A train pass has room for ``least`` tokens, however small the memory is.
+    A train pass has room for ``least`` tokens, however small the memory is. ``scanned`` is what a
+    token takes in a layer that carries state; in a train pass such layers are run again one by one.
     """
     config: Any = loaded.model.config.get_text_config()
     itemsize = next(loaded.model.parameters()).element_size()
@@ -221,6 +227,8 @@ def _passes(
         token_bytes = held * config.num_hidden_layers + 12 * config.vocab_size
         question_bytes = 0
         share = 0.25
+    layer_bytes += scanned
+    token_bytes += 3 * scanned  # with what its gradient is taken of
     prefill, train, questions = 2048, least, 16
     if device.type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory

@@ -1,8 +1,8 @@
 """State space scans for models whose own code, without their optional kernels, lacks something.
 
 The plain code of ``transformers`` for Mamba begins every scan of several tokens at zero, whatever
-came before; that of Mamba2 holds a product for each pair of tokens, head and state feature, which
-takes megabytes a token. These two stand in for it.
+came before, and holds the states of all of them; that of Mamba2 holds a product for each pair of
+tokens, head and state feature, which takes megabytes a token. These two stand in for it.
 
 Axes: B sequences, T tokens, I channels, H heads, P features of a head, G groups of heads that
 share what writes and reads the state, S state features, C chunks of L tokens.
@@ -20,6 +20,8 @@ __all__ = ["mamba2_scan", "mamba_scan"]
 
 CHUNK = 64
 """L: the products of a chunk's tokens among themselves are held at once."""
+FEW = 8
+"""Tokens whose states are held at once, where no gradient is wanted."""
 
 
 def mamba_scan(
@@ -28,7 +30,7 @@ def mamba_scan(
     a_IS: Tensor,
     b_BST: Tensor,
     c_BST: Tensor,
-    state_BIS: Tensor,
+    state_BIS: Tensor | None,
     *,
     D: Tensor | None = None,
     z: Tensor | None = None,
@@ -48,17 +50,25 @@ def mamba_scan(
         dt_BIT = dt_BIT + delta_bias.to(dt_BIT.dtype)[..., None]
     if delta_softplus:
         dt_BIT = F.softplus(dt_BIT)
-    dt_BTI1 = dt_BIT.transpose(1, 2).float()[..., None]
-    decay_BTIS = (dt_BTI1 * a_IS.float()).exp()
-    written_BTIS = dt_BTI1 * b_BST.transpose(1, 2).float()[:, :, None]
-    written_BTIS = written_BTIS * x_BIT.transpose(1, 2).float()[..., None]
-    state = state_BIS.float()
-    states: list[Tensor] = []
-    for decay, written in zip(decay_BTIS.unbind(1), written_BTIS.unbind(1), strict=True):
-        state = decay * state + written
-        states.append(state)
-    c_BTS1 = c_BST.transpose(1, 2)[..., None]
-    y_BIT = (torch.stack(states, 1).to(x_BIT.dtype) @ c_BTS1)[..., 0].transpose(1, 2)
+    if state_BIS is None:
+        state = x_BIT.new_zeros(*x_BIT.shape[:2], a_IS.shape[1], dtype=torch.float32)
+    else:
+        state = state_BIS.float()
+    y: list[Tensor] = []
+    for x_BIt, dt_BIt, b_BSt, c_BSt in zip(
+        *(t.split(FEW, dim=2) for t in (x_BIT, dt_BIT, b_BST, c_BST)), strict=True
+    ):
+        dt_BtI1 = dt_BIt.transpose(1, 2).float()[..., None]
+        decay_BtIS = (dt_BtI1 * a_IS.float()).exp()
+        written_BtIS = dt_BtI1 * b_BSt.transpose(1, 2).float()[:, :, None]
+        written_BtIS = written_BtIS * x_BIt.transpose(1, 2).float()[..., None]
+        states: list[Tensor] = []
+        for decay, written in zip(decay_BtIS.unbind(1), written_BtIS.unbind(1), strict=True):
+            state = decay * state + written
+            states.append(state)
+        c_BtS1 = c_BSt.transpose(1, 2)[..., None]
+        y.append((torch.stack(states, 1).to(x_BIT.dtype) @ c_BtS1)[..., 0].transpose(1, 2))
+    y_BIT = torch.cat(y, -1)
     if D is not None:
         y_BIT = y_BIT + x_BIT * D[:, None]
     if z is not None:

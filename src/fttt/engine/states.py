@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from fttt.engine.batch import Batch, Current
-from fttt.engine.scans import mamba2_scan, mamba_scan
+from fttt.engine.scans import CHUNK, mamba2_scan, mamba_scan
 from fttt.errors import UsageError
 
 __all__ = ["Mixer", "Mixers", "States"]
@@ -107,8 +107,8 @@ class Mixer:
         """Take note of a module of a model of this hidden width and precision."""
         self.module = module
         self._name, self._hidden, self._dtype = name, hidden, dtype
-        self._forward: Callable[..., Any] = module.forward
-        parameters = inspect.signature(module.forward).parameters
+        self.forward: Callable[..., Any] = getattr(module.forward, "own", module.forward)
+        parameters = inspect.signature(self.forward).parameters
         self._cache_name = next(
             (n for n in ("cache_params", "past_key_values") if n in parameters), ""
         )
@@ -153,7 +153,7 @@ class Mixer:
         if _is_griffin(self.module):
             self.gives_tuple = True
             return _griffin(self.module, x_BTD, position_BT, state)
-        out = self._forward(x_BTD, **{**self._unused, self._cache_name: carried})
+        out = self.forward(x_BTD, **{**self._unused, self._cache_name: carried})
         self.gives_tuple = isinstance(out, tuple)
         return out[0] if self.gives_tuple else out, carried.state
 
@@ -274,6 +274,15 @@ class Mixers:
         """
         return sum(t.numel() * t.element_size() for mixer in self for t in mixer.blank.values())
 
+    @property
+    def token_bytes(self) -> int:
+        """What the scan of one mixer holds of a token, in float32, the largest one's.
+
+        Inputs in several forms, and products with the other tokens of a chunk; a selective scan
+        holds the states of a few tokens.
+        """
+        return 4 * max((_token_floats(mixer.blank) for mixer in self), default=0)
+
     def stand_ins(self, running: Current) -> list[tuple[Any, str, Any]]:
         """What takes the place of the mixers' ``forward``."""
         if not self._mixers:
@@ -286,6 +295,19 @@ class Mixers:
         for home in {type(mixer.module).__module__ for mixer in self}:
             found += _scans(sys.modules[home], current)
         return found
+
+
+def _token_floats(state: State) -> int:
+    floats = 0
+    for (kind, _), like in state.items():
+        if kind == "conv":
+            floats += 16 * like.shape[1]
+        elif like.dim() == 4:
+            heads, inputs, outputs = like.shape[1:]
+            floats += heads * (6 * (inputs + outputs) + 4 * CHUNK)
+        else:
+            floats += 2 * like[0].numel()
+    return floats
 
 
 def _carries(module: nn.Module) -> bool:
@@ -307,6 +329,11 @@ class _Packed:
 
     def __init__(self, mixer: Mixer, number: int, current: _Current) -> None:
         self._mixer, self._number, self._current = mixer, number, current
+
+    @property
+    def own(self) -> Callable[..., Any]:
+        """The model's."""
+        return self._mixer.forward
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         batch = kwargs.get("fttt_batch", self._current.running.batch)
@@ -390,17 +417,22 @@ class _Packed:
 def _scans(home: Any, current: _Current) -> list[tuple[Any, str, Any]]:
     """Stand-ins for the scans of a modelling module, where its own code lacks something."""
     found: list[tuple[Any, str, Any]] = []
+    kernels = importlib.util.find_spec("mamba_ssm") is not None
     mamba = getattr(home, "mamba_selective_scan", None)
     if mamba is not None:
 
         @functools.wraps(mamba)
-        def scan(x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, **kwargs: Any) -> Any:
+        def scan(
+            x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor,
+            *, return_last_state: bool = False, **kwargs: Any,
+        ) -> Any:  # fmt: skip
             state = current.carried.scanned_from() if current.carried else None
-            if state is None:
-                return mamba(x, dt, a, b, c, **kwargs)
-            return mamba_scan(x, dt, a, b, c, state, **kwargs)
+            if state is None and kernels:
+                return mamba(x, dt, a, b, c, return_last_state=return_last_state, **kwargs)
+            both = mamba_scan(x, dt, a, b, c, state, **kwargs)
+            return both if return_last_state else both[0]
 
         found.append((home, "mamba_selective_scan", scan))
-    if hasattr(home, "mamba2_chunk_scan") and importlib.util.find_spec("mamba_ssm") is None:
+    if hasattr(home, "mamba2_chunk_scan") and not kernels:
         found.append((home, "mamba2_chunk_scan", mamba2_scan))
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -170,20 +171,22 @@ def _architecture(family: str, vocab_size: int, layers: int, max_context: int) -
     pattern = more.get("layer_types")
     if pattern:
         more = {**more, "layer_types": [pattern[n % len(pattern)] for n in range(layers)]}
-    config = getattr(transformers, config_name)(
-        vocab_size=vocab_size,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=layers,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=max_context,
-        initializer_range=0.3,  # far from ties, so that greedy choices survive rounding
-        pad_token_id=0,
-        bos_token_id=None,
-        eos_token_id=2,
-        **more,
-    )
+    form = getattr(transformers, config_name)
+    shape = {
+        "vocab_size": vocab_size,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": max_context,
+        "initializer_range": 0.3,  # far from ties, so that greedy choices survive rounding
+        "pad_token_id": 0,
+        "bos_token_id": None,
+        "eos_token_id": 2,
+    }
+    known = {field.name for field in fields(form)}  # a model without attention has no heads
+    config = form(**{name: own for name, own in shape.items() if name in known}, **more)
     return getattr(transformers, model_name)(config)
 
 
