@@ -63,7 +63,7 @@ def alone(model: Any, sample: GoldExample) -> Tensor:
     return torch.nn.functional.cross_entropy(logits[start:-1], torch.tensor(sample.solution_ids))
 
 
-@pytest.mark.parametrize("family", ["llama", "mistral", "gemma3"])
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma3", "qwen3_5", "lfm2", "jamba"])
 def test_the_loss_is_that_of_each_sample_alone(family: str) -> None:
     loaded = tiny_model(family)
     with torch.no_grad():
@@ -77,9 +77,16 @@ def test_the_loss_is_that_of_each_sample_alone(family: str) -> None:
     assert again == wanted, "the model has its own attention back"
 
 
-@pytest.mark.parametrize("method", SETTINGS)
-def test_the_gradient_is_that_of_each_sample_alone(method: str) -> None:
-    model = prepare(tiny_model(layers=4).model, SETTINGS[method]())
+@pytest.mark.parametrize(
+    ("method", "family"),
+    [
+        *((method, "llama") for method in SETTINGS),
+        *((method, "qwen3_5") for method in SETTINGS if method != "prefix"),
+        *(("full", family) for family in ("lfm2", "granite_hybrid", "mamba")),
+    ],
+)
+def test_the_gradient_is_that_of_each_sample_alone(method: str, family: str) -> None:
+    model = prepare(tiny_model(family, layers=4).model, SETTINGS[method]())
     model.eval()  # without dropout
     learned = [p for p in model.parameters() if p.requires_grad]
     with torch.no_grad():  # what begins at zero would hide what it is multiplied with
@@ -92,4 +99,5 @@ def test_the_gradient_is_that_of_each_sample_alone(method: str) -> None:
     for one, other in zip(found, wanted, strict=True):
         assert (one is None) == (other is None)
         if one is not None:
-            torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+            size = max(1.0, float(other.abs().max()))
+            torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5 * size)

@@ -87,14 +87,14 @@ class FinetuneInfo(_Facts):
 def architecture(config: Any) -> Architecture:
     """Read the numbers of a ``transformers`` config."""
     text = config.get_text_config()
-    heads = int(text.num_attention_heads)
+    heads = int(getattr(text, "num_attention_heads", 0))  # none in a state space model
     return Architecture(
         model_type=str(text.model_type),
         hidden_size=int(text.hidden_size),
         layers=int(text.num_hidden_layers),
         heads=heads,
         kv_heads=int(getattr(text, "num_key_value_heads", None) or heads),
-        head_dim=int(getattr(text, "head_dim", None) or text.hidden_size // heads),
+        head_dim=int(getattr(text, "head_dim", None) or text.hidden_size // (heads or 1)),
         vocab_size=int(text.vocab_size),
     )
 

@@ -25,6 +25,7 @@ from fttt.config.finetune import (
     PrefixSettings,
 )
 from fttt.config.run import Section
+from fttt.engine.states import Mixers
 from fttt.errors import UsageError
 from fttt.finetune.adapter import add_adapters, save_adapters
 from fttt.finetune.checkpoint import architecture
@@ -136,6 +137,11 @@ def _peft_config(model: Any, settings: Section) -> Any:
     if isinstance(settings, LNSettings):
         return LNTuningConfig(task_type="CAUSAL_LM", target_modules=_norms(model))
     assert isinstance(settings, PrefixSettings)
+    if Mixers(model):
+        raise UsageError(
+            f"The architecture {model.config.model_type!r} cannot take the method 'prefix': some "
+            "of its layers carry a state in place of keys and values; choose another method."
+        )
     shape = architecture(model.config)
     return PrefixTuningConfig(
         task_type="CAUSAL_LM",

@@ -116,11 +116,11 @@ def plan_finetune(config: FinetuneConfig) -> FinetunePlan:
         UsageError: any of them does not exist or does not go with the others.
     """
     config, settings, task = check_names(config)
-    from fttt.models import load_config, pick_device, pick_dtype
+    from fttt.models import context_of, load_config, pick_device, pick_dtype
 
     pick_dtype(config.engine.dtype, pick_device(config.engine.device))
     shape_of: Any = load_config(config.model)
-    _check_prefix(settings, int(shape_of.max_position_embeddings))
+    _check_prefix(settings, context_of(shape_of))
     data = config.data
     options = TaskOptions(
         data.data_dir, data.split, data.prompt, data.seed, data.prompt_style or "own"

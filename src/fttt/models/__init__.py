@@ -5,6 +5,7 @@ from fttt.models.chat import ChatFormat
 from fttt.models.loader import (
     LoadedModel,
     Prefix,
+    context_of,
     load_config,
     load_model,
     pick_device,
@@ -19,6 +20,7 @@ __all__ = [
     "Prefix",
     "cache_folder",
     "check_model",
+    "context_of",
     "find_model",
     "list_models",
     "load_config",

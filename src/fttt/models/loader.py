@@ -20,6 +20,7 @@ __all__ = [
     "DTYPES",
     "LoadedModel",
     "Prefix",
+    "context_of",
     "load_config",
     "load_model",
     "pick_device",
@@ -32,6 +33,8 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+UNBOUNDED = 2**31 - 1
+"""Tokens: the context of models whose layers know no positions, as those of Mamba."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,7 @@ def load_model(name: str, *, dtype: str = "auto", device: str = "auto") -> Loade
         tokenizer=tokenizer,
         chat=chat,
         stop_ids=_stop_ids(model, chat),
-        max_context=int(_text_config(model).max_position_embeddings),
+        max_context=context_of(model.config),
         dtype=str(torch_dtype).removeprefix("torch."),
         device=str(where),
     )
@@ -213,5 +216,6 @@ def _stop_ids(model: Any, chat: ChatFormat) -> tuple[int, ...]:
     return tuple(sorted(stops))
 
 
-def _text_config(model: Any) -> Any:
-    return model.config.get_text_config()
+def context_of(config: Any) -> int:
+    """Positions that a model was made for; all that can be counted where it has none."""
+    return int(getattr(config.get_text_config(), "max_position_embeddings", UNBOUNDED))
