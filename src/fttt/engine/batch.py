@@ -236,12 +236,17 @@ class Current:
 
 
 def noting(model: Any, current: Current) -> Callable[..., Any]:
-    """A model's ``forward`` that notes its batch: not all models hand it down to their layers."""
+    """A model's ``forward`` that notes its batch: not all models hand it down to their layers.
+
+    It is kept after the pass, since layers may be run again for the gradient.
+    """
     forward = model.forward
+    whole = model.base_model is not model
 
     @wraps(forward)
     def note(*args: Any, **kwargs: Any) -> Any:
-        current.batch = kwargs.get("fttt_batch", current.batch)
+        if whole or "fttt_batch" in kwargs:
+            current.batch = kwargs.get("fttt_batch")
         return forward(*args, **kwargs)
 
     return note
