@@ -112,21 +112,16 @@ def plan_memory(
         UsageError: it does not fit; the sentence names the options to change.
     """
     device = torch.device(loaded.device)
-    dtype = next(loaded.model.parameters()).dtype
-    heads = read_heads(loaded.model)
     prefix = loaded.prefix.length if loaded.prefix else 0
     capacity = -(-(prefix + max_length + 8) // 16) * 16  # room for the steps between two looks
     slot_bytes = _slot_bytes(loaded, adapter)
     hidden = hidden_width(loaded.model, adapter)
-    numbers = [own.numbers for layer, own in heads.items() if own.owner == layer]
-    row_bytes = (sum(numbers) + hidden) * dtype.itemsize * capacity
-    layer_bytes = max(numbers, default=0) * dtype.itemsize * capacity
     mixers = Mixers(loaded.model)
+    row_bytes, layer_bytes = _row_bytes(loaded.model, hidden, capacity)
     row_bytes += mixers.row_bytes
-    scanned = mixers.token_bytes
-    passes = _passes(loaded, device, adapter, max_length, scanned)
-    smaller = _passes(
-        loaded, device, adapter, max_length, scanned, least=min(TRAIN_TOKENS, max_length)
+    passes, smaller = (
+        _passes(loaded, device, adapter, max_length, mixers.token_bytes, least)
+        for least in (TRAIN_TOKENS, min(TRAIN_TOKENS, max_length))
     )
     lane_bytes = _search_bytes(loaded, layer_bytes, max_length) if beams else 0
     free = free_bytes(device)
@@ -177,6 +172,14 @@ def plan_memory(
     )
 
 
+def _row_bytes(model: Any, hidden: int, capacity: int) -> tuple[int, int]:
+    """What a row of this many tokens takes without states, and its part in the largest layer."""
+    heads, itemsize = read_heads(model), next(model.parameters()).element_size()
+    numbers = [own.numbers for layer, own in heads.items() if own.owner == layer]
+    token_bytes = (sum(numbers) + hidden) * itemsize
+    return token_bytes * capacity, max(numbers, default=0) * itemsize * capacity
+
+
 def _too_large(
     held: str, needed: int, free: int, device: torch.device, option: str | None
 ) -> UsageError:
@@ -208,7 +211,7 @@ def _passes(
     adapter: AdapterSpec | None,
     max_length: int,
     scanned: int,
-    least: int = TRAIN_TOKENS,
+    least: int,
 ) -> _Passes:
     """Size the passes by what each of their tokens and questions holds.
 
