@@ -68,7 +68,11 @@ def trials(loaded: LoadedModel, batch_size: int, temperature: float) -> list[Any
 
 
 @pytest.mark.parametrize(
-    "family", ["llama", "mistral", "qwen", "qwen3", "gemma", "gemma2", "gemma3"]
+    "family",
+    [
+        *("llama", "mistral", "qwen", "qwen3", "gemma", "gemma2", "gemma3"),
+        *("gpt_oss", "gemma3n_text", "gemma4_text", "llama4_text", "stablelm"),
+    ],
 )
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 def test_tokens_and_losses_equal_those_of_the_cpu(family: str, temperature: float) -> None:

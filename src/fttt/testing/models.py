@@ -10,6 +10,7 @@ from typing import Any
 
 from fttt.models.chat import ChatFormat
 from fttt.models.loader import LoadedModel
+from fttt.testing.families import family_types, random_family
 
 __all__ = ["fake_model", "save_tiny_model", "tiny_model", "tiny_tokenizer"]
 
@@ -146,7 +147,8 @@ def tiny_model(
         family: ``llama``, ``mistral``, ``qwen`` (2), ``qwen3``, ``gemma`` (1), ``gemma2``,
             ``gemma3``; with layers that carry a state ``qwen3_5``, ``qwen3_next``, ``lfm2``,
             ``falcon_h1``, ``granite_hybrid``, ``jamba``, ``mamba``, ``mamba2``, ``minimax`` or
-            ``recurrent_gemma``.
+            ``recurrent_gemma``; or any other model type of ``transformers`` (4 layers, 512
+            positions).
         vocab_size: rows of the embedding, at least the tokenizer's 259.
         max_context: positions.
         seed: of the weights.
@@ -164,6 +166,8 @@ def tiny_model(
 
 
 def _architecture(family: str, vocab_size: int, layers: int, max_context: int) -> Any:
+    if family in family_types() and family not in _FAMILIES:
+        return random_family(family, vocab_size=vocab_size)
     if family not in _FAMILIES:
         raise ValueError(f"No family {family!r}; there are {', '.join(_FAMILIES)}.")
     transformers: Any = import_module("transformers")
