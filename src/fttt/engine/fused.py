@@ -40,7 +40,7 @@ def _norm_for(module: nn.Module) -> Callable[[Tensor], Tensor] | None:
     eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
     if not isinstance(weight, Tensor) or weight.dim() != 1 or not isinstance(eps, float):
         return None
-    x = torch.randn(8, weight.shape[0], dtype=weight.dtype, device=weight.device)
+    x = _drawn(weight, 8, weight.shape[0])
     try:
         expected = module(x)
     except (RuntimeError, TypeError):
@@ -59,13 +59,19 @@ def _same_rotary(function: Any, like: Tensor) -> bool:
     """Whether a model's rotary function is the usual one: halves rotated against each other."""
     if function is None:
         return False
-    q, k = (torch.randn(1, h, 5, 64, dtype=like.dtype, device=like.device) for h in (4, 2))
-    cos, sin = (torch.randn(1, 5, 64, dtype=like.dtype, device=like.device) for _ in range(2))
+    q, k = (_drawn(like, 1, h, 5, 64) for h in (4, 2))
+    cos, sin = (_drawn(like, 1, 5, 64), _drawn(like, 1, 5, 64).flip(1))
     try:
         expected = function(q, k, cos, sin)
     except (RuntimeError, TypeError):
         return False
     return all(_close(a, b) for a, b in zip(rotary(q, k, cos, sin), expected, strict=True))
+
+
+def _drawn(like: Tensor, *shape: int) -> Tensor:
+    """Random numbers, drawn on the CPU: once graphs are captured, a GPU's generator is theirs."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(shape, generator=generator).to(like.device, like.dtype)
 
 
 def _close(a: Tensor, b: Tensor) -> bool:
