@@ -117,7 +117,7 @@ def test_gsm8k(tmp_path: Path) -> None:
     assert question.gold == "5000"
     assert question.solution == "He has 2+3=5.\nSo 5,000.\nThe final answer is 5000"
     assert question.prompt.count("How many?") == 1
-    assert '"The final answer is N"' in question.prompt
+    assert '"The final answer is" followed by the number' in question.prompt
 
 
 def test_gsm8k_solutions_lose_all_their_marks(datasets: Path) -> None:

@@ -35,7 +35,8 @@ def test_fields(tmp_path: Path) -> None:
         {"question": "2+2?", "answer": "4", "level": "easy"},
     )
     assert [q.id for q in questions] == ["a", "7", "mine/4"]
-    assert questions[0].prompt == '1+1?\n\nEnd your answer with the line "The final answer is N".'
+    contract = 'End your answer with the line "The final answer is" followed by the number.'
+    assert questions[0].prompt == f"1+1?\n\n{contract}"
     assert questions[0].solution == "1+1=2"
     assert (questions[1].prompt, questions[1].gold) == ("As it is.", 3)
 

@@ -18,7 +18,7 @@ __all__ = ["GSM8KTask"]
 PROMPT = (
     "Solve this problem step by step.\n\n"
     "{question}\n\n"
-    'End your answer with the line "The final answer is N", where N is the number asked for.'
+    'End your answer with the line "The final answer is" followed by the number.'
 )
 
 PAPER_PROMPT = (

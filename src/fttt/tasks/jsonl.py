@@ -24,8 +24,12 @@ from fttt.verifiers.number import read_number
 
 __all__ = ["JsonlTask"]
 
+NUMBER_CONTRACT = (
+    '{question}\n\nEnd your answer with the line "The final answer is" followed by the number.'
+)
 CONTRACTS = {
-    "number": '{question}\n\nEnd your answer with the line "The final answer is N".',
+    "number": NUMBER_CONTRACT,
+    "number-strict": NUMBER_CONTRACT,
     "math": "{question}\n\nEnd your answer with the final result in \\boxed{}.",
     "math-strict": "{question}\n\nEnd your answer with the final result in \\boxed{}.",
     "code": "{question}\n\nGive the whole program in one fenced ```python block.",
