@@ -190,6 +190,9 @@ def _assigned(node: Node) -> dict[str, Node] | None:
         if part.head != "named" or len(part.data[0]) != 1:
             return None
         name, value = part.data[0][0], part.args[0]
+        members = name.params if name.kind == "tuple" else (name.text,)
+        if found.keys() & set(members):
+            return None
         if name.kind != "tuple":
             found[name.text] = value
         elif value.head == "tuple" and len(value.args) == len(name.params):

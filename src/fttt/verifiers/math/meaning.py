@@ -137,7 +137,7 @@ def _settled_list(node: Node) -> Node:
         ]
         return Node("list", tuple(parts), "and")
     # "x = 2, 3" and "x = 2 or x = 3" name every value
-    if first.head == "named" and first.data[0][0].kind in ("var", "words", "function"):
+    if first.head == "named" and first.data[0][0].kind != "figure":
         name = first.data[0]
         if all(p.head != "named" or p.data[0] == name for p in parts) and not any(
             is_set_like(p) or p.head == "relation" for p in parts

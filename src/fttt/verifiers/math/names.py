@@ -126,8 +126,9 @@ def _variable(
     place, text = low + 1, token.text
     if place < high and tokens[place].sign("_"):
         end = partner.get(place + 1, place + 1) + 1
-        script = (t for t in tokens[place + 1 : end] if not t.sign("{", "}"))
-        text += "_" + "".join(str(t.value) if t.value is not None else t.text for t in script)
+        script = [t for t in tokens[place + 1 : end] if not t.sign("{", "}")]
+        if not any(t.sign(",") for t in script):  # "x_{1,2}" are the values of x
+            text += "_" + "".join(str(t.value) if t.value is not None else t.text for t in script)
         place = end
     if place < high and tokens[place].sign("^"):
         end = partner.get(place + 1, place + 1) + 1
