@@ -17,7 +17,7 @@ from functools import lru_cache
 
 from fttt.verifiers.math.notation import NotUnderstoodError, scan, spelled
 from fttt.verifiers.math.parser import readings
-from fttt.verifiers.math.tree import EXPRESSIONS, Node, walk
+from fttt.verifiers.math.tree import EXPRESSIONS, Name, Node, renamed, walk
 from fttt.verifiers.numeral import Number, parse_number
 
 __all__ = ["normal_form"]
@@ -63,7 +63,11 @@ def _form(node: Node) -> str:
     if node.head in ("quantity", "member"):
         return _form(node.args[0])
     if node.head == "named":
-        return _form(node.args[0 if node.data[1] else -1])
+        name, value = node.data[0][0], node.args[0 if node.data[1] else -1]
+        if name.kind == "tuple" and value.head == "tuple":  # "(y, x) = (3, 2)"
+            pairs = sorted(zip(name.params, value.args, strict=False), key=lambda pair: pair[0])
+            value = Node("tuple", tuple(part for _, part in pairs), value.data)
+        return _form(value)
     if node.head in ("list", "set"):
         return _list_form(node)
     if node.head == "tuple":
@@ -73,8 +77,11 @@ def _form(node: Node) -> str:
         return _matrix_form(node)
     if node.head == "relation":
         return _relation_form(node)
-    if node.head == "builder" and len(node.args) == 1:
-        return _form(node.args[0])
+    if node.head == "builder":
+        reals = Node("numbers", data="R")
+        parts = [p for p in node.args if not (p.head == "member" and p.args[0] == reals)]
+        if len(parts) == 1:
+            return _form(parts[0])
     if node.head in ("union", "inter"):
         sign = " U " if node.head == "union" else " ^ "
         return sign.join(sorted(_form(arg) for arg in _operands(node, node.head)))
@@ -103,6 +110,10 @@ def _listed(forms: Iterable[str]) -> str:
 def _list_form(node: Node) -> str:
     """Values in their order of size; what has names of its own as a tuple by these."""
     parts = node.args
+    last = parts[-1]
+    if len(parts) > 1 and last.head == "member" and isinstance(last.data, Name):  # "2n\\pi, n in Z"
+        inner = [renamed(_value(part), {last.data.text: "k"}) for part in parts[:-1]]
+        return f"{_listed(map(_form, inner))}, k in {_form(last.args[0])}"
     names = [part.data[0][0].text for part in parts if part.head == "named"]
     if len(names) == len(parts) > 1 and len(set(names)) == len(parts) and node.head == "list":
         named = sorted(zip(names, parts, strict=True), key=lambda one: (len(one[0]), one[0]))
@@ -113,6 +124,10 @@ def _list_form(node: Node) -> str:
     if any(part.head == "dots" for part in parts):
         return ", ".join("..." if part.head == "dots" else _form(part) for part in parts)
     return _listed(one for part in parts for one in _spread(part))
+
+
+def _value(node: Node) -> Node:
+    return node.args[0] if node.head == "named" else node
 
 
 def _spread(node: Node) -> tuple[str, ...]:
@@ -189,7 +204,7 @@ def _relation_form(node: Node) -> str:
     left, right = node.args
     difference = _plus(_sum(left), _scaled(_sum(right), Fraction(-1)))
     sign = node.data[0]
-    if sign in ("=", "~") and all(set(_sum(arg)) <= {()} for arg in node.args):
+    if sign in ("=", "~") and (not difference or all(set(_sum(arg)) <= {()} for arg in node.args)):
         return _form(right if sign == "=" else left)
     variables = {name for term in difference for name, _ in term if name.isalpha()} - _CONSTANTS
     if sign == "=":
@@ -417,7 +432,8 @@ def _raised(node: Node) -> Sum:
     power = _sum(exponent)
     value = power.get((), Fraction(0))
     if power and set(power) != {()}:
-        return _atom(f"({_text(_sum(base))})^({_text(power)})")
+        mark = "^" if node.head == "pow" else "^1/"
+        return _atom(f"({_text(_sum(base))}){mark}({_text(power)})")
     if node.head == "pow":
         return _power(_sum(base), value)
     if value.denominator != 1 or not 0 < value <= _LARGEST_POWER:

@@ -98,6 +98,7 @@ _TEXT_WORD = re.compile(r"[A-Za-z]+(?:['-][A-Za-z]+)*")
 _ROW_SPACE = re.compile(r"\*?\s*\[\s*-?[\d.]+\s*[a-z]{2}\s*\]")
 _ALSO_WORDS = PLAIN_COMMANDS - FUNCTIONS - {"pi", "infinity"} | {"min", "max", "sec", "abs"}
 """Names of commands that are other words in ``\\text``."""
+_ONE_LETTER = re.compile(r"\s*\{\s*([A-Za-z])\s*\}")
 _SENTENCE = re.compile(r"\s*[A-Za-z][A-Za-z'-]*(?:\s+[A-Za-z'-]+)+[.!]?\s*")
 _HALF_OF_DAY = re.compile(r"([ap])\.?\s?m(?:\.|\b)", re.IGNORECASE)
 _COMMAND = re.compile(r"\\([A-Za-z]+\*?|.)", re.DOTALL)
@@ -317,7 +318,9 @@ class _Scanner:
         elif name in TEXTS:
             self.words(self.inside(), operator=name == "operatorname")
         elif name in DRESS:
-            pass
+            if match := _ONE_LETTER.match(self.text, self.place):  # "\\mathcal{O}(n)"
+                self.place = match.end()
+                self.add("letter", match[1])
         elif name in ("begin", "end"):
             self.environment(name)
         elif name in WORD_COMMANDS:

@@ -99,6 +99,7 @@ _CHARACTERS = {
     **dict.fromkeys("·\u00d7", "*"),
     **dict.fromkeys("\u00b0\u00ba\u02da", "^\\circ "),
     "÷": "/",
+    "¢": "\\text{ cents}",
     "√": " sqrt ",
     "∛": " cbrt ",
     "ⁿ": "^{n}",
