@@ -7,6 +7,7 @@ it computes the same; everything else of the model, whatever its architecture, r
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -40,6 +41,8 @@ def _norm_for(module: nn.Module) -> Callable[[Tensor], Tensor] | None:
     eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
     if not isinstance(weight, Tensor) or weight.dim() != 1 or not isinstance(eps, float):
         return None
+    if len(inspect.signature(module.forward).parameters) != 1:  # a norm with a gate
+        return None
     x = _drawn(weight, 8, weight.shape[0])
     try:
         expected = module(x)
@@ -56,16 +59,23 @@ def _norm_for(module: nn.Module) -> Callable[[Tensor], Tensor] | None:
 
 
 def _same_rotary(function: Any, like: Tensor) -> bool:
-    """Whether a model's rotary function is the usual one: halves rotated against each other."""
+    """Whether a model's rotary function is the usual one: halves rotated against each other.
+
+    Angles of fewer features than a head has leave the others as they are, where a function takes
+    such angles.
+    """
     if function is None:
         return False
     q, k = (_drawn(like, 1, h, 5, 64) for h in (4, 2))
-    cos, sin = (_drawn(like, 1, 5, 64), _drawn(like, 1, 5, 64).flip(1))
-    try:
-        expected = function(q, k, cos, sin)
-    except (RuntimeError, TypeError):
-        return False
-    return all(_close(a, b) for a, b in zip(rotary(q, k, cos, sin), expected, strict=True))
+    for width in (64, 32):
+        cos, sin = (_drawn(like, 1, 5, width), _drawn(like, 1, 5, width).flip(1))
+        try:
+            expected = function(q, k, cos, sin)
+        except (RuntimeError, TypeError):
+            return width < 64
+        if not all(_close(a, b) for a, b in zip(rotary(q, k, cos, sin), expected, strict=True)):
+            return False
+    return True
 
 
 def _drawn(like: Tensor, *shape: int) -> Tensor:
@@ -162,7 +172,13 @@ def _norm_backward_kernel(
 def rotary(
     query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1
 ) -> tuple[Tensor, Tensor]:
-    """Rotate ``[1, heads, N, D]`` queries and keys by ``[1, N, D]`` angles."""
+    """Rotate ``[1, heads, N, D]`` queries and keys by ``[1, N, D]`` angles, or fewer features."""
+    width = cos.shape[-1]
+    if width < query.shape[-1]:
+        turned = rotary(query[..., :width], key[..., :width], cos, sin)
+        rest = (query[..., width:], key[..., width:])
+        q, k = (torch.cat(parts, -1) for parts in zip(turned, rest, strict=True))
+        return q, k
     apply: Any = _Rotary.apply
     return apply(query, cos, sin), apply(key, cos, sin)
 
