@@ -17,6 +17,7 @@ import pytest
 from fttt.errors import RunError, UsageError
 from fttt.judge import rehearsal
 from fttt.judge import sandbox as module
+from fttt.judge.cgroups import COUNTED
 from fttt.judge.limits import Limits
 from fttt.judge.problem import Judgement, Problem, Submission
 from fttt.judge.sandbox import ExhaustedError, Sandbox
@@ -233,6 +234,24 @@ def test_neighbours_that_use_all_processors_do_not_make_an_honest_program_late()
 
     limits = Limits(wall_seconds=1, cpu_seconds=1)
     assert use(judge, workers=4, limits=limits).passed
+
+
+def test_groups_that_no_box_can_join_are_done_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    def make(places: int, *_: object) -> module.Groups:
+        groups = module.Groups(versions=dict.fromkeys(COUNTED, "2"))
+        groups._fds.append(os.open("/dev/full", os.O_RDWR))
+        groups._zygote["join"] = 0
+        groups._places = [{} for _ in range(places)]
+        return groups
+
+    monkeypatch.setattr(module.Groups, "make", make)
+
+    async def judge(sandbox: Sandbox) -> Judgement:
+        report = await sandbox.start()
+        assert "could not join its group" in report.counting["memory"]
+        return await sandbox.judge(Submission(ADD, RIGHT))
+
+    assert use(judge).passed
 
 
 def test_each_start_has_the_same_hash_seed() -> None:

@@ -67,16 +67,16 @@ def main(control_fd: int) -> None:
         importlib.import_module(name)
     landlockpy.abi_version()  # looks for the C library once, which takes a process of its own
     groups = plan["groups"]
-    if "join" in groups.get("zygote", {}):
-        os.write(fds[groups["zygote"]["join"]], b"0")
+    own = groups.get("zygote", {}).get("join")
+    fault = "" if own is None else _attempt(lambda: os.write(fds[own], b"0"))
     leave_root(plan["uid"])
     # Pages that the collector never touches stay shared between all boxes.
     gc.collect()
     gc.freeze()
     places = [Group(place, fds) for place in groups.get("places", [{}] * plan["places"])]
     zygote = Zygote(control, plan, places)
-    held, fault = zygote.probe()
-    control.send(json.dumps({"layers": held, "groups": fault}).encode())
+    held, found = zygote.probe()
+    control.send(json.dumps({"layers": held, "groups": fault or found}).encode())
     try:
         zygote.serve()
     finally:
