@@ -2,6 +2,9 @@
 
     python benchmarks/math_verifier.py --data-dir DATASETS [--seconds 20]
 
+Then those of the number verifier on GSM8K's test split: its solutions, which end in a statement,
+and the same with a wrong number, or without the statement and said to be cut off.
+
 Ordinary answers: the gold answers of MATH's test split, written in other ways (all are right) and
 changed on purpose (all are wrong), each in a short completion. Both verifiers judge the same ones
 in this run: ours with one worker a processor, math-verify by `parse` and `verify` with its own
@@ -26,6 +29,7 @@ from fttt.tasks import TaskOptions, get_task
 from fttt.tasks.perturb import rewritten_answers, wrong_answers
 from fttt.types import Question
 from fttt.verifiers.math import MathVerifier
+from fttt.verifiers.number import NumberVerifier
 
 HOSTILE = ("9^{9^{9^{9}}}", "(10^{10})!", r"\sin(10^{10^{10}})", r"\gamma(10^{12})")
 Case = tuple[str, str, bool]
@@ -77,6 +81,28 @@ def errors(said: list[bool], asked: list[Case]) -> tuple[int, int]:
     return refused, sum(correct and not right for correct, (_, _, right) in judged)
 
 
+def number_cases(data_dir: Path) -> list[tuple[Question, str, bool, bool]]:
+    """Question, completion, whether it was cut off, and whether it is right."""
+    found: list[tuple[Question, str, bool, bool]] = []
+    for question in get_task("gsm8k").load(TaskOptions(data_dir=data_dir)):
+        worked = str(question.solution)
+        found.append((question, worked, False, True))
+        found.append((question, f"{worked}0", False, False))
+        found.append((question, worked.rpartition("\n")[0], True, False))
+    random.Random(0).shuffle(found)
+    return found
+
+
+async def numbers(asked: list[tuple[Question, str, bool, bool]]) -> tuple[float, int]:
+    """Seconds, and how many verdicts are wrong."""
+    verifier = NumberVerifier()
+    start, wrong = time.perf_counter(), 0
+    for question, text, cut, right in asked:
+        verdict = await verifier.verify(question, text, cut=cut)
+        wrong += verdict.correct != right
+    return time.perf_counter() - start, wrong
+
+
 async def hostile() -> None:
     """The time that each hostile answer takes, with an ordinary one judged beside it."""
     verifier = MathVerifier(time_limit=2.0)
@@ -115,6 +141,10 @@ def main() -> None:
     )
     print(f"{accepted} wrong accepted, of the first {count:,}")
     print(f"  ratio             {rate * seconds / count:8,.1f}")
+    cases_of_numbers = number_cases(arguments.data_dir)
+    seconds, wrong = asyncio.run(numbers(cases_of_numbers))
+    rate = len(cases_of_numbers) / seconds
+    print(f"numbers: {rate:,.0f} verdicts/s, {wrong} of {len(cases_of_numbers):,} wrong")
     print("hostile answers")
     asyncio.run(hostile())
 

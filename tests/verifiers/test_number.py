@@ -185,6 +185,7 @@ def test_the_number_that_a_sentence_is_about(completion: str, number: str) -> No
         ("First compute 6*7.\n42.", "42"),
         ("1. Tom has 5.\n2. He buys 7.\n3. So 5 + 7 = 12.", "12"),
         ("Tom has 12 apples.\n\nI hope this helps!", "12"),
+        ("The total is 18.\n\nCheck: 18/2 = 9.", "18"),
         ("- 5", "-5"),
         ("1. 2 bolts = 4\n2. 2 bolts = 4\n3.", None),
         ("1. Tom has 5.\n2. He buys 7.\n12.", "12"),
@@ -420,6 +421,6 @@ def test_an_unknown_rule_is_refused() -> None:
 def test_hostile_completions_take_no_time(unit: str) -> None:
     for text in (unit * (1_000_000 // len(unit)), "\\boxed{" + unit * 50_000 + "}"):
         for cut in (False, True):
-            start = time.perf_counter()
+            start = time.process_time()
             find_numbers(text, cut=cut, prompt=PROBLEM)
-            assert time.perf_counter() - start < 5.0
+            assert time.process_time() - start < 5.0

@@ -264,8 +264,8 @@ def test_spans_are_in_order_and_inside(text: str) -> None:
 def test_hostile_texts_take_linear_time(unit: str) -> None:
     seconds = []
     for length in (5_000, 40_000):
-        start = time.perf_counter()
+        start = time.process_time()
         scan_numbers(unit * (length // len(unit)))
         parse_number(unit * (length // len(unit)))
-        seconds.append(time.perf_counter() - start)
-    assert seconds[1] < 0.2 or seconds[1] < 24 * seconds[0]
+        seconds.append(time.process_time() - start)
+    assert seconds[1] < 0.2 or seconds[1] < 40 * seconds[0]

@@ -75,7 +75,7 @@ def _boxes(text: str) -> tuple[list[_Box], int]:
     ``\\boxed 5`` boxes the next word, as the MATH benchmark's own solutions write it, but
     ``\\boxed notation`` speaks of a box. Time is linear in the text.
     """
-    begun = list(_BOX.finditer(text))
+    begun = list(_BOX.finditer(text)) if "box" in text else []
     closing = _closing_braces(text) if begun else {}
     found: list[_Box] = []
     unclosed = -1
@@ -158,19 +158,22 @@ _NOUN = (
 _MARKER = re.compile(
     r"<(?P<tag>(?:final[_ -]?)?answer)>|\[(?P<bracket>answer)\]|(?P<rule>(?<!#)####(?!#))"
     rf"|(?<![A-Za-z\\])(?P<final>final\s+)?{_NOUN}(?![A-Za-z]){_MARKUP}(?:\s?\([^()\n]{{1,40}}\))?"
-    r"(?:,[^,.:;?!\n]{1,30},|\s+(?:to|for|of|in|we)\b[^.:;?!=\n]{0,80}?)?"
+    r"(?:,[^,.:;?!\n]{1,30},|\s+(?:to|for|of|in|we)\b[^.:;?!=\n]{0,80}?(?!\s*=))?"
     rf"{_MARKUP}\s*{_SAYS}|\u7b54\u6848[\u662f\u4e3a:\uff1a=]",
     re.IGNORECASE,
 )
+_HINT = re.compile(r"[aA][nN][sS]|[fF][iI][nN][aA][lL]|####|\u7b54\u6848")
+"""How every marker and heading begins, but for the bracket of a tag."""
 _LINE_START = re.compile(r"(?:\n|\A)[^\w\n]*(?:(?:the|my|your|our)\s+)?\Z", re.IGNORECASE)
+_HEADING_LENGTH = 60
 _HEADING = re.compile(
-    r"^[^\w\n</]{0,12}(?:\\(?:textbf|section\*?|subsection\*?|paragraph|text)\s*\{\s*)?[^\w\n</]{0,4}"
-    r"(?:(?:the|my|your|our)\s+)?(?:final\s+)?answers?(?:\s*\([^()\n]{1,30}\))?[^\w\n]{0,12}$",
-    re.IGNORECASE | re.MULTILINE,
+    r"[^\w\n</]{0,12}(?:\\(?:textbf|section\*?|subsection\*?|paragraph|text)\s*\{\s*)?[^\w\n</]{0,4}"
+    r"(?:(?:the|my|your|our)\s+)?(?:final\s+)?answers?(?:\s*\([^()\n]{1,30}\))?[^\w\n]{0,12}",
+    re.IGNORECASE,
 )
 _NOT_YET = re.compile(
     r"(?:\b(?:maybe|perhaps|possibly|suppose|assume|guess)\b[^.?!\n]*"
-    r"|\b(?:check(?:ing)?|verify(?:ing)?|confirm(?:ing)?|test(?:ing)?)\s+(?:\w+\s+){0,3}"
+    r"|\b(?:check(?:ing)?|verify(?:ing)?|confirm(?:ing)?|test(?:ing)?|convert)\s+(?:\w+\s+){0,3}"
     r"|\b(?:if|whether|an?|any|no|another|wrong|incorrect|previous|earlier|initial|possible"
     r"|intermediate)\s+(?:(?:the|my|your|our)\s+)?(?:final\s+)?)\Z",
     re.IGNORECASE,
@@ -217,7 +220,8 @@ _CLOSING = re.compile(
     r"[\W_]*$|[\W_]*\([^()]*(?<![\\A-Za-z])[A-Za-z]{3}[^()]*\)[\W_]*$"
     r"|[\W_]*(?:i hope|hope (?:this|that|it)|let me know|feel free|please|thanks?|you're welcome"
     r"|good luck|have a (?:nice|great|good)|is there anything|if you (?:have|need|would)|do you"
-    r"|would you|that's it|that is it|q\.?e\.?d|done|checked)\b",
+    r"|would you|that's it|that is it|q\.?e\.?d|done"
+    r"|check(?:ed|ing)?|verif(?:y|ying|ication)|note)\b",
     re.IGNORECASE,
 )
 """A line behind the answer that says nothing about it."""
@@ -298,21 +302,35 @@ def _marks(text: str, cut: bool) -> list[_Mark]:
     spans = _spans(boxes)
     if cut and unclosed >= 0:
         marks.append(_Mark(unclosed, len(text), "unclosed"))
-    headings = {place for m in _HEADING.finditer(text) for place in range(m.start(), m.end())}
-    marks += [_Mark(m.start(), m.end(), "heading") for m in _HEADING.finditer(text)]
-    for match in _MARKER.finditer(text):
-        if match["tag"] or match["bracket"]:
-            closing = f"{match[0][0]}/{match[0][1:]}"
-            marks.append(_Mark(match.start(), match.end(), "tag", closing))
-        elif match["rule"]:
-            if _RULED.match(text, match.end()):
-                marks.append(_Mark(match.start(), match.end(), "rule"))
-        elif match.start() not in headings:
-            begins = _LINE_START.search(text, max(0, match.start() - 30), match.start())
-            passing = begins is None and not match["final"]
-            marks.append(_Mark(match.start(), match.end(), "words", in_passing=passing))
+    end = 0
+    for hint in _HINT.finditer(text):
+        if hint.start() >= end:
+            found = _mark(text, hint.start())
+            if found is not None:
+                marks.append(found)
+                end = found.end
     outside = [mark for mark in marks if mark.kind == "box" or not _is_within(mark.start, spans)]
     return sorted(outside, key=lambda mark: mark.start, reverse=True)
+
+
+def _mark(text: str, start: int) -> _Mark | None:
+    """The mark whose word begins at ``start``, if it is one."""
+    begins = text.rfind("\n", max(0, start - _HEADING_LENGTH), start) + 1
+    if begins or start < _HEADING_LENGTH:
+        ends = text.find("\n", start, start + _HEADING_LENGTH)
+        ends = len(text) if ends < 0 and len(text) - start < _HEADING_LENGTH else ends
+        if ends > 0 and _HEADING.fullmatch(text, begins, ends):
+            return _Mark(begins, ends, "heading")
+    match = _MARKER.match(text, start - 1 if text[start - 1 : start] in ("<", "[") else start)
+    if match is None or (match["rule"] and not _RULED.match(text, match.end())):
+        return None
+    if match["tag"] or match["bracket"]:
+        return _Mark(match.start(), match.end(), "tag", f"{match[0][0]}/{match[0][1:]}")
+    if match["rule"]:
+        return _Mark(match.start(), match.end(), "rule")
+    begin = _LINE_START.search(text, max(0, start - 30), start)
+    passing = begin is None and not match["final"]
+    return _Mark(match.start(), match.end(), "words", in_passing=passing)
 
 
 def _spans(boxes: list[_Box]) -> list[tuple[int, int]]:
@@ -433,7 +451,7 @@ def _stands_in(prompt: str, words: list[str], least: int) -> bool:
     return f" {' '.join(words)} ".casefold() in _spaced(prompt)
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=2048)
 def _spaced(prompt: str) -> str:
     return f" {' '.join(_WORD.findall(prompt.casefold()))} "
 

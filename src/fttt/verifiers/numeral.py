@@ -19,7 +19,7 @@ _LARGEST = 8192
 """Bits of a power; a larger one is no number that anybody compares."""
 _DEEPEST = 4
 """Fractions in fractions."""
-_NEAR = 200
+_NEAR = 100
 """Characters of an argument of a fraction that is no number."""
 _LOOK_BACK = 30
 """Characters before the digits of a number that can be its sign, its currency, or a command."""
@@ -541,7 +541,7 @@ def _decimal(text: str, place: int) -> tuple[Fraction | None, int, bool]:
         decimals, end = re.sub("[^0-9]", "", point[1]), point.end()
     if end - place > _LONGEST:
         return None, end, False
-    value = Fraction(f"{digits or 0}.{decimals or 0}")
+    value = Fraction(int(digits + decimals), 10 ** len(decimals))
     further = _GOES_ON.match(text, end) if point is not None else None
     if further is not None:
         cycle = _CYCLE.search(decimals) if len(decimals) <= _LOOK_BACK else None
