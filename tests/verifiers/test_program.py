@@ -158,6 +158,8 @@ RIGHT = {
     "the body": BODY,
     "the body behind an empty line": f"\n{BODY}",
     "the body without its indentation": BODY.strip(),
+    "a call first": "sides.sort()\n    return math.prod(sides)",
+    "an item first": "sides[:0] = [1]\n    return math.prod(sides)",
     "the body in a block": block(BODY),
     "the body in a block, without indentation": block(BODY.strip() + "\n"),
     "the first line's spaces lost": LOOP.lstrip(),

@@ -45,6 +45,7 @@ _PROGRAMS = 100
 """How many lines of a text without fences are taken for the beginning of one."""
 _BEGINS = re.compile(
     rf"{CODE_LINE}|#|\"\"\"|'''|[ \t]+\S|(?:return|yield|raise|for|while|if|with|try|assert)\b"
+    r"|[^\W\d][\w.]*(?:\(|\[.*\][ \t]*=|[ \t]*(?:[-+*/%&|^]|//|\*\*|<<|>>)=)"
 )
 """How a completion begins that is a program from its first line on, or goes on with one."""
 _TAGS = re.compile(r"^[ \t]*\[(?:(PYTHON|CODE|BEGIN)|/PYTHON|/CODE|DONE|END)\][ \t]*$", re.M)
