@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
+import re
 import textwrap
 import time
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fttt.tasks import TaskOptions, get_task
 from fttt.verifiers.program import find_program
 
 PROMPT = (
@@ -331,6 +335,39 @@ def test_the_code_is_as_it_was_written() -> None:
     found = find_program(block(WHOLE), prompt=PROMPT, entry_point="area", test=TEST)
     assert found is not None
     assert (found.code, found.before) == (WHOLE, "")
+
+
+DATA = Path(
+    os.environ.get("FTTT_DATASETS", Path(__file__).parents[2].parent / "shared" / "datasets")
+)
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="no benchmark data beside the checkout")
+@pytest.mark.filterwarnings("ignore:invalid escape sequence")  # in the benchmark's own programs
+def test_humaneval_in_every_way_to_write_it() -> None:
+    for question in get_task("humaneval").load(TaskOptions(data_dir=DATA))[2::10]:
+        gold = question.gold
+        assert isinstance(gold, dict)
+        prompt, entry, test = (str(gold[key]) for key in ("prompt", "entry_point", "test"))
+        whole = str(question.solution).removeprefix("```python\n").removesuffix("\n```")
+        whole = prompt + whole[len(prompt.strip("\n")) :].removeprefix("\n") + "\n"
+        body = whole[len(prompt) :]
+        alone = whole[[m.start() for m in re.finditer(rf"^def {entry}\b", prompt, re.M)][-1] :]
+        ways = (
+            body,
+            block(body),
+            body.strip(),
+            block(textwrap.dedent(body)),
+            body.removeprefix(" "),
+            f"{body}\n\ndef test():\n    assert candidate(1) == (2",
+            f"{body}\nThis works by magic.",
+            whole,
+            block(alone),
+            block(alone) + block("print(1)\n"),
+            block(f"from __future__ import annotations\n{alone}"),
+        )
+        for way in ways:
+            assert outcome(way, prompt, entry, test) == "correct", (question.id, way)
 
 
 HOSTILE = {
