@@ -13,6 +13,7 @@ from fttt.judge.problem import Judgement, Problem, Submission
 
 __all__ = ["rehearse"]
 
+_PER_BOX = 60  # modules
 # Importing these does something, or opens a window.
 _LEFT_OUT = frozenset(("antigravity", "idlelib", "this", "tkinter", "turtle", "turtledemo"))
 _ADD = Problem(
@@ -34,8 +35,8 @@ def missing():
             importlib.import_module(name)
         except Exception:
             found.append(name)
-    more = f" and {{len(found) - 5}} more" if len(found) > 5 else ""
-    return ", ".join(found[:5]) + more
+    more = f" and {{len(found) - 3}} more" if len(found) > 3 else ""
+    return ", ".join(found[:3]) + more
 """
 _TRY_OUTSIDE = """\
 import importlib, json, sys, warnings
@@ -80,10 +81,15 @@ async def rehearse(judge: Judging) -> str:
 
 
 async def _missing(judge: Judging, names: list[str]) -> str:
-    judgement = await judge(Submission(_IMPORT, _IMPORT_ALL.format(names=names)))
-    if judgement.passed:
-        return ""
-    return judgement.detail.removeprefix("AssertionError: ").partition(" at line ")[0]
+    """Which of some modules a submission cannot import; a few a box, whatever its limits are."""
+    found = []
+    for begin in range(0, len(names), _PER_BOX):
+        code = _IMPORT_ALL.format(names=names[begin : begin + _PER_BOX])
+        judgement = await judge(Submission(_IMPORT, code))
+        if not judgement.passed:
+            words = judgement.detail.removeprefix("AssertionError: ").partition(" at line ")[0]
+            found.append(words)
+    return ", ".join(found)
 
 
 async def _importable(names: list[str]) -> list[str]:
