@@ -38,6 +38,8 @@ class Segment:
     """How many of the sequence's tokens that row holds already."""
     slot: int = -1
     """The adapter's slot; -1 runs the base model."""
+    whole: int = 0
+    """Tokens of the whole sequence, where more of it follow in a later pass that reads these."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +75,8 @@ class Batch:
     row_of_BS: Tensor | None = None
     """The row that holds each earlier token of a decode step; ``None``: the segment's own."""
     slots: tuple[int, ...] = ()
+    wholes: tuple[int, ...] = ()
+    """Tokens of each segment's whole sequence as it is then, those of the prefix included."""
     recompute: bool = True
     """Whether a train pass computes attention again for the gradient: less memory, more time."""
     masks: dict[Any, Any] = field(default_factory=dict)
@@ -115,6 +119,10 @@ class Batch:
             rows,
             adapted=max(slots) >= 0,
             slots=slots,
+            wholes=tuple(
+                max(p + n, cache.prefix + s.whole)
+                for p, n, s in zip(pasts, lengths, segments, strict=True)
+            ),
         )
 
     @cached_property
@@ -126,6 +134,14 @@ class Batch:
     def ends(self) -> tuple[int, ...]:
         """Where each segment ends in the packed row."""
         return tuple(accumulate(self.lengths))
+
+    @cached_property
+    def whole_N(self) -> Tensor:
+        """Tokens of the sequence that each packed token belongs to, as long as it is then."""
+        if self.mode == "decode":
+            return self.position_N + 1
+        wholes = torch.tensor(self.wholes, device=self.token_ids_N.device)
+        return wholes[self.segment_N]
 
     @cached_property
     def segment_N(self) -> Tensor:

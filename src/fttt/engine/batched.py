@@ -40,6 +40,7 @@ from fttt.engine.request import (
     Trained,
     TrainRequest,
 )
+from fttt.engine.rotary import edge_of
 from fttt.engine.scheduler import Patience
 from fttt.engine.selfcheck import check_outputs
 from fttt.engine.slots import Slot
@@ -88,6 +89,12 @@ class BatchedEngine:
                 f"{loaded.max_context}; lower --max-new-tokens or leave out longer questions."
             )
         check_outputs(loaded.model, loaded.name)
+        edge = edge_of(loaded.model)
+        if beams and edge is not None and max_length > edge:
+            raise UsageError(
+                f"A beam search of {max_length} tokens goes past the {edge} after which the rotary "
+                "frequencies of this model change; lower --max-new-tokens or take another method."
+            )
         self.plan = plan_memory(
             loaded,
             max_length=max_length,
@@ -121,6 +128,8 @@ class BatchedEngine:
         )
         self._waiting = PrefillQueue()
         self._running: list[GenerateJob] = []
+        self._apart: list[GenerateJob] = []
+        """Those of the running ones that take their next token in a pass of their own."""
         self._lessons = LessonQueue()
         self._searcher = BeamSearcher(self._model, self._cache, self.plan.search_lanes)
         self._learner = learner_for(self._model, self._bank, self._cache, self.plan, self._fill)
@@ -221,7 +230,8 @@ class BatchedEngine:
 
     async def _loop(self) -> None:
         while True:
-            if not (self._waiting or self._running or self._lessons or self._searcher.jobs):
+            busy = self._waiting or self._running or self._apart or self._lessons
+            if not (busy or self._searcher.jobs):
                 self._wake.clear()
                 await self._wake.wait()
                 await asyncio.sleep(0)  # let the other requests of this moment arrive
@@ -306,10 +316,14 @@ class BatchedEngine:
 
     def _launch(self) -> None:
         """Begin decode steps; on a GPU they run while the questions' coroutines do."""
+        self._running += self._apart
+        self._apart = []
         for job in [j for j in self._running if j.answer.cancelled()]:
             self._running.remove(job)
             assert job.lane is not None
             self._cache.give(job.lane.row)
+        if self._cache.edge is not None:
+            self._step_at_the_edge(self._cache.edge - self._cache.prefix)
         self._running.sort(key=lambda job: job.lane.row if job.lane else 0)  # as their rows lie
         self._launched = time.perf_counter()
         if self._running:
@@ -317,6 +331,31 @@ class BatchedEngine:
         since = time.perf_counter()
         self._searcher.launch()
         self.busy["beam"] += time.perf_counter() - since
+
+    def _step_at_the_edge(self, edge: int) -> None:
+        """Give sequences whose keys are about to become others a token by a pass of their own.
+
+        The one that is longer than ``edge`` for the first time is run as a whole.
+        """
+        near = [
+            job
+            for job in self._running
+            if job.lane and job.lane.length <= edge < job.lane.length + self._decoder.steps
+        ]
+        if not near:
+            return
+        segments = []
+        for job in near:
+            lane = job.lane
+            assert lane is not None
+            past = 0 if lane.length == edge else lane.length
+            ids = (*job.request.prompt_ids, *lane.tokens)[past:]
+            segments.append(Segment(ids, lane.row, past, lane.slot))
+            lane.length += 1
+        logits = torch.cat([self._run_prefill([segment]) for segment in segments])
+        draw(logits, [job.lane for job in near if job.lane])
+        self._running = [job for job in self._running if job not in near]
+        self._apart = self._settle(near, 1)
 
     def _collect(self) -> None:
         """Take the tokens of the steps that were begun, and answer what ended."""
@@ -389,12 +428,12 @@ class BatchedEngine:
     def _fail(self, error: BaseException) -> None:
         """Answer everything with an error; later requests get it too."""
         self._failure = error
-        jobs: list[Job[Any, Any]] = [*self._waiting, *self._running, *self._lessons]
+        jobs: list[Job[Any, Any]] = [*self._waiting, *self._running, *self._apart, *self._lessons]
         jobs += self._searcher.jobs
         for job in jobs:
             if not job.answer.done():
                 job.answer.set_exception(error)
-        for held in (self._waiting, self._running, self._lessons, self._searcher):
+        for held in (self._waiting, self._running, self._apart, self._lessons, self._searcher):
             held.clear()
         if self._bank is not None:
             self._bank.fail(error)

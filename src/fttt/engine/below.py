@@ -81,6 +81,6 @@ class Below:
 
 def _held_tokens(context: Kept | tuple[int, ...], ids: tuple[int, ...]) -> tuple[int, int]:
     """The row that holds a sequence's first tokens, and how many; one at least is left to run."""
-    if not isinstance(context, KeptRow) or context.row is None:
+    if not isinstance(context, KeptRow) or context.row is None or not context.serves(len(ids)):
         return 0, 0
     return context.row, context.shared(ids)

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from fttt.engine.heads import Heads, read_heads
+from fttt.engine.rotary import edge_of
 from fttt.engine.states import Mixers, States
 from fttt.models.loader import Prefix
 
@@ -46,11 +47,15 @@ class KVCache:
         prefix: Prefix | None = None,
         hidden: int = 0,
         states: States | None = None,
+        edge: int | None = None,
     ) -> None:
         """Take the memory; ``hidden`` is the width of the hidden states that are kept, if any."""
         self.rows = rows
         self.capacity = capacity
         self.device = device
+        self.edge = edge
+        """Positions up to which a row's keys serve a sequence that is no longer; past it they are
+        others (:mod:`fttt.engine.rotary`)."""
         self.states = states
         """Of layers that carry one; ``None`` where there are none."""
         self.keys: dict[int, Tensor] = {}
@@ -100,6 +105,7 @@ class KVCache:
             device=model.device,
             prefix=prefix,
             hidden=hidden,
+            edge=edge_of(model),
             states=States(tuple(mixers), rows, model.device) if mixers else None,
         )
 
@@ -166,6 +172,12 @@ class KVCache:
         if self.states is not None:
             self.states.copy(pairs)
 
+    def serves(self, held: int, whole: int) -> bool:
+        """Whether keys of a sequence of ``held`` tokens are those that one of ``whole`` has."""
+        if self.edge is None:
+            return True
+        return (self.prefix + held > self.edge) == (self.prefix + whole > self.edge)
+
     def write(
         self, layer: int, row_N: Tensor, position_N: Tensor, k_NHD: Tensor, v_NHD: Tensor
     ) -> None:
@@ -205,6 +217,10 @@ class KeptRow:
         if self._cache.states is not None and same < len(self._token_ids) - 1:
             return 0
         return same
+
+    def serves(self, whole: int) -> bool:
+        """Whether what the row holds is what a sequence of ``whole`` tokens begins with."""
+        return self._cache.serves(len(self._token_ids) - 1, whole)
 
     def evict(self) -> int:
         """Forget the row and return it; the tokens stay known."""

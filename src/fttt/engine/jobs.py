@@ -148,7 +148,7 @@ def _held_tokens(request: GenerateRequest) -> int:
         return 0
     if kept.adapted or request.adapter is not None:
         return 0
-    same = kept.shared(prompt)
+    same = kept.shared(prompt) if kept.serves(len(prompt)) else 0
     return same if 2 * same >= len(prompt) else 0
 
 
@@ -191,10 +191,11 @@ class LessonQueue(deque[TrainJob]):
                 break
             job = self.popleft()
             ids, row = _context(job.request, cache)
-            if row is None:
-                row = cache.take()
-                taken.missing.append(Segment(ids[:-1], row, 0, slot.index))
-            lesson = Lesson(slot, row, ids, job.request.targets)
+            lesson = Lesson(slot, cache.take() if row is None else row, ids, job.request.targets)
+            if row is None or not cache.serves(len(ids) - 1, lesson.whole):
+                taken.missing.append(
+                    Segment(ids[:-1], lesson.row, 0, slot.index, whole=lesson.whole)
+                )
             taken.jobs.append(job)
             taken.lessons.append(lesson)
             slots.add(slot.index)

@@ -18,6 +18,7 @@ from fttt.engine.attention import NAME, attend
 from fttt.engine.batch import Current, noting
 from fttt.engine.families import attention_stand_ins, interface
 from fttt.engine.narrow import narrow_linears
+from fttt.engine.rotary import rotary_stand_ins
 from fttt.engine.states import Mixers
 
 __all__ = ["StandIns", "stand_ins_for"]
@@ -55,6 +56,7 @@ def stand_ins_for(
     needed = [
         *mixers.stand_ins(current),
         *attention_stand_ins(model, attend, current),
+        *rotary_stand_ins(model, current),
     ]
     if needed:
         for outer in {id(m): m for m in (model, model.base_model)}.values():

@@ -38,6 +38,11 @@ class Lesson:
     targets: tuple[Target, ...]
 
     @property
+    def whole(self) -> int:
+        """Tokens of the longest sequence that the step runs."""
+        return max(self._past(t) + len(t.token_ids) for t in self.targets)
+
+    @property
     def tokens(self) -> int:
         """Tokens that the step runs through the model."""
         return sum(len(self.segment(t).token_ids) for t in self.targets)
@@ -47,9 +52,12 @@ class Lesson:
 
         Tokens before it are read from the row.
         """
-        past = (len(self.context) if target.after is None else target.after) - 1
+        past = self._past(target)
         ids = (self.context[past], *target.token_ids[:-1])
-        return Segment(ids, self.row, past, self.slot.index)
+        return Segment(ids, self.row, past, self.slot.index, self.whole)
+
+    def _past(self, target: Target) -> int:
+        return (len(self.context) if target.after is None else target.after) - 1
 
 
 Fill = Callable[[Sequence[Segment]], None]

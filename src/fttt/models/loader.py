@@ -15,6 +15,7 @@ from fttt.errors import RunError, UsageError
 from fttt.hub import from_hub
 from fttt.models.chat import ChatFormat
 from fttt.models.source import ModelSource, check_model, find_model
+from fttt.models.support import check_supported
 
 __all__ = [
     "DTYPES",
@@ -160,13 +161,15 @@ def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
 def _read(
     source: ModelSource, dtype: torch.dtype, device: torch.device
 ) -> tuple[Any, ChatFormat, Any]:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     path = _folder_or_hub_name(source)
     try:
         with without_bars(), from_hub(path):
             tokenizer = AutoTokenizer.from_pretrained(path)
             chat = ChatFormat(tokenizer)  # refused before the weights are loaded
+            config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+            check_supported(config.to_dict(), source.name)
             model: Any = AutoModelForCausalLM.from_pretrained(
                 path, dtype=dtype, use_safetensors=True, trust_remote_code=False
             )
@@ -218,4 +221,10 @@ def _stop_ids(model: Any, chat: ChatFormat) -> tuple[int, ...]:
 
 def context_of(config: Any) -> int:
     """Positions that a model was made for; all that can be counted where it has none."""
-    return int(getattr(config.get_text_config(), "max_position_embeddings", UNBOUNDED))
+    text = config.get_text_config()
+    names = ("max_position_embeddings", "n_positions", "max_seq_len")
+    most = next(filter(None, (getattr(text, name, None) for name in names)), UNBOUNDED)
+    rotary = getattr(text, "rope_parameters", None) or {}
+    if rotary.get("rope_type") == "dynamic":  # its frequencies go on for so many times more
+        most *= rotary["factor"]
+    return int(most)

@@ -13,6 +13,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils._validators import validate_repo_id
 
 from fttt.errors import UsageError
+from fttt.models.support import check_supported
 from fttt.models.weights import find_fault
 
 __all__ = ["ModelSource", "check_model", "find_model", "list_models"]
@@ -37,6 +38,9 @@ EMBEDDED = {
     ),
 }
 
+
+_DECODERS = ("CausalLM", "LMHead", "ConditionalGeneration")
+"""Parts of the names of classes that are causal language models."""
 
 _TOKENIZERS = ("tokenizer.json", "*.model", "vocab*", "*.tiktoken", "tekken.json")
 """Files of which a folder needs one to have a tokenizer."""
@@ -134,9 +138,8 @@ def _check_folder(folder: Path) -> None:
         architectures = config.get("architectures") or []
     except (ValueError, AttributeError):
         raise UsageError(f"The file {str(config_file)!r} is not a model's JSON object.") from None
-    if architectures and not any(
-        "CausalLM" in a or "ConditionalGeneration" in a for a in architectures
-    ):
+    check_supported(config, str(folder))
+    if architectures and not any(kind in a for a in architectures for kind in _DECODERS):
         raise UsageError(
             f"The model in {str(folder)!r} is no causal language model but {architectures[0]}."
         )

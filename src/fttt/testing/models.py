@@ -162,7 +162,7 @@ def tiny_model(
         torch.manual_seed(seed)
         model = _architecture(family, vocab_size, layers, max_context)
     model.eval().requires_grad_(False)
-    return _loaded(f"tiny-{family}", model, tokenizer, max_context)
+    return loaded_tiny(f"tiny-{family}", model, max_context)
 
 
 def _architecture(family: str, vocab_size: int, layers: int, max_context: int) -> Any:
@@ -207,10 +207,12 @@ def fake_model(max_context: int = 4096) -> LoadedModel:
     """A loaded model without weights, to stand beside a :class:`FakeEngine`."""
     import torch
 
-    return _loaded("fake", torch.nn.Identity(), tiny_tokenizer(), max_context)
+    return loaded_tiny("fake", torch.nn.Identity(), max_context)
 
 
-def _loaded(name: str, model: Any, tokenizer: Any, max_context: int) -> LoadedModel:
+def loaded_tiny(name: str, model: Any, max_context: int) -> LoadedModel:
+    """A model with the tokenizer of bytes, as a loader would answer it."""
+    tokenizer = tiny_tokenizer()
     return LoadedModel(
         name=name,
         model=model,
