@@ -7,6 +7,7 @@ value 5, ``\{x \mid x = 1\}`` the set of 1.
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 
 from fttt.verifiers.math.notation import NotUnderstoodError
 from fttt.verifiers.math.quantities import same_quantity
@@ -96,14 +97,28 @@ def _identity(node: Node) -> Node | None:
 
 
 def _about(sides: tuple[Node, ...]) -> Node:
-    """Sides of ``\\approx``: an exact value and its rounded ones, which must be near it."""
+    """Sides of ``\\approx``: an exact value and its rounded ones, right to their last digit."""
+    plain = [side.args[0] if side.head == "quantity" else side for side in sides]
     try:
-        values = [evaluate(side.args[0] if side.head == "quantity" else side) for side in sides]
+        values = [evaluate(side) for side in plain]
     except UndefinedError:
         values = []
-    if not values or any(not is_about(values[0], value) for value in values):
+    if not values or any(
+        not is_about(values[0], value, _last_place(side))
+        for value, side in zip(values[1:], plain[1:], strict=True)
+    ):
         raise NotUnderstoodError("an approximation that is none")
     return Node("list", sides, "~")
+
+
+def _last_place(node: Node) -> Fraction:
+    """What one in the last decimal of a number counts for; 1 for a whole one."""
+    place = Fraction(1)
+    while node.head == "neg":
+        node = node.args[0]
+    while node.head == "decimal" and (node.data / place).denominator > 1 and place > 10**-40:
+        place /= 10
+    return place
 
 
 def _settled_builder(node: Node) -> Node:

@@ -288,8 +288,10 @@ def _solved(sign: str, left: Node, right: Node, subjects: set[str]) -> RealSet |
     ):
         return None
     zero, one = evaluate(at[0]), evaluate(at[1])
+    if any(getattr(value, "imag", 0) != 0 for value in (zero, one)):
+        return None
     slope = combined(operator.sub, one, zero)
-    if near(slope, number(0).data) or getattr(slope, "imag", 0) != 0:
+    if near(slope, number(0).data):
         return None
     subjects.add(name)
     bound = combined(operator.truediv, -zero, slope)

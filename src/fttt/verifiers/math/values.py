@@ -9,6 +9,7 @@ computed, so that no answer can hold up the process that judges it.
 from __future__ import annotations
 
 import math
+import operator
 import random
 from collections.abc import Callable, Mapping
 from fractions import Fraction
@@ -526,9 +527,10 @@ def is_less(first: Value, second: Value) -> bool:
     return bool(real_number(first) < real_number(second))
 
 
-def is_about(first: Value, second: Value) -> bool:
-    """Whether two values are the same but for rounding."""
-    return close(first, second, _ABOUT)
+def is_about(first: Value, second: Value, place: Fraction) -> bool:
+    """Whether two values are the same but for one in a decimal place, and for a twentieth."""
+    difference = abs(combined(operator.sub, first, second))
+    return close(first, second, _ABOUT) and not is_less(place, difference)
 
 
 def combined(operation: Callable[[Value, Value], Value], first: Value, second: Value) -> Value:
