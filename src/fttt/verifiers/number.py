@@ -74,7 +74,8 @@ _SHAPED = (
 )
 _SPOILED_BEFORE = re.compile(
     rf"(?:{_SHAPED}|(?<![=\"-])>|(?<!\*)\*|[+\u00d7\u00b7/]|\\(?:times|cdot|div|sqrt)(?![A-Za-z])"
-    rf"|(?<=[\w)}}\]] )-|\b(?:than|almost|nearly|not|isn't|twice|double|triple"
+    rf"|(?<=[\w)}}\]] )-|\b(?:than|at (?:least|most)|up to|over|under|above|below|almost|nearly"
+    r"|not|isn't|twice|double|triple"
     r"|half(?: of)?|(?:third|quarter|fifth|tenth|root) of"
     r"|(?:minus|negative)\s+[a-z]{3,9}))(?:\s|\$|\*\*|[({])*\Z",
     re.IGNORECASE,
