@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ import torch
 from fttt.engine.batch import Segment
 from fttt.engine.beams import Beams
 from fttt.engine.cache import KVCache
+from fttt.engine.decoder import Uncaptured, capturable
 from fttt.engine.jobs import Job
 from fttt.engine.request import BeamRequest, Generation
 from fttt.engine.trainer import run_model
@@ -64,7 +66,7 @@ class BeamSearcher:
         self._places = 0
         self._beams = Beams.blank(0, 0, cache)
         self._stop_E = torch.zeros(0, dtype=torch.int64, device=cache.device)
-        self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
+        self._graphs: dict[int, Any] = {}
         self._launched = False
 
     @property
@@ -166,7 +168,7 @@ class BeamSearcher:
     def _step(self, beams: Beams) -> None:
         beams.expand(run_model(self._model, beams.batch(self._cache), slice(None)), self._stop_E)
 
-    def _graph(self, questions: int) -> torch.cuda.CUDAGraph:
+    def _graph(self, questions: int) -> Any:
         """The captured step of so many questions."""
         if questions not in self._graphs:
             blank = Beams.blank(questions, self._shape[0], self._cache)
@@ -175,6 +177,10 @@ class BeamSearcher:
             with torch.cuda.stream(stream):  # compiles what is compiled on first use
                 self._step(blank)
             torch.cuda.current_stream().wait_stream(stream)
+            if not capturable(self._model):
+                step = partial(self._step, self._beams.first(questions))
+                self._graphs[questions] = Uncaptured(step)
+                return self._graphs[questions]
             graph = torch.cuda.CUDAGraph()
             pool = next((g.pool() for g in self._graphs.values()), None)
             with torch.cuda.graph(graph, pool=pool):

@@ -5,8 +5,9 @@ Axes: L lanes (running sequences), V vocabulary, K steps between two looks at th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -20,7 +21,15 @@ from fttt.engine.slots import Bank
 from fttt.engine.trainer import run_model
 from fttt.errors import DivergedError
 
-__all__ = ["CPUDecoder", "CUDADecoder", "Decoder", "Lane", "draw"]
+__all__ = [
+    "CPUDecoder",
+    "CUDADecoder",
+    "Decoder",
+    "Lane",
+    "Uncaptured",
+    "capturable",
+    "draw",
+]
 
 
 @dataclass(eq=False)
@@ -223,6 +232,9 @@ class CUDADecoder:
                 self._tick.zero_()
                 self._step(bucket, adapted)
             torch.cuda.current_stream().wait_stream(stream)
+            if not capturable(self._model):
+                self._graphs[key] = Uncaptured(partial(self._step, bucket, adapted))
+                return self._graphs[key]
             with torch.cuda.graph(graph, pool=self._pool):
                 self._step(bucket, adapted)
             self._pool = self._pool or graph.pool()
@@ -256,6 +268,26 @@ class CUDADecoder:
             ended_L = (drawn_L == stop_EL).any(0) | (count_L >= limit_L)
             row_L.masked_fill_(ended_L, self._cache.rows)
         self._tick.add_(1)
+
+
+@dataclass(frozen=True)
+class Uncaptured:
+    """Runs a step as it is where others replay a graph of it."""
+
+    replay: Callable[[], None]
+
+
+def capturable(model: nn.Module) -> bool:
+    """Whether a model's steps can be captured on its GPU.
+
+    The product of tokens grouped by expert reads the groups' sizes on the host, but in bfloat16 on
+    a GPU of Hopper's kind or later.
+    """
+    if not any(hasattr(type(module), "_apply_gate") for module in model.modules()):
+        return True
+    weight = next(model.parameters())
+    recent = torch.cuda.get_device_capability(weight.device)[0] in {9, 10}
+    return weight.dtype == torch.bfloat16 and recent
 
 
 def _buckets(lanes: int) -> list[int]:
