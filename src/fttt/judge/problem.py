@@ -119,12 +119,8 @@ class Submission:
 
     def sides(self) -> tuple[dict[str, object], dict[str, object]]:
         """What the solver gets, and what the tester gets."""
-        problem, source = self.problem, self.problem.prompt + self.completion
-        if problem.border == "shared":
-            whole = f"{source}\n{problem.test}\ncheck({problem.entry_point})"
-            return {"source": whole}, {"shared": True, "test": problem.test}
-        tests = {"shared": False, **problem.to_json()}
-        return {"source": source}, tests
+        source = self.problem.prompt + self.completion
+        return {"source": source}, {**self.problem.to_json()}
 
 
 @dataclass(frozen=True, slots=True)

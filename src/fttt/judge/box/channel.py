@@ -9,7 +9,7 @@ from typing import Any
 
 __all__ = ["MAX_MESSAGE", "BrokenBorder", "Channel"]
 
-MAX_MESSAGE = 32 * 1024 * 1024
+MAX_MESSAGE = 64 * 1024 * 1024
 """The most bytes that one message may have."""
 
 _LENGTH = struct.Struct(">I")
@@ -29,19 +29,24 @@ class Channel:
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
 
-    def send(self, message: dict[str, Any]) -> None:
-        """Send one message.
-
-        Raises :class:`ValueError`, with nothing sent, where it is too large, and
-        :class:`BrokenBorder` where the other side is gone.
-        """
+    @staticmethod
+    def pack(message: dict[str, Any]) -> bytes:
+        """A message as it is sent; raises :class:`ValueError` where it is too large."""
         body = json.dumps(message, separators=(",", ":")).encode("ascii")
         if len(body) > MAX_MESSAGE:
             raise ValueError(f"a value of {len(body)} bytes; at most {MAX_MESSAGE} may cross")
+        return _LENGTH.pack(len(body)) + body
+
+    def write(self, packed: bytes) -> None:
+        """Send a packed message; raises :class:`BrokenBorder` where the other side is gone."""
         try:
-            self._connection.sendall(_LENGTH.pack(len(body)) + body)
+            self._connection.sendall(packed)
         except OSError as error:
             raise BrokenBorder("the other process ended") from error
+
+    def send(self, message: dict[str, Any]) -> None:
+        """Send one message."""
+        self.write(self.pack(message))
 
     def receive(self) -> dict[str, Any]:
         """Wait for one message; raises :class:`BrokenBorder` where none can come."""

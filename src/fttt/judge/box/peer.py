@@ -1,276 +1,636 @@
 """Calls over the border: each side asks the other, and answers while it waits.
 
-A request names an operation, a handle and arguments. The answer carries the result or the
-exception, and the containers among the arguments that were changed in place. While a side waits
-for its answer it serves the other's requests, so that callbacks work to any depth.
+A request names an operation, a target and arguments; the answer carries the result or the
+exception. Both carry what containers have changed since. Requests belong to threads: a thread that
+waits for an answer serves what the other side asks on its behalf, so that callbacks work to any
+depth, and each further thread of one side is served by a thread of its own on the other. What is
+awaited runs in the other side's event loop.
 """
 
 from __future__ import annotations
 
-import builtins
-from collections.abc import Callable
-from typing import Any, ClassVar
+import _thread
+import asyncio
+import concurrent.futures
+import contextlib
+import io
+import os
+import random
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
 
 from .channel import BrokenBorder, Channel
-from .values import Reader, Writer
+from .registry import CandidateError, Registry
+from .remote import waiting
+from .replicas import LARGE, Group, Incoming, Outgoing
+from .values import Malformed
 
-__all__ = ["OPERATIONS", "CandidateError", "Peer", "Remote", "RemoteIterator"]
+__all__ = ["Peer", "Refused"]
 
-_MALFORMED = (TypeError, ValueError, LookupError, ArithmeticError, AttributeError, RecursionError)
-_EXCEPTIONS = {
-    name: value
-    for name, value in vars(builtins).items()
-    if isinstance(value, type) and issubclass(value, BaseException)
-}
 # These steer the interpreter: raised out of a call, they would end a loop, an ``all()`` or the
 # whole check as if nothing were wrong.
 _STEERING = (StopIteration, StopAsyncIteration, GeneratorExit, SystemExit, KeyboardInterrupt)
-
-
-def _call(target: Any, *args: Any, **kwargs: Any) -> Any:
-    return target(*args, **kwargs)
-
-
-OPERATIONS: dict[str, Callable[..., Any]] = {
-    "call": _call,
-    "getattr": getattr,
-    "setattr": setattr,
-    "delattr": delattr,
-    "getitem": lambda target, key: target[key],
-    "setitem": lambda target, key, value: target.__setitem__(key, value),
-    "delitem": lambda target, key: target.__delitem__(key),
-    "iter": iter,
-    "next": next,
-    "len": len,
-    "bool": bool,
-    "int": int,
-    "float": float,
-    "str": str,
-    "repr": repr,
-    "isinstance": lambda target, value: isinstance(value, target),
-    "enter": lambda target: target.__enter__(),
-    "exit": lambda target, error=None: target.__exit__(type(error), error, None),
+_ENDS = {
+    "next": StopIteration,
+    "send": StopIteration,
+    "throw": StopIteration,
+    "anext": StopAsyncIteration,
+    "asend": StopAsyncIteration,
+    "athrow": StopAsyncIteration,
 }
-"""All that one side can ask of a value of the other."""
+_CAUSES = 5  # exceptions behind an exception
+_CACHED = 16  # groups
+_PATIENT = 16  # messages between two looks at whether a large group is still held
+_NESTED_ITEMS = 20_000_000  # looked at for changes while calls are under way
 
 
-class CandidateError(RuntimeError):
-    """What the other side raised, where that exception must not pass as itself."""
+class Refused(BaseException):
+    """A value that the border cannot carry; no verdict about the submission follows from it."""
 
 
-class Remote:
-    """Stands for a value of the other side that is not plain data.
+class _Token:
+    """Lives as long as its thread; then the thread that served it may end as well."""
 
-    Equality is identity and never asks the other side; so do no operators, which would show it the
-    value that a test compares with. Everything that reads (attributes, items, length, text) asks.
-    """
+    def __init__(self, number: int, ended: list[int]) -> None:
+        self._number, self._ended = number, ended
 
-    __slots__ = ("_remote",)
-
-    def __init__(self, peer: Peer, number: int) -> None:
-        object.__setattr__(self, "_remote", (peer, number))
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return _ask(self, "call", *args, **kwargs)
-
-    def __getattr__(self, name: str) -> Any:
-        return _ask(self, "getattr", name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        _ask(self, "setattr", name, value)
-
-    def __delattr__(self, name: str) -> None:
-        _ask(self, "delattr", name)
-
-    def __getitem__(self, key: Any) -> Any:
-        return _ask(self, "getitem", key)
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        _ask(self, "setitem", key, value)
-
-    def __delitem__(self, key: Any) -> None:
-        _ask(self, "delitem", key)
-
-    def __iter__(self) -> Any:
-        iterator = _ask(self, "iter")
-        return iterator if isinstance(iterator, RemoteIterator) else iter(iterator)
-
-    def __contains__(self, value: Any) -> bool:
-        return any(item == value for item in self)
-
-    def __instancecheck__(self, value: Any) -> bool:
-        return isinstance(value, Remote) and bool(_ask(self, "isinstance", value))
-
-    def __enter__(self) -> Any:
-        return _ask(self, "enter")
-
-    def __exit__(self, *error: Any) -> bool:
-        return bool(_ask(self, "exit", *error[1:2]))
-
-    def __len__(self) -> int:
-        return int(_ask(self, "len"))
-
-    def __bool__(self) -> bool:
-        return bool(_ask(self, "bool"))
-
-    def __int__(self) -> int:
-        return int(_ask(self, "int"))
-
-    def __float__(self) -> float:
-        return float(_ask(self, "float"))
-
-    def __str__(self) -> str:
-        return str(_ask(self, "str"))
-
-    def __repr__(self) -> str:
-        return str(_ask(self, "repr"))
+    def __del__(self) -> None:
+        self._ended.append(self._number)
 
 
-class RemoteIterator(Remote):
-    """Stands for an iterator of the other side."""
+class _Item:
+    """A message that has been read."""
 
-    __slots__ = ()
+    __slots__ = (
+        "args", "around", "error", "groups", "kwargs", "loop", "operation", "printed", "target",
+        "thread", "value", "wait",
+    )  # fmt: skip
 
-    def __iter__(self) -> RemoteIterator:
-        return self
+    def __init__(self, thread: int) -> None:
+        self.thread = thread
+        self.operation: str | None = None
+        """What is asked; nothing where this is an answer."""
+        self.target: Any = None
+        self.args: list[Any] = []
+        self.kwargs: dict[str, Any] = {}
+        self.wait = self.loop = False
+        self.around: dict[str, Any] = {}
+        self.printed: dict[str, Any] = {}
+        self.value: Any = None
+        self.error: BaseException | None = None
+        self.groups: list[Group] = []
 
-    def __next__(self) -> Any:
-        return _ask(self, "next")
 
+class Peer(Registry):
+    """One side of the border. Subclasses say what may cross and what may be done."""
 
-def _ask(remote: Remote, operation: str, *args: Any, **kwargs: Any) -> Any:
-    peer, number = object.__getattribute__(remote, "_remote")
-    return peer.ask(operation, number, args, kwargs)
-
-
-class Peer:
-    """One side of the border. Subclasses say what may be exported and done (:meth:`perform`)."""
-
-    kinds: ClassVar[dict[str, type[Remote]]] = {"iterator": RemoteIterator}
+    shows_operands = True
+    """Whether operators on the other side's objects may show it plain values of this side."""
 
     def __init__(self, channel: Channel) -> None:
+        super().__init__()
         self._channel = channel
-        self._exports: list[Any] = []
-        self._export_numbers: dict[int, int] = {}
-        self._proxies: dict[int, Remote] = {}
-        self._exception_types: dict[tuple[str, str], type[BaseException]] = {}
+        self._live: dict[int, Group] = {}
+        self._spent = 0
+        self._crossings = 0
+        self.reading = False
+        """Whether values are being rebuilt just now, when nothing can be asked."""
         self.broken: str | None = None
         """Why the border is closed, once it is; no verdict after that can be a pass."""
+        self.refused: str | None = None
+        """What could not be carried, once there was such a thing."""
+        self._process = os.getpid()
+        self._lock = threading.RLock()  # around the tables
+        self._sending = threading.Lock()
+        self._out: deque[bytes] = deque()
+        self._turn = threading.Condition(threading.Lock())
+        self._reading = self._reads_on = False
+        self._workers: set[int] = set()
+        self._cached: dict[int, None] = {}
+        self._boxes: dict[int, deque[_Item | None]] = {0: deque()}
+        self._asking: dict[int, int] = {}
+        self._local = threading.local()
+        self._local.number = 0
+        self._next_thread = 2 + self.parity
+        self._ended: list[int] = []
+        self.concurrent = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._waits: dict[int, tuple[asyncio.AbstractEventLoop, asyncio.Future[Any]]] = {}
+        self._tasks: dict[int, Any] = {}
+        self._drivers: dict[int, Any] = {}
 
-    def export(self, value: Any) -> list[Any]:
-        """Write a value of this side as a handle, or one of the other side as it came."""
-        if isinstance(value, Remote):
-            return ["y", object.__getattribute__(value, "_remote")[1]]
-        kind = self.kind(value)
-        number = self._export_numbers.get(id(value))
-        if number is None:
-            number = self._export_numbers[id(value)] = len(self._exports)
-            self._exports.append(value)
-        return ["h", number, kind]
-
-    def owned(self, number: int) -> Any:
-        """The value exported under ``number``."""
-        if number < 0:
-            raise LookupError(f"handle {number}")
-        return self._exports[number]
-
-    def proxy(self, number: int, kind: str) -> Remote:
-        """The one stand-in for the other side's value ``number``."""
-        if number not in self._proxies:
-            self._proxies[number] = self.kinds.get(kind, Remote)(self, number)
-        return self._proxies[number]
-
-    def kind(self, value: Any) -> str:
-        """What sort of handle a value gets; :class:`TypeError` where it may not cross."""
-        raise NotImplementedError
+    # -------------------------------------------------------------- what subclasses decide
 
     def perform(self, operation: str, target: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
         """Do what the other side asked for."""
         raise NotImplementedError
 
+    def may_swallow(self, error: BaseException | None, trace: Any) -> bool:
+        """Whether an ``__exit__`` of the other side may end an exception of this one."""
+        return True
+
+    def unsendable(self, error: Exception) -> BaseException:
+        """What to raise where a request cannot be written."""
+        return error
+
+    def surroundings(self, writer: Any) -> dict[str, Any]:
+        """What a request says of the process that it comes from."""
+        return {}
+
+    def printed(self, texts: dict[str, Any]) -> None:
+        """Take what was printed while a request was served."""
+
+    def forget(self, group: Group) -> None:
+        super().forget(group)
+        self._live.pop(group.root, None)
+
+    # -------------------------------------------------------------- asking
+
     def ask(
-        self, operation: str, number: int | None, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, operation: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """Have the other side do something; raises what it raised."""
+        thread = self._thread()
+        in_loop = asyncio._get_running_loop() is not None
+        with self._lock:
+            groups = self._request(thread, operation, target, args, kwargs, loop=in_loop)
+        self._asking[thread] = self._asking.get(thread, 0) + 1
+        try:
+            self._flush()
+            while (item := self._wait(thread)) is not None and item.operation is not None:
+                self._serve(item)
+        finally:
+            self._asking[thread] -= 1
+            with self._lock:
+                self._release(groups)
+        if item is None:
+            raise BrokenBorder("an answer to nobody")
+        if item.printed:
+            self.printed(item.printed)
+        if item.error is not None:
+            error = item.error
+            del item
+            raise self._raisable(error, operation, args)
+        return item.value
+
+    def _request(
+        self,
+        thread: int,
+        operation: str,
+        target: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        **flags: bool,
+    ) -> list[Group]:
+        """Send a request; the groups that it passes are under way from now on."""
         if self.broken is not None:
             raise BrokenBorder(self.broken)
-        objects: list[Any] = []
-        writer = Writer(self, objects)
-        request = [operation, number, writer.items(args), writer.pairs(kwargs)]
+        if os.getpid() != self._process:
+            raise RuntimeError("values of the tests cannot be used from another process")
+        message: dict[str, Any] = {"t": thread}
+        message.update({name: True for name, value in flags.items() if value})
+        writer = Outgoing(self)
         try:
-            self._send({"ask": request, "table": writer.table})
-            while "ask" in (message := self._channel.receive()):
-                self.serve(message)
-            reader = Reader(self, objects)
-            reader.load(message["table"])
-            if "value" in message:
-                return reader.read(message["value"])
-            error = self._rebuild(message["error"], reader, operation)
-        except BrokenBorder as broken:
-            self.broken = str(broken)
+            code = writer.write(target)
+            pairs = writer.pairs(kwargs.keys(), kwargs.values())
+            message["ask"] = [operation, code, writer.items(list(args)), pairs]
+            if around := self.surroundings(writer):
+                message["around"] = around
+            self._complete(message, writer)
+            self._out.append(self._channel.pack(message))
+        except (TypeError, ValueError, RecursionError) as error:
+            self.undo(writer)
+            raise self.unsendable(error) from error
+        passed = list(writer.passed.values())
+        for group in passed:
+            group.fresh = False
+            group.active += 1
+            self._live[group.root] = group
+        return passed
+
+    def _complete(self, message: dict[str, Any], writer: Outgoing) -> None:
+        """Add to a message all that has changed in what both sides hold."""
+        writer.finish()
+        writer.passed = dict(writer.touched)
+        self._crossings += 1
+        for group in list(self._live.values()):
+            if group.root in writer.touched:
+                continue
+            if group.active and group.size >= LARGE:
+                self._spent += group.size
+                if self._spent > _NESTED_ITEMS:
+                    continue
+            writer.touch(group)
+        writer.finish()
+        for group in list(self._live.values()):
+            # Its last changes go with it.
+            idle = group.kept and not group.active and group.root not in writer.passed
+            if idle and self._let_go(group):
+                message.setdefault("gone", []).append(group.root)
+        message["table"] = writer.table
+        if self._ended:
+            message["ended"] = self._ended[:]
+            del self._ended[: len(message["ended"])]
+        for root in message.get("gone", ()):
+            if root in self.groups:
+                self.forget(self.groups[root])
+
+    def _let_go(self, group: Group) -> bool:
+        """Whether this side's program has no hold any more on what is kept in step."""
+        if self.concurrent or group.pinned:
+            return False
+        if group.size >= LARGE and self._crossings % _PATIENT:
+            return False
+        return not group.held()
+
+    def _release(self, groups: list[Group]) -> None:
+        for group in groups:
+            group.active -= 1
+            if not group.active and not group.kept:
+                self._live.pop(group.root, None)
+
+    def _flush(self) -> None:
+        """Send what is in the line, in its order; whoever comes first sends all."""
+        while self._out:
+            with self._sending:
+                while self._out:
+                    self._channel.write(self._out.popleft())
+
+    def _raisable(
+        self, error: BaseException, operation: str, args: tuple[Any, ...]
+    ) -> BaseException:
+        """What to raise for an exception of the other side."""
+        if self.trusting or not isinstance(error, _STEERING):
+            return error
+        name = args[0] if operation == "special" and args else operation
+        end = _ENDS.get(str(name).strip("_"))
+        if end is not None and type(error) is end:
+            return error
+        return CandidateError(f"raised {type(error).__name__}")
+
+    # -------------------------------------------------------------- threads
+
+    def _thread(self) -> int:
+        try:
+            return int(self._local.number)
+        except AttributeError:
+            with self._lock:
+                number = self._next_thread
+                self._next_thread += 2
+            self._local.number = number
+            self._local.token = _Token(number, self._ended)
+            return number
+
+    def read_on(self) -> None:
+        """Read messages in a thread of its own from now on, for programs that use threads."""
+        self.concurrent = True
+        with self._turn:
+            if self._reading or self._reads_on:
+                self._reads_on = True  # whoever reads now starts it
+                return
+            self._reads_on = self._reading = True
+        _thread.start_new_thread(self._read_forever, ())
+
+    def _read_forever(self) -> None:
+        try:
+            while True:
+                self._receive()
+        except BaseException as error:
+            self._break(error)
+
+    def _break(self, error: BaseException) -> None:
+        """Close the border for all threads."""
+        with self._turn:
+            self.broken = self.broken or str(error) or type(error).__name__
+            self._turn.notify_all()
+        for loop, future in list(self._waits.values()):
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(future.cancel)
+
+    def _wait(self, thread: int) -> _Item | None:
+        """The next message for a thread; whoever waits reads for all, one at a time."""
+        box = self._boxes.setdefault(thread, deque())
+        while True:
+            with self._turn:
+                while not box and self._reading and self.broken is None:
+                    self._turn.wait()
+                if box:
+                    return box.popleft()
+                if self.broken is not None:
+                    raise BrokenBorder(self.broken)
+                self._reading = True
+            try:
+                self._receive()
+            except BrokenBorder as error:
+                self._break(error)
+                raise
+            finally:
+                with self._turn:
+                    self._reading = self._reads_on
+                    self._turn.notify_all()
+                if self._reads_on:
+                    _thread.start_new_thread(self._read_forever, ())
+
+    def _receive(self) -> None:
+        """Read one message and give it to the thread that it is for."""
+        message = self._channel.receive()
+        try:
+            with self._lock:
+                self.reading = True
+                try:
+                    item = self._read(message)
+                finally:
+                    self.reading = False
+            if item is not None:
+                self._deliver(item)
+        except MemoryError:
             raise
-        except _MALFORMED as malformed:
-            self.broken = f"an answer that is no plain data ({type(malformed).__name__})"
-            raise BrokenBorder(self.broken) from malformed
-        raise error
+        except Exception as malformed:
+            text = f"an answer that is no plain data ({type(malformed).__name__})"
+            raise BrokenBorder(text) from malformed
 
-    def _send(self, request: dict[str, Any]) -> None:
-        try:
-            self._channel.send(request)
-        except ValueError as large:
-            raise BrokenBorder(str(large)) from large
-
-    def serve(self, message: dict[str, Any]) -> None:
-        """Answer one request of the other side."""
-        objects: list[Any] = []
-        reader = Reader(self, objects)
+    def _read(self, message: dict[str, Any]) -> _Item | None:
+        if "cancel" in message:
+            task = self._tasks.pop(message["cancel"], None)
+            if task is not None:
+                task.cancel()
+            return None
+        thread = message["t"]
+        if type(thread) is not int:
+            raise Malformed("a message without a thread")
+        item = _Item(thread)
+        reader = Incoming(self)
         reader.load(message["table"])
-        operation, number, args, kwargs = message["ask"]
-        target = None if number is None else self.owned(number)
-        values, names = reader.items(args), {reader.read(k): reader.read(v) for k, v in kwargs}
-        writer = Writer(self, objects)
-        answer: dict[str, Any] = {}
+        if "ask" in message:
+            item.operation, target, args, kwargs = message["ask"]
+            item.target, item.args = reader.read(target), reader.items(args)
+            item.kwargs = reader.pairs(kwargs)
+            item.around = dict(message.get("around", {}))
+            for name in {"seed", "stdin"} & set(item.around):
+                item.around[name] = reader.read(item.around[name])
+            item.wait, item.loop = bool(message.get("wait")), bool(message.get("loop"))
+            item.groups = list(reader.touched.values())
+            for group in item.groups:
+                group.active += 1
+                self._live[group.root] = group
+        elif "refused" in message:
+            self.refused = str(message["refused"])
+            item.error = Refused(self.refused)
+        elif "error" in message:
+            error = reader.read(message["error"])
+            if not isinstance(error, BaseException):
+                raise Malformed("an error that is none")
+            item.error = error
+        else:
+            item.value = reader.read(message["value"])
+        item.printed = message.get("printed", {})
+        self._settle(message)
+        for number in message.get("ended", ()):
+            if number in self._workers:
+                self._boxes[number].append(None)
+        return item
+
+    def _settle(self, message: dict[str, Any]) -> None:
+        """Take note of what the other side still holds."""
+        for root in message.get("kept", ()):
+            group = self.groups[root]
+            group.kept = True
+            self._live[root] = group
+        for root in message.get("cached", ()):
+            group = self.groups[root]
+            group.kept = False
+            if not group.active:
+                self._live.pop(root, None)
+        for root in message.get("gone", ()):
+            if root in self.groups:
+                self.forget(self.groups[root])
+
+    def _deliver(self, item: _Item) -> None:
+        thread = item.thread
+        asking = self._asking.get(thread)
+        if item.operation is None:
+            if thread in self._waits:
+                self._resolve(item)
+                return
+            if not asking:
+                raise Malformed("an answer to nobody")
+        elif item.wait:
+            self._start_waiting(item)
+            return
+        elif item.loop and not asking:
+            self._event_loop().call_soon_threadsafe(self._serve, item)
+            return
+        with self._turn:
+            if thread and not asking and thread not in self._workers:
+                self._workers.add(thread)
+                _thread.start_new_thread(self._work, (thread,))
+            self._boxes.setdefault(thread, deque()).append(item)
+            self._turn.notify_all()
+
+    def _work(self, thread: int) -> None:
+        """Serve one thread of the other side, until it ends."""
+        self._local.number = thread
         try:
-            result = self.perform(operation, target, values, names)
-            answer["value"] = writer.write(result)
-        except BrokenBorder:
+            while (item := self._wait(thread)) is not None:
+                self._serve(item)
+        except BaseException as error:
+            self._break(error)
+        finally:
+            self._workers.discard(thread)
+            self._boxes.pop(thread, None)
+
+    # -------------------------------------------------------------- answering
+
+    def serve_on(self) -> None:
+        """Answer requests until the border is closed, by :class:`BrokenBorder`."""
+        while True:
+            item = self._wait(0)
+            if item is not None:
+                self._serve(item)
+
+    def _serve(self, item: _Item) -> None:
+        """Answer one request of the other side."""
+        before = getattr(self._local, "number", None)
+        self._local.number = item.thread
+        try:
+            operation = str(item.operation)
+            with _surrounded(item):
+                item.value = self.perform(operation, item.target, item.args, item.kwargs)
+        except (BrokenBorder, Refused):
             raise
         except BaseException as error:
-            answer = {"error": self._describe(error, writer)}
-        writer.changes(message["table"])
-        try:
-            self._channel.send({**answer, "table": writer.table})
-        except ValueError as large:
-            self._channel.send({"error": ["ValueError", "ValueError", [str(large)]], "table": []})
+            item.error = error
+        finally:
+            if before is None:
+                del self._local.number
+            else:
+                self._local.number = before
+        self._answer(item)
 
-    def _describe(self, error: BaseException, writer: Writer) -> list[Any]:
-        base = next(c.__name__ for c in type(error).__mro__ if _EXCEPTIONS.get(c.__name__) is c)
-        try:
-            args = writer.items(error.args)
-        except Exception:
-            args = [str(error)]
-        return [type(error).__name__, base, args]
+    def _answer(self, item: _Item) -> None:
+        message: dict[str, Any] = {"t": item.thread}
+        if item.printed:
+            message["printed"] = item.printed
+        with self._lock:
+            writer = Outgoing(self)
+            try:
+                if item.error is None:
+                    message["value"] = writer.write(item.value)
+                else:
+                    message["error"] = self._write_raised(writer, item.error)
+                for group in item.groups:
+                    if group.root in self.groups:
+                        writer.touch(group)
+                self._complete(message, writer)
+                # From here on only the program itself may hold what it was handed.
+                item.target = item.value = item.error = None
+                item.args, item.kwargs = [], {}
+                self._part(item.groups, writer, message)
+                self._out.append(self._channel.pack(message))
+            except (BrokenBorder, Refused):
+                raise
+            except Exception as error:
+                self.undo(writer)
+                text = f"a value that cannot cross ({type(error).__name__}: {error})"[:500]
+                refusal = {"t": item.thread, "refused": text, "table": []}
+                self._out.append(self._channel.pack(refusal))
+            item.groups = []
+        self._flush()
 
-    def _rebuild(self, code: list[Any], reader: Reader, operation: str) -> BaseException:
-        name, base, args = code
-        values = reader.items(args)
-        kind = _EXCEPTIONS[base]
-        if issubclass(kind, StopIteration) and operation == "next":
-            return StopIteration(*values)
-        if issubclass(kind, _STEERING):
-            return CandidateError(f"raised {name}")
-        kind = self.exception_type(name, base)
-        try:
-            return kind(*values)
-        except Exception:  # UnicodeDecodeError and its like want arguments of their own
-            return CandidateError(f"raised {name}")
+    def _write_raised(self, writer: Outgoing, error: BaseException) -> Any:
+        seen: BaseException | None = error
+        for _ in range(_CAUSES):
+            if seen is None:
+                break
+            seen.__traceback__ = None  # whose frames would hold the arguments
+            seen = seen.__cause__ or seen.__context__
+        return writer.write(error)
 
-    def exception_type(self, name: str, base: str) -> type[BaseException]:
-        """The built-in exception ``base``, or this side's own subclass of it for ``name``."""
-        kind = _EXCEPTIONS[base]
-        if name == base:
-            return kind
-        key = (str(name), base)
-        if key not in self._exception_types:
-            self._exception_types[key] = type(key[0], (kind,), {})
-        return self._exception_types[key]
+    def _part(self, groups: list[Group], writer: Outgoing, message: dict[str, Any]) -> None:
+        """Say which of the containers of a call this side's program still holds."""
+        fresh = [group for group in writer.passed.values() if group.fresh]
+        for group in groups:
+            group.active -= 1
+        for root, group in {group.root: group for group in (*groups, *fresh)}.items():
+            if group.active or root not in self.groups:
+                continue
+            created, group.fresh = group.fresh, False
+            if group.pinned or self.concurrent or group.held():
+                if not group.kept:
+                    group.kept = True
+                    self._live[root] = group
+                    message.setdefault("kept", []).append(root)
+            elif group.size >= LARGE and not created:
+                group.kept = False
+                self._live.pop(root, None)
+                message.setdefault("cached", []).append(root)
+                self._cached[root] = None
+            else:
+                message.setdefault("gone", []).append(root)
+                self.forget(group)
+        while len(self._cached) > _CACHED:
+            root = next(iter(self._cached))
+            del self._cached[root]
+            group_there = self.groups.get(root)
+            if group_there is not None and not group_there.active and not group_there.kept:
+                message.setdefault("gone", []).append(root)
+                self.forget(group_there)
+
+    # -------------------------------------------------------------- what is awaited
+
+    def _event_loop(self) -> asyncio.AbstractEventLoop:
+        """The loop in which this side runs what the other one awaits."""
+        loop = self._loop
+        if loop is None or loop.is_closed() or not loop.is_running():
+            loop = self._loop = asyncio.new_event_loop()
+            _thread.start_new_thread(loop.run_forever, ())
+            while not loop.is_running():
+                time.sleep(0.0005)
+        return loop
+
+    async def wait_for(self, operation: str, target: Any, args: tuple[Any, ...]) -> Any:
+        """Await what the other side runs in its event loop."""
+        loop = asyncio.get_running_loop()
+        if not self.trusting:
+            self._loop = loop
+        self.read_on()
+        future: asyncio.Future[_Item] = loop.create_future()
+        with self._lock:
+            number = self._next_thread
+            self._next_thread += 2
+            self._waits[number] = (loop, future)
+            groups = self._request(number, operation, target, args, {}, wait=True)
+        self._flush()
+        try:
+            item = await future
+        except asyncio.CancelledError:
+            with self._lock:
+                self._out.append(self._channel.pack({"cancel": number}))
+            self._flush()
+            raise
+        finally:
+            with self._lock:
+                self._waits.pop(number, None)
+                self._release(groups)
+        if item.error is not None:
+            raise self._raisable(item.error, operation, args)
+        return item.value
+
+    def _resolve(self, item: _Item) -> None:
+        loop, future = self._waits[item.thread]
+
+        def resolve() -> None:
+            if not future.done():
+                future.set_result(item)
+
+        with contextlib.suppress(RuntimeError):  # the loop is closed, and nobody waits
+            loop.call_soon_threadsafe(resolve)
+
+    def _start_waiting(self, item: _Item) -> None:
+        def done(future: concurrent.futures.Future[Any]) -> None:
+            self._tasks.pop(item.thread, None)
+            if future.cancelled():
+                item.error = asyncio.CancelledError()
+            elif (error := future.exception()) is not None:
+                item.error = error
+            else:
+                item.value = future.result()
+            self._answer(item)
+
+        coroutine = waiting(str(item.operation), item.target, item.args)
+        task = asyncio.run_coroutine_threadsafe(coroutine, self._event_loop())
+        self._tasks[item.thread] = task
+        task.add_done_callback(done)
+
+    def driver(self, value: Any) -> Any:
+        """A coroutine of this side that runs one of the other."""
+        number = self._numbers[id(value)]
+        if number not in self._drivers:
+            self._drivers[number] = self.wait_for("await", value, ())
+        return self._drivers[number]
+
+
+@contextlib.contextmanager
+def _surrounded(item: _Item) -> Iterator[None]:
+    """Serve a request in the surroundings that it came from."""
+    if not item.around:
+        yield
+        return
+    before = {name: getattr(sys, name) for name in ("stdout", "stderr", "stdin")}
+    streams = {name: io.StringIO() for name in ("stdout", "stderr") if item.around.get(name)}
+    if "seed" in item.around:
+        random.seed(*item.around["seed"])
+    try:
+        for name, stream in streams.items():
+            setattr(sys, name, stream)
+        if "stdin" in item.around:
+            sys.stdin = item.around["stdin"]
+        yield
+    finally:
+        for name, stream in before.items():
+            setattr(sys, name, stream)
+        item.printed = {name: stream.getvalue() for name, stream in streams.items()}

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import ast
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
@@ -191,16 +191,17 @@ class _Running:
         return True
 
 
-def instrument(tree: ast.Module, source: str) -> Score:
+def instrument(tree: ast.Module, source: str, entry: Iterable[str] = ()) -> Score:
     """Have the tests in ``tree`` counted; changes the tree, and says what was found.
 
+    ``entry`` are names of the candidate, beside that of the argument of ``check``.
     The instrumented code needs the answer under the name :data:`SCORE` among its globals.
     """
     score = Score()
     check = _check(tree)
     if check is None:
         return score
-    checkers = _checkers(tree, check)
+    checkers = _checkers(tree, check, set(entry))
     tests = 0
     body: list[ast.stmt] = []
     for statement in check.body:
@@ -254,10 +255,10 @@ def _is_text(statement: ast.stmt) -> bool:
     return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
 
 
-def _checkers(tree: ast.Module, check: ast.FunctionDef) -> set[str]:
+def _checkers(tree: ast.Module, check: ast.FunctionDef, names: set[str]) -> set[str]:
     """The candidate's names within ``check``, and the helpers that call it or can say "wrong"."""
     arguments = check.args.posonlyargs + check.args.args
-    names = {argument.arg for argument in arguments[:1]}
+    names |= {argument.arg for argument in arguments[:1]}
     functions = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and n is not check]
     aliases = [n for n in check.body if isinstance(n, ast.Assign)]
     while True:

@@ -2,50 +2,70 @@
 
 from __future__ import annotations
 
-import builtins
 import json
 import os
 import socket
 import sys
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
-from .channel import BrokenBorder, Channel
-from .peer import OPERATIONS, Peer
+from .channel import Channel
+from .peer import Peer
+from .remote import OPERATIONS
+from .tester import run_here
 
 __all__ = ["run_solver"]
-
-_STANDARD = sys.stdlib_module_names
 
 
 class Solver(Peer):
     """Serves the tester from the submission's own namespace."""
 
+    parity: ClassVar[int] = 1
+    trusting: ClassVar[bool] = True
+
     def __init__(self, channel: Channel, namespace: dict[str, Any]) -> None:
         super().__init__(channel)
         self._namespace = namespace
+        self._shared: dict[str, type] = {}
+        self._names: dict[type, str] = {}
 
-    def kind(self, value: Any) -> str:
-        return "iterator" if hasattr(type(value), "__next__") else "object"
+    def shared_class(self, kind: type) -> str | None:
+        return self._names.get(kind)
+
+    def known_class(self, name: str) -> type:
+        return self._shared[name]
 
     def perform(self, operation: str, target: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
-        if operation == "names":
-            return {name: self._name(name) for name in args if name in self._namespace}
+        if operation == "begin":
+            return self._begin(*args, **kwargs)
+        if operation == "run":
+            return self._run(*args, **kwargs)
         return OPERATIONS[operation](target, *args, **kwargs)
 
-    def _name(self, name: str) -> Any:
-        """What the submission means by a name: ``(what, value)``."""
-        value = self._namespace[name]
-        if isinstance(value, ModuleType):
-            return ("module", value.__name__)
-        module = getattr(value, "__module__", None)
-        home = sys.modules.get(module) if isinstance(module, str) else None
-        if module in _STANDARD and module != "builtins" and getattr(home, name, None) is value:
-            return ("standard", module)
-        if isinstance(value, type) and issubclass(value, BaseException):
-            known = (c.__name__ for c in value.__mro__ if getattr(builtins, c.__name__, None) is c)
-            return ("exception", next(known))
-        return ("value", value)
+    def _begin(
+        self, names: list[str], classes: dict[str, list[str] | None], threads: bool
+    ) -> dict[str, Any]:
+        """Take note of what the tests are like; says what the submission means by some names.
+
+        ``classes`` are those of the prompt; where attributes are named, the submission may have
+        gone on with the class, and then it is its own.
+        """
+        for name, attributes in classes.items():
+            found = self._namespace.get(name)
+            if not isinstance(found, type):
+                continue
+            if attributes is None or set(vars(found)) == set(attributes):
+                self._shared[name] = found
+                self._names[found] = name
+        if threads:
+            self.read_on()
+        values = {name: self._namespace[name] for name in names if name in self._namespace}
+        return {"values": values, "classes": list(self._shared)}
+
+    def _run(self, *asked: Any) -> dict[str, Any]:
+        """Run the tests here, for a problem whose tests need both sides in one process."""
+        prompt, test, call, names, secret = asked
+        return {**run_here(prompt, test, call, names, self._namespace), "secret": secret}
 
 
 def run_solver(connection: socket.socket, submission: int) -> None:
@@ -68,9 +88,8 @@ def run_solver(connection: socket.socket, submission: int) -> None:
     channel.send({"loaded": True})
     solver = Solver(channel, module.__dict__)
     try:
-        while True:
-            solver.serve(channel.receive())
-    except BrokenBorder:
+        solver.serve_on()
+    except BaseException:
         os._exit(0)
 
 

@@ -8,25 +8,41 @@ import functools
 import importlib
 import json
 import os
+import random
+import secrets
 import select
 import signal
 import socket
 import sys
 import traceback
+import types
 from dataclasses import asdict
-from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 from .channel import BrokenBorder, Channel
-from .peer import OPERATIONS, Peer
+from .peer import Peer, Refused
+from .reading import Reading, read_tests
+from .remote import OPERATIONS, RemoteType, is_remote
 from .score import SCORE, Score, instrument
 
-__all__ = ["run_tests"]
+__all__ = ["run_here", "run_tests"]
 
-_FUNCTIONS = (FunctionType, BuiltinFunctionType, MethodType, functools.partial, type)
-_OF_FUNCTIONS = frozenset(("call",))
-_OF_ITERATORS = frozenset(("next", "iter"))
-_OF_OBJECTS = frozenset(OPERATIONS) - {"isinstance", "enter", "exit"}
+_PRIVATE_TYPES = (types.FrameType, types.TracebackType, types.CodeType)
+_FUNCTIONS = (
+    types.FunctionType, types.BuiltinFunctionType, types.MethodType, functools.partial,
+    type(str.lower),
+)  # fmt: skip
+_TEXTS = frozenset(
+    f"__{name}__"
+    for name in (
+        "name", "qualname", "doc", "module", "annotations", "defaults", "kwdefaults", "match_args",
+        "members", "notes", "cause", "wrapped",
+    )
+)  # fmt: skip
+"""What any value of the tests may be asked for beside its public attributes."""
+
+_OF_ITERATORS = frozenset(("next", "length_hint"))
+_OF_GENERATORS = _OF_ITERATORS | {"send", "throw", "close"}
 _DETAIL = 1000
 _VERDICT = 40_000  # bytes; the marks of progress have room beside it in a pipe
 _LAST_WORDS = 2.0  # seconds given to a solver that hung up, to be seen dead
@@ -35,80 +51,196 @@ _LAST_WORDS = 2.0  # seconds given to a solver that hung up, to be seen dead
 class Tester(Peer):
     """The tests' side of the border: what the submission may do with what it is handed.
 
-    Functions may be called, iterators advanced; of instances of classes that the tests define,
-    names without an underscore in front may be used. There is no way from these to the tests.
+    Functions may be called, iterators advanced, coroutines awaited; of other objects, names
+    without an underscore in front may be used. There is no way from these to the tests.
     """
 
-    def kind(self, value: Any) -> str:
-        if hasattr(type(value), "__next__"):
-            return "iterator"
-        if isinstance(value, _FUNCTIONS):
-            return "function"
-        if type(value).__module__ == "tests":
-            return "object"
-        raise TypeError(
-            f"a {type(value).__name__} may not cross to the submission; "
-            'tests that need it can say "border": "shared" in their problem object'
-        )
+    parity: ClassVar[int] = 0
+    trusting: ClassVar[bool] = False
+    shows_operands = False
+
+    def __init__(self, channel: Channel) -> None:
+        super().__init__(channel)
+        self._shared: dict[str, type] = {}
+        self._names: dict[type, str] = {}
+        self._streams = {name: getattr(sys, name) for name in ("stdout", "stderr", "stdin")}
+        self._seed: tuple[Any, ...] | None = None
+        self.reading_of = Reading()
+
+    def shared_class(self, kind: type) -> str | None:
+        return self._names.get(kind)
+
+    def known_class(self, name: str) -> type:
+        return self._shared[name]
+
+    def may_cross(self, value: Any, kind: type) -> None:
+        own = str(getattr(kind, "__module__", "")).partition(".")[0] == __name__.partition(".")[0]
+        if own or issubclass(kind, _PRIVATE_TYPES):
+            raise TypeError(f"a {kind.__name__} may not cross to the submission")
+
+    def may_swallow(self, error: BaseException | None, trace: Any) -> bool:
+        return self.reading_of.deliberate(trace)
 
     def perform(self, operation: str, target: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
-        kind = self.kind(target)
-        allowed = {"function": _OF_FUNCTIONS, "iterator": _OF_ITERATORS}.get(kind, _OF_OBJECTS)
-        private = operation.endswith("attr") and (type(args[0]) is not str or args[0][:1] == "_")
-        if operation not in allowed or private:
-            raise TypeError(f"{operation} is not allowed on this {kind}")
+        if not self._allows(operation, target, args):
+            raise TypeError(f"{operation} is not allowed on this {type(target).__name__}")
+        if operation == "dir":
+            return [name for name in dir(target) if name[:1] != "_"]
+        if operation == "getattr" and args[0] == "__dict__":
+            return {name: value for name, value in vars(target).items() if name[:1] != "_"}
         return OPERATIONS[operation](target, *args, **kwargs)
 
-    def namespace(self, program: dict[str, str], *codes: CodeType) -> dict[str, Any]:
+    def _allows(self, operation: str, target: Any, args: list[Any]) -> bool:
+        if operation not in OPERATIONS:
+            return False
+        if isinstance(target, types.GeneratorType | types.CoroutineType | types.AsyncGeneratorType):
+            return operation in _OF_GENERATORS
+        if operation in ("getattr", "setattr", "delattr"):
+            name = args[0]
+            if type(name) is not str:
+                return False
+            if name in _TEXTS or name == "__dict__":
+                return operation == "getattr"
+            if operation != "getattr" and isinstance(target, type):
+                return False
+            if isinstance(target, _FUNCTIONS):
+                public = getattr(target, "__dict__", {})
+                return name[:1] != "_" and (operation != "getattr" or name in public)
+            return name[:1] != "_"
+        if isinstance(target, _FUNCTIONS):
+            return operation in ("call", "signature", "code", "special", "copy", "deepcopy")
+        return True
+
+    def begin(self, reading: Reading, program: dict[str, str]) -> dict[str, Any]:
         """The tests' globals: the prompt's helpers as the prompt wrote them, then the candidate.
 
-        Only what the tests name and nobody else defines is taken from the submission, and the
-        entry point always: a submission cannot put its own ``all`` or helper in the tests' way.
+        What the tests name and nobody defines has the standard library's meaning or none; the
+        submission gives it one only where that cannot decide a test.
         """
-        module = ModuleType("tests")
+        self.reading_of, self.shows_operands = reading, reading.shows_operands
+        module = types.ModuleType("tests")
         sys.modules["tests"] = module
         space = module.__dict__
-        _run_prompt(program["prompt"], space)
-        entry = set(codes[-1].co_names) - {"check"}
-        for name in entry:
+        last = run_prompt(program["prompt"], space)
+        for name in reading.entry:
             space.pop(name, None)
-        wanted = {name for code in codes for name in _names(code)} - set(space) - {"check"}
-        wanted = {name for name in wanted if name in entry or not hasattr(builtins, name)}
-        found = self.ask("names", None, tuple(sorted(wanted)), {})
-        for name, (what, value) in found.items():
-            if name in wanted:
-                space[name] = self._bind(name, what, value)
+        shared: dict[str, list[str] | None] = {}
+        for name, value in space.items():
+            if isinstance(value, type) and value.__module__ == "tests":
+                # The submission may go on with the class that the prompt ends in.
+                shared[name] = sorted(vars(value)) if name == last else None
+        for name, (home, attribute) in reading.standard.items():
+            found = importlib.import_module(home)
+            space[name] = found if attribute is None else getattr(found, attribute)
+        wanted = reading.anything | reading.classes | reading.exceptions
+        arguments = (sorted(reading.entry | wanted), shared, reading.threads)
+        if reading.threads:
+            self.read_on()
+        found = self.ask("begin", None, arguments, {})
+        for name in found["classes"]:
+            self._shared[name] = space[name]
+            self._names[space[name]] = name
+        for name, value in found["values"].items():
+            space[name] = self._bind(reading, name, value)
+        self._watch_seed()
         return space
 
-    def _bind(self, name: str, what: str, value: Any) -> Any:
-        if what == "value":
+    def _bind(self, reading: Reading, name: str, value: Any) -> Any:
+        """What a name of the submission's means in the tests."""
+        if name in reading.entry or name in reading.anything:
             return value
-        if what == "exception":
-            return self.exception_type(name, value)
-        if value not in sys.stdlib_module_names or (what == "module" and value != name):
-            raise NameError(f"the tests use {name}, which is no module of the standard library")
-        module = importlib.import_module(value)
-        return module if what == "module" else getattr(module, name)
+        exception = isinstance(value, type) and issubclass(value, BaseException)
+        if exception and issubclass(AssertionError, value):
+            # It would catch what the tests themselves raise.
+            return type(name, (Exception,), {})
+        if exception or isinstance(value, RemoteType) or value in _CONTAINERS:
+            return value
+        return type(name, (), {})
+
+    def _watch_seed(self) -> None:
+        """Let the submission's random numbers follow a seed that the tests set."""
+        seed = random.seed
+
+        def follow(*args: Any, **kwargs: Any) -> None:
+            seed(*args, **kwargs)
+            self._seed = (*args, *kwargs.values())
+
+        random.seed = follow
+
+    def surroundings(self, writer: Any) -> dict[str, Any]:
+        """What of this process's surroundings the tests have replaced, since the last call."""
+        found: dict[str, Any] = {}
+        for name in ("stdout", "stderr"):
+            if getattr(sys, name) is not self._streams[name]:
+                found[name] = True
+        if sys.stdin is not self._streams["stdin"]:
+            found["stdin"] = writer.write(sys.stdin)
+        if self._seed is not None:
+            found["seed"], self._seed = writer.write(self._seed), None
+        return found
+
+    def printed(self, texts: dict[str, Any]) -> None:
+        """Write what the submission printed where the tests look for it."""
+        for name, text in texts.items():
+            if name in ("stdout", "stderr"):
+                getattr(sys, name).write(str(text))
+
+    def unsendable(self, error: Exception) -> BaseException:
+        self.refused = f"the border cannot carry an argument of the tests: {error}"[:_DETAIL]
+        return Refused(self.refused)
 
 
-def _names(code: CodeType) -> set[str]:
-    """The global names that some code may use, functions within it included."""
-    names = set(code.co_names)
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            names |= _names(constant)
-    return names
+_CONTAINERS = (list, dict, set, tuple, frozenset, str, int, float)
 
 
-def _run_prompt(prompt: str, space: dict[str, Any]) -> None:
-    """Define the prompt's helpers; a prompt that stops in mid-function is closed with ``pass``."""
-    for ending in ("", "\n    pass\n"):
-        try:
-            code = compile(prompt + ending, "<prompt>", "exec", dont_inherit=True)
-        except (SyntaxError, ValueError):
+def run_prompt(prompt: str, space: dict[str, Any]) -> str | None:
+    """Define a prompt's helpers; says in which class or function it ends.
+
+    Where it stops in the middle of a block, the block is closed; where it stops in the middle of a
+    statement, the statement and, if need be, all of its function are left out.
+    """
+    tree = _parse_prompt(prompt)
+    if tree is None:
+        return None
+    exec(compile(tree, "<prompt>", "exec", dont_inherit=True), space)
+    last = tree.body[-1] if tree.body else None
+    return getattr(last, "name", None)
+
+
+def _parse_prompt(prompt: str) -> ast.Module | None:
+    lines = prompt.rstrip().splitlines()
+    while lines:
+        line = lines[-1]
+        indent = line[: len(line) - len(line.lstrip())]
+        endings = ["", f"\n{indent}    pass\n", f"\n{indent}\tpass\n", f"\n{indent}pass\n"]
+        for closing in endings:
+            text = "\n".join(lines) + closing
+            for tail in ("", *_handlers(lines)):
+                try:
+                    return ast.parse(text + tail, "<prompt>")
+                except (SyntaxError, ValueError):
+                    continue
+        # The statement that it ends in, up to the next one that stands further left.
+        lines.pop()
+        while lines and not lines[-1].strip():
+            lines.pop()
+    return None
+
+
+def _handlers(lines: list[str]) -> list[str]:
+    """What closes the ``try`` blocks that are open at the end, innermost first."""
+    tails, tail = [], ""
+    depth: int | None = None
+    for line in reversed(lines):
+        text = line.strip()
+        indent = len(line) - len(line.lstrip())
+        if not text or (depth is not None and indent >= depth):
             continue
-        exec(code, space)
-        return
+        depth = indent
+        if text.startswith("try:"):
+            tail += f"\n{line[:indent]}finally:\n{line[:indent]}    pass\n"
+            tails.append(tail)
+    return tails
 
 
 def run_tests(connection: socket.socket, tests: int, solver: int, answer: int) -> None:
@@ -121,64 +253,193 @@ def run_tests(connection: socket.socket, tests: int, solver: int, answer: int) -
     """
     with os.fdopen(tests, "rb") as file:
         program = json.load(file)
-    score = Score()
-    verdict: dict[str, Any] = {"status": "passed", "detail": ""}
+    trial = _Trial(program, solver, answer)
+    trial.run(Channel(connection))
+    os.write(answer, f"\n{json.dumps(trial.result())}\n".encode("ascii"))
+
+
+class _Trial:
+    """One submission's run through the tests."""
+
+    def __init__(self, program: dict[str, str], solver: int, answer: int) -> None:
+        self._program, self._solver, self._answer = program, solver, answer
+        self._score = Score()
+        self._verdict: dict[str, Any] = {"status": "passed", "detail": ""}
+        self._failures: list[dict[str, Any]] = []
+        self._undefined: set[str] = set()
+
+    def run(self, channel: Channel) -> None:
+        """Run all tests; the verdict is that of the first failure."""
+        score = self._score
+        try:
+            call, reading = _read(self._program)
+            tree, score = _instrumented(self._program["test"], reading)
+            self._score, self._undefined = score, reading.undefined
+            score.ending = (MemoryError, BrokenBorder, Refused)
+            score.progress = self._answer
+            score.describe = _describe
+            score.on_failure = self._first_failure
+            score.write(f'{{"tests_total": {score.total}}}\n')
+            loaded = channel.receive()
+            if "loaded" not in loaded:
+                raise _NotLoaded(*(str(part) for part in loaded.get("failed", ("", "no word"))))
+            tester = Tester(channel)
+            if self._program["border"] == "shared" or reading.together is not None:
+                self._run_there(tester, reading, call)
+            else:
+                _check(tester, self._program, reading, tree, call, score)
+        except BaseException as error:
+            if not score.failed:
+                score.failed = True
+                self._verdict = self._explain(error)
+
+    def result(self) -> dict[str, Any]:
+        """The answer, small enough for a pipe."""
+        passed, total = self._score.end()
+        failures = self._failures + [asdict(failure) for failure in self._score.failures]
+        counts = {"tests_passed": passed, "tests_total": total, "failures": failures}
+        result = {**self._verdict, **counts}
+        while failures and len(json.dumps(result)) > _VERDICT:
+            failures.pop()
+        return result
+
+    def _first_failure(self, error: BaseException) -> None:
+        self._verdict = self._explain(error)
+        os.write(self._answer, f"\n{json.dumps(self._verdict)}\n".encode("ascii"))
+
+    def _run_there(self, tester: Tester, reading: Reading, call: str) -> None:
+        """Have the tests run beside the submission, for a problem that can be tested only so.
+
+        The answer has to know a secret that was told after the submission had been loaded. That
+        does not keep a hostile one from forging it, but from forging it blindly.
+        """
+        secret = secrets.token_hex(16)
+        names = sorted(reading.undefined)
+        asked = (self._program["prompt"], self._program["test"], call, names, secret)
+        tester.ask("begin", None, ([], {}, True), {})
+        answer = tester.ask("run", None, asked, {})
+        if type(answer) is not dict or answer.pop("secret", None) != secret:
+            raise BrokenBorder("an answer that is none to the tests")
+        verdict = {name: str(answer.get(name, "")) for name in ("status", "detail")}
+        passed, total = answer["tests_passed"], answer["tests_total"]
+        score = self._score
+        if verdict["status"] != "passed":
+            score.failed, score.passed, self._verdict = True, min(passed, total), verdict
+            self._failures = list(answer["failures"])
+
+    def _explain(self, error: BaseException) -> dict[str, Any]:
+        """The verdict that an exception out of the tests means.
+
+        ``"signal"`` is in it where one ended the submission: it may have come from outside.
+        """
+        if isinstance(error, _BadTests):
+            return _verdict("error", str(error))
+        if isinstance(error, Refused):
+            return _verdict("error", str(error))
+        if isinstance(error, _NotLoaded):
+            kind, text = error.args
+            return _verdict("memory" if kind == "MemoryError" else "failed", f"{kind}: {text}")
+        if isinstance(error, MemoryError):
+            return _verdict("memory", "MemoryError")
+        if isinstance(error, BrokenBorder):
+            ending = _ending(self._solver)
+            if ending == signal.SIGXCPU:
+                return _verdict("timeout", "the submission used up its processor time")
+            how = f" by signal {ending}" if ending else ""
+            broken = _verdict("failed", f"the submission broke off{how}: {error}")
+            return {**broken, "signal": ending}
+        return explain(error, self._program["test"], self._undefined)
+
+
+def _read(program: dict[str, str]) -> tuple[str, Reading]:
+    """The call of ``check``, and what the tests are like."""
+    call = f"check({program['entry_point']})"
     try:
-        tree = _parse(program)
-        if not program["shared"]:
-            score = instrument(tree, program["test"])
-        score.ending = (MemoryError, BrokenBorder)
-        score.progress = answer
-        score.describe = _describe
-
-        def first_failure(error: BaseException) -> None:
-            verdict.update(_explain(error, program, solver))
-            os.write(answer, f"\n{json.dumps(verdict)}\n".encode("ascii"))
-
-        score.on_failure = first_failure
-        score.write(f'{{"tests_total": {score.total}}}\n')
-        channel = Channel(connection)
-        loaded = channel.receive()
-        if "loaded" not in loaded:
-            kind, text = (str(part) for part in loaded["failed"])
-            raise _NotLoaded(kind, text)
-        if not program["shared"]:
-            _check(Tester(channel), program, tree, score)
-    except BaseException as error:
-        if not score.failed:
-            score.failed = True
-            verdict = _explain(error, program, solver)
-    passed, total = score.end()
-    failures = [asdict(failure) for failure in score.failures]
-    result = {**verdict, "tests_passed": passed, "tests_total": total, "failures": failures}
-    while len(text := json.dumps(result)) > _VERDICT:
-        failures.pop()
-    os.write(answer, f"\n{text}\n".encode("ascii"))
+        tree = ast.parse(program["test"], "<tests>")
+        expression = ast.parse(call, "<check>", "eval").body
+        prompt = _parse_prompt(program["prompt"])
+        defined = _defined(prompt) if prompt is not None else set()
+        return call, read_tests(tree, program["test"], expression, defined)
+    except (SyntaxError, ValueError, RecursionError) as error:
+        raise _BadTests(f"the problem's tests do not compile: {error}") from error
 
 
-def _parse(program: dict[str, str]) -> ast.Module:
+def _defined(tree: ast.Module) -> set[str]:
+    """The global names of a program."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found.add(node.id)
+        elif isinstance(node, ast.alias):
+            found.add((node.asname or node.name).partition(".")[0])
+    return found
+
+
+def _instrumented(test: str, reading: Reading) -> tuple[types.CodeType, Score]:
+    tree = ast.parse(test, "<tests>")
+    score = instrument(tree, test, reading.entry)
     try:
-        return ast.parse(program["test"], "<tests>")
+        return compile(tree, "<tests>", "exec", dont_inherit=True), score
     except (SyntaxError, ValueError) as error:
         raise _BadTests(f"the problem's tests do not compile: {error}") from error
 
 
-def _check(tester: Tester, program: dict[str, str], tree: ast.Module, score: Score) -> None:
+def _check(
+    tester: Tester,
+    program: dict[str, str],
+    reading: Reading,
+    tests: types.CodeType,
+    call: str,
+    score: Score,
+) -> None:
     """Run the tests; where they passed, the border held until the end."""
-    try:
-        tests = compile(tree, "<tests>", "exec", dont_inherit=True)
-        call = f"check({program['entry_point']})"
-        check = compile(call, "<check>", "exec", dont_inherit=True)
-    except (SyntaxError, ValueError) as error:
-        raise _BadTests(f"the problem's tests do not compile: {error}") from error
-    space = tester.namespace(program, tests, check)
+    space = tester.begin(reading, program)
     space[SCORE] = score
     exec(tests, space)
     if "check" not in space:
         raise _BadTests("the problem's tests define no function check")
-    exec(check, space)
+    exec(compile(call, "<check>", "exec", dont_inherit=True), space)
+    if tester.refused is not None:
+        raise Refused(tester.refused)
     if tester.broken is not None:
         raise BrokenBorder(tester.broken)
+
+
+def run_here(
+    prompt: str, test: str, call: str, undefined: list[str], namespace: dict[str, Any]
+) -> dict[str, Any]:
+    """Run tests in the process of the submission, whose globals are ``namespace``."""
+    own: dict[str, Any] = {}
+    run_prompt(prompt, own)
+    # Classes have to be the submission's own; functions need not be.
+    helpers = {name: value for name, value in own.items() if isinstance(value, types.FunctionType)}
+    space = {**namespace, **helpers}
+    entry = {node.id for node in ast.walk(ast.parse(call)) if isinstance(node, ast.Name)}
+    space.update({name: namespace[name] for name in entry if name in namespace})
+    for name in undefined:
+        space.pop(name, None)
+    space["__builtins__"] = dict(_BUILTINS)
+    tree = ast.parse(test, "<tests>")
+    score = instrument(tree, test, entry)
+    verdict = {"status": "passed", "detail": ""}
+    score.describe = _describe
+    score.on_failure = lambda error: verdict.update(explain(error, test, set(undefined)))
+    space[SCORE] = score
+    try:
+        exec(compile(tree, "<tests>", "exec", dont_inherit=True), space)
+        exec(compile(call, "<check>", "exec", dont_inherit=True), space)
+    except BaseException as error:
+        if not score.failed:
+            score.failed = True
+            score.on_failure(error)
+    passed, total = score.end()
+    failures = [asdict(failure) for failure in score.failures]
+    return {**verdict, "tests_passed": passed, "tests_total": total, "failures": failures}
+
+
+_BUILTINS = dict(vars(builtins))
 
 
 class _BadTests(Exception):  # noqa: N818
@@ -189,26 +450,13 @@ class _NotLoaded(Exception):  # noqa: N818
     """The submission did not even load: its exception's type and text."""
 
 
-def _explain(error: BaseException, program: dict[str, str], solver: int) -> dict[str, Any]:
-    """The verdict that an exception out of the tests means.
-
-    ``"signal"`` is in it where one ended the submission: it may have come from outside.
-    """
-    if isinstance(error, _BadTests):
-        return _verdict("error", str(error))
-    if isinstance(error, _NotLoaded):
-        kind, text = error.args
-        return _verdict("memory" if kind == "MemoryError" else "failed", f"{kind}: {text}")
+def explain(error: BaseException, test: str, undefined: set[str]) -> dict[str, str]:
+    """The verdict that an exception out of running tests means."""
+    if isinstance(error, NameError) and error.name in undefined and not is_remote(error):
+        return _verdict("error", f"the tests use the name {error.name}, which nobody defines")
     if isinstance(error, MemoryError):
         return _verdict("memory", "MemoryError")
-    if isinstance(error, BrokenBorder):
-        ending = _ending(solver)
-        if ending == signal.SIGXCPU:
-            return _verdict("timeout", "the submission used up its processor time")
-        how = f" by signal {ending}" if ending else ""
-        broken = _verdict("failed", f"the submission broke off{how}: {error}")
-        return {**broken, "signal": ending}
-    lines = program["test"].splitlines()
+    lines = test.splitlines()
     numbers = [
         f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == "<tests>"
     ]
