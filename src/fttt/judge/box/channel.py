@@ -7,7 +7,7 @@ import socket
 import struct
 from typing import Any
 
-__all__ = ["MAX_MESSAGE", "BrokenBorder", "Channel"]
+__all__ = ["MAX_MESSAGE", "BrokenBorder", "Channel", "Item"]
 
 MAX_MESSAGE = 64 * 1024 * 1024
 """The most bytes that one message may have."""
@@ -73,3 +73,27 @@ class Channel:
             parts.append(part)
             length -= len(part)
         return b"".join(parts)
+
+
+class Item:
+    """A message whose values have been read: a request, or the answer to one."""
+
+    __slots__ = (
+        "args", "around", "error", "groups", "kwargs", "loop", "operation", "printed", "target",
+        "thread", "value", "wait",
+    )  # fmt: skip
+
+    def __init__(self, thread: int) -> None:
+        self.thread = thread
+        self.operation: str | None = None
+        """What is asked; nothing where this is an answer."""
+        self.target: Any = None
+        self.args: list[Any] = []
+        self.kwargs: dict[str, Any] = {}
+        self.wait = self.loop = False
+        self.around: dict[str, Any] = {}
+        self.printed: dict[str, Any] = {}
+        self.value: Any = None
+        self.error: BaseException | None = None
+        self.groups: list[Any] = []
+        """The containers that it passes."""

@@ -13,17 +13,13 @@ import _thread
 import asyncio
 import concurrent.futures
 import contextlib
-import io
 import os
-import random
-import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
 from typing import Any
 
-from .channel import BrokenBorder, Channel
+from .channel import BrokenBorder, Channel, Item
 from .registry import CandidateError, Registry
 from .remote import waiting
 from .replicas import LARGE, Group, Incoming, Outgoing
@@ -42,7 +38,6 @@ _ENDS = {
     "asend": StopAsyncIteration,
     "athrow": StopAsyncIteration,
 }
-_CAUSES = 5  # exceptions behind an exception
 _CACHED = 16  # groups
 _PATIENT = 16  # messages between two looks at whether a large group is still held
 _NESTED_ITEMS = 20_000_000  # looked at for changes while calls are under way
@@ -60,29 +55,6 @@ class _Token:
 
     def __del__(self) -> None:
         self._ended.append(self._number)
-
-
-class _Item:
-    """A message that has been read."""
-
-    __slots__ = (
-        "args", "around", "error", "groups", "kwargs", "loop", "operation", "printed", "target",
-        "thread", "value", "wait",
-    )  # fmt: skip
-
-    def __init__(self, thread: int) -> None:
-        self.thread = thread
-        self.operation: str | None = None
-        """What is asked; nothing where this is an answer."""
-        self.target: Any = None
-        self.args: list[Any] = []
-        self.kwargs: dict[str, Any] = {}
-        self.wait = self.loop = False
-        self.around: dict[str, Any] = {}
-        self.printed: dict[str, Any] = {}
-        self.value: Any = None
-        self.error: BaseException | None = None
-        self.groups: list[Group] = []
 
 
 class Peer(Registry):
@@ -111,7 +83,7 @@ class Peer(Registry):
         self._reading = self._reads_on = False
         self._workers: set[int] = set()
         self._cached: dict[int, None] = {}
-        self._boxes: dict[int, deque[_Item | None]] = {0: deque()}
+        self._boxes: dict[int, deque[Item | None]] = {0: deque()}
         self._asking: dict[int, int] = {}
         self._local = threading.local()
         self._local.number = 0
@@ -140,6 +112,10 @@ class Peer(Registry):
     def surroundings(self, writer: Any) -> dict[str, Any]:
         """What a request says of the process that it comes from."""
         return {}
+
+    def within(self, item: Item) -> contextlib.AbstractContextManager[None]:
+        """Serve a request in the surroundings that it came from."""
+        return contextlib.nullcontext()
 
     def printed(self, texts: dict[str, Any]) -> None:
         """Take what was printed while a request was served."""
@@ -311,7 +287,7 @@ class Peer(Registry):
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(future.cancel)
 
-    def _wait(self, thread: int) -> _Item | None:
+    def _wait(self, thread: int) -> Item | None:
         """The next message for a thread; whoever waits reads for all, one at a time."""
         box = self._boxes.setdefault(thread, deque())
         while True:
@@ -353,7 +329,7 @@ class Peer(Registry):
             text = f"an answer that is no plain data ({type(malformed).__name__})"
             raise BrokenBorder(text) from malformed
 
-    def _read(self, message: dict[str, Any]) -> _Item | None:
+    def _read(self, message: dict[str, Any]) -> Item | None:
         if "cancel" in message:
             task = self._tasks.pop(message["cancel"], None)
             if task is not None:
@@ -362,7 +338,7 @@ class Peer(Registry):
         thread = message["t"]
         if type(thread) is not int:
             raise Malformed("a message without a thread")
-        item = _Item(thread)
+        item = Item(thread)
         reader = Incoming(self)
         reader.load(message["table"])
         if "ask" in message:
@@ -409,7 +385,7 @@ class Peer(Registry):
             if root in self.groups:
                 self.forget(self.groups[root])
 
-    def _deliver(self, item: _Item) -> None:
+    def _deliver(self, item: Item) -> None:
         thread = item.thread
         asking = self._asking.get(thread)
         if item.operation is None:
@@ -452,13 +428,13 @@ class Peer(Registry):
             if item is not None:
                 self._serve(item)
 
-    def _serve(self, item: _Item) -> None:
+    def _serve(self, item: Item) -> None:
         """Answer one request of the other side."""
         before = getattr(self._local, "number", None)
         self._local.number = item.thread
         try:
             operation = str(item.operation)
-            with _surrounded(item):
+            with self.within(item):
                 item.value = self.perform(operation, item.target, item.args, item.kwargs)
         except (BrokenBorder, Refused):
             raise
@@ -471,7 +447,7 @@ class Peer(Registry):
                 self._local.number = before
         self._answer(item)
 
-    def _answer(self, item: _Item) -> None:
+    def _answer(self, item: Item) -> None:
         message: dict[str, Any] = {"t": item.thread}
         if item.printed:
             message["printed"] = item.printed
@@ -481,7 +457,7 @@ class Peer(Registry):
                 if item.error is None:
                     message["value"] = writer.write(item.value)
                 else:
-                    message["error"] = self._write_raised(writer, item.error)
+                    message["error"] = self.write_raised(writer, item.error)
                 for group in item.groups:
                     if group.root in self.groups:
                         writer.touch(group)
@@ -500,15 +476,6 @@ class Peer(Registry):
                 self._out.append(self._channel.pack(refusal))
             item.groups = []
         self._flush()
-
-    def _write_raised(self, writer: Outgoing, error: BaseException) -> Any:
-        seen: BaseException | None = error
-        for _ in range(_CAUSES):
-            if seen is None:
-                break
-            seen.__traceback__ = None  # whose frames would hold the arguments
-            seen = seen.__cause__ or seen.__context__
-        return writer.write(error)
 
     def _part(self, groups: list[Group], writer: Outgoing, message: dict[str, Any]) -> None:
         """Say which of the containers of a call this side's program still holds."""
@@ -558,7 +525,7 @@ class Peer(Registry):
         if not self.trusting:
             self._loop = loop
         self.read_on()
-        future: asyncio.Future[_Item] = loop.create_future()
+        future: asyncio.Future[Item] = loop.create_future()
         with self._lock:
             number = self._next_thread
             self._next_thread += 2
@@ -580,7 +547,7 @@ class Peer(Registry):
             raise self._raisable(item.error, operation, args)
         return item.value
 
-    def _resolve(self, item: _Item) -> None:
+    def _resolve(self, item: Item) -> None:
         loop, future = self._waits[item.thread]
 
         def resolve() -> None:
@@ -590,7 +557,7 @@ class Peer(Registry):
         with contextlib.suppress(RuntimeError):  # the loop is closed, and nobody waits
             loop.call_soon_threadsafe(resolve)
 
-    def _start_waiting(self, item: _Item) -> None:
+    def _start_waiting(self, item: Item) -> None:
         def done(future: concurrent.futures.Future[Any]) -> None:
             self._tasks.pop(item.thread, None)
             if future.cancelled():
@@ -612,25 +579,3 @@ class Peer(Registry):
         if number not in self._drivers:
             self._drivers[number] = self.wait_for("await", value, ())
         return self._drivers[number]
-
-
-@contextlib.contextmanager
-def _surrounded(item: _Item) -> Iterator[None]:
-    """Serve a request in the surroundings that it came from."""
-    if not item.around:
-        yield
-        return
-    before = {name: getattr(sys, name) for name in ("stdout", "stderr", "stdin")}
-    streams = {name: io.StringIO() for name in ("stdout", "stderr") if item.around.get(name)}
-    if "seed" in item.around:
-        random.seed(*item.around["seed"])
-    try:
-        for name, stream in streams.items():
-            setattr(sys, name, stream)
-        if "stdin" in item.around:
-            sys.stdin = item.around["stdin"]
-        yield
-    finally:
-        for name, stream in before.items():
-            setattr(sys, name, stream)
-        item.printed = {name: stream.getvalue() for name, stream in streams.items()}

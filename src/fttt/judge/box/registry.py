@@ -326,6 +326,16 @@ class Registry:
         writer.table.append([number, ["x", cls, args, cause]])
         return ["r", number]
 
+    def write_raised(self, writer: Outgoing, error: BaseException) -> Any:
+        """Write an exception that leaves this side for good."""
+        seen: BaseException | None = error
+        for _ in range(_CAUSES):
+            if seen is None:
+                break
+            seen.__traceback__ = None  # whose frames would hold the arguments
+            seen = seen.__cause__ or seen.__context__
+        return writer.write(error)
+
     # -------------------------------------------------------------- reading what is no data
 
     def define(self, reader: Reader, number: int, content: list[Any]) -> Any:

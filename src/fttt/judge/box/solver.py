@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
+import random
 import socket
 import sys
+from collections.abc import Iterator
 from types import ModuleType
 from typing import Any, ClassVar
 
-from .channel import Channel
+from .channel import Channel, Item
 from .peer import Peer
 from .remote import OPERATIONS
 from .tester import run_here
@@ -41,6 +45,27 @@ class Solver(Peer):
         if operation == "run":
             return self._run(*args, **kwargs)
         return OPERATIONS[operation](target, *args, **kwargs)
+
+    @contextlib.contextmanager
+    def within(self, item: Item) -> Iterator[None]:
+        """Serve a request with the tests' streams and seed, where they have set any."""
+        if not item.around:
+            yield
+            return
+        before = {name: getattr(sys, name) for name in ("stdout", "stderr", "stdin")}
+        streams = {name: io.StringIO() for name in ("stdout", "stderr") if item.around.get(name)}
+        if "seed" in item.around:
+            random.seed(*item.around["seed"])
+        try:
+            for name, stream in streams.items():
+                setattr(sys, name, stream)
+            if "stdin" in item.around:
+                sys.stdin = item.around["stdin"]
+            yield
+        finally:
+            for name, stream in before.items():
+                setattr(sys, name, stream)
+            item.printed = {name: stream.getvalue() for name, stream in streams.items()}
 
     def _begin(
         self, names: list[str], classes: dict[str, list[str] | None], threads: bool
