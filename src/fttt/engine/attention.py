@@ -77,6 +77,8 @@ def attend(
     layer = layer_of(module)
     if s_aux is not None and (softcap is not None or slopes is not None):
         raise UsageError("The model's attention has sinks beside a softcap or slopes.")
+    if type(module).__name__ in BY_MASK:
+        sliding_window = module.config.sliding_window  # type: ignore[union-attr,assignment]
     reach = Reach(sliding_window, _chunk_of(module, layer))
     own = _Own(batch, layer, scaling, reach, softcap, s_aux, slopes)
     if batch.mode == "decode" and query.is_cuda:
@@ -136,6 +138,10 @@ def _refuse_unknown(attention_mask: Tensor | None, others: dict[str, Any]) -> No
             f"The model's attention has dropout ({others['dropout']}), which the engine has not; "
             "set it to 0 in the model's config.json."
         )
+
+
+BY_MASK = frozenset({"PhimoeAttention"})
+"""Attention whose window only the model's own mask knows."""
 
 
 def _chunk_of(module: nn.Module, layer: int) -> int | None:
