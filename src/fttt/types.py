@@ -56,6 +56,9 @@ class Question:
     """What the verifier compares with: an answer's text, a judge's problem object, or nothing."""
     solution: str | None = None
     """A worked solution, for methods that train on gold solutions."""
+    rendered: str | None = None
+    """The prompt as the model's chat template wrote it when the run began, which some template
+    writes otherwise on another day."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,12 @@ import pytest
 from fttt.config import merge, resolve
 from fttt.errors import UsageError
 from fttt.experiment.plan import prepare
+from fttt.experiment.progress import Quiet
 from fttt.experiment.resume import resume_plan
+from fttt.experiment.runner import Cell, run_cells
+from fttt.models import ChatFormat
 from fttt.store import Run, RunWriter
+from fttt.testing import FakeEngine, fake_model
 
 
 @pytest.fixture
@@ -71,3 +77,55 @@ def test_changed_questions_are_refused(run: Run) -> None:
     changed = Run.open(run.path)
     with pytest.raises(UsageError, match=f"{lines[1]['id']!r} has changed since"):
         resume_plan(changed, changed.config)
+
+
+DATED = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ strftime_now('%S%f') }} {{ m.content }}"
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+"""Another text each time that it is rendered, as dates are on another day."""
+
+
+def dated_model() -> Any:
+    fake = fake_model(100_000)
+    tokenizer = copy.deepcopy(fake.tokenizer)
+    tokenizer.chat_template = DATED
+    return replace(fake, tokenizer=tokenizer, chat=ChatFormat(tokenizer))
+
+
+@pytest.mark.parametrize("version", ["0.1", "now"])
+def test_a_resume_asks_what_the_template_wrote_when_the_run_began(
+    plan: Any, tmp_path: Path, version: str
+) -> None:
+    """Of version 0.1 nothing is known of it, so that the template is asked again."""
+    asked: list[list[str]] = []
+
+    def play(cell: Cell) -> Run:
+        engine = FakeEngine(lambda *_: "It is 5")
+        run = run_cells([cell], dated_model(), Quiet(), make_engine=lambda *_: engine)[0]
+        asked.append(engine.conversations)
+        return run
+
+    first = play(Cell(plan("best-of-n", trials=2, count=2), tmp_path / "run"))
+    questions = [json.loads(x) for x in (first.path / "questions.jsonl").read_text().splitlines()]
+    assert {q["rendered"] for q in questions} == set(asked[0])
+    for name in ("summary.json", "trials.jsonl", "events.jsonl"):
+        (first.path / name).unlink()
+    if version == "0.1":
+        lines = [json.dumps({k: v for k, v in q.items() if k != "rendered"}) for q in questions]
+        (first.path / "questions.jsonl").write_text("".join(line + "\n" for line in lines))
+    old = Run.open(first.path)
+    again = plan("best-of-n", trials=2, count=2)
+    stored = zip(again.questions, old.questions, strict=True)
+    kept = tuple(replace(new, rendered=then.rendered) for new, then in stored)
+    play(Cell(replace(again, questions=kept), first.path, resume=True))
+    assert (sorted(asked[0]) == sorted(asked[1])) is (version == "now")
+
+
+def test_a_resumed_plan_has_what_the_folder_holds_of_each_question(run: Run) -> None:
+    path = run.path / "questions.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lines[1]["rendered"] = "as it was"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = resume_plan(Run.open(run.path), run.config)
+    assert [q.rendered for q in found.questions] == [None, "as it was", None]

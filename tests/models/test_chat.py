@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from fttt.errors import UsageError
-from fttt.models import ChatFormat
+from fttt.models.chat import ChatFormat, check_tokenizer
 from fttt.testing import tiny_tokenizer
 from fttt.types import Completion
 
@@ -120,3 +120,67 @@ def test_a_turn_that_another_stop_token_ended_is_not_ended_twice() -> None:
 def test_templates_that_cannot_serve_are_refused(template: str, says: str) -> None:
     with pytest.raises(UsageError, match=says):
         ChatFormat(tokenizer(template))
+
+
+SPACE_FIRST = "{% for m in messages %}{{ m.content }} <|im_end|> {% endfor %}"
+"""Writes a space between an answer and its end."""
+
+
+def test_an_answer_that_ended_is_not_ended_again_after_the_templates_space() -> None:
+    made = tokenizer(SPACE_FIRST)
+    chat = ChatFormat(made)
+    stopped, cut = (answer(made, "5", stopped=stopped) for stopped in (True, False))
+    assert made.decode(chat.turn_ids("No.", stopped)) == " No. <|im_end|> "
+    assert made.decode(chat.turn_ids("No.", cut)) == " <|im_end|> No. <|im_end|> "
+
+
+def eats_spaces() -> Any:
+    """A tokenizer whose decoder drops the first space, as SentencePiece's do."""
+    from tokenizers import decoders
+
+    made = tokenizer()
+    made.backend_tokenizer.decoder = decoders.Sequence(
+        [decoders.ByteLevel(), decoders.Strip(" ", 1, 0)]
+    )
+    return made
+
+
+@pytest.mark.parametrize("text", ["    return 1", " 5", "5", "", "\n\n    x"])
+def test_no_leading_space_of_a_completion_is_lost(text: str) -> None:
+    made = eats_spaces()
+    ids = tuple(made(text, add_special_tokens=False)["input_ids"])
+    assert made.decode(ids) == text.removeprefix(" ")
+    assert ChatFormat(made).decode((*ids, 2)) == text
+    check_tokenizer(ChatFormat(made), "tiny")
+
+
+def test_a_tokenizer_that_loses_text_is_refused() -> None:
+    from tokenizers import Regex, normalizers
+
+    made = tokenizer()
+    made.backend_tokenizer.normalizer = normalizers.Replace(Regex(" +"), " ")
+    with pytest.raises(UsageError, match=r"'mine' does not keep text: 'def f\(x\):\\n    if"):
+        check_tokenizer(ChatFormat(made), "mine")
+
+
+def test_a_special_token_that_is_cut_into_pieces_is_refused() -> None:
+    made = tokenizer()
+    check_tokenizer(ChatFormat(made), "mine")
+    check_tokenizer(ChatFormat(tokenizer(BRACKETS)), "mine")  # [INST] is plain text of it
+    broken = _without_added_tokens(made)
+    with pytest.raises(UsageError, match=r"cuts '<\|im_end\|>'.*tokenizer\.json"):
+        check_tokenizer(ChatFormat(broken), "mine")
+
+
+def _without_added_tokens(made: Any) -> Any:
+    """The same vocabulary, in which special tokens are ordinary ones."""
+    import json
+
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    core = json.loads(made.backend_tokenizer.to_str())
+    core["added_tokens"] = []
+    broken = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(core)))
+    broken.chat_template = made.chat_template
+    return broken

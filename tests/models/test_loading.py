@@ -1,7 +1,6 @@
 """Models by name, folder and GGUF file, and what is refused before anything is loaded."""
 
 import json
-import time
 from pathlib import Path
 
 import pytest
@@ -57,12 +56,12 @@ def test_the_embedded_model_ends_its_turns_with_the_right_token(
 ) -> None:
     monkeypatch.delattr("fttt.hub._resolves")  # nothing is asked of the hub
     loaded = load_model("smollm2-135m", device="cpu")
-    end = loaded.tokenizer.convert_tokens_to_ids("<|im_end|>")
-    assert loaded.stop_ids == (end,)
+    ends = loaded.tokenizer.convert_tokens_to_ids(["<|endoftext|>", "<|im_end|>"])
+    assert loaded.stop_ids == tuple(ends)
     assert loaded.tokenizer.eos_token == "<|im_end|>"
-    start = time.perf_counter()
-    load_model("smollm2-135m", device="cpu")
-    assert time.perf_counter() - start < 15  # converted once; a conversion takes longer
+    # digits are split off before words are, as the model was trained
+    split = loaded.tokenizer.tokenize("and  25 times")
+    assert split == ["and", "\u0120\u0120", "2", "5", "\u0120times"]
 
 
 @pytest.mark.parametrize(
@@ -109,18 +108,6 @@ def test_folders_that_hold_no_causal_language_model_are_refused(tmp_path: Path) 
     (tmp_path / "weights.bin").write_bytes(b"")
     with pytest.raises(UsageError, match="no GGUF file"):
         check_model(str(tmp_path / "weights.bin"))
-
-
-def test_a_broken_gguf_file_is_refused_and_leaves_no_cache(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("FTTT_CACHE", str(tmp_path / "cache"))
-    (tmp_path / "bad.gguf").write_bytes(b"GGUF" + bytes(64))
-    with pytest.raises(
-        UsageError, match=r"bad\.gguf' \(68 bytes\) .*; see that it was copied whole"
-    ):
-        load_model(str(tmp_path / "bad.gguf"), device="cpu")
-    assert not [p for p in (tmp_path / "cache").rglob("*") if p.is_file()]
 
 
 def test_devices_and_dtypes_that_do_not_exist_are_refused(tmp_path: Path) -> None:

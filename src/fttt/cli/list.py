@@ -68,5 +68,18 @@ def _models() -> list[tuple[str, str]]:
         *list_models(),
         ("OWNER/NAME", "a causal language model of the Hugging Face hub (safetensors)"),
         ("FOLDER", "a folder with config.json and safetensors weights"),
-        ("FILE.gguf", "a GGUF file, converted once into a cache"),
+        ("FILE.gguf", "a GGUF file, read as it is (docs/models.md names the families)"),
+        *_left_over(),
     ]
+
+
+def _left_over() -> list[tuple[str, str]]:
+    """What version 0.1 kept of GGUF files."""
+    from fttt.models import cache_folder
+
+    folder = cache_folder("models")
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    if not size:
+        return []
+    text = f"{size / 1e9:.1f} GB of converted GGUF files, which nothing reads any more: delete it"
+    return [(str(folder), text)]

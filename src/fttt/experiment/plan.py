@@ -321,7 +321,7 @@ def check_fits(plan: Plan, loaded: LoadedModel) -> int:
         limit = min(limit, plan.config.engine.max_length)
     longest = 0
     for question in plan.questions:
-        length = len(loaded.chat.prompt_ids(question.prompt))
+        length = len(loaded.chat.prompt_ids(question.prompt, question.rendered))
         if length + new > limit:
             raise UsageError(
                 f"The question {question.id!r} has {length} tokens, which with --max-new-tokens "

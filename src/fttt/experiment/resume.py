@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from fttt.config import RunConfig, build, merge
@@ -41,13 +42,15 @@ def resume_plan(run: Run, values: Mapping[str, Any]) -> Plan:
             f"{str(run.path)!r} began; bring the old one back, or start a new run."
         )
     plan = prepare(config, only=[question.id for question in run.questions])
+    questions = []
     for old, new in zip(run.questions, plan.questions, strict=True):
         if fingerprint(old) != fingerprint(new):
             raise UsageError(
                 f"The question {old.id!r} has changed since the run in {str(run.path)!r} began; "
                 "bring the old data back, or start a new run."
             )
-    return plan
+        questions.append(replace(new, rendered=old.rendered))
+    return replace(plan, questions=tuple(questions))
 
 
 def _found(run: Run) -> dict[str, Any]:

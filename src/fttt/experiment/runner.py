@@ -8,7 +8,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -152,6 +152,7 @@ def run_cells(
         RunError: a run could not go on; what was finished is on disk.
         StoppedError: stopped by Ctrl-C.
     """
+    cells = _rendered(cells, loaded)
     for cell in cells:
         check_fits(cell.plan, loaded)  # all of them, before the first begins
     runs: dict[int, Run] = {}
@@ -160,6 +161,23 @@ def run_cells(
         engine = make_engine([cell.plan for cell in group], loaded)
         runs.update(zip(members, _Group(group, loaded, engine, progress).run(), strict=True))
     return [runs[n] for n in range(len(cells))]
+
+
+def _rendered(cells: Sequence[Cell], loaded: LoadedModel) -> list[Cell]:
+    """The cells with each question as the chat template writes it now, where it is not known."""
+    known: dict[str, str] = {}
+
+    def rendered(question: Question) -> Question:
+        if question.rendered is not None:
+            return question
+        if question.prompt not in known:
+            known[question.prompt] = loaded.chat.rendered(question.prompt)
+        return replace(question, rendered=known[question.prompt])
+
+    return [
+        replace(cell, plan=replace(cell.plan, questions=tuple(map(rendered, cell.plan.questions))))
+        for cell in cells
+    ]
 
 
 class _Group:

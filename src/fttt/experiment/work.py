@@ -229,10 +229,11 @@ class QuestionWork:
     def _prompt_ids(self, turns: tuple[Turn, ...], new_tokens: int) -> tuple[int, ...]:
         """The conversation in token ids; its oldest turns are left out until it fits."""
         chat, room = self.bench.chat, self.bench.engine.max_length - new_tokens
-        ids = chat.conversation_ids(self.question.prompt, turns)
+        question = self.question
+        ids = chat.conversation_ids(question.prompt, turns, question.rendered)
         while len(ids) > room and len(turns) >= 2:
             turns = turns[2:]
-            ids = chat.conversation_ids(self.question.prompt, turns)
+            ids = chat.conversation_ids(question.prompt, turns, question.rendered)
         return ids
 
     def _target(self, sequence: Written, feedback: Feedback) -> Target:

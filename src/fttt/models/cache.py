@@ -1,4 +1,4 @@
-"""Where this package keeps what it can make again: converted models, checks that passed."""
+"""Where this package keeps what it can make again: the checks of models that passed."""
 
 from __future__ import annotations
 

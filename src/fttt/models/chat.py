@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+import re
+from functools import cached_property, lru_cache
 from typing import Any
 
 from fttt.errors import UsageError
 from fttt.types import Completion, Turn
 
-__all__ = ["ChatFormat"]
+__all__ = ["ChatFormat", "check_tokenizer"]
 
 _ATTEMPT = "QXATTEMPTXQ"
 _FEEDBACK = "QXFEEDBACKXQ"
+_MARKER = re.compile(r"<[^<>\s]{1,60}>|\[[^\[\]\s]{1,60}\]")
+"""What special tokens of chat templates look like: ``<|im_start|>``, ``<start_of_turn>``,
+``[INST]``."""
+_TEXTS = (
+    "def f(x):\n    if x > 0:\n        return 10 * x + 7  # ok\n",
+    "    Four spaces, a\ttab,  two spaces.\n\n\n",
+    'So \\boxed{\\frac{3}{4}} is 75%: don\'t "guess", (1,234) it.',
+)
+"""What a tokenizer has to give back as it was: indentation, spaces, signs."""
 
 
 class ChatFormat:
@@ -33,17 +43,33 @@ class ChatFormat:
                 f"The tokenizer of {tokenizer.name_or_path!r} has no chat template; use an "
                 "instruction-tuned model, or a folder of this one with a chat_template.jinja in it."
             )
+        from jinja2 import TemplateError
+
         self.tokenizer = tokenizer
-        self._after_attempt, self._after_feedback, self._closing = self._read_template()
+        try:
+            self._after_attempt, self._after_feedback, self._closing = self._read_template()
+        except TemplateError as error:
+            raise UsageError(
+                f"The chat template of {tokenizer.name_or_path!r} cannot be rendered: {error}."
+            ) from error
         self.end_ids = self._end_ids()
 
-    @lru_cache(maxsize=4096)  # noqa: B019 - one format lives as long as its model
-    def prompt_ids(self, prompt: str) -> tuple[int, ...]:
-        """Ids of one user's turn and the header of the assistant's answer."""
-        text = self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
+    def rendered(self, prompt: str) -> str:
+        """Text of one user's turn and the header of the assistant's answer."""
+        messages = [{"role": "user", "content": prompt}]
+        return str(
+            self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         )
-        return self._encode(text)
+
+    @lru_cache(maxsize=4096)  # noqa: B019 - one format lives as long as its model
+    def prompt_ids(self, prompt: str, rendered: str | None = None) -> tuple[int, ...]:
+        """Ids of one user's turn and the header of the assistant's answer.
+
+        Args:
+            prompt: of the user.
+            rendered: its text with the header, where the template has written it before.
+        """
+        return self.encode(self.rendered(prompt) if rendered is None else rendered)
 
     def turn_ids(
         self, text: str, after: Completion | None = None, *, answer: bool = True
@@ -56,13 +82,24 @@ class ChatFormat:
         ids = self._turn(text, answer)
         if after is not None and after.token_ids and ids[:1] == (after.token_ids[-1],):
             return ids[1:]
-        if after is not None and after.finish_reason == "stop" and ids[0] in self.end_ids:
-            return ids[1:]  # another of the model's stop tokens ended the turn
+        if after is not None and after.finish_reason == "stop":
+            # whichever stop token it was, and whatever space the template puts before its own
+            end = next((n for n, i in enumerate(ids) if i in self.end_ids), None)
+            if end is not None and not self.decode(ids[:end]).strip():
+                return ids[end + 1 :]
         return ids
 
-    def conversation_ids(self, prompt: str, turns: tuple[Turn, ...]) -> tuple[int, ...]:
-        """Ids of a whole conversation up to the header of the next answer."""
-        ids = self.prompt_ids(prompt)
+    def conversation_ids(
+        self, prompt: str, turns: tuple[Turn, ...], rendered: str | None = None
+    ) -> tuple[int, ...]:
+        """Ids of a whole conversation up to the header of the next answer.
+
+        Args:
+            prompt: of the user's first turn.
+            turns: that follow it.
+            rendered: see :meth:`prompt_ids`.
+        """
+        ids = self.prompt_ids(prompt, rendered)
         after: Completion | None = None
         for turn in turns:
             if isinstance(turn, Completion):
@@ -83,18 +120,26 @@ class ChatFormat:
             {"role": "user", "content": prompt},
             {"role": "assistant", "content": answer},
         ]
-        whole = self._encode(self.tokenizer.apply_chat_template(messages, tokenize=False))
+        whole = self.encode(self.tokenizer.apply_chat_template(messages, tokenize=False))
         before = self.prompt_ids(prompt)
         ids = whole[len(before) :]
         if whole[: len(before)] != before:  # the answer's first token would merge with the header
-            ids = self._encode(answer)
+            ids = self.encode_within(answer)
         end = next((n for n in range(len(ids), 0, -1) if ids[n - 1] in self.end_ids), None)
         if end is not None:
             return ids[:end]
         return ids + tuple(sorted(self.end_ids))[:1]
 
     def decode(self, token_ids: tuple[int, ...]) -> str:
-        """Text of generated ids, special tokens left out."""
+        """Text of generated ids, special tokens left out, every leading space kept.
+
+        SentencePiece's tokenizers drop the first space of whatever they decode, as if it began a
+        text; so a letter is decoded before it.
+        """
+        letter = self.encode("a")[-1:]
+        return self._decode(letter + token_ids)[len(self._decode(letter)) :]
+
+    def _decode(self, token_ids: tuple[int, ...]) -> str:
         return str(
             self.tokenizer.decode(
                 token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
@@ -104,12 +149,28 @@ class ChatFormat:
     @lru_cache(maxsize=64)  # noqa: B019 - one format lives as long as its model
     def _turn(self, text: str, answer: bool) -> tuple[int, ...]:
         body = self._after_attempt + text + (self._after_feedback if answer else self._closing)
-        return self._encode(body)
+        return self.encode_within(body)
 
-    def _encode(self, text: str) -> tuple[int, ...]:
+    def encode(self, text: str) -> tuple[int, ...]:
+        """Ids of text in which special tokens may stand; none is added."""
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    def _render(self, *, answer: bool) -> str:
+    def encode_within(self, text: str) -> tuple[int, ...]:
+        """The same of text that something stands before, where SentencePiece adds no space."""
+        if self._spaces:
+            before, whole = self.encode("\n"), self.encode("\n" + text)
+            if whole[: len(before)] == before:
+                return whole[len(before) :]
+        return self.encode(text)
+
+    @cached_property
+    def _spaces(self) -> bool:
+        """Whether the tokenizer begins each text with a space of its own."""
+        first = self.tokenizer.convert_ids_to_tokens(self.encode("a")[0])
+        return str(first).startswith("\u2581")
+
+    def render(self, *, answer: bool) -> str:
+        """Text of a conversation of three turns, with or without the header of a fourth."""
         messages = [
             {"role": "user", "content": "Hello"},
             {"role": "assistant", "content": _ATTEMPT},
@@ -122,7 +183,7 @@ class ChatFormat:
         )
 
     def _read_template(self) -> tuple[str, str, str]:
-        with_header = self._render(answer=True)
+        with_header = self.render(answer=True)
         if with_header.count(_ATTEMPT) != 1 or with_header.count(_FEEDBACK) != 1:
             raise UsageError(
                 f"The chat template of {self.tokenizer.name_or_path!r} does not keep a "
@@ -130,7 +191,7 @@ class ChatFormat:
             )
         rest = with_header.split(_ATTEMPT, 1)[1]
         before, after = rest.split(_FEEDBACK, 1)
-        closing = self._render(answer=False).split(_FEEDBACK, 1)[1]
+        closing = self.render(answer=False).split(_FEEDBACK, 1)[1]
         return before, after, closing
 
     def _end_ids(self) -> frozenset[int]:
@@ -139,9 +200,38 @@ class ChatFormat:
         A tokenizer's own end token is trusted only where the template writes none: some name the
         token that starts a turn.
         """
-        ids = self._encode(self._after_attempt)
+        ids = self.encode(self._after_attempt)
         special = set(self.tokenizer.all_special_ids) | set(self.tokenizer.added_tokens_decoder)
         if ids and ids[0] in special:
             return frozenset(ids[:1])
         eos = self.tokenizer.eos_token_id
         return frozenset(() if eos is None else (eos,))
+
+
+def check_tokenizer(chat: ChatFormat, name: str) -> None:
+    """Refuse a tokenizer that loses text or takes special tokens for text.
+
+    Args:
+        chat: the format that uses it.
+        name: of the model, as the user calls it.
+
+    Raises:
+        UsageError: some text does not come back as it was, or a special token of the chat template
+            is cut into pieces.
+    """
+    for text in _TEXTS:
+        back = chat.decode(chat.encode_within(text))
+        if back != text:
+            raise UsageError(
+                f"The tokenizer of {name!r} does not keep text: {text!r} comes back as {back!r}; "
+                "use a model whose tokenizer does."
+            )
+    rendered = chat.render(answer=True)
+    vocabulary: Any = chat.tokenizer.get_vocab()
+    for marker in sorted({m for m in _MARKER.findall(rendered) if m in vocabulary}):
+        pieces = chat.tokenizer.convert_ids_to_tokens(chat.encode(marker))
+        if pieces != [marker]:
+            raise UsageError(
+                f"The tokenizer of {name!r} cuts {marker!r} of its chat template into {pieces}, "
+                "although it is a token; put the model's own tokenizer.json beside its weights."
+            )

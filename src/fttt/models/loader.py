@@ -6,14 +6,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from fttt.errors import RunError, UsageError
 from fttt.hub import from_hub
-from fttt.models.chat import ChatFormat
+from fttt.models import gguf
+from fttt.models.chat import ChatFormat, check_tokenizer
 from fttt.models.source import ModelSource, check_model, find_model
 from fttt.models.support import check_supported
 
@@ -91,11 +91,12 @@ def load_model(name: str, *, dtype: str = "auto", device: str = "auto") -> Loade
     where = pick_device(device)
     torch_dtype = pick_dtype(dtype, where)
     source = find_model(name)
-    tokenizer, chat, model = _read(source, torch_dtype, where)
+    chat = _read_chat(source)  # refused before the weights are loaded
+    model = _read_weights(source, torch_dtype, where)
     return LoadedModel(
         name=source.name,
         model=model,
-        tokenizer=tokenizer,
+        tokenizer=chat.tokenizer,
         chat=chat,
         stop_ids=_stop_ids(model, chat),
         max_context=context_of(model.config),
@@ -113,22 +114,15 @@ def load_config(name: str) -> Any:
     from transformers import AutoConfig
 
     check_model(name)
-    path = _folder_or_hub_name(find_model(name))
+    source = find_model(name)
+    if source.kind == "gguf":
+        return gguf.read_config(source.path)
     try:
-        with from_hub(path):
-            return AutoConfig.from_pretrained(path, trust_remote_code=False)
+        with from_hub(source.path):
+            return AutoConfig.from_pretrained(source.path, trust_remote_code=False)
     except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
         raise UsageError(f"The config of {name!r} cannot be read: {first}") from error
-
-
-def _folder_or_hub_name(source: ModelSource) -> str:
-    """What ``transformers`` reads; a GGUF file is converted first."""
-    if source.kind != "gguf":
-        return source.path
-    from fttt.models.gguf import convert
-
-    return str(convert(Path(source.path)))
 
 
 def pick_device(device: str) -> torch.device:
@@ -158,26 +152,35 @@ def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
     return DTYPES[dtype]
 
 
-def _read(
-    source: ModelSource, dtype: torch.dtype, device: torch.device
-) -> tuple[Any, ChatFormat, Any]:
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+def _read_chat(source: ModelSource) -> ChatFormat:
+    """The tokenizer and its chat format, once they are known to keep text and special tokens."""
+    from transformers import AutoTokenizer
 
-    path = _folder_or_hub_name(source)
-    try:
-        with without_bars(), from_hub(path):
-            tokenizer = AutoTokenizer.from_pretrained(path)
-            chat = ChatFormat(tokenizer)  # refused before the weights are loaded
-            config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-            check_supported(config.to_dict(), source.name)
-            model: Any = AutoModelForCausalLM.from_pretrained(
-                path, dtype=dtype, use_safetensors=True, trust_remote_code=False
-            )
-    except torch.OutOfMemoryError:
-        raise
-    except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise UsageError(f"The model {source.path!r} cannot be loaded: {first}") from error
+    if source.kind == "gguf":
+        tokenizer = gguf.read_tokenizer(source.path)
+    else:
+        with _refusals(source), from_hub(source.path):
+            tokenizer = AutoTokenizer.from_pretrained(source.path)
+    chat = ChatFormat(tokenizer)
+    check_tokenizer(chat, source.name)
+    return chat
+
+
+def _read_weights(source: ModelSource, dtype: torch.dtype, device: torch.device) -> Any:
+    """The model on the device, frozen."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with without_bars(), _refusals(source):
+        if source.kind == "gguf":
+            check_supported(gguf.read_config(source.path).to_dict(), source.name)
+            model: Any = gguf.read_model(source.path, dtype)
+        else:
+            with from_hub(source.path):
+                config = AutoConfig.from_pretrained(source.path, trust_remote_code=False)
+                check_supported(config.to_dict(), source.name)
+                model = AutoModelForCausalLM.from_pretrained(
+                    source.path, dtype=dtype, use_safetensors=True, trust_remote_code=False
+                )
     try:
         model.to(device)
     except torch.OutOfMemoryError:
@@ -186,7 +189,19 @@ def _read(
             "choose a smaller model, --dtype bfloat16 or --device cpu."
         ) from None
     model.eval().requires_grad_(False)
-    return tokenizer, chat, model
+    return model
+
+
+@contextmanager
+def _refusals(source: ModelSource) -> Iterator[None]:
+    """What ``transformers`` says of a model that it cannot read, as one sentence."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (OSError, ValueError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise UsageError(f"The model {source.path!r} cannot be loaded: {first}") from error
 
 
 @contextmanager

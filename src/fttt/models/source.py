@@ -13,6 +13,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils._validators import validate_repo_id
 
 from fttt.errors import UsageError
+from fttt.models.gguf import check_gguf
 from fttt.models.support import check_supported
 from fttt.models.weights import find_fault
 
@@ -71,6 +72,8 @@ def check_model(name: str) -> None:
     source = find_model(name)
     if source.kind == "folder":
         _check_folder(Path(source.path))
+    if source.kind == "gguf":
+        check_gguf(source.path)
 
 
 def find_model(name: str) -> ModelSource:

@@ -43,12 +43,13 @@ def fingerprint(question: Question) -> str:
 
 def question_line(question: Question) -> dict[str, Any]:
     """The line of ``questions.jsonl`` for a question."""
-    return {
+    line = {
         "id": question.id,
         "sha256": fingerprint(question),
         "prompt": question.prompt,
         "gold": question.gold,
     }
+    return line if question.rendered is None else {**line, "rendered": question.rendered}
 
 
 @dataclass(frozen=True)
@@ -224,7 +225,9 @@ def _questions(path: Path) -> tuple[Question, ...]:
     questions = []
     for number, line in enumerate(read_lines(path), start=1):
         try:
-            questions.append(Question(line["id"], line["prompt"], line["gold"]))
+            rendered = line.get("rendered")  # version 0.1 did not keep it
+            question = Question(line["id"], line["prompt"], line["gold"], rendered=rendered)
+            questions.append(question)
         except KeyError as error:
             raise UsageError(
                 _broken(path.parent, f"line {number} of {QUESTIONS} has no {error}")

@@ -1,0 +1,442 @@
+"""From a GGUF file's metadata to the configuration that ``transformers`` builds the model from.
+
+Every key of the architecture is either read, known to change nothing, or a reason to refuse the
+file: what is dropped in silence makes another model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any
+
+from fttt.models.gguf.file import GGUFFile
+from fttt.models.gguf.rotary import rotary_parameters
+
+__all__ = ["ARCHITECTURES", "Keys", "check_architecture", "make_config"]
+
+_HARMLESS = frozenset(
+    {
+        "attention.causal",  # refused where it is false
+        "attention.value_length",  # the width of values comes from their weights, which are checked
+        "expert_feed_forward_length",
+        "expert_shared_feed_forward_length",
+        "feed_forward_length",
+        "pooling_type",
+        "rope.dimension_sections",
+        "tensor_data_layout",
+        "vocab_size",  # the embedding's rows say
+    }
+)
+"""Keys that change nothing where the architecture does not read them."""
+
+
+class Keys:
+    """The metadata of a file's architecture; it remembers what was read."""
+
+    def __init__(self, file: GGUFFile) -> None:
+        self.file = file
+        self._prefix = f"{file.architecture}."
+        self._read: set[str] = set()
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """A value by its name without the architecture; an array of one value is that value."""
+        self._read.add(key)
+        value = self.file.metadata.get(self._prefix + key, default)
+        if not hasattr(value, "tolist"):
+            return value
+        value = value.tolist()
+        return value[0] if len(set(value)) == 1 else value
+
+    def need(self, key: str) -> Any:
+        """The same, of a key that every file of the architecture has.
+
+        Raises:
+            UsageError: it is missing.
+        """
+        value = self.get(key)
+        if value is None:
+            self.file.refuse(
+                f"has no {self._prefix + key}", "convert the model again with a current converter"
+            )
+        return value
+
+    def left(self) -> Iterator[str]:
+        """Keys that were not read and may matter."""
+        for key in self.file.metadata:
+            own = key.removeprefix(self._prefix)
+            if own != key and own not in self._read | _HARMLESS:
+                yield key
+
+
+Values = dict[str, Any]
+Adjust = Callable[[Keys, Values], None]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What the files of an architecture hold beside the usual, and which model they are."""
+
+    model_type: str
+    keys: Mapping[str, str] = field(default_factory=dict)
+    """Further settings by the metadata's keys."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """What is true of every such model, and not said in its file."""
+    eps: str = "rms_norm_eps"
+    """The setting that holds the norms' epsilon."""
+    centred: bool = False
+    """Whether its norms take the mean away, too."""
+    partial: bool = False
+    """Whether rotary positions may turn a part of each head only."""
+    adjust: Adjust | None = None
+    """A last word on the settings; it may name another ``model_type`` among them."""
+
+
+def check_architecture(file: GGUFFile) -> None:
+    """Refuse, from the header alone, a file of an architecture that is not known here.
+
+    Raises:
+        UsageError: it is not.
+    """
+    if file.architecture not in ARCHITECTURES:
+        file.refuse(
+            f"holds a model of the architecture {file.architecture!r}, which is not known here",
+            f"known are {', '.join(sorted(ARCHITECTURES))}; or take the model as safetensors",
+        )
+
+
+def make_config(file: GGUFFile) -> Any:
+    """The ``transformers`` config of a file's model, its special tokens aside.
+
+    Raises:
+        UsageError: the architecture is not known, or its metadata are not understood.
+    """
+    check_architecture(file)
+    architecture, keys = ARCHITECTURES[file.architecture], Keys(file)
+    values = _usual(keys, architecture)
+    values |= {
+        name: value
+        for key, name in architecture.keys.items()
+        if (value := keys.get(key)) is not None
+    }
+    values |= architecture.settings
+    if architecture.adjust is not None:
+        architecture.adjust(keys, values)
+    _check(keys, values)
+    mapping: Any = import_module("transformers").CONFIG_MAPPING
+    model_type = values.pop("model_type", architecture.model_type)
+    return mapping[model_type](**values)
+
+
+def _usual(keys: Keys, architecture: Architecture) -> Values:
+    """What the files of nearly all architectures say in the same words."""
+    file = keys.file
+    heads, hidden = keys.need("attention.head_count"), keys.need("embedding_length")
+    if isinstance(heads, list):
+        file.refuse(
+            f"gives its layers different counts of heads ({heads}), which is not supported",
+            "take the model as safetensors",
+        )
+    width = keys.get("attention.key_length") or hidden // heads
+    turned = keys.get("rope.dimension_count") or width
+    if turned != width and not architecture.partial:
+        if keys.get("attention.key_length"):
+            file.refuse(
+                f"turns {turned} of the {width} values of a head by its positions, which a model "
+                f"of the architecture {file.architecture!r} cannot here",
+                "take the model as safetensors",
+            )
+        width = turned  # older files leave the width of a head to be told by this
+    if "token_embd.weight" not in file.tensors:
+        file.refuse("has no token embedding", "see that it holds a language model")
+    rotary = rotary_parameters(keys, turned)
+    if turned != width:
+        rotary["partial_rotary_factor"] = turned / width
+    return {
+        "vocab_size": file.tensors["token_embd.weight"].shape[0],
+        "num_hidden_layers": keys.need("block_count") - keys.get("nextn_predict_layers", 0),
+        "hidden_size": hidden,
+        "intermediate_size": keys.need("feed_forward_length"),
+        "num_attention_heads": heads,
+        "num_key_value_heads": keys.get("attention.head_count_kv", heads),
+        "head_dim": width,
+        "max_position_embeddings": keys.need("context_length"),
+        architecture.eps: _epsilon(keys, architecture),
+        "rope_parameters": rotary,
+        "tie_word_embeddings": "output.weight" not in file.tensors,
+        "pad_token_id": None,
+        "bos_token_id": None,
+        "eos_token_id": None,
+    }
+
+
+def _epsilon(keys: Keys, architecture: Architecture) -> float:
+    """Of the norms; a file may hold that of either kind, or both."""
+    kinds = ["attention.layer_norm_epsilon", "attention.layer_norm_rms_epsilon"]
+    if architecture.centred:
+        kinds.reverse()
+    other = keys.get(kinds[0])
+    return float(keys.get(kinds[1]) or other or keys.need(kinds[1]))
+
+
+def _check(keys: Keys, values: Values) -> None:
+    """Refuse what was not understood."""
+    file = keys.file
+    if keys.get("attention.causal", True) is False:
+        file.refuse("holds a model that is not causal", "take one that generates text")
+    lists = [n for n, v in values.items() if isinstance(v, list) and n != "layer_types"]
+    if lists:
+        file.refuse(
+            f"gives its layers different values of {lists[0]} ({values[lists[0]]}), which is not "
+            "supported",
+            "take the model as safetensors",
+        )
+    for key in keys.left():
+        file.refuse(
+            f"says {key} = {file.metadata[key]}, which is not understood here",
+            "take the model as safetensors",
+        )
+
+
+def _biases(keys: Keys, values: Values) -> None:
+    """Biases that a family has in some of its models only."""
+    tensors = keys.file.tensors
+    values["attention_bias"] = "blk.0.attn_q.bias" in tensors
+    values["mlp_bias"] = "blk.0.ffn_up.bias" in tensors
+
+
+def _window(keys: Keys, values: Values) -> None:
+    """A sliding window of every layer."""
+    values["sliding_window"] = keys.get("attention.sliding_window") or None
+
+
+def _layers(keys: Keys, values: Values, period: int) -> None:
+    """Windows of some layers: by the file's own pattern, else all but every ``period``-th."""
+    _window(keys, values)
+    count = values["num_hidden_layers"]
+    pattern = keys.get("attention.sliding_window_pattern")
+    if isinstance(pattern, int) and not isinstance(pattern, bool):
+        period, pattern = pattern, None
+    if pattern is None:
+        pattern = [bool((layer + 1) % period) for layer in range(count)]
+    elif isinstance(pattern, bool):
+        pattern = [pattern] * count
+    slides = values["sliding_window"] is not None
+    values["layer_types"] = [
+        "sliding_attention" if slides and slid else "full_attention" for slid in pattern[:count]
+    ]
+
+
+def _llama(keys: Keys, values: Values) -> None:
+    """Llama, Mistral and Mixtral, which llama.cpp calls by one name."""
+    experts = keys.get("expert_count", 0)
+    if experts:
+        values |= {
+            "model_type": "mixtral",
+            "num_local_experts": experts,
+            "num_experts_per_tok": keys.need("expert_used_count"),
+        }
+        _window(keys, values)
+    elif keys.get("attention.sliding_window"):
+        values["model_type"] = "mistral"
+        _window(keys, values)
+    else:
+        _biases(keys, values)
+
+
+def _qwen2(keys: Keys, values: Values) -> None:
+    _window(keys, values)
+    if values["sliding_window"] is not None:
+        values |= {"use_sliding_window": True, "max_window_layers": 0}
+
+
+def _experts(keys: Keys, values: Values) -> None:
+    """Experts of Qwen's models."""
+    values |= {
+        "num_experts": keys.need("expert_count"),
+        "num_experts_per_tok": keys.need("expert_used_count"),
+        "moe_intermediate_size": keys.get("expert_feed_forward_length")
+        or keys.file.tensors["blk.0.ffn_down_exps.weight"].shape[-1],
+    }
+    shared = keys.file.tensors.get("blk.0.ffn_down_shexp.weight")
+    if shared is not None:
+        values["shared_expert_intermediate_size"] = shared.shape[-1]
+
+
+def _gemma2(keys: Keys, values: Values) -> None:
+    _layers(keys, values, 2)
+    largest = values["num_hidden_layers"] == 46  # of 27B: it alone scales by another width
+    width = values["hidden_size"] // values["num_attention_heads"]
+    values["query_pre_attn_scalar"] = width if largest else values["head_dim"]
+
+
+def _gemma3(keys: Keys, values: Values) -> None:
+    _layers(keys, values, 6)
+    largest = values["num_hidden_layers"] == 62  # of 27B
+    width = values["hidden_size"] // values["num_attention_heads"]
+    values["query_pre_attn_scalar"] = width if largest else values["head_dim"]
+    _two_bases(keys, values, 10_000.0)
+
+
+def _two_bases(keys: Keys, values: Values, base: float) -> None:
+    """Positions of their own in the layers that slide, which nothing stretches."""
+    own = float(keys.get("rope.freq_base_swa", base))
+    values["rope_parameters"] = {
+        "full_attention": values["rope_parameters"],
+        "sliding_attention": {"rope_type": "default", "rope_theta": own},
+    }
+
+
+def _phi3(keys: Keys, values: Values) -> None:
+    _window(keys, values)
+    rotary = values["rope_parameters"]
+    values["original_max_position_embeddings"] = keys.get(
+        "rope.scaling.original_context_length", values["max_position_embeddings"]
+    )
+    rotary.setdefault("partial_rotary_factor", 1.0)
+
+
+def _granite(keys: Keys, values: Values) -> None:
+    _biases(keys, values)
+    del values["head_dim"]
+    keys.get("rope.scaling.finetuned")  # llama.cpp marks layers without positions by it; none here
+
+
+def _olmo2(keys: Keys, values: Values) -> None:
+    if keys.get("attention.sliding_window"):
+        values["model_type"] = "olmo3"
+        _layers(keys, values, 4)
+        _two_bases(keys, values, values["rope_parameters"]["rope_theta"])
+
+
+def _smollm3(keys: Keys, values: Values) -> None:
+    _biases(keys, values)
+    values["no_rope_layer_interval"] = 4
+
+
+def _starcoder2(keys: Keys, values: Values) -> None:
+    _window(keys, values)
+    values["use_bias"] = "blk.0.attn_q.bias" in keys.file.tensors
+
+
+def _stablelm(keys: Keys, values: Values) -> None:
+    tensors = keys.file.tensors
+    keys.get("use_parallel_residual")  # as its tensors tell: some files say it wrongly
+    values |= {
+        "use_qkv_bias": "blk.0.attn_q.bias" in tensors,
+        "use_parallel_residual": "blk.0.ffn_norm.weight" not in tensors,
+    }
+
+
+def _gpt_oss(keys: Keys, values: Values) -> None:
+    _layers(keys, values, 2)
+    values |= {
+        "num_local_experts": keys.need("expert_count"),
+        "num_experts_per_tok": keys.need("expert_used_count"),
+        "intermediate_size": keys.file.tensors["blk.0.ffn_down_exps.weight"].shape[-1],
+    }
+    values["rope_parameters"]["truncate"] = False
+
+
+def _lfm2(keys: Keys, values: Values) -> None:
+    heads = values["num_key_value_heads"]  # none where a layer convolves
+    heads = heads if isinstance(heads, list) else [heads] * values["num_hidden_layers"]
+    values |= {
+        "num_key_value_heads": max(heads),
+        "layer_types": ["full_attention" if n else "conv" for n in heads],
+        "block_auto_adjust_ff_dim": False,
+    }
+    del values["head_dim"]
+
+
+def _cohere(keys: Keys, values: Values) -> None:
+    values["use_qk_norm"] = "blk.0.attn_q_norm.weight" in keys.file.tensors
+
+
+def _cohere2(keys: Keys, values: Values) -> None:
+    _layers(keys, values, 4)
+    del values["head_dim"]
+
+
+def _exaone4(keys: Keys, values: Values) -> None:
+    _layers(keys, values, 4)
+
+
+def _glm4(keys: Keys, values: Values) -> None:
+    values["attention_bias"] = "blk.0.attn_q.bias" in keys.file.tensors
+
+
+def _nemotron(keys: Keys, values: Values) -> None:
+    _biases(keys, values)
+
+
+def _seed_oss(keys: Keys, values: Values) -> None:
+    _biases(keys, values)
+    values["attention_out_bias"] = "blk.0.attn_output.bias" in keys.file.tensors
+
+
+ARCHITECTURES: Mapping[str, Architecture] = {
+    "arcee": Architecture("arcee", adjust=_biases),
+    "cohere2": Architecture(
+        "cohere2",
+        keys={"logit_scale": "logit_scale"},
+        eps="layer_norm_eps",
+        centred=True,
+        adjust=_cohere2,
+    ),
+    "command-r": Architecture(
+        "cohere",
+        keys={"logit_scale": "logit_scale"},
+        eps="layer_norm_eps",
+        centred=True,
+        adjust=_cohere,
+    ),
+    "exaone4": Architecture("exaone4", adjust=_exaone4),
+    "gemma": Architecture("gemma"),
+    "gemma2": Architecture(
+        "gemma2",
+        keys={
+            "attn_logit_softcapping": "attn_logit_softcapping",
+            "final_logit_softcapping": "final_logit_softcapping",
+        },
+        adjust=_gemma2,
+    ),
+    "gemma3": Architecture(
+        "gemma3_text",
+        keys={"final_logit_softcapping": "final_logit_softcapping"},
+        adjust=_gemma3,
+    ),
+    "glm4": Architecture("glm4", partial=True, adjust=_glm4),
+    "gpt-oss": Architecture("gpt_oss", adjust=_gpt_oss),
+    "granite": Architecture(
+        "granite",
+        keys={
+            "attention.scale": "attention_multiplier",
+            "embedding_scale": "embedding_multiplier",
+            "logit_scale": "logits_scaling",
+            "residual_scale": "residual_multiplier",
+        },
+        adjust=_granite,
+    ),
+    "lfm2": Architecture(
+        "lfm2", keys={"shortconv.l_cache": "conv_L_cache"}, eps="norm_eps", adjust=_lfm2
+    ),
+    "llama": Architecture("llama", adjust=_llama),
+    "nemotron": Architecture(
+        "nemotron", eps="norm_eps", centred=True, partial=True, adjust=_nemotron
+    ),
+    "olmo2": Architecture("olmo2", adjust=_olmo2),
+    "phi3": Architecture("phi3", partial=True, adjust=_phi3),
+    "qwen2": Architecture("qwen2", adjust=_qwen2),
+    "qwen2moe": Architecture("qwen2_moe", settings={"norm_topk_prob": False}, adjust=_experts),
+    "qwen3": Architecture("qwen3", adjust=_qwen2),
+    "qwen3moe": Architecture("qwen3_moe", settings={"norm_topk_prob": True}, adjust=_experts),
+    "seed_oss": Architecture("seed_oss", adjust=_seed_oss),
+    "smollm3": Architecture("smollm3", adjust=_smollm3),
+    "stablelm": Architecture(
+        "stablelm", eps="layer_norm_eps", centred=True, partial=True, adjust=_stablelm
+    ),
+    "starcoder2": Architecture("starcoder2", eps="norm_epsilon", centred=True, adjust=_starcoder2),
+}
+"""By the name that the file gives its architecture."""
