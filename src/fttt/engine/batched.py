@@ -88,6 +88,9 @@ class BatchedEngine:
                 f"Sequences of {max_length} tokens do not fit the model's context of "
                 f"{loaded.max_context}; lower --max-new-tokens or leave out longer questions."
             )
+        device = torch.device(loaded.device)
+        if device.index is not None:  # kernels, streams and graphs begin on the current device
+            torch.cuda.set_device(device)
         check_outputs(loaded.model, loaded.name)
         edge = edge_of(loaded.model)
         if beams and edge is not None and max_length > edge:
