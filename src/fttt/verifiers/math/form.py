@@ -110,6 +110,8 @@ def _listed(forms: Iterable[str]) -> str:
 def _list_form(node: Node) -> str:
     """Values in their order of size; what has names of its own as a tuple by these."""
     parts = node.args
+    if not parts:
+        return "emptyset"
     last = parts[-1]
     if len(parts) > 1 and last.head == "member" and isinstance(last.data, Name):  # "2n\\pi, n in Z"
         inner = [renamed(_value(part), {last.data.text: "k"}) for part in parts[:-1]]
