@@ -31,6 +31,7 @@ from fttt.engine.jobs import (
     let_go,
 )
 from fttt.engine.learner import learner_for, make_bank
+from fttt.engine.memory import current
 from fttt.engine.plan import plan_memory
 from fttt.engine.request import (
     AdapterSpec,
@@ -88,59 +89,58 @@ class BatchedEngine:
                 f"Sequences of {max_length} tokens do not fit the model's context of "
                 f"{loaded.max_context}; lower --max-new-tokens or leave out longer questions."
             )
-        device = torch.device(loaded.device)
-        if device.index is not None:  # kernels, streams and graphs begin on the current device
-            torch.cuda.set_device(device)
-        check_outputs(loaded.model, loaded.name)
-        edge = edge_of(loaded.model)
-        if beams and edge is not None and max_length > edge:
-            raise UsageError(
-                f"A beam search of {max_length} tokens goes past the {edge} after which the rotary "
-                "frequencies of this model change; lower --max-new-tokens or take another method."
+        with current(loaded.device):
+            check_outputs(loaded.model, loaded.name)
+            edge = edge_of(loaded.model)
+            if beams and edge is not None and max_length > edge:
+                raise UsageError(
+                    f"A beam search of {max_length} tokens goes past the {edge} after which the "
+                    "rotary frequencies of this model change; lower --max-new-tokens or take "
+                    "another method."
+                )
+            self.plan = plan_memory(
+                loaded,
+                max_length=max_length,
+                batch_size=batch_size,
+                concurrency=concurrency,
+                adapter=adapter,
+                beams=beams,
             )
-        self.plan = plan_memory(
-            loaded,
-            max_length=max_length,
-            batch_size=batch_size,
-            concurrency=concurrency,
-            adapter=adapter,
-            beams=beams,
-        )
-        self.max_length = max_length
-        self.reset_counters()
-        self._model: Any = loaded.model
-        self._device = torch.device(loaded.device)
-        mixers = Mixers(self._model)
-        self._stand_ins = stand_ins_for(self._model, self._device, mixers)
-        self._stand_ins.enable()
-        self._cache = KVCache.of(
-            self._model,
-            rows=self.plan.rows,
-            capacity=self.plan.capacity,
-            prefix=loaded.prefix,
-            hidden=self.plan.hidden,
-            mixers=mixers,
-        )
-        self._bank = (
-            make_bank(self._model, adapter, self.plan.slots, self._device) if adapter else None
-        )
-        self._decoder: Decoder = (
-            CUDADecoder(self._model, self._cache, self._bank, self.plan.batch_size)
-            if self._device.type == "cuda"
-            else CPUDecoder(self._model, self._cache, self._bank)
-        )
-        self._waiting = PrefillQueue()
-        self._running: list[GenerateJob] = []
-        self._apart: list[GenerateJob] = []
-        """Those of the running ones that take their next token in a pass of their own."""
-        self._lessons = LessonQueue()
-        self._searcher = BeamSearcher(self._model, self._cache, self.plan.search_lanes)
-        self._learner = learner_for(self._model, self._bank, self._cache, self.plan, self._fill)
-        self._patience = {"prefill": Patience(), "train": Patience(), "beam": Patience()}
-        self._loop_task: asyncio.Task[None] | None = None
-        self._launched = 0.0
-        self._wake = asyncio.Event()
-        self._failure: BaseException | None = None
+            self.max_length = max_length
+            self.reset_counters()
+            self._model: Any = loaded.model
+            self._device = torch.device(loaded.device)
+            mixers = Mixers(self._model)
+            self._stand_ins = stand_ins_for(self._model, self._device, mixers)
+            self._stand_ins.enable()
+            self._cache = KVCache.of(
+                self._model,
+                rows=self.plan.rows,
+                capacity=self.plan.capacity,
+                prefix=loaded.prefix,
+                hidden=self.plan.hidden,
+                mixers=mixers,
+            )
+            self._bank = (
+                make_bank(self._model, adapter, self.plan.slots, self._device) if adapter else None
+            )
+            self._decoder: Decoder = (
+                CUDADecoder(self._model, self._cache, self._bank, self.plan.batch_size)
+                if self._device.type == "cuda"
+                else CPUDecoder(self._model, self._cache, self._bank)
+            )
+            self._waiting = PrefillQueue()
+            self._running: list[GenerateJob] = []
+            self._apart: list[GenerateJob] = []
+            """Those of the running ones that take their next token in a pass of their own."""
+            self._lessons = LessonQueue()
+            self._searcher = BeamSearcher(self._model, self._cache, self.plan.search_lanes)
+            self._learner = learner_for(self._model, self._bank, self._cache, self.plan, self._fill)
+            self._patience = {"prefill": Patience(), "train": Patience(), "beam": Patience()}
+            self._loop_task: asyncio.Task[None] | None = None
+            self._launched = 0.0
+            self._wake = asyncio.Event()
+            self._failure: BaseException | None = None
 
     @property
     def idle(self) -> int:
@@ -239,7 +239,8 @@ class BatchedEngine:
                 await self._wake.wait()
                 await asyncio.sleep(0)  # let the other requests of this moment arrive
             try:
-                self._turn()
+                with current(self._device):
+                    self._turn()
             except torch.OutOfMemoryError:
                 self._fail(self.plan.exceeded(self._device))
             except RunError as error:

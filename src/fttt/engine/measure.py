@@ -76,7 +76,7 @@ def run_workload(
     spec = lora or LoRASpec()
     cuda = loaded.device.startswith("cuda")
     if cuda:
-        torch.cuda.reset_peak_memory_stats()
+        torch.cuda.reset_peak_memory_stats(loaded.device)
 
     async def main() -> WorkloadResult:
         longest = max(map(len, workload.prompts))
@@ -108,7 +108,7 @@ def run_workload(
             decode_steps=engine.decode_steps,
             busy=dict(engine.busy),
             losses=tuple(losses),
-            peak_bytes=torch.cuda.max_memory_allocated() if cuda else 0,
+            peak_bytes=torch.cuda.max_memory_allocated(loaded.device) if cuda else 0,
             plan=engine.plan.describe(),
         )
 
@@ -125,7 +125,7 @@ def bandwidth(device: str) -> float:
         start = time.perf_counter()
         target.copy_(source)
         if cuda:
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(device)
         best = min(best, time.perf_counter() - start)
     return 2 * source.numel() / best
 

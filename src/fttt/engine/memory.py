@@ -1,15 +1,15 @@
-"""Memory that is free on a device now."""
+"""A device: what is free on it now, and being the current one."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 
 import psutil
 import torch
 
-__all__ = ["free_bytes"]
+__all__ = ["current", "free_bytes"]
 
 MEMBERSHIP, MOUNT = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 FILES = {
@@ -18,6 +18,16 @@ FILES = {
 }
 """Of a control group: its limit, what it has taken, and which line of ``memory.stat`` says how much
 of that is a cache of files, which is given back when it is wanted."""
+
+
+def current(device: torch.device | str) -> AbstractContextManager[object]:
+    """Make ``device`` the current one of this thread for a while; a CPU always is.
+
+    Triton launches its kernels, and PyTorch captures graphs and makes streams, on the current GPU,
+    wherever the tensors are.
+    """
+    device = torch.device(device)
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def free_bytes(device: torch.device) -> int:

@@ -49,6 +49,7 @@ from fttt.engine.adapters import LoRABank, target_layers
 from fttt.engine.batch import Batch, Mode, Segment
 from fttt.engine.cache import KVCache
 from fttt.engine.families import interface
+from fttt.engine.memory import current
 from fttt.engine.request import LoRASpec
 from fttt.engine.sequences import pack_sequences, prepared
 from fttt.engine.states import Mixers
@@ -97,7 +98,8 @@ def check_outputs(model: Any, name: str) -> None:
     note = cache_folder("checks") / f"{_fingerprint(model)}.json"
     if not note.is_file():
         begun = time.perf_counter()
-        fault = find_difference(model)
+        with current(model.device):
+            fault = find_difference(model)
         if fault is not None:
             raise UsageError(
                 f"The model {name!r} ({type(model).__name__}) is not supported: {fault}; "

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from fttt.config.optune import OpTuneConfig
-from fttt.engine.memory import free_bytes
+from fttt.engine.memory import current, free_bytes
 from fttt.engine.selfcheck import check_outputs
 from fttt.engine.sequences import prepared
 from fttt.errors import DivergedError, RunError, UsageError
@@ -146,6 +146,7 @@ class Trainer:
         seconds, seen = 0.0, 0
         try:
             with (
+                current(self.loaded.device),
                 prepared(self.loaded.model),
                 closing(self.progress.begin(self.step, self.total)),
             ):
