@@ -50,6 +50,9 @@ def solve(
     seed: int = 42,
     temperature: float = 0.6,
     top_p: float = 0.95,
+    top_k: int | None = None,
+    min_p: float | None = None,
+    repetition_penalty: float | None = None,
     max_new_tokens: int = 512,
     unanswered: Literal["count", "retry"] = "count",
     token_budget: int | None = None,
@@ -79,6 +82,9 @@ def solve(
         seed: of sampling and of fresh adapter weights.
         temperature: of sampling; 0 is greedy.
         top_p: the smallest set of tokens of this mass is drawn from.
+        top_k: so many of the most probable tokens are drawn from.
+        min_p: tokens at least so many times as probable as the most probable one.
+        repetition_penalty: on tokens of the prompt and of the answer so far.
         max_new_tokens: the longest answer, in tokens.
         unanswered: whether a trial without an answer spends budget, or is free (``retry``).
         token_budget: no new trial once this many tokens were generated.
@@ -108,6 +114,9 @@ def solve(
         "time_budget": time_budget,
         "temperature": temperature,
         "top_p": top_p,
+        "top_k": top_k,
+        "min_p": min_p,
+        "repetition_penalty": repetition_penalty,
         "max_new_tokens": max_new_tokens,
         "dtype": dtype,
         "device": device,

@@ -41,6 +41,9 @@ def test_the_papers_settings_are_the_defaults() -> None:
         "temperature": 0.6,
         "top_p": 0.95,
         "max_new_tokens": 2048,
+        "top_k": None,
+        "min_p": None,
+        "repetition_penalty": None,
     }
     assert config.seed == 42
 
@@ -88,7 +91,7 @@ def test_a_resolved_config_is_a_recipe_that_resolves_to_itself() -> None:
         (
             {"method": "fttt", "sampling": {"temprature": 1}},
             "Unknown key 'sampling.temprature' in r.toml; did you mean 'temperature'? "
-            "Known there: temperature, top_p, max_new_tokens.",
+            "Known there: temperature, top_p, top_k, min_p, repetition_penalty, max_new_tokens.",
         ),
         (
             {"method": "fttt", "zzz": 1},

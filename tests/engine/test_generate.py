@@ -32,7 +32,9 @@ def run(
     return asyncio.run(main())
 
 
-def reference(loaded: LoadedModel, prompt: tuple[int, ...], tokens: int) -> tuple[int, ...]:
+def reference(
+    loaded: LoadedModel, prompt: tuple[int, ...], tokens: int, **more: Any
+) -> tuple[int, ...]:
     ids = torch.tensor([prompt])
     out = loaded.model.generate(
         ids,
@@ -41,6 +43,7 @@ def reference(loaded: LoadedModel, prompt: tuple[int, ...], tokens: int) -> tupl
         max_new_tokens=tokens,
         pad_token_id=0,
         eos_token_id=list(loaded.stop_ids),
+        **more,
     )
     return tuple(out[0, len(prompt) :].tolist())
 
@@ -54,6 +57,38 @@ def test_greedy_tokens_equal_those_of_transformers(family: str) -> None:
     for batch_size in (1, 3, 16):
         answers = run(loaded, requests, batch_size=batch_size)
         assert [a.token_ids for a in answers] == expected
+
+
+def test_a_penalty_on_repetition_counts_prompt_and_answer_of_its_own_sequence() -> None:
+    loaded = tiny_model()
+    prompts = [loaded.chat.prompt_ids(p) for p in PROMPTS]
+    penalties = (1.0, 1.5, 3.0, 1.2)
+    expected = [
+        reference(loaded, p, 40, repetition_penalty=x)
+        for p, x in zip(prompts, penalties, strict=True)
+    ]
+    assert expected[2] != reference(loaded, prompts[2], 40)
+    requests = [
+        GenerateRequest(p, 40, stop_ids=loaded.stop_ids, repetition_penalty=x)
+        for p, x in zip(prompts, penalties, strict=True)
+    ]
+    for batch_size in (1, 3):
+        answers = run(loaded, requests, batch_size=batch_size)
+        assert [a.token_ids for a in answers] == expected
+
+
+def test_one_candidate_is_the_most_probable_token_whatever_the_temperature() -> None:
+    loaded = tiny_model()
+    prompt = loaded.chat.prompt_ids("Hello")
+    ways = ({"top_k": 1}, {"min_p": 1.0})
+    requests = [
+        GenerateRequest(prompt, 20, 1.5, noise_key=n, logprobs=True, **way)
+        for n, way in enumerate(ways)
+    ]
+    greedy = run(loaded, [GenerateRequest(prompt, 20, logprobs=True)])[0]
+    for answer in run(loaded, requests):
+        assert answer.token_ids == greedy.token_ids
+        assert answer.logprobs == pytest.approx(greedy.logprobs, abs=1e-4)  # the model's own
 
 
 def test_a_sample_does_not_depend_on_who_shares_the_batch() -> None:

@@ -4,11 +4,12 @@ import math
 
 import pytest
 import torch
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fttt.engine.noise import derive_key, keep_mask, uniform
-from fttt.engine.sampler import sample, token_logprobs
+from fttt.engine.sampler import Shape, sample, shaped, token_logprobs
 
 
 def ones(n: int) -> torch.Tensor:
@@ -108,3 +109,63 @@ def test_dropout_keeps_the_mean() -> None:
     assert mask.unique().tolist() == pytest.approx([0.0, 1 / 0.75])
     assert float(mask.mean()) == pytest.approx(1.0, abs=0.02)
     assert not torch.equal(mask[0], mask[1])
+
+
+def shape(logits: torch.Tensor, top_k: int, min_p: float, penalty: float, seen: list[int]) -> Shape:
+    rows = logits.shape[0]
+    table = torch.zeros_like(logits, dtype=torch.bool)
+    table[:, seen] = True
+    return Shape(torch.full((rows,), top_k), ones(rows) * min_p, ones(rows) * penalty, table)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    temperature=st.floats(0.2, 2.0),
+    top_k=st.sampled_from([0, 1, 3, 20]),
+    top_p=st.sampled_from([1.0, 0.95, 0.6]),
+    min_p=st.sampled_from([0.0, 0.05, 0.4]),
+    penalty=st.sampled_from([1.0, 1.3, 0.8]),
+)
+def test_draws_are_those_of_the_processors_of_transformers(
+    seed: int, temperature: float, top_k: int, top_p: float, min_p: float, penalty: float
+) -> None:
+    vocab, n = 40, 4000
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(1, vocab, generator=generator) * 3
+    seen = torch.randint(vocab, (12,), generator=generator).tolist()
+    processors = [transformers.RepetitionPenaltyLogitsProcessor(penalty)]
+    processors.append(transformers.TemperatureLogitsWarper(temperature))
+    if top_k:
+        processors.append(transformers.TopKLogitsWarper(top_k))
+    processors.append(transformers.TopPLogitsWarper(top_p))
+    if min_p:
+        processors.append(transformers.MinPLogitsWarper(min_p))
+    scores = logits
+    for processor in processors:
+        scores = processor(torch.tensor([seen]), scores)
+    expected = scores.softmax(-1)[0]
+    rows = logits.expand(n, vocab)
+    asked = shape(rows, top_k, min_p, penalty, seen)
+    made, mass = shaped(rows, ones(n) * temperature, ones(n) * top_p, asked)
+    noise = (torch.arange(n) + 0.5) / n
+    drawn = sample(made, ones(n) * temperature, mass, noise)
+    share = torch.bincount(drawn, minlength=vocab) / n
+    torch.testing.assert_close(share, expected, atol=3 / n, rtol=0)
+
+
+def test_a_row_that_asks_for_nothing_draws_as_it_did_beside_rows_that_do() -> None:
+    logits = torch.randn(64, 300, generator=torch.Generator().manual_seed(3)).bfloat16()
+    asked = shape(logits, 0, 0.0, 1.0, [1, 2, 3])
+    asked.top_k_R[::2], asked.min_p_R[::2], asked.penalty_R[::2] = 2, 0.5, 1.5
+    heat, mass, noise = ones(64) * 0.9, ones(64) * 0.8, torch.rand(64)
+    made, masses = shaped(logits, heat, mass, asked)
+    drawn, plain = sample(made, heat, masses, noise), sample(logits.float(), heat, mass, noise)
+    assert torch.equal(drawn[1::2], plain[1::2])
+    assert not torch.equal(drawn[::2], plain[::2])
+
+
+def test_a_greedy_row_takes_what_the_penalty_leaves() -> None:
+    logits = torch.tensor([[2.0, 1.9, -1.0]])
+    made, mass = shaped(logits, torch.zeros(1), ones(1), shape(logits, 0, 0.0, 1.5, [0]))
+    assert sample(made, torch.zeros(1), mass, ones(1) * 0.5).tolist() == [1]

@@ -154,3 +154,31 @@ def test_any_gpu_gives_what_the_first_one_does(run: Callable[[LoadedModel], list
     first = run(on_gpu(tiny_model("llama"), "cuda:0"))
     assert run(on_gpu(tiny_model("llama"), "cuda:1")) == first
     assert torch.cuda.current_device() == 0
+
+
+def test_penalties_and_top_k_in_captured_steps_are_those_of_the_cpu() -> None:
+    """Rows that ask for them beside rows that do not."""
+
+    def answers(loaded: LoadedModel) -> list[tuple[int, ...]]:
+        async def main() -> list[tuple[int, ...]]:
+            engine = BatchedEngine(loaded, max_length=200, batch_size=8, concurrency=8)
+            requests = [
+                GenerateRequest(
+                    loaded.chat.prompt_ids(f"Question {n}"),
+                    24,
+                    0.8 * (n % 2),
+                    0.9,
+                    noise_key=n,
+                    repetition_penalty=(1.0, 1.5, 1.3)[n % 3],
+                    top_k=5 * (n % 4 == 1),
+                    min_p=0.2 * (n % 4 == 3),
+                )
+                for n in range(12)
+            ]
+            found = await asyncio.gather(*map(engine.generate, requests))
+            await engine.close()
+            return [x.token_ids for x in found]
+
+        return asyncio.run(main())
+
+    assert answers(on_gpu(tiny_model("llama"))) == answers(tiny_model("llama"))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -71,9 +72,23 @@ def _warnings(run: Run) -> list[str]:
     if cut > _CUT * len(trials):
         longest = run.config["sampling"]["max_new_tokens"]
         said.append(f"--max-new-tokens {longest} cut off {cut:,} of {len(trials):,} trials")
+    sampling = run.config.get("sampling", {})
+    if sampling.get("temperature", 0) > 0:
+        theirs = run.environment.get("model_sampling", {})
+        other = [
+            f"{name} {value:g}" for name, value in theirs.items() if _differs(sampling, name, value)
+        ]
+        if other:
+            said.append(f"the model's own settings, which are not applied: {', '.join(other)}")
     if run.decided_by == "vote" and not any(trial.extracted for trial in trials):
         said.append("no trial had an answer to vote on")
     return said
+
+
+def _differs(sampling: Mapping[str, Any], name: str, value: float) -> bool:
+    """Whether the model's own setting is another than the run's; what is not set does nothing."""
+    neutral = {"repetition_penalty": 1, "top_k": 0, "min_p": 0}
+    return bool(sampling.get(name, neutral.get(name)) != value)
 
 
 def _figures(run: Run) -> list[str]:

@@ -105,6 +105,15 @@ class SamplingSection(Section):
 
     temperature: float = Field(0.6, ge=0, description="sampling temperature; 0 is greedy")
     top_p: float = Field(0.95, gt=0, le=1, description="nucleus: the smallest set of this mass")
+    top_k: int | None = Field(
+        None, ge=1, description="draw from this many most probable tokens (all)"
+    )
+    min_p: float | None = Field(
+        None, gt=0, le=1, description="least probability, as a share of the most probable token's"
+    )
+    repetition_penalty: float | None = Field(
+        None, gt=0, description="penalty on tokens of the prompt and the answer so far; 1 is none"
+    )
     max_new_tokens: int = Field(2048, ge=1, description="longest completion, in tokens")
 
 

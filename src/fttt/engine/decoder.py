@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fttt.engine.batch import Batch, Segment
 from fttt.engine.cache import KVCache
 from fttt.engine.noise import uniform
-from fttt.engine.sampler import sample, token_logprobs
+from fttt.engine.sampler import Shape, sample, shaped, token_logprobs
 from fttt.engine.slots import Bank
 from fttt.engine.trainer import run_model
 from fttt.errors import DivergedError
@@ -47,9 +47,20 @@ class Lane:
     stop_ids: tuple[int, ...] = ()
     limit: int = 0
     """How many tokens may be drawn."""
+    top_k: int = 0
+    min_p: float = 0.0
+    penalty: float = 1.0
+    """Of repetition."""
+    prompt: tuple[int, ...] = ()
+    """What stood before, where a penalty asks for it."""
     tokens: list[int] = field(default_factory=list)
     """Drawn so far; the last one is not in the cache yet."""
     scores: list[float] = field(default_factory=list)
+
+    @property
+    def shaped(self) -> bool:
+        """Whether it asks for more than temperature and nucleus."""
+        return self.top_k > 0 or self.min_p > 0 or self.penalty != 1
 
     @property
     def segment(self) -> Segment:
@@ -79,7 +90,16 @@ def draw(logits_LV: Tensor, lanes: Sequence[Lane]) -> None:
     _check_finite(logits_LV.amax(-1), lanes)
     floats = torch.tensor([[x.temperature, x.top_p] for x in lanes]).to(device)
     key_L, count_L = torch.tensor([[x.key, len(x.tokens)] for x in lanes]).to(device).T
-    token_L = sample(logits_LV, floats[:, 0], floats[:, 1], uniform(key_L, count_L))
+    temperature_L, top_p_L, shaped_LV = floats[:, 0], floats[:, 1], logits_LV
+    if any(lane.shaped for lane in lanes):
+        shape = Shape(
+            torch.tensor([x.top_k for x in lanes], device=device),
+            torch.tensor([x.min_p for x in lanes], device=device),
+            torch.tensor([x.penalty for x in lanes], device=device),
+            _note_seen(torch.zeros_like(logits_LV, dtype=torch.bool), lanes),
+        )
+        shaped_LV, top_p_L = shaped(logits_LV, temperature_L, top_p_L, shape)
+    token_L = sample(shaped_LV, temperature_L, top_p_L, uniform(key_L, count_L))
     scores = None
     if any(lane.logprobs for lane in lanes):
         scores = token_logprobs(logits_LV, token_L).tolist()
@@ -87,6 +107,15 @@ def draw(logits_LV: Tensor, lanes: Sequence[Lane]) -> None:
         lane.tokens.append(token)
         if scores is not None:
             lane.scores.append(scores[i])
+
+
+def _note_seen(seen_LV: Tensor, lanes: Sequence[Lane]) -> Tensor:
+    """Mark in a cleared table what stands in each lane that has a penalty."""
+    for n, lane in enumerate(lanes):
+        if lane.penalty != 1:
+            ids = torch.tensor([*lane.prompt, *lane.tokens], device=seen_LV.device)
+            seen_LV[n].index_fill_(0, ids, True)
+    return seen_LV
 
 
 def _check_finite(score_L: Tensor, lanes: Sequence[Lane]) -> None:
@@ -147,14 +176,16 @@ class CUDADecoder:
     steps = 4
 
     def __init__(self, model: nn.Module, cache: KVCache, bank: Bank | None, lanes: int) -> None:
-        self._model, self._cache, self._bank = model, cache, bank
+        self._model: Any = model
+        self._cache, self._bank = cache, bank
         device = cache.device
         self._whole = torch.zeros(6, lanes, dtype=torch.int64, device=device)
         self._real = torch.zeros(2, lanes, device=device)
         self._tick = torch.zeros(1, dtype=torch.int64, device=device)
         self._tokens = torch.zeros(self.steps, lanes, dtype=torch.int64, device=device)
         self._scores = torch.zeros(self.steps, lanes, device=device)
-        self._graphs: dict[tuple[int, bool], Any] = {}
+        self._graphs: dict[tuple[int, bool, bool], Any] = {}
+        self._shape: Shape | None = None  # made when a lane first asks for it
         self._pool: Any = None
         self._buckets = _buckets(lanes)
         self._lanes: Sequence[Lane] = ()
@@ -183,7 +214,10 @@ class CUDADecoder:
                 [lane.top_p for lane in lanes] + [1.0] * spare,
             ]
         ).pin_memory()
-        graph = self._graph(bucket, any(lane.slot >= 0 for lane in lanes))
+        asks = any(lane.shaped for lane in lanes)
+        graph = self._graph(bucket, any(lane.slot >= 0 for lane in lanes), asks)
+        if asks:
+            self._note_shape(lanes, spare)
         self._whole[:, :bucket].copy_(whole, non_blocking=True)
         self._real[:, :bucket].copy_(real, non_blocking=True)
         self._tick.zero_()
@@ -219,8 +253,27 @@ class CUDADecoder:
         ends = [[x.limit, *x.stop_ids, *[-1] * (spare - len(x.stop_ids))] for x in lanes]
         self._ends[:, : len(lanes)].copy_(torch.tensor(ends).T.pin_memory(), non_blocking=True)
 
-    def _graph(self, bucket: int, adapted: bool) -> Any:
-        key = (bucket, adapted)
+    def _note_shape(self, lanes: Sequence[Lane], spare: int) -> None:
+        """Say what each lane asks for, and what it holds already."""
+        shape = self._shape
+        assert shape is not None
+        size = len(lanes) + spare
+        shape.top_k_R[:size] = torch.tensor([x.top_k for x in lanes] + [0] * spare)
+        shape.min_p_R[:size] = torch.tensor([x.min_p for x in lanes] + [0.0] * spare)
+        shape.penalty_R[:size] = torch.tensor([x.penalty for x in lanes] + [1.0] * spare)
+        _note_seen(shape.seen_RV[:size].zero_(), lanes)
+
+    def _graph(self, bucket: int, adapted: bool, asks: bool) -> Any:
+        key = (bucket, adapted, asks)
+        if asks and self._shape is None:
+            lanes, device = self._whole.shape[1], self._whole.device
+            vocab = int(self._model.get_output_embeddings().weight.shape[0])
+            self._shape = Shape(
+                torch.zeros(lanes, dtype=torch.int64, device=device),
+                torch.zeros(lanes, device=device),
+                torch.ones(lanes, device=device),
+                torch.zeros(lanes, vocab, dtype=torch.bool, device=device),
+            )
         if key not in self._graphs:
             self._whole[:, :bucket] = 0
             self._whole[2, :bucket] = self._cache.rows
@@ -230,18 +283,18 @@ class CUDADecoder:
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.stream(stream):  # compiles what is compiled on first use
                 self._tick.zero_()
-                self._step(bucket, adapted)
+                self._step(bucket, adapted, asks)
             torch.cuda.current_stream().wait_stream(stream)
             if not capturable(self._model):
-                self._graphs[key] = Uncaptured(partial(self._step, bucket, adapted))
+                self._graphs[key] = Uncaptured(partial(self._step, bucket, adapted, asks))
                 return self._graphs[key]
             with torch.cuda.graph(graph, pool=self._pool):
-                self._step(bucket, adapted)
+                self._step(bucket, adapted, asks)
             self._pool = self._pool or graph.pool()
             self._graphs[key] = graph
         return self._graphs[key]
 
-    def _step(self, bucket: int, adapted: bool) -> None:
+    def _step(self, bucket: int, adapted: bool, asks: bool) -> None:
         token_L, length_L, row_L, slot_L, key_L, count_L = self._whole[:, :bucket]
         temperature_L, top_p_L = self._real[:, :bucket]
         batch = Batch(
@@ -256,7 +309,21 @@ class CUDADecoder:
         from fttt.engine.kernels import sample as sample_with_score
 
         noise_L = uniform(key_L, count_L)
-        drawn_L, score_L = sample_with_score(logits_LV, temperature_L, top_p_L, noise_L)
+        if asks:
+            assert self._shape is not None
+            shape = self._shape
+            shape = Shape(
+                shape.top_k_R[:bucket],
+                shape.min_p_R[:bucket],
+                shape.penalty_R[:bucket],
+                shape.seen_RV[:bucket],
+            )
+            shaped_LV, mass_L = shaped(logits_LV, temperature_L, top_p_L, shape)
+            drawn_L, _ = sample_with_score(shaped_LV, temperature_L, mass_L, noise_L)
+            score_L = token_logprobs(logits_LV, drawn_L)
+            shape.seen_RV.scatter_(1, drawn_L[:, None], True)
+        else:
+            drawn_L, score_L = sample_with_score(logits_LV, temperature_L, top_p_L, noise_L)
         tick = self._tick.expand(1, bucket)
         self._tokens[:, :bucket].scatter_(0, tick, drawn_L[None])
         self._scores[:, :bucket].scatter_(0, tick, score_L[None])

@@ -83,6 +83,10 @@ def lane_for(request: GenerateRequest, row: int, slot: int) -> Lane:
         logprobs=request.logprobs,
         stop_ids=request.stop_ids,
         limit=request.max_new_tokens,
+        top_k=request.top_k,
+        min_p=request.min_p,
+        penalty=request.repetition_penalty,
+        prompt=request.prompt_ids if request.repetition_penalty != 1 else (),
     )
 
 

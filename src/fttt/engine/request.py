@@ -124,6 +124,12 @@ class GenerateRequest:
     neither has an adapter and most of the prompt is still held, its row becomes this request's and
     only the rest of the prompt is computed."""
     logprobs: bool = False
+    top_k: int = 0
+    """Draw from so many of the most probable tokens; 0: from all."""
+    min_p: float = 0.0
+    """Draw from tokens at least so many times as probable as the most probable one."""
+    repetition_penalty: float = 1.0
+    """Divides the positive scores of tokens that stand in the sequence, and multiplies others."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,10 +10,12 @@ Axes: R rows, V vocabulary, C candidates.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-__all__ = ["sample", "token_logprobs"]
+__all__ = ["Shape", "sample", "shaped", "token_logprobs"]
 
 
 def sample(logits_RV: Tensor, temperature_R: Tensor, top_p_R: Tensor, noise_R: Tensor) -> Tensor:
@@ -38,6 +40,54 @@ def sample(logits_RV: Tensor, temperature_R: Tensor, top_p_R: Tensor, noise_R: T
         return greedy_R
     drawn = _nucleus(logits_RV[warm], temperature_R[warm], top_p_R[warm], noise_R[warm])
     return greedy_R.index_put((warm.nonzero()[:, 0],), drawn)
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What rows ask for beside temperature and nucleus; a row that asks for nothing is left alone.
+
+    In the order of ``transformers``: the repetition penalty (Keskar et al. 2019), then the ``k``
+    most probable tokens, the nucleus among them, and of it the tokens that are at least ``min_p``
+    times as probable as the most probable one (Nguyen et al. 2024).
+    """
+
+    top_k_R: Tensor
+    """int64; 0 keeps all."""
+    min_p_R: Tensor
+    """float32 in [0, 1]; 0 keeps all."""
+    penalty_R: Tensor
+    """float32; 1 changes nothing."""
+    seen_RV: Tensor
+    """bool: tokens of the prompt and of what was drawn."""
+
+
+def shaped(
+    logits_RV: Tensor, temperature_R: Tensor, top_p_R: Tensor, shape: Shape
+) -> tuple[Tensor, Tensor]:
+    """Logits and ``top_p`` from which :func:`sample` draws as the rows ask.
+
+    Returns:
+        ``[R, V]`` float32, minus infinity for what is never drawn, and ``[R]`` float32.
+    """
+    wide_RV = logits_RV.float()
+    penalty_R1 = shape.penalty_R[:, None]
+    less_RV = torch.where(wide_RV < 0, wide_RV * penalty_R1, wide_RV / penalty_R1)
+    wide_RV = torch.where(shape.seen_RV & (penalty_R1 != 1), less_RV, wide_RV)
+    sorted_RV = wide_RV.sort(-1, descending=True).values
+    vocab = wide_RV.shape[1]
+    count_R = torch.where(shape.top_k_R > 0, shape.top_k_R, vocab).clamp(max=vocab)
+    least_R1 = sorted_RV.gather(1, count_R[:, None] - 1)
+    wide_RV = wide_RV.masked_fill(wide_RV < least_R1, float("-inf"))
+    sorted_RV = sorted_RV.masked_fill(sorted_RV < least_R1, float("-inf"))
+    heat_R1 = torch.where(temperature_R > 0, temperature_R, 1.0)[:, None]
+    probs_RV = (sorted_RV / heat_R1).softmax(-1)
+    before_RV = probs_RV.cumsum(-1) - probs_RV
+    last_R1 = ((before_RV < top_p_R[:, None]).sum(-1, keepdim=True) - 1).clamp(min=0)
+    floor_R1 = sorted_RV[:, :1] + shape.min_p_R[:, None].log() * heat_R1
+    cut_R1 = torch.maximum(sorted_RV.gather(1, last_R1), floor_R1)
+    asked_R = shape.min_p_R > 0
+    wide_RV = wide_RV.masked_fill(asked_R[:, None] & (wide_RV < cut_R1), float("-inf"))
+    return wide_RV, torch.where(asked_R, 1.0, top_p_R)
 
 
 def token_logprobs(logits_RV: Tensor, token_R: Tensor) -> Tensor:

@@ -33,7 +33,16 @@ def describe_environment(loaded: LoadedModel, method: Method) -> dict[str, Any]:
         **({} if network is None else {"network": network}),
         "git": _commit(),
         "decided_by": method.decided_by,
+        "model_sampling": _sampling(loaded),
     }
+
+
+def _sampling(loaded: LoadedModel) -> dict[str, float]:
+    """How the model's authors sample, where its generation settings say so; nothing applies it."""
+    settings: Any = getattr(loaded.model, "generation_config", None)
+    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+    found = {name: getattr(settings, name, None) for name in names}
+    return {name: value for name, value in found.items() if isinstance(value, int | float)}
 
 
 def _versions() -> dict[str, str]:

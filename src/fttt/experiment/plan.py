@@ -140,6 +140,11 @@ def with_fixed(config: RunConfig, method: Method | type[Method]) -> RunConfig:
                 f"its first verdict, so nothing can stop it half way; give --trials instead of "
                 f"--{budget.replace('_', '-')}."
             )
+    if method.searches and config.sampling.repetition_penalty not in (None, 1):
+        raise UsageError(
+            f"The method {config.method!r} searches by the model's own probabilities, without "
+            f"--repetition-penalty {config.sampling.repetition_penalty}; leave it away."
+        )
     over = {
         "budget": {k: v for k, v in method.fixed.items() if k == "trials"},
         "sampling": {k: v for k, v in method.fixed.items() if k == "temperature"},

@@ -33,10 +33,11 @@ OUTER_SETTINGS = frozenset(
 """Settings that do not change what a method is: which questions, which machine, which seed."""
 RULE_SETTINGS = frozenset(
     {"unanswered", "temperature", "top_p", "max_new_tokens", "prompt", "prompt_style"}
+    | {"top_k", "min_p", "repetition_penalty"}
 )
 """Settings that make a trial or a verdict mean something else: two sides must share them. So must
 they share all options of the task, its verifier among them."""
-SAMPLING_SETTINGS = frozenset({"temperature", "top_p"})
+SAMPLING_SETTINGS = frozenset({"temperature", "top_p", "top_k", "min_p"})
 DETERMINISTIC_METHODS = frozenset({"greedy", "beam-search"})
 """Methods that draw nothing, so that the run's sampling settings do not touch them."""
 
