@@ -72,7 +72,7 @@ def trials(loaded: LoadedModel, batch_size: int, temperature: float) -> list[Any
     "family",
     [
         *("llama", "mistral", "qwen", "qwen3", "gemma", "gemma2", "gemma3"),
-        *("gpt_oss", "gemma3n_text", "gemma4_text", "llama4_text", "stablelm"),
+        *("gpt_oss", "gemma4_text", "llama4_text", "stablelm"),
     ],
 )
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
