@@ -103,7 +103,7 @@ def test_what_does_not_belong_together_is_refused_before_weights_are_loaded(
 ) -> None:
     tuned = make_checkpoint("lora")
     other = save_tiny_model(Path("tiny-qwen"), "qwen")
-    monkeypatch.setattr("fttt.models.loader._read", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr("fttt.models.loader._read_weights", lambda *_: pytest.fail("loaded"))
     adapter = ["--adapter", str(tuned.folder)]
     assert call("run", "greedy", "--model", str(other), *adapter, *COMMON) == 2
     error = capsys.readouterr().err

@@ -51,7 +51,7 @@ def test_bad_input_is_one_sentence_before_a_model_is_loaded(
     words: list[str], sentence: str, model: str, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    monkeypatch.setattr("fttt.models.loader._read", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr("fttt.models.loader._read_weights", lambda *_: pytest.fail("loaded"))
     more = [] if "--resume" in words else ["--model", model]
     assert train(*words, *more) == 2
     shown = capsys.readouterr().err.strip()
@@ -73,7 +73,7 @@ def test_a_launch_that_cannot_serve_is_one_sentence_too(
     words: list[str], launch: dict[str, str], sentence: str, model: str,
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    monkeypatch.setattr("fttt.models.loader._read", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr("fttt.models.loader._read_weights", lambda *_: pytest.fail("loaded"))
     fsdp = {"FSDP_VERSION": "2", "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT"}
     for key, value in {"ACCELERATE_USE_FSDP": "true", **fsdp, **launch}.items():
         monkeypatch.setenv(key, value)

@@ -65,7 +65,7 @@ def test_the_hard_questions_can_be_the_base_models(make_checkpoint: Make) -> Non
 def test_faults_are_named_before_any_model_is_loaded(
     make_checkpoint: Make, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fttt.models.loader._read", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr("fttt.models.loader._read_weights", lambda *_: pytest.fail("loaded"))
     good = str(make_checkpoint("lora").folder)
     other = make_checkpoint("ia3", "qwen", task="gsm8k").folder
     for words, message in (

@@ -187,7 +187,7 @@ def test_attention_without_a_mask_is_that_with_one() -> None:
     q, k, v = (torch.randn(sum(LENGTHS), n, 8, requires_grad=True) for n in (6, 2, 2))
 
     def own(window: int | None, softcap: float | None) -> attention._Own:
-        return attention._Own(batch, 0, 0.3, window, softcap)
+        return attention._Own(batch, 0, 0.3, attention.Reach(window, None), softcap, None, None)
 
     masked = attention._train(q, k, v, own(None, None))
     plain = attention._causal(q, k, v, own(None, None))  # as a GPU takes it

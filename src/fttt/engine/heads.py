@@ -84,7 +84,15 @@ def _read(model: Any) -> dict[int, Heads]:
 
     AttentionInterface.register(NAME, look)
     stand_ins = [*attention_stand_ins(model, look, Current()), *interface(model, NAME)]
-    with ExitStack() as stack, torch.no_grad():
+    # norms may be kept in float32 between linear layers in half precision, to be trained
+    dtypes = {p.dtype for p in model.parameters()} & {torch.bfloat16, torch.float16, torch.float32}
+    mixed = len(dtypes) > 1
+    half = torch.float16 if torch.float16 in dtypes else torch.bfloat16
+    with (
+        ExitStack() as stack,
+        torch.no_grad(),
+        torch.autocast(model.device.type, dtype=half, enabled=mixed),
+    ):
         for owner, name, replacement in stand_ins:
             stack.enter_context(patch.object(owner, name, replacement))
         ids = torch.zeros(1, 2, dtype=torch.int64, device=model.device)
