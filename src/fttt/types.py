@@ -1,6 +1,6 @@
 """The facts that travel from a question to a report.
 
-``Question -> Completion -> Verdict -> Feedback -> Trial -> Record``: each is a frozen dataclass,
+``Question -> Completion -> Verdict -> Example -> Trial -> Record``: each is a frozen dataclass,
 and ``Usage`` rides on what cost something. Nothing here knows a model, a file or a tensor.
 """
 
@@ -23,8 +23,9 @@ class Usage:
     """What something cost.
 
     Tokens are counted as the model saw them: ``prompt_tokens`` were given, ``generated_tokens``
-    sampled, ``trained_tokens`` carried a loss. ``seconds`` is wall time from request to answer,
-    so the seconds of requests that shared a batch overlap.
+    sampled, ``trained_tokens`` carried a loss, ``scored_tokens`` were given a log-probability
+    without a step. ``seconds`` is wall time from request to answer, so the seconds of requests
+    that shared a batch overlap.
     """
 
     prompt_tokens: int = 0
@@ -33,6 +34,7 @@ class Usage:
     generations: int = 0
     verifier_calls: int = 0
     seconds: float = 0.0
+    scored_tokens: int = 0
 
     def __add__(self, other: Usage) -> Usage:
         return Usage(
@@ -42,6 +44,7 @@ class Usage:
             self.generations + other.generations,
             self.verifier_calls + other.verifier_calls,
             self.seconds + other.seconds,
+            self.scored_tokens + other.scored_tokens,
         )
 
 
@@ -77,8 +80,141 @@ class Completion:
     """Log-probability of each token under the model at temperature 1, where asked for."""
 
 
+Role = Literal["user", "system", "assistant"]
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A turn that no model wrote here: a user's, a system's, or an assistant's given answer."""
+
+    content: str
+    role: Role = "user"
+
+
+def user(content: str) -> Text:
+    """What the user says."""
+    return Text(content)
+
+
+def system(content: str) -> Text:
+    """What stands before the conversation."""
+    return Text(content, "system")
+
+
+def assistant(content: str) -> Text:
+    """An answer that was given, a gold solution, say."""
+    return Text(content, "assistant")
+
+
 Turn = str | Completion
 """One turn of a conversation after the question: the user's text, or what the model wrote."""
+
+
+@dataclass(frozen=True, slots=True)
+class Teacher:
+    """What a target's tokens should be predicted as: ``T`` places, up to ``k`` tokens at each.
+
+    The loss at a place is ``-sum_k weights[k] log p_k - tail log(1 - sum_k p_k)``. With the weights
+    of a distribution that is the cross-entropy against it, all tokens but the ``k`` taken as one;
+    signed weights, those of a difference of two teachers, say, push some tokens up and others down.
+    """
+
+    token_ids: tuple[tuple[int, ...], ...]
+    """``[T][k]``, different ones at each place."""
+    weights: tuple[tuple[float, ...], ...]
+    """``[T][k]``."""
+    tail: tuple[float, ...]
+    """``[T]``, of all other tokens together."""
+
+    def __post_init__(self) -> None:
+        if not len(self.token_ids) == len(self.weights) == len(self.tail):
+            raise ValueError(
+                f"a teacher of {len(self.token_ids)} places has {len(self.weights)} rows of "
+                f"weights and {len(self.tail)} tails; give one of each a place"
+            )
+
+    def __sub__(self, other: Teacher) -> Teacher:
+        """The difference of two teachers of the same places; a token that one lacks has 0 there."""
+        if len(self.token_ids) != len(other.token_ids):
+            raise ValueError(
+                f"teachers of {len(self.token_ids)} and {len(other.token_ids)} places have no "
+                "difference; score the same target for both"
+            )
+        rows = [
+            dict(zip(ids, weights, strict=True))
+            for ids, weights in zip(self.token_ids, self.weights, strict=True)
+        ]
+        for row, ids, weights in zip(rows, other.token_ids, other.weights, strict=True):
+            for token, weight in zip(ids, weights, strict=True):
+                row[token] = row.get(token, 0.0) - weight
+        return Teacher(
+            tuple(tuple(row) for row in rows),
+            tuple(tuple(row.values()) for row in rows),
+            tuple(one - two for one, two in zip(self.tail, other.tail, strict=True)),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Log-probabilities of a target's ``T`` tokens, and of the ``k`` likeliest at each place."""
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    top_ids: tuple[tuple[int, ...], ...] = ()
+    """``[T][k]``, the likeliest first; empty where none were asked for."""
+    top_logprobs: tuple[tuple[float, ...], ...] = ()
+    usage: Usage = Usage()
+
+    def teacher(self) -> Teacher:
+        """The distribution that was scored, as something to learn towards."""
+        weights = tuple(tuple(math.exp(log) for log in row) for row in self.top_logprobs)
+        return Teacher(self.top_ids, weights, tuple(max(0.0, 1 - sum(row)) for row in weights))
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One term of a train step's loss: a target and the conversation that it stands in.
+
+    The loss is ``weight`` times the mean over the target's tokens of ``-log p`` (``"nll"``), of
+    ``-log(1 - p)`` (``"unlikelihood"``, Welleck et al. 2020), or of the loss against ``teacher``.
+    """
+
+    target: Text | Completion
+    """Whose tokens carry the loss, that which ends the turn included."""
+    after: tuple[Text | Completion, ...] = ()
+    """Turns between the question and the target: an attempt, feedback, ..."""
+    before: tuple[Text, ...] = ()
+    """Texts in front of the question: a system's turn, or what its own turn begins with."""
+    weight: float | tuple[float, ...] = 1.0
+    """One for all tokens, or one for each token of a completion; a negative one pushes down."""
+    teacher: Teacher | None = None
+    form: Literal["nll", "unlikelihood"] = "nll"
+    whole: bool = False
+    """Whether all tokens carry the loss, from the question's first to the target's last."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.weight, tuple):
+            tokens = len(self.target.token_ids) if isinstance(self.target, Completion) else None
+            if self.whole or len(self.weight) != tokens:
+                raise ValueError(
+                    f"an example has {len(self.weight)} weights for "
+                    f"{'a text' if tokens is None else f'{tokens} tokens'}; give one weight for "
+                    "all of them, or one for each token of a completion that carries the loss alone"
+                )
+        if self.teacher is not None and (self.whole or self.form != "nll"):
+            raise ValueError("an example with a teacher has its loss on the target, in form nll")
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one train step reports."""
+
+    loss: float | None
+    """Before the step; ``None`` where the step is taken later, with those of other questions."""
+    trained_tokens: int = 0
+    divergence: float | None = None
+    """Mean KL divergence in nats from the base model at the trained tokens, after the step, of the
+    likeliest tokens and all others as one (a lower bound); ``None`` where it was not asked for."""
 
 
 @dataclass(frozen=True, slots=True)
