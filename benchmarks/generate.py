@@ -19,7 +19,7 @@ import torch
 from fttt.engine import BatchedEngine, GenerateRequest
 from fttt.models import LoadedModel, load_model
 from fttt.tasks import get_task
-from fttt.tasks.base import TaskOptions
+from fttt.tasks.task import TaskOptions
 
 Ids = tuple[int, ...]
 

@@ -26,7 +26,7 @@ from pathlib import Path
 import math_verify
 
 from fttt.tasks import TaskOptions, get_task
-from fttt.tasks.perturb import rewritten_answers, wrong_answers
+from fttt.tasks.gold_check import rewritten_answers, wrong_answers
 from fttt.types import Question
 from fttt.verifiers.math import MathVerifier
 from fttt.verifiers.number import NumberVerifier

@@ -13,7 +13,7 @@ import fttt.hub
 from fttt.errors import UsageError
 from fttt.hub import from_hub
 from fttt.models.loader import load_config
-from fttt.tasks.files import read_hub
+from fttt.tasks.benchmark_data import read_hub
 from fttt.testing import save_tiny_model
 
 

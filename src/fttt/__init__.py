@@ -7,7 +7,7 @@ from fttt.errors import FTTTError, RunError, UsageError
 from fttt.methods.base import Attempt, LoRASettings, Method, MethodSettings, Session
 from fttt.solve import Result, solve
 from fttt.store import Run
-from fttt.tasks.base import Task, TaskOptions
+from fttt.tasks.task import Task, TaskOptions
 from fttt.types import (
     Completion,
     Feedback,

@@ -10,7 +10,7 @@ import torch
 from fttt.models import load_model
 from fttt.store import Run
 from fttt.tasks import get_task
-from fttt.tasks.base import TaskOptions
+from fttt.tasks.task import TaskOptions
 from fttt.testing import call
 
 

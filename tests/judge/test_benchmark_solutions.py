@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from fttt.tasks.base import TaskOptions
 from fttt.tasks.humaneval import HumanEvalTask
 from fttt.tasks.mbpp import MBPPTask
+from fttt.tasks.task import TaskOptions
 from fttt.types import Question
 
 DATA = Path(

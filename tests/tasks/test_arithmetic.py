@@ -8,8 +8,8 @@ import pytest
 
 from fttt.errors import UsageError
 from fttt.tasks.arithmetic import LEVELS, ArithmeticTask
-from fttt.tasks.base import TaskOptions
-from fttt.tasks.checking import check_task
+from fttt.tasks.gold_check import check_task
+from fttt.tasks.task import TaskOptions
 
 
 def test_the_questions_of_a_seed_never_change() -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from fttt.errors import UsageError
 from fttt.tasks import TaskOptions, get_task
-from fttt.tasks.files import local_data
+from fttt.tasks.benchmark_data import local_data
 from fttt.tasks.mbpp import MBPPTask
 from fttt.types import Question
 

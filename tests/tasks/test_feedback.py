@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from fttt.tasks import Task, TaskOptions, get_task
-from fttt.tasks.perturb import wrong_answers, wrong_programs
-from fttt.tasks.prompts import fenced
+from fttt.tasks.gold_check import wrong_answers, wrong_programs
+from fttt.tasks.task import fenced
 from fttt.types import Question, Verdict
 from fttt.verifiers.base import feedback_on
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from fttt.errors import UsageError
-from fttt.tasks.base import TaskOptions
 from fttt.tasks.jsonl import JsonlTask
+from fttt.tasks.task import TaskOptions
 from fttt.types import Question
 from fttt.verifiers.number import NumberVerifier
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from fttt.errors import UsageError
 from fttt.models import ChatFormat
 from fttt.tasks import get_task
-from fttt.tasks.base import TaskOptions
+from fttt.tasks.task import TaskOptions
 from fttt.testing import tiny_tokenizer
 from fttt.training.gold import check_trainable, gold_examples, held_out
 from fttt.types import Question

@@ -12,7 +12,7 @@ import typer
 
 from fttt.cli.options import found_data
 from fttt.tasks import TaskOptions, get_task
-from fttt.tasks.checking import CheckReport, check_task
+from fttt.tasks.gold_check import CheckReport, check_task
 
 __all__ = ["check_command"]
 

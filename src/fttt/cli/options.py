@@ -10,7 +10,7 @@ import typer
 
 from fttt.cli.flags import DATA
 from fttt.tasks import Task
-from fttt.tasks.files import local_data, local_note
+from fttt.tasks.benchmark_data import local_data, local_note
 
 __all__ = ["DryRun", "JudgeURL", "Recipe", "RunFolders", "ask_judge", "found_data"]
 

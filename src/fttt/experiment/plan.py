@@ -15,7 +15,7 @@ from fttt.methods import Method, MethodSettings, find_method
 from fttt.methods.finetuned import FinetunedSettings
 from fttt.naming import file_name, model_label
 from fttt.tasks import Task, TaskOptions, get_task, load_questions, task_name
-from fttt.tasks.files import local_data, local_note
+from fttt.tasks.benchmark_data import local_data, local_note
 from fttt.types import Question
 
 if TYPE_CHECKING:

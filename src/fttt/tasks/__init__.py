@@ -11,7 +11,7 @@ from typing import Any
 
 from fttt.errors import UsageError
 from fttt.extension import find_own
-from fttt.tasks.base import Task, TaskOptions
+from fttt.tasks.task import Task, TaskOptions
 from fttt.types import Question
 
 __all__ = [

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar, TypeVar
 
 from fttt.errors import UsageError
-from fttt.tasks.base import TaskOptions
-from fttt.tasks.prompts import fill_prompt
+from fttt.tasks.task import TaskOptions, fill_prompt
 from fttt.types import Question
 from fttt.verifiers.base import Verifier
 from fttt.verifiers.number import NumberVerifier

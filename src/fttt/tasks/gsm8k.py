@@ -6,9 +6,8 @@ import re
 from typing import ClassVar
 
 from fttt.errors import UsageError
-from fttt.tasks.base import TaskOptions
-from fttt.tasks.files import Row, check_split, find, read_hub, read_jsonl
-from fttt.tasks.prompts import fill_prompt
+from fttt.tasks.benchmark_data import Row, check_split, read_hub, read_local
+from fttt.tasks.task import TaskOptions, fill_prompt
 from fttt.types import Question
 from fttt.verifiers.base import Verifier
 from fttt.verifiers.number import NumberRule, NumberVerifier, check_number_rule
@@ -40,7 +39,7 @@ class GSM8KTask:
     paper_prompt: ClassVar[str] = PAPER_PROMPT
 
     def __init__(self, rule: NumberRule = "value") -> None:
-        """Choose where an answer is looked for (``strict``: behind "The final answer is" only).
+        """Set where an answer is searched for (``strict``: behind "The final answer is" only).
 
         Raises:
             UsageError: there is no such rule.
@@ -63,15 +62,10 @@ class GSM8KTask:
 
     def _rows(self, options: TaskOptions) -> list[tuple[str, Row]]:
         if options.data_dir is None:
-            rows = read_hub("openai/gsm8k", "main", options.split, FIELDS)
-            return [(f"Row {number} of openai/gsm8k", row) for number, row in enumerate(rows)]
-        folder = "grade_school_math/data/"
-        file = f"{options.split}.jsonl"
-        places = [*self.published_places(options.split), *(f + file for f in (folder, "data/", ""))]
-        path = find(self.name, options.data_dir, places)
-        return [
-            (f"Line {number} of {str(path)!r}", row) for number, row in read_jsonl(path, FIELDS)
-        ]
+            return read_hub("openai/gsm8k", "main", options.split, FIELDS)
+        folders = ("grade_school_math/data/", "data/", "")
+        others = [f"{folder}{options.split}.jsonl" for folder in folders]
+        return read_local(self, options, others, FIELDS)
 
     def _question(self, split: str, index: int, where: str, row: Row, template: str) -> Question:
         working, mark, gold = str(row["answer"]).rpartition("####")
@@ -87,5 +81,5 @@ class GSM8KTask:
         )
 
     def verifier(self) -> Verifier:
-        """Compare numbers by value, found by the chosen rule."""
+        """Compare numbers by value, extracted by the rule of this task."""
         return NumberVerifier(rule=self.rule)

@@ -9,9 +9,8 @@ import re
 from collections.abc import Iterator
 from typing import ClassVar
 
-from fttt.tasks.base import TaskOptions
-from fttt.tasks.files import Row, check_split, find, read_hub, read_parquet
-from fttt.tasks.prompts import fenced, fill_prompt
+from fttt.tasks.benchmark_data import Row, check_split, read_hub, read_local
+from fttt.tasks.task import TaskOptions, fenced, fill_prompt
 from fttt.types import JSON, Question
 from fttt.verifiers.base import Verifier
 
@@ -54,18 +53,17 @@ class HumanEvalTask:
     def load(self, options: TaskOptions) -> list[Question]:
         """Read the benchmark's parquet file, or ``openai/openai_humaneval``."""
         check_split(self.name, options.split, self.splits)
-        return [self._question(row, options) for row in self._rows(options)]
+        return [self._question(row, options) for _, row in self._rows(options)]
 
     def published_places(self, split: str) -> list[str]:
         """Where the paper's code has the split."""
         folders = ("openai_humaneval/openai_humaneval/", "openai_humaneval/")
         return [f"{folder}{split}-*.parquet" for folder in folders]
 
-    def _rows(self, options: TaskOptions) -> list[Row]:
+    def _rows(self, options: TaskOptions) -> list[tuple[str, Row]]:
         if options.data_dir is None:
             return read_hub("openai/openai_humaneval", None, options.split, FIELDS)
-        places = [*self.published_places(options.split), f"{options.split}-*.parquet"]
-        return read_parquet(find(self.name, options.data_dir, places), FIELDS)
+        return read_local(self, options, [f"{options.split}-*.parquet"], FIELDS)
 
     def _question(self, row: Row, options: TaskOptions) -> Question:
         shown = row["prompt"] if options.prompt_style == "paper" else fenced(row["prompt"])

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from fttt.errors import UsageError
-from fttt.tasks.base import TaskOptions
-from fttt.tasks.files import Row, check_split, read_jsonl
-from fttt.tasks.prompts import fill_prompt
+from fttt.tasks.benchmark_data import Row, check_split, read_jsonl
+from fttt.tasks.task import TaskOptions, fill_prompt
 from fttt.types import Question
 from fttt.verifiers.base import Verifier
 from fttt.verifiers.choose import (

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from fttt.errors import UsageError
-from fttt.tasks.base import TaskOptions
-from fttt.tasks.files import Row, check_split, find, read_hub, read_jsonl
-from fttt.tasks.prompts import fill_prompt
+from fttt.tasks.benchmark_data import Row, check_split, read_hub, read_local
+from fttt.tasks.task import TaskOptions, fill_prompt
 from fttt.types import Question
 from fttt.verifiers.answer import boxed_answer, last_boxed
 from fttt.verifiers.base import Verifier
@@ -62,7 +61,7 @@ class Math500Task:
     """Questions whose gold answer is missing in the benchmark itself."""
 
     def __init__(self, rule: MathRule = "equivalence") -> None:
-        """Choose the rule of comparison (``strict`` is the string rule of the benchmark).
+        """Set the rule of comparison (``strict`` is the string rule of the benchmark).
 
         Raises:
             UsageError: there is no such rule.
@@ -85,12 +84,8 @@ class Math500Task:
 
     def _rows(self, options: TaskOptions) -> list[tuple[str, Row]]:
         if options.data_dir is None:
-            return list(_hub_rows(options.split).items())
-        places = [*self.published_places(options.split), f"{options.split}.jsonl"]
-        path = find(self.name, options.data_dir, places)
-        return [
-            (f"Line {number} of {str(path)!r}", row) for number, row in read_jsonl(path, FIELDS)
-        ]
+            return _hub_rows(options.split)
+        return read_local(self, options, [f"{options.split}.jsonl"], FIELDS)
 
     def _question(self, split: str, index: int, where: str, row: Row, template: str) -> Question:
         solution = str(row["solution"])
@@ -106,24 +101,23 @@ class Math500Task:
         )
 
     def verifier(self) -> Verifier:
-        """Compare the last ``\\boxed{}`` by the chosen rule."""
+        """Compare the last ``\\boxed{}`` by the rule of this task."""
         return MathVerifier(rule=self.rule)
 
 
-def _hub_rows(split: str) -> dict[str, Row]:
-    """Rows by a description of their place.
+def _hub_rows(split: str) -> list[tuple[str, Row]]:
+    """Rows with a description of their place.
 
     The hub has the 500 as a set of their own; the 12,000 are the rest of the benchmark's 12,500.
     """
     test = read_hub("HuggingFaceH4/MATH-500", None, "test", (*FIELDS, "answer"))
     if split == "test":
-        return {f"Row {number} of HuggingFaceH4/MATH-500": row for number, row in enumerate(test)}
-    held_out = {row["problem"] for row in test}
-    name = "EleutherAI/hendrycks_math"
-    return {
-        f"Row {number} of {name} ({subject}, {part})": row
+        return test
+    held_out = {row["problem"] for _, row in test}
+    return [
+        (f"{where} ({subject}, {part})", row)
         for part in ("train", "test")
         for subject in SUBJECTS
-        for number, row in enumerate(read_hub(name, subject, part, FIELDS))
+        for where, row in read_hub("EleutherAI/hendrycks_math", subject, part, FIELDS)
         if row["problem"] not in held_out
-    }
+    ]

@@ -9,9 +9,8 @@ from collections.abc import Iterator
 from typing import ClassVar
 
 from fttt.errors import UsageError
-from fttt.tasks.base import TaskOptions
-from fttt.tasks.files import Row, check_split, find, read_hub, read_parquet
-from fttt.tasks.prompts import fenced, fill_prompt
+from fttt.tasks.benchmark_data import Row, check_split, read_hub, read_local
+from fttt.tasks.task import TaskOptions, fenced, fill_prompt
 from fttt.types import JSON, Question
 from fttt.verifiers.base import Verifier
 
@@ -52,7 +51,7 @@ class MBPPTask:
     def load(self, options: TaskOptions) -> list[Question]:
         """Read the benchmark's parquet files, or ``google-research-datasets/mbpp``."""
         check_split(self.name, options.split, self.splits)
-        return [self._question(row, options) for row in self._rows(options)]
+        return [self._question(row, options) for _, row in self._rows(options)]
 
     def published_places(self, split: str) -> list[str]:
         """Where the paper's code has the split."""
@@ -62,12 +61,11 @@ class MBPPTask:
         """The id of a task by its number: the paper's index files hold those, not rows."""
         return f"MBPP/{number}"
 
-    def _rows(self, options: TaskOptions) -> list[Row]:
+    def _rows(self, options: TaskOptions) -> list[tuple[str, Row]]:
         if options.data_dir is None:
             return read_hub("google-research-datasets/mbpp", "full", options.split, FIELDS)
         others = [f"{folder}{options.split}-*.parquet" for folder in ("full/", "")]
-        places = [*self.published_places(options.split), *others]
-        return read_parquet(find(self.name, options.data_dir, places), FIELDS)
+        return read_local(self, options, others, FIELDS)
 
     def _question(self, row: Row, options: TaskOptions) -> Question:
         code = _lines(row["code"])

@@ -8,7 +8,7 @@ from typing import Any
 
 from fttt.methods.base import Method
 from fttt.models.chat import ChatFormat
-from fttt.tasks.base import TaskOptions
+from fttt.tasks.task import TaskOptions
 from fttt.testing.engine import FakeEngine, Script
 from fttt.testing.models import tiny_tokenizer
 from fttt.testing.task import TinyTask, TinyVerifier

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import ClassVar
 
-from fttt.tasks.base import TaskOptions
+from fttt.tasks.task import TaskOptions
 from fttt.types import Question, Verdict
 from fttt.verifiers.base import Verifier, feedback_on
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from fttt.errors import UsageError
 from fttt.models.chat import ChatFormat
-from fttt.tasks.base import Task
+from fttt.tasks.task import Task
 from fttt.types import Question
 
 __all__ = ["GoldExample", "check_trainable", "gold_examples", "held_out"]

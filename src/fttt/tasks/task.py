@@ -1,4 +1,4 @@
-"""What a task is: questions, and the verifier that judges answers to them."""
+"""What a task is: questions with their prompts, and the verifier that judges the answers."""
 
 from __future__ import annotations
 
@@ -6,15 +6,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal, Protocol
 
+from fttt.errors import UsageError
 from fttt.types import Question
 from fttt.verifiers.base import Verifier
 
-__all__ = ["Task", "TaskOptions"]
+__all__ = ["PLACE", "Task", "TaskOptions", "fenced", "fill_prompt"]
+
+PLACE = "{question}"
+"""Where a prompt template takes the question."""
 
 
 @dataclass(frozen=True, slots=True)
 class TaskOptions:
-    """What a user may choose about any task."""
+    """The settings that every task has."""
 
     data_dir: Path | None = None
     """A folder in the benchmark's own layout (or the file of a ``jsonl`` task); else the hub."""
@@ -27,7 +31,7 @@ class TaskOptions:
     """Whether the prompt is the task's own, or that of the paper's public code."""
 
     def template(self, own: str, paper: str) -> str:
-        """The template that was chosen, of a task's own and the paper's."""
+        """The template in force: the user's, the task's own or the paper's."""
         return self.prompt or (paper if self.prompt_style == "paper" else own)
 
 
@@ -53,3 +57,25 @@ class Task(Protocol):
 
     def verifier(self) -> Verifier:
         """A fresh verifier for this task's answers; the caller closes it."""
+
+
+def fill_prompt(template: str, question: str) -> str:
+    """Put a question into a template.
+
+    Only ``{question}`` is replaced, so that templates may hold other braces (LaTeX, code).
+
+    Raises:
+        UsageError: the template has no place for the question.
+    """
+    if PLACE not in template:
+        shown = template if len(template) <= 60 else template[:60] + "…"
+        raise UsageError(
+            f"The prompt template {shown!r} has no place for the question; "
+            f"write {PLACE} where it belongs."
+        )
+    return template.replace(PLACE, question)
+
+
+def fenced(code: str) -> str:
+    """``code`` as a fenced block of Python."""
+    return f"```python\n{code.strip(chr(10))}\n```"

@@ -1,24 +1,24 @@
-"""Reading a benchmark's rows: JSON lines and parquet from a folder, or the hub."""
+"""Rows of a benchmark: JSON lines and parquet files of a folder, or a data set of the hub."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from fttt.errors import UsageError
 from fttt.hub import from_hub
+from fttt.tasks.task import TaskOptions
 
 __all__ = [
     "Row",
     "check_split",
-    "find",
     "local_data",
     "local_note",
     "read_hub",
     "read_jsonl",
-    "read_parquet",
+    "read_local",
 ]
 
 Row = dict[str, Any]
@@ -36,7 +36,7 @@ def local_data(task: object, split: str) -> Path | None:
 
 
 def local_note(task: str) -> str:
-    """What is said where data were found in ``./datasets``."""
+    """The message that data in ``./datasets`` are used."""
     return f"Reading {task} from {str(LOCAL)!r}, which is here; --data-dir names another place."
 
 
@@ -48,12 +48,41 @@ def check_split(task: str, split: str, splits: Sequence[str]) -> None:
         )
 
 
-def find(task: str, data_dir: Path, places: Sequence[str]) -> Path:
-    """The first of ``places`` (glob patterns below ``data_dir``) where a file is.
+class PublishedTask(Protocol):
+    """A task whose files the paper's public code has."""
+
+    @property
+    def name(self) -> str:
+        """The task's name."""
+
+    def published_places(self, split: str) -> list[str]:
+        """Where that code has the split, as patterns below its data folder."""
+
+
+def read_local(
+    task: PublishedTask, options: TaskOptions, other_places: Sequence[str], fields: Sequence[str]
+) -> list[tuple[str, Row]]:
+    """Rows of a split below ``options.data_dir``, each with a description of its place.
+
+    Args:
+        task: the task that the rows belong to.
+        options: the folder and the split.
+        other_places: patterns of files beside the task's published places.
+        fields: the fields that each row must have.
 
     Raises:
-        UsageError: none of them is there.
+        UsageError: no file is in any of the places, or it cannot be read (:func:`read_jsonl`).
     """
+    assert options.data_dir is not None
+    places = [*task.published_places(options.split), *other_places]
+    path = _find(task.name, options.data_dir, places)
+    if path.suffix == ".parquet":
+        return [(f"Row {n} of {str(path)!r}", row) for n, row in enumerate(_parquet(path, fields))]
+    return [(f"Line {n} of {str(path)!r}", row) for n, row in read_jsonl(path, fields)]
+
+
+def _find(task: str, data_dir: Path, places: Sequence[str]) -> Path:
+    """The first of ``places`` (patterns below ``data_dir``) that holds a file."""
     for place in places:
         for path in sorted(data_dir.glob(place)):
             if path.is_file():
@@ -65,7 +94,7 @@ def find(task: str, data_dir: Path, places: Sequence[str]) -> Path:
 
 
 def read_jsonl(path: Path, fields: Sequence[str] = ()) -> Iterator[tuple[int, Row]]:
-    """Rows of a JSON lines file with their line numbers, from 1; empty lines are passed over.
+    """Rows of a JSON lines file with their line numbers, from 1; empty lines are skipped.
 
     Raises:
         UsageError: the file cannot be read or holds no row, or a line is no JSON object or lacks
@@ -100,12 +129,8 @@ def _row(path: Path, number: int, line: bytes, fields: Sequence[str]) -> Row:
     return row
 
 
-def read_parquet(path: Path, fields: Sequence[str]) -> list[Row]:
-    """Rows of a parquet file.
-
-    Raises:
-        UsageError: it is no parquet file, lacks one of ``fields``, or ``pyarrow`` is missing.
-    """
+def _parquet(path: Path, fields: Sequence[str]) -> list[Row]:
+    """Rows of a parquet file."""
     try:
         from pyarrow import ArrowException, parquet  # type: ignore[import-untyped]
     except ImportError:
@@ -119,8 +144,10 @@ def read_parquet(path: Path, fields: Sequence[str]) -> list[Row]:
     return _checked(rows, str(path), fields)
 
 
-def read_hub(name: str, config: str | None, split: str, fields: Sequence[str]) -> list[Row]:
-    """Rows of a data set of the Hugging Face hub, or of its local cache.
+def read_hub(
+    name: str, config: str | None, split: str, fields: Sequence[str]
+) -> list[tuple[str, Row]]:
+    """Rows of a data set of the Hugging Face hub, or of its local cache, with their places.
 
     Raises:
         UsageError: ``datasets`` is missing, or neither the hub nor a cached copy can be reached.
@@ -141,7 +168,7 @@ def read_hub(name: str, config: str | None, split: str, fields: Sequence[str]) -
             f"The data set {name!r} could not be loaded from the hub ({reason}); check the "
             "connection, or give a local copy with --data-dir."
         ) from None
-    return _checked(rows, name, fields)
+    return [(f"Row {n} of {name}", row) for n, row in enumerate(_checked(rows, name, fields))]
 
 
 def _checked(rows: list[Row], source: str, fields: Sequence[str]) -> list[Row]:
