@@ -16,9 +16,9 @@ from pathlib import Path
 from fttt.config import resolve
 from fttt.engine import BatchedEngine, GenerateRequest, derive_key
 from fttt.experiment.plan import Plan, check_fits, prepare
-from fttt.experiment.progress import Quiet
 from fttt.experiment.runner import Cell, run_cells
 from fttt.models import LoadedModel, load_model
+from fttt.progress import Quiet
 from fttt.store import Run
 
 

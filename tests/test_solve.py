@@ -158,11 +158,11 @@ def test_a_trained_network_is_used_where_it_fits(
     ("arguments", "match"),
     [
         ({"trials": 0}, r"'budget.trials' in fttt.solve\(\) cannot be 0"),
-        ({"method": "ftt"}, "No method 'ftt'"),
+        ({"method": "ftt"}, "no method 'ftt'"),
         ({"model": "nope"}, "No model 'nope'"),
         ({"settings": {"lrr": 1}}, "did you mean 'lr'"),
         ({"verify": 3}, "verify cannot be 3"),
-        ({"verify": "reg:x"}, "no verifier 'reg:x'; choose from number, number-strict, math"),
+        ({"verify": "reg:x"}, "no verifier 'reg'; did you mean 'regex'"),
         ({"verify": "number"}, "'number' needs a gold answer"),
         ({"verify": 3, "model": "nobody/nothing"}, "verify cannot be 3"),
         ({"method": "self-consistency"}, "votes over the answers that the verifier reads"),

@@ -209,8 +209,8 @@ def _load(model: str, adapter: Path | None, dtype: str, device: str) -> LoadedMo
 
 
 async def _solve(plan: Plan, loaded: LoadedModel, verifier: Verifier, *, borrowed: bool) -> Result:
-    from fttt.experiment.progress import Quiet
     from fttt.experiment.runner import Job, ask_all, make_bench, make_engine
+    from fttt.progress import Quiet
     from fttt.store import MemoryJournal, solved_within, vote
 
     journal = MemoryJournal()

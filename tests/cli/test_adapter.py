@@ -12,7 +12,7 @@ import pytest
 
 import fttt
 from fttt.errors import UsageError
-from fttt.experiment.progress import Quiet
+from fttt.progress import Quiet
 from fttt.store import Run
 from fttt.testing import call, save_tiny_model
 

@@ -27,7 +27,7 @@ train = partial(call, "finetune", "train")
         ([], "No method was given"),
         (
             ["lorra"],
-            "no fine-tuning method 'lorra'; did you mean 'lora'? The methods are full, lora",
+            "no fine-tuning method 'lorra'; did you mean 'lora'? The fine-tuning methods are full",
         ),
         (["lora", "--task", "humaneval"], "'humaneval' has no training split, only 'test'"),
         (["lora", "--split", "test"], "'arithmetic' is not trained on its split 'test'"),

@@ -88,4 +88,4 @@ def test_a_training_that_made_things_worse_says_so(
     assert optune(*words, "--lr", "1e3", "--max-steps", "3", "--out", "u") == 1
     errors = capsys.readouterr().err
     assert "Training diverged" in errors
-    assert "Go on with" not in errors  # at that rate it would diverge again
+    assert "Resume with" not in errors  # at that rate it would diverge again

@@ -273,5 +273,5 @@ def test_who_diverges_is_told_and_not_sent_on(
     assert call("run", "fttt", "--model", model, *flags, *COMMON) == 1
     errors = capsys.readouterr().err
     assert "own weights have diverged" in errors
-    assert "Go on with" not in errors
+    assert "Resume with" not in errors
     assert len(Run.open("r").trials) >= 2  # what was before is kept

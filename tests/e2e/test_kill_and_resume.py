@@ -88,7 +88,7 @@ def test_killed_interrupted_and_resumed_equals_uninterrupted(tmp_path: Path, mod
 
     code, errors = stop(command("--resume", str(torn)), torn, total // 2, signal.SIGINT)
     assert code == 130
-    assert f"Go on with `fttt run --resume {torn}`" in errors
+    assert f"Resume with `fttt run --resume {torn}`" in errors
     before = len(Run.open(torn).trials)
     assert 0 < before < QUESTIONS * TRIALS
 

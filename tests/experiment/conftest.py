@@ -11,8 +11,8 @@ import pytest
 from fttt.config import resolve
 from fttt.engine.request import GenerateRequest
 from fttt.experiment.plan import Plan, settle
-from fttt.experiment.progress import Quiet
 from fttt.experiment.runner import Cell, run_cells
+from fttt.progress import Quiet
 from fttt.store import Run
 from fttt.tasks import TaskOptions
 from fttt.testing import FakeEngine, FakeSlot, TinyTask, fake_model

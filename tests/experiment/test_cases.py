@@ -132,7 +132,7 @@ def test_saving_keeps_what_was_not_asked(tmp_path: Path) -> None:
 
 
 def test_a_file_that_cannot_be_written_is_named() -> None:
-    with pytest.raises(RunError, match=r"Cannot write the correct cases to '/proc/none/x.json'"):
+    with pytest.raises(RunError, match=r"Cannot write '/proc/none/x.json'"):
         save_cases(Path("/proc/none/x.json"), [], [])
 
 

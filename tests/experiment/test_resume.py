@@ -13,10 +13,10 @@ import pytest
 from fttt.config import merge, resolve
 from fttt.errors import UsageError
 from fttt.experiment.plan import prepare
-from fttt.experiment.progress import Quiet
 from fttt.experiment.resume import resume_plan
 from fttt.experiment.runner import Cell, run_cells
 from fttt.models import ChatFormat
+from fttt.progress import Quiet
 from fttt.store import Run, RunWriter
 from fttt.testing import FakeEngine, fake_model
 

@@ -12,7 +12,6 @@ import pytest
 from fttt.engine import jobs
 from fttt.engine.request import GenerateRequest, WeightDeltaSpec
 from fttt.experiment.plan import Plan
-from fttt.experiment.progress import Quiet
 from fttt.experiment.runner import Cell, run_cells
 from fttt.experiment.written import Written, WrittenSequences
 from fttt.methods.base import Method, MethodSettings
@@ -21,6 +20,7 @@ from fttt.methods.fttt import FTTT, FTTTSettings
 from fttt.methods.revision import Revision, RevisionSettings
 from fttt.methods.self_consistency import SelfConsistency
 from fttt.methods.self_refine import SelfRefine, SelfRefineSettings
+from fttt.progress import Quiet
 from fttt.testing import FakeEngine, FakeKept, play, tiny_model, tiny_tokenizer
 from fttt.types import Completion, Trial
 

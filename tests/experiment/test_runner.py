@@ -244,8 +244,8 @@ def test_questions_run_at_once(plan: MakePlan, play_plan: Play) -> None:
             waiting -= 1
             return await super().generate(request)
 
-    from fttt.experiment.progress import Quiet
     from fttt.experiment.runner import run_cells
+    from fttt.progress import Quiet
 
     folder = play_plan(plan("greedy"), "first").path.with_name("slow")
     run_cells(

@@ -71,14 +71,14 @@ def test_a_full_disk_leaves_the_one_before_whole(
     tmp_path: Path, info: OpTuneInfo, network: OpTuneNetwork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_checkpoint(tmp_path, info, network, state(20))
-    write = module._write
+    write = module.write_whole
 
     def full(path: Path, content: bytes) -> None:
         if path.name == "training.json":
             raise OSError(errno.ENOSPC, "No space left on device")
         write(path, content)
 
-    monkeypatch.setattr(module, "_write", full)
+    monkeypatch.setattr(module, "write_whole", full)
     with pytest.raises(RunError, match=r"step-00000040.*No space left.*--resume"):
         write_checkpoint(tmp_path, replace(info, step=40), network, state(40))
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000020"]

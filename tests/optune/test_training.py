@@ -17,7 +17,6 @@ from fttt.config import resolve, to_toml
 from fttt.config.optune import OpTuneConfig
 from fttt.errors import RunError, UsageError
 from fttt.experiment.plan import prepare
-from fttt.experiment.progress import Quiet
 from fttt.experiment.runner import Cell, run_cells
 from fttt.models import load_model
 from fttt.optune import load_checkpoint, read_info
@@ -25,7 +24,7 @@ from fttt.optune.plan import plan_training, read_settings, resumed
 from fttt.optune.processes import Processes
 from fttt.optune.training import Trained, Trainer, learning_rate
 from fttt.optune.window import Sums
-from fttt.progress import StepProgress
+from fttt.progress import Quiet, StepProgress
 from fttt.testing import save_tiny_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -194,14 +194,14 @@ def test_trials_are_ordered_by_question_then_number(tmp_path: Path) -> None:
 
 def test_a_folder_that_is_not_empty_is_refused(tmp_path: Path) -> None:
     (tmp_path / "other.txt").write_text("mine")
-    with pytest.raises(UsageError, match=r"is not empty; choose another --out\.$"):
+    with pytest.raises(UsageError, match=r"is not empty; name another with --out\.$"):
         create(tmp_path)
     with pytest.raises(UsageError, match="is a file; name a folder"):
         create(tmp_path / "other.txt")
 
 
 def test_an_unwritable_place_is_a_run_error() -> None:
-    with pytest.raises(RunError, match="Cannot write the output folder"):
+    with pytest.raises(RunError, match="Cannot write"):
         create(Path("/proc/nowhere/run"))
 
 

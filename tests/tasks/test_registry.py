@@ -86,7 +86,7 @@ def test_a_class_of_the_users_own_is_found(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.chdir(tmp_path)
     assert get_task("my_task_for_test:Mine").load(TaskOptions()) == [Question("a", "b")]
     for wrong, match in [
-        ("my_task_for_test:Half", "is no task, since it has no 'verifier'"),
+        ("my_task_for_test:Half", "is no task: it has no 'verifier'"),
         ("my_task_for_test:Nope", "has no task 'Nope'"),
         ("broken_for_test:Mine", "cannot be imported .SyntaxError"),
         (":Mine", "is incomplete; name it as module:Name"),

@@ -46,7 +46,7 @@ def test_the_rule_of_mathematics() -> None:
 @pytest.mark.parametrize(
     ("choice", "said"),
     [
-        ("numbers", "choose from number, number-strict, math"),
+        ("numbers", "The verifiers are number, number-strict, math"),
         ("", "choose from"),
         ("number:3", "takes no value"),
         ("command:", "incomplete"),

@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from fttt.cli.output import output_folder, way_on
+from fttt.cli.options import say_how_to_resume
 from fttt.cli.run import load
+from fttt.files import output_folder
 
 __all__ = ["demo_command"]
 
@@ -22,10 +23,13 @@ def demo_command(
     """
     from fttt.cli.tables import show_runs
     from fttt.experiment.demo import DEMO
-    from fttt.experiment.progress import Progress
     from fttt.experiment.sweep import run_sweep
+    from fttt.progress import Progress
 
-    with output_folder(out, "demo") as folder, way_on(f"`fttt demo --out {folder}`", folder):
+    with (
+        output_folder(out, "demo") as folder,
+        say_how_to_resume(f"`fttt demo --out {folder}`", folder),
+    ):
         runs = run_sweep(DEMO, folder, load, Progress("demo"))
     show_runs(runs)
     if len(runs) > 1:

@@ -10,7 +10,6 @@ import typer
 from fttt.cli.finetune_evaluate import evaluate_command
 from fttt.cli.flags import PANELS, PRECISION, with_flags
 from fttt.cli.options import DryRun, Recipe, found_data
-from fttt.cli.output import output_folder
 from fttt.config import (
     FinetuneConfig,
     build,
@@ -20,6 +19,7 @@ from fttt.config import (
     to_toml,
 )
 from fttt.errors import UsageError
+from fttt.files import output_folder
 from fttt.tasks import get_task
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ def _train(plan: Any, folder: Path, *, resume: bool) -> None:
         train(plan, folder, resume=resume)
         return
 
-    from fttt.training.folder import begin_folder, held_folder
+    from fttt.files import begin_folder, held_folder
 
     if not resume:
         begin_folder(folder, "fttt finetune train --resume")

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fttt.cli.flags import DATA, with_flags
-from fttt.cli.options import JudgeURL, ask_judge
-from fttt.cli.output import output_folder, way_on
+from fttt.cli.options import JudgeURL, ask_judge, say_how_to_resume
 from fttt.cli.run import load
+from fttt.files import output_folder
 
 if TYPE_CHECKING:
     from fttt.experiment.evaluate import Evaluated
@@ -63,14 +63,14 @@ def _evaluate(
     checkpoints: Sequence[Path], base: dict[str, Any], hard_limit: int | None, out: Path | None
 ) -> None:
     from fttt.experiment.evaluate import evaluated, evaluation
-    from fttt.experiment.progress import Progress
     from fttt.experiment.sweep import run_sweep
+    from fttt.progress import Progress
 
     sweep = evaluation(checkpoints, base, hard_limit=hard_limit)
     name = checkpoints[0].resolve().name if len(checkpoints) == 1 else f"{len(checkpoints)}"
     with (
         output_folder(out, f"evaluate-{name}-{sweep.tasks[0]}") as folder,
-        way_on(f"the same command and --out {folder}", folder),
+        say_how_to_resume(f"the same command and --out {folder}", folder),
     ):
         runs = run_sweep(sweep, folder, load, Progress("evaluate"))
     _show(evaluated(runs), runs)

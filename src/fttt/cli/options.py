@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from fttt.cli.flags import DATA
+from fttt.errors import DivergedError, RunError
 from fttt.tasks import Task
 from fttt.tasks.benchmark_data import local_data, local_note
 
-__all__ = ["DryRun", "JudgeURL", "Recipe", "RunFolders", "ask_judge", "found_data"]
+__all__ = [
+    "DryRun",
+    "JudgeURL",
+    "Recipe",
+    "RunFolders",
+    "ask_judge",
+    "found_data",
+    "say_how_to_resume",
+]
 
 JudgeURL = Annotated[
     str | None,
@@ -45,3 +56,18 @@ def found_data(task: Task, split: str) -> Path | None:
     if folder is not None and os.environ.get("RANK", "0") == "0":  # one process says it
         typer.echo(local_note(task.name), err=True)
     return folder
+
+
+@contextmanager
+def say_how_to_resume(command: str, folder: Path) -> Iterator[None]:
+    """Print the command that resumes what has begun in ``folder`` and failed.
+
+    Nothing is printed where the error names the command, or where resuming would fail again.
+    """
+    try:
+        yield
+    except RunError as error:
+        helps = not isinstance(error, DivergedError) and command not in str(error)
+        if helps and any(folder.glob("*.toml")):
+            typer.echo(f"fttt: Resume with {command}.", err=True)
+        raise

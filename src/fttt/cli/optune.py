@@ -139,7 +139,7 @@ def _train(values: dict[str, Any], out: Path | None, resume: Path | None) -> Non
     plan = plan_training(config)
     folder = resume or out or default_folder(plan)
 
-    from fttt.training.folder import begin_folder, held_folder
+    from fttt.files import begin_folder, held_folder
 
     if resume is None:
         begin_folder(folder, "fttt optune train --resume")

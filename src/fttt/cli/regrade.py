@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from fttt.files import numbered
+
 __all__ = ["regrade_command"]
 
 
@@ -22,7 +24,8 @@ def regrade_command(
     from fttt.store import Run
 
     old = Run.open(run)
-    folder = out or _free(run.with_name(f"{run.resolve().name}-regraded"))
+    names = numbered(run.with_name(f"{run.resolve().name}-regraded"))
+    folder = out or next(name for name in names if not name.exists())
     new, changes = regrade(old, folder)
     for change in changes:
         before, after = change.before, change.after
@@ -36,12 +39,3 @@ def regrade_command(
         f"solved questions: {solved[0]} before, {solved[1]} now."
     )
     show_runs([new])
-
-
-def _free(folder: Path) -> Path:
-    """The folder, or its name with the first number that is not taken."""
-    free, number = folder, 1
-    while free.exists():
-        number += 1
-        free = folder.with_name(f"{folder.name}-{number}")
-    return free

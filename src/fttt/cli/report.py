@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from fttt.cli.options import RunFolders
-from fttt.errors import RunError, UsageError
+from fttt.errors import UsageError
+from fttt.files import cannot_write
 from fttt.store import open_runs
 
 __all__ = ["PlotFormat", "report_command"]
@@ -65,7 +66,5 @@ def report_command(
             for path in save_plots(sections, plots, plot_format.value):
                 typer.echo(f"Wrote {path}.")
     except OSError as error:
-        raise RunError(
-            f"Cannot write {error.filename!r}: {error.strerror}; name another place with --out "
-            "or --plots."
-        ) from error
+        place = Path(error.filename or out)
+        raise cannot_write(place, error, "name another place with --out or --plots") from error

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fttt.cli.flags import DATA, PANELS, with_flags
-from fttt.cli.options import DryRun, JudgeURL, Recipe, ask_judge
-from fttt.cli.output import output_folder, way_on
+from fttt.cli.options import DryRun, JudgeURL, Recipe, ask_judge, say_how_to_resume
 from fttt.config import (
     RunConfig,
     field_help,
@@ -20,6 +19,7 @@ from fttt.config import (
     to_toml,
 )
 from fttt.errors import UsageError
+from fttt.files import output_folder
 
 if TYPE_CHECKING:
     from fttt.models import LoadedModel
@@ -159,12 +159,12 @@ def _resume(folder: Path, flags: dict[str, Any]) -> None:
 
 
 def _carry_out(cell: Any) -> None:
-    from fttt.experiment.progress import Progress
     from fttt.experiment.runner import run_cells
+    from fttt.progress import Progress
 
     config: RunConfig = cell.plan.config
     loaded = load(config)
-    with way_on(f"`fttt run --resume {cell.folder}`", cell.folder):
+    with say_how_to_resume(f"`fttt run --resume {cell.folder}`", cell.folder):
         run = run_cells([cell], loaded, Progress(config.method))[0]
     _show(run)
 

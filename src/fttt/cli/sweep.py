@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from fttt.cli.output import output_folder, way_on
+from fttt.cli.options import say_how_to_resume
 from fttt.cli.run import load
+from fttt.files import output_folder
 
 __all__ = ["sweep_command"]
 
@@ -25,13 +26,13 @@ def sweep_command(
     """Run methods x tasks x seeds x settings with the model loaded once; end in one table."""
     from fttt.cli.tables import show_runs
     from fttt.config import build, read_toml
-    from fttt.experiment.progress import Progress
     from fttt.experiment.sweep import SweepConfig, run_sweep
+    from fttt.progress import Progress
 
     config = build(SweepConfig, read_toml(file), str(file))
     with (
         output_folder(out, file.stem) as folder,
-        way_on(f"`fttt sweep {file} --out {folder}`", folder),
+        say_how_to_resume(f"`fttt sweep {file} --out {folder}`", folder),
     ):
         runs = run_sweep(config, folder, load, Progress(file.stem))
     show_runs(runs)

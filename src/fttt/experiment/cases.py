@@ -8,9 +8,8 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from fttt.errors import RunError, UsageError
-from fttt.naming import file_name, model_label
-from fttt.store import write_whole
+from fttt.errors import UsageError
+from fttt.files import cannot_write, file_name, model_label, write_whole
 from fttt.tasks import TASKS, Task, task_name
 from fttt.types import Question
 
@@ -156,10 +155,7 @@ def save_cases(path: Path, asked: Iterable[str], solved: Iterable[str]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, json.dumps(kept + solved, indent=1) + "\n")
     except OSError as error:
-        raise RunError(
-            f"Cannot write the correct cases to {str(path)!r}: {error.strerror}; the run itself "
-            "is complete."
-        ) from error
+        raise cannot_write(path, error, "the run itself is complete") from error
 
 
 def _case(case: object, path: Path, questions: Sequence[Question], task: Task | None) -> str:

@@ -11,9 +11,9 @@ from fttt.config import RunConfig, build, merge
 from fttt.errors import UsageError
 from fttt.experiment.adapters import adapter_spec, check_edits, made_for, with_network
 from fttt.experiment.cases import cases_file, chosen, found_cases, in_order, without_cases
+from fttt.files import file_name, model_label
 from fttt.methods import Method, MethodSettings, find_method
 from fttt.methods.finetuned import FinetunedSettings
-from fttt.naming import file_name, model_label
 from fttt.tasks import Task, TaskOptions, get_task, load_questions, task_name
 from fttt.tasks.benchmark_data import local_data, local_note
 from fttt.types import Question

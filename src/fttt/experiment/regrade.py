@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fttt.config import RunConfig, build
-from fttt.errors import RunError
 from fttt.experiment.plan import task_of
+from fttt.files import cannot_write
 from fttt.store import Run, RunWriter, check_free
 from fttt.store.lines import read_lines
 from fttt.types import Question, Trial, Verdict
@@ -112,4 +112,4 @@ def _copy_journal(source: Path, target: Path) -> None:
                 if line.get("event") != "verdict":
                     file.write(json.dumps(line, ensure_ascii=False, separators=(",", ":")) + "\n")
     except OSError as error:
-        raise RunError(f"Cannot write {str(target)!r}: {error.strerror}.") from error
+        raise cannot_write(target, error) from error

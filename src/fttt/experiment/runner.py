@@ -19,10 +19,10 @@ from fttt.experiment.bench import Bench, Observer
 from fttt.experiment.cases import save_cases
 from fttt.experiment.environment import describe_environment
 from fttt.experiment.plan import Plan, check_fits
-from fttt.experiment.progress import Progress
 from fttt.experiment.session import QuestionSession
 from fttt.methods import Method
 from fttt.models import LoadedModel
+from fttt.progress import Progress
 from fttt.store import Journal, Run, RunWriter, solved_within
 from fttt.types import Question
 from fttt.verifiers.base import Verifier

@@ -16,15 +16,15 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field
 
 from fttt.config import RunConfig, build, merge
-from fttt.errors import UsageError, cannot_write, is_a_file
+from fttt.errors import UsageError
 from fttt.experiment.plan import check_names, prepare, with_weights
-from fttt.experiment.progress import Progress
 from fttt.experiment.resume import MAY_DIFFER, leaves, resume_plan
 from fttt.experiment.runner import Cell, MakeEngine, run_cells
+from fttt.files import cannot_write, file_name, is_a_file, write_whole
 from fttt.methods import find_method
 from fttt.models import LoadedModel
-from fttt.naming import file_name
-from fttt.store import Run, solved_within, write_whole
+from fttt.progress import Progress
+from fttt.store import Run, solved_within
 
 __all__ = ["Grid", "SweepConfig", "run_sweep"]
 

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 
 from fttt.errors import RunError, UsageError
+from fttt.files import write_whole
 
 __all__ = [
     "INFO_FILE",
@@ -139,10 +140,8 @@ def _step_of(file: Path) -> int:
 def write_info(folder: str | Path, info: FinetuneInfo) -> None:
     """Write ``finetune.json``; a reader sees the old file or the new one, never half of it."""
     file = Path(folder) / INFO_FILE
-    beside = file.with_suffix(".json.partial")
     text = json.dumps(info.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(file)
+    write_whole(file, text)
 
 
 def check_base(info: FinetuneInfo, config: Any, model: str, folder: str | Path) -> None:

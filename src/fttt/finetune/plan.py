@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -11,8 +10,9 @@ from typing import Any
 from fttt.config import SETTINGS, FinetuneConfig, build, merge
 from fttt.config.run import Section
 from fttt.errors import UsageError
+from fttt.files import file_name, model_label
 from fttt.finetune.checkpoint import METHODS, Architecture, architecture
-from fttt.naming import file_name, model_label
+from fttt.registry import unknown_name
 from fttt.tasks import Task, TaskOptions, get_task, load_questions, task_name
 from fttt.training.gold import check_trainable
 from fttt.training.precision import refuse_float16
@@ -86,11 +86,7 @@ def check_names(config: FinetuneConfig) -> tuple[FinetuneConfig, Section, Task]:
             options that exclude each other, or a package that is missing.
     """
     if config.method not in METHODS:
-        near = difflib.get_close_matches(config.method, METHODS, n=1)
-        hint = f"did you mean {near[0]!r}? The methods are" if near else "choose from"
-        raise UsageError(
-            f"There is no fine-tuning method {config.method!r}; {hint} {', '.join(METHODS)}."
-        )
+        raise unknown_name("fine-tuning method", config.method, METHODS)
     kind = SETTINGS[config.method]
     settings = build(kind, config.settings, f"the settings of {config.method!r}")
     task = get_task(config.task, **config.data.options)

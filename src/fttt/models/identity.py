@@ -6,9 +6,9 @@ import hashlib
 from pathlib import Path
 
 from fttt.errors import UsageError
+from fttt.files import model_label
 from fttt.models.source import find_model
 from fttt.models.weights import size_and_ends
-from fttt.naming import model_label
 
 __all__ = ["same_model"]
 

@@ -22,7 +22,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fttt.errors import RunError, UsageError
+from fttt.errors import UsageError
+from fttt.files import cannot_write, write_whole
 from fttt.optune.hub import fetch
 from fttt.optune.info import (
     FORMAT,
@@ -104,17 +105,17 @@ def write_checkpoint(
             shutil.rmtree(torn, ignore_errors=True)
         scratch.mkdir(parents=True)
         for name, content in contents.items():
-            _write(scratch / name, content)
+            write_whole(scratch / name, content)
         shutil.rmtree(target, ignore_errors=True)
         scratch.rename(target)
         _sync_folder(folder)
     except OSError as error:
         shutil.rmtree(scratch, ignore_errors=True)
-        raise RunError(
-            f"Cannot write the checkpoint {str(target)!r}: {error.strerror or error}; make room "
-            "or fix the folder's permissions, then go on with --resume (the checkpoint before it "
-            "is whole)."
-        ) from error
+        advice = (
+            "make room or fix the folder's permissions, then resume with --resume (the checkpoint "
+            "before it is whole)"
+        )
+        raise cannot_write(target, error, advice) from error
     for old in step_folders(folder)[:-KEPT]:
         shutil.rmtree(old, ignore_errors=True)
     return target
@@ -211,13 +212,6 @@ def _read_constant(info: OpTuneInfo, tensors: dict[str, Tensor], device: str) ->
 
 def _json(values: Mapping[str, Any]) -> bytes:
     return (json.dumps(values, indent=2) + "\n").encode()
-
-
-def _write(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _sync_folder(folder: Path) -> None:

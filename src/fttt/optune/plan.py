@@ -9,7 +9,7 @@ from pathlib import Path
 from fttt.config import RunConfig, build, merge, read_toml
 from fttt.config.optune import OpTuneConfig
 from fttt.errors import UsageError
-from fttt.naming import file_name
+from fttt.files import file_name
 from fttt.optune.checkpoint import check_training
 from fttt.optune.data import check_attempts
 from fttt.optune.layers import EditedLayer, edited_layers

@@ -6,7 +6,7 @@
 from fttt.store.events import GenerationEvent, History
 from fttt.store.outcome import DecidedBy, Unanswered, solved_within, spent, vote, wilson
 from fttt.store.run import Run, fingerprint, open_runs
-from fttt.store.writer import Journal, MemoryJournal, RunWriter, check_free, write_whole
+from fttt.store.writer import Journal, MemoryJournal, RunWriter, check_free
 
 __all__ = [
     "DecidedBy",
@@ -24,5 +24,4 @@ __all__ = [
     "spent",
     "vote",
     "wilson",
-    "write_whole",
 ]

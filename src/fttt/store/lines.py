@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fttt.errors import RunError, UsageError
-from fttt.lock import hold
+from fttt.files import cannot_write, hold
 
 __all__ = ["LineFile", "read_lines"]
 
@@ -34,12 +34,12 @@ class LineFile:
             RunError: the file cannot be opened.
         """
         self.path = path
-        self._broken: str | None = None
+        self._broken: RunError | None = None
         self._synced = time.monotonic()
         try:
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         except OSError as error:
-            raise RunError(_cannot_write(path, error)) from error
+            raise _cannot_write(path, error) from error
         try:
             hold(self._fd, path.parent)
             self._size = _whole_lines(path)
@@ -47,7 +47,7 @@ class LineFile:
                 os.ftruncate(self._fd, self._size)
         except OSError as error:
             self._let_go()
-            raise RunError(_cannot_write(path, error)) from error
+            raise _cannot_write(path, error) from error
         except UsageError:
             self._let_go()
             raise
@@ -59,7 +59,7 @@ class LineFile:
             RunError: it could not be written; the file ends with the last whole line.
         """
         if self._broken is not None:
-            raise RunError(self._broken)
+            raise self._broken
         data = (json.dumps(record, ensure_ascii=False, separators=(",", ":")) + "\n").encode(
             "utf-8", "surrogatepass"
         )
@@ -100,7 +100,7 @@ class LineFile:
         self._broken = _cannot_write(self.path, error)
         with contextlib.suppress(OSError):  # else whoever opens the file next cuts the line off
             os.ftruncate(self._fd, self._size)
-        raise RunError(self._broken) from error
+        raise self._broken from error
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -156,8 +156,7 @@ def _no_record(path: Path, line: tuple[int, str]) -> str:
     )
 
 
-def _cannot_write(path: Path, error: OSError) -> str:
-    return (
-        f"Cannot write {str(path)!r}: {error.strerror}; make room or fix the folder's permissions, "
-        f"then go on with `fttt run --resume {path.parent}`."
-    )
+def _cannot_write(path: Path, error: OSError) -> RunError:
+    command = f"fttt run --resume {path.parent}"
+    advice = f"make room or fix the folder's permissions, then resume with `{command}`"
+    return cannot_write(path, error, advice)

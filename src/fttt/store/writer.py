@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -12,7 +11,7 @@ from typing import Any, Protocol
 
 import tomli_w
 
-from fttt.errors import RunError, UsageError, cannot_write, is_a_file
+from fttt.files import cannot_write, check_unused, write_whole
 from fttt.store.events import (
     GenerationEvent,
     History,
@@ -33,7 +32,7 @@ from fttt.store.run import (
 )
 from fttt.types import Question, Trial, Verdict
 
-__all__ = ["Journal", "MemoryJournal", "RunWriter", "check_free", "write_whole"]
+__all__ = ["Journal", "MemoryJournal", "RunWriter", "check_free"]
 
 
 class Journal(Protocol):
@@ -179,10 +178,9 @@ class RunWriter:
         try:
             write_whole(self.path / SUMMARY, summary)
         except OSError as error:
-            raise RunError(
-                f"Cannot write {str(self.path / SUMMARY)!r}: {error.strerror}; make room and "
-                f"run `fttt run --resume {self.path}`, which only has this file left to write."
-            ) from error
+            command = f"fttt run --resume {self.path}"
+            advice = f"make room and run `{command}`, which only has this file left to write"
+            raise cannot_write(self.path / SUMMARY, error, advice) from error
         return run
 
     def close(self) -> None:
@@ -202,27 +200,5 @@ def check_free(path: Path) -> None:
         UsageError: it does.
         RunError: it cannot be read.
     """
-    begun = {name + end for name in (QUESTIONS, ENVIRONMENT, CONFIG) for end in ("", ".partial")}
-    try:
-        if path.is_file():
-            raise is_a_file(path)
-        if not path.exists():
-            return
-        if path.is_dir() and {entry.name for entry in path.iterdir()} <= begun - {CONFIG}:
-            return
-    except OSError as error:
-        raise cannot_write(path, error) from error
-    go_on = f", or go on with that run by --resume {path}" if (path / CONFIG).is_file() else ""
-    raise UsageError(
-        f"The output folder {str(path)!r} exists and is not empty; choose another --out{go_on}."
-    )
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that a reader sees the old one or the new one, never a part."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8", errors="surrogatepass") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    begun = [name + end for name in (QUESTIONS, ENVIRONMENT, CONFIG) for end in ("", ".partial")]
+    check_unused(path, "fttt run --resume", [name for name in begun if name != CONFIG])

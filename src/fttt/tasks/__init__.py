@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Iterator, Mapping
-from importlib import import_module
 from inspect import signature
 from typing import Any
 
 from fttt.errors import UsageError
-from fttt.extension import find_own
+from fttt.registry import Registry
 from fttt.tasks.task import Task, TaskOptions
 from fttt.types import Question
 
@@ -24,32 +21,28 @@ __all__ = [
     "task_options",
 ]
 
-_PLACES = {
-    "arithmetic": "fttt.tasks.arithmetic:ArithmeticTask",
-    "gsm8k": "fttt.tasks.gsm8k:GSM8KTask",
-    "math500": "fttt.tasks.math500:Math500Task",
-    "humaneval": "fttt.tasks.humaneval:HumanEvalTask",
-    "mbpp": "fttt.tasks.mbpp:MBPPTask",
-    "jsonl": "fttt.tasks.jsonl:JsonlTask",
-}
+
+def _fault(found: Any) -> str | None:
+    missing = [part for part in ("name", "splits", "load", "verifier") if not hasattr(found, part)]
+    if isinstance(found, type) and not missing:
+        return None
+    what = f"it has no {missing[0]!r}" if missing else "it is no class"
+    return f"{what}; see fttt.Task"
 
 
-class _Tasks(Mapping[str, type[Task]]):
-    """Task classes by name; a task's module is imported when its class is looked up."""
-
-    def __getitem__(self, name: str) -> type[Task]:
-        module, _, attribute = _PLACES[name].partition(":")
-        found: type[Task] = getattr(import_module(module), attribute)
-        return found
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(_PLACES)
-
-    def __len__(self) -> int:
-        return len(_PLACES)
-
-
-TASKS: Mapping[str, type[Task]] = _Tasks()
+TASKS: Registry[Task] = Registry(
+    "task",
+    {
+        "arithmetic": "fttt.tasks.arithmetic:ArithmeticTask",
+        "gsm8k": "fttt.tasks.gsm8k:GSM8KTask",
+        "math500": "fttt.tasks.math500:Math500Task",
+        "humaneval": "fttt.tasks.humaneval:HumanEvalTask",
+        "mbpp": "fttt.tasks.mbpp:MBPPTask",
+        "jsonl": "fttt.tasks.jsonl:JsonlTask",
+    },
+    _fault,
+)
+"""The built-in tasks by name."""
 
 
 def task_name(name: str) -> str:
@@ -90,7 +83,7 @@ def get_task(name: str, **options: Any) -> Task:
         UsageError: there is no such task, or it does not take the options.
     """
     name = task_name(name)
-    kind = TASKS[name] if name in TASKS else _own(name)
+    kind = TASKS.find(name)
     taken = task_options(kind)
     unknown = [option for option in options if option not in taken]
     if unknown:
@@ -111,19 +104,3 @@ def task_options(kind: type[Task]) -> tuple[str, ...]:
     """The names of the options that a task's class takes."""
     parameters = signature(kind).parameters.values()
     return tuple(p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD))
-
-
-def _own(name: str) -> type[Task]:
-    if ":" not in name:
-        near = difflib.get_close_matches(name.lower(), TASKS, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}? The tasks are" if near else "choose from"
-        raise UsageError(
-            f"There is no task {name!r}; {hint} {', '.join(TASKS)}; "
-            "a class of your own is named as module:Class."
-        )
-    found = find_own(name, "task")
-    missing = [part for part in ("name", "splits", "load", "verifier") if not hasattr(found, part)]
-    if not isinstance(found, type) or missing:
-        what = f"it has no {missing[0]!r}" if missing else "it is no class"
-        raise UsageError(f"{name!r} is no task, since {what}; see fttt.Task.")
-    return found

@@ -57,9 +57,9 @@ def play(
     from fttt.config import BudgetSection, SamplingSection, build
     from fttt.experiment.adapters import adapter_spec
     from fttt.experiment.bench import Bench
-    from fttt.experiment.progress import Quiet
     from fttt.experiment.session import QuestionSession
     from fttt.methods import MethodSettings
+    from fttt.progress import Quiet
     from fttt.store import MemoryJournal
 
     engine, journal = FakeEngine(script, max_length, idle), MemoryJournal()

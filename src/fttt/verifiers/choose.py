@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from fttt.errors import UsageError
-from fttt.extension import find_own
+from fttt.registry import find_own, unknown_name
 from fttt.verifiers.base import Verifier
 
 __all__ = ["CHOICES", "choose_verifier", "needs_gold", "reads_answers", "split_choice"]
@@ -35,7 +35,7 @@ def split_choice(choice: str) -> tuple[str, str | None]:
     """
     kind, colon, value = choice.partition(":")
     if kind not in CHOICES:
-        raise UsageError(f"There is no verifier {choice!r}; choose from {', '.join(CHOICES)}.")
+        raise unknown_name("verifier", kind, CHOICES)
     if kind not in _WITH_VALUE and colon:
         raise UsageError(f"The verifier {kind!r} takes no value; write {kind!r}, not {choice!r}.")
     if _WITH_VALUE.get(kind) and not value.strip():

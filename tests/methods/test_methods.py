@@ -24,7 +24,7 @@ def test_built_in_methods_are_described() -> None:
 
 
 def test_an_unknown_method_is_named_with_its_neighbour() -> None:
-    with pytest.raises(UsageError, match=r"No method 'best-of': did you mean 'best-of-n'\?"):
+    with pytest.raises(UsageError, match=r"no method 'best-of'; did you mean 'best-of-n'\?"):
         find_method("best-of")
 
 
