@@ -7,7 +7,7 @@ import pytest
 
 from fttt.errors import UsageError
 from fttt.report.compare import compare
-from fttt.report.sentences import caveats, conclusions
+from fttt.report.text import caveats, conclusions
 from fttt.store import Run
 
 MakeRun = Callable[..., Run]
@@ -69,7 +69,7 @@ def test_a_run_without_a_budget_of_trials_is_compared_at_the_trials_it_made(
     by_tokens = make_run("a", solved("13---", trials=3), method="fttt", trials=None)
     by_trials = make_run("b", solved("14---"))
     comparison, _ = compare([by_tokens, by_trials])
-    assert comparison.arms[0].budget is None
+    assert comparison.sides[0].budget is None
     assert comparison.pairs[0].budget == 3
     assert comparison.pairs[0].second_accuracy == 0.2
 
@@ -154,20 +154,20 @@ def test_seeds_are_pooled_within_each_question(make_run: MakeRun) -> None:
     pair = comparison.pairs[0]
     assert pair.difference.value == pytest.approx((1 + 0.5 - 1) / 3)
     assert (pair.only_first, pair.only_second) == (1.5, 1)
-    assert comparison.arms[0].seeds == (1, 2)
-    assert comparison.arms[0].accuracy_by_seed == pytest.approx((2 / 3, 1 / 3))
+    assert comparison.sides[0].seeds == (1, 2)
+    assert comparison.sides[0].accuracy_by_seed == pytest.approx((2 / 3, 1 / 3))
 
 
 def test_a_side_is_described_in_full(make_run: MakeRun) -> None:
     run = make_run("a", {"x": "uc", "y": "iiii"}, method="fttt")
     other = make_run("b", {"x": "c", "y": "iiii"})
-    arm = compare([run, other])[0].arms[0]
-    assert arm.accuracy.value == 0.5
-    assert {k: e.value for k, e in arm.accuracy_at.items()} == {1: 0.0, 2: 0.5, 4: 0.5}
-    assert arm.trials_mean == 3
-    assert arm.unanswered == pytest.approx(1 / 6)
-    assert arm.tokens == {"prompt": 60, "generated": 30, "trained": 15}
-    assert arm.seconds == 1.5
+    side = compare([run, other])[0].sides[0]
+    assert side.accuracy.value == 0.5
+    assert {k: e.value for k, e in side.accuracy_at.items()} == {1: 0.0, 2: 0.5, 4: 0.5}
+    assert side.trials_mean == 3
+    assert side.unanswered == pytest.approx(1 / 6)
+    assert side.tokens == {"prompt": 60, "generated": 30, "trained": 15}
+    assert side.seconds == 1.5
 
 
 def test_everything_goes_to_json(make_run: MakeRun) -> None:

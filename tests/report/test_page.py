@@ -10,9 +10,8 @@ from html.parser import HTMLParser
 import pytest
 
 from fttt.errors import UsageError
-from fttt.report.archive import pack, unpack
-from fttt.report.arms import form_arms
-from fttt.report.page import build_page, gather
+from fttt.report.page import build_page, gather, pack, unpack
+from fttt.report.sides import form_sides
 from fttt.store import Run
 
 MakeRun = Callable[..., Run]
@@ -91,7 +90,7 @@ def test_the_archive_gives_back_every_trial(make_run: MakeRun) -> None:
         make_run("a", {"x": "uic", "y": "iiii"}, completion=HOSTILE),
         make_run("b", {"x": "", "y": "c"}, seed=85),
     ]
-    archive = pack(form_arms(runs))
+    archive = pack(form_sides(runs))
     index = unpack(archive.index)["runs"]
     assert archive.trials == 8
     assert [run["seed"] for run in index] == [42, 85]
@@ -125,14 +124,14 @@ def test_how_close_a_trial_came_is_said(make_run: MakeRun) -> None:
     lines[0] |= {"score": 0.4, "tests_passed": 2, "tests_total": 5}
     lines[1] |= {"score": -1.5}
     (path / "trials.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    archive = pack(form_arms([Run.open(path)]))
+    archive = pack(form_sides([Run.open(path)]))
     (((_, _, trials),),) = [unpack(chunk) for chunk in archive.chunks]
     assert [trial[-1] for trial in trials] == ["2 of 5 tests passed", "score -1.5", None]
 
 
 def test_what_was_said_after_a_trial_is_kept_with_it(make_run: MakeRun) -> None:
     run = make_run("a", {"x": "iic"}, critique="Look again.", settings={"feedback": "Wrong."})
-    archive = pack(form_arms([run]))
+    archive = pack(form_sides([run]))
     assert unpack(archive.index)["runs"][0]["feedback"] == "Wrong."
     (((_, _, trials),),) = [unpack(chunk) for chunk in archive.chunks]
     assert [trial[-2] for trial in trials] == [["Look again."], ["Look again."], []]
@@ -141,9 +140,9 @@ def test_what_was_said_after_a_trial_is_kept_with_it(make_run: MakeRun) -> None:
 def test_long_runs_are_cut_into_chunks_that_open_alone(
     make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fttt.report.archive.CHUNK_CHARACTERS", 100)
+    monkeypatch.setattr("fttt.report.page.CHUNK_CHARACTERS", 100)
     run = make_run("a", {f"q{n}": "iic" for n in range(7)})
-    archive = pack(form_arms([run]))
+    archive = pack(form_sides([run]))
     assert len(archive.chunks) > 2
     places = unpack(archive.index)["runs"][0]["places"]
     for n, (chunk, place) in enumerate(places):

@@ -7,17 +7,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fttt.report.arms import form_arms
-from fttt.report.curves import curves, spending
-from fttt.report.palette import DARK, LIGHT
-from fttt.report.plots import curve_figure, inline_svg, outcome_figure, save, token_figure
+from fttt.report.plots import (
+    DARK,
+    LIGHT,
+    curve_figure,
+    curves,
+    inline_svg,
+    outcome_figure,
+    save,
+    spending,
+    token_figure,
+)
+from fttt.report.sides import form_sides
 from fttt.store import Run
 
 MakeRun = Callable[..., Run]
 
 
 def test_a_curve_is_the_share_solved_within_each_budget(make_run: MakeRun) -> None:
-    (curve,) = curves(form_arms([make_run("a", {"x": "iic", "y": "c", "z": "iiii"})]), "trials")
+    (curve,) = curves(form_sides([make_run("a", {"x": "iic", "y": "c", "z": "iiii"})]), "trials")
     assert curve.budgets.tolist() == [1, 2, 3, 4]
     assert curve.mean == pytest.approx([1 / 3, 1 / 3, 2 / 3, 2 / 3])
     assert np.all((curve.low < curve.mean) & (curve.mean < curve.high))
@@ -28,7 +36,7 @@ def test_a_curve_runs_from_the_first_trials_cost_to_the_largest(
     make_run: MakeRun, axis: str
 ) -> None:
     run = make_run("a", {"x": "iic", "y": "c", "z": "iiii"})
-    (curve,) = curves(form_arms([run]), axis)  # type: ignore[arg-type]
+    (curve,) = curves(form_sides([run]), axis)  # type: ignore[arg-type]
     assert curve.budgets[0] == pytest.approx({"tokens": 10, "seconds": 0.5}[axis])
     assert curve.budgets[-1] == {"tokens": 40, "seconds": 2.0}[axis]
     assert curve.mean[-1] == pytest.approx(2 / 3)
@@ -36,20 +44,20 @@ def test_a_curve_runs_from_the_first_trials_cost_to_the_largest(
 
 
 def test_spending_tells_what_came_of_the_tokens(make_run: MakeRun) -> None:
-    (spent,) = spending(form_arms([make_run("a", {"x": "iuc", "y": "iiii"})]))
+    (spent,) = spending(form_sides([make_run("a", {"x": "iuc", "y": "iiii"})]))
     assert (spent.correct, spent.wrong, spent.blank, spent.other) == (5, 25, 5, 0)
     assert (spent.generated, spent.prompt, spent.trained) == (35, 70, 17.5)
 
 
 def test_critiques_are_told_from_attempts(make_run: MakeRun) -> None:
     run = make_run("a", {"x": "ic"}, critique="Look again.")
-    (spent,) = spending(form_arms([run]))
+    (spent,) = spending(form_sides([run]))
     assert (spent.correct, spent.wrong, spent.other, spent.generated) == (10, 10, 3, 23)
 
 
 def test_the_pages_figure_keeps_its_text_and_takes_the_pages_colours(make_run: MakeRun) -> None:
     runs = [make_run("a", {"x": "ic"}, method="a & $b$"), make_run("b", {"x": "c"})]
-    svg = inline_svg(curve_figure(curves(form_arms(runs), "trials"), "trials"), "One title")
+    svg = inline_svg(curve_figure(curves(form_sides(runs), "trials"), "trials"), "One title")
     assert svg.startswith("<svg ")
     assert 'aria-label="One title"' in svg
     assert "a &amp; $b$" in svg
@@ -61,7 +69,7 @@ def test_the_pages_figure_keeps_its_text_and_takes_the_pages_colours(make_run: M
 
 @pytest.mark.parametrize("kind", ["png", "svg"])
 def test_the_same_trials_give_the_same_bytes(make_run: MakeRun, tmp_path: Path, kind: str) -> None:
-    spent = spending(form_arms([make_run("a", {"x": "ic", "y": "u"})]))
+    spent = spending(form_sides([make_run("a", {"x": "ic", "y": "u"})]))
     for name, draw in (("kinds", token_figure), ("came", outcome_figure)):
         first, again = tmp_path / f"{name}-1.{kind}", tmp_path / f"{name}-2.{kind}"
         save(draw(spent), first)
@@ -94,7 +102,7 @@ def _luminance(colour: str) -> float:
 def test_long_names_of_sides_push_no_legend_out_of_the_figure(make_run: MakeRun) -> None:
     method = "optune (checkpoint a-folder-with-a-long-name)"
     run = make_run("a", {"x": "iuc", "y": "uiii"}, method=method, critique="Look again.")
-    figure = outcome_figure(spending(form_arms([run])))
+    figure = outcome_figure(spending(form_sides([run])))
     figure.draw_without_rendering()
     (legend,) = figure.legends
     box = legend.get_window_extent()

@@ -48,15 +48,15 @@ def compare_command(
     """Compare runs on the same questions, paired, at equal trials and at equal tokens."""
     try:
         from fttt.report.compare import compare
-        from fttt.report.shorter import shorten
-        from fttt.report.tables import render
+        from fttt.report.outcomes import truncate
+        from fttt.report.text import render
     except ModuleNotFoundError as error:
         raise UsageError(
             f"`fttt compare` needs the package {error.name!r}, which is not installed; "
             "install it with `pip install 'fttt[report]'`."
         ) from error
     comparison, _ = compare(
-        shorten(open_runs(runs), trials),
+        truncate(open_runs(runs), trials),
         intersection=intersection,
         allow=allow or (),
         baseline=baseline,

@@ -21,10 +21,10 @@ def demo_command(
 
     All on the embedded model and word problems made on the spot: nothing is downloaded.
     """
-    from fttt.cli.tables import show_runs
     from fttt.experiment.demo import DEMO
     from fttt.experiment.sweep import run_sweep
     from fttt.progress import Progress
+    from fttt.report.run_table import show_runs
 
     with (
         output_folder(out, "demo") as folder,

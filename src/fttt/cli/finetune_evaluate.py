@@ -80,7 +80,7 @@ def _show(rows: Sequence[Evaluated], runs: Sequence[Run]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from fttt.cli.tables import show_folders
+    from fttt.report.run_table import show_folders
 
     console = Console()
     if not console.is_terminal:

@@ -19,8 +19,8 @@ def regrade_command(
     ] = None,
 ) -> None:
     """Judge the stored completions of a run again, without a model, and say what changed."""
-    from fttt.cli.tables import show_runs
     from fttt.experiment.regrade import regrade
+    from fttt.report.run_table import show_runs
     from fttt.store import Run
 
     old = Run.open(run)

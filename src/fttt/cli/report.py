@@ -47,8 +47,8 @@ def report_command(
 ) -> None:
     """Write runs as one self-contained HTML file: table, curves, tokens and every trial."""
     try:
+        from fttt.report.outcomes import truncate
         from fttt.report.page import build_page, gather, save_plots
-        from fttt.report.shorter import shorten
     except ModuleNotFoundError as error:
         raise UsageError(
             f"`fttt report` needs the package {error.name!r}, which is not installed; "
@@ -56,7 +56,7 @@ def report_command(
         ) from error
     if out.is_dir():
         raise UsageError(f"--out {str(out)!r} is a folder; name an HTML file.")
-    sections = gather(shorten(open_runs(runs), trials), intersection)
+    sections = gather(truncate(open_runs(runs), trials), intersection)
     page = build_page(sections)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

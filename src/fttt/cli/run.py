@@ -178,7 +178,7 @@ def load(config: RunConfig) -> LoadedModel:
 
 
 def _show(run: Any) -> None:
-    from fttt.cli.tables import show_runs
+    from fttt.report.run_table import show_runs
 
     show_runs([run])
 

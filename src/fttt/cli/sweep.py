@@ -24,10 +24,10 @@ def sweep_command(
     ] = None,
 ) -> None:
     """Run methods x tasks x seeds x settings with the model loaded once; end in one table."""
-    from fttt.cli.tables import show_runs
     from fttt.config import build, read_toml
     from fttt.experiment.sweep import SweepConfig, run_sweep
     from fttt.progress import Progress
+    from fttt.report.run_table import show_runs
 
     config = build(SweepConfig, read_toml(file), str(file))
     with (

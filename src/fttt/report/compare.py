@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from fttt.errors import UsageError
-from fttt.report.arms import Arm, check_distinct, check_rules, form_arms, shared_questions
 from fttt.report.outcomes import Axis, pass_curve, trials_by_question
+from fttt.report.sides import Side, check_distinct, check_rules, form_sides, shared_questions
 from fttt.report.statistics import (
     LEVEL,
     Estimate,
@@ -31,11 +31,11 @@ from fttt.report.statistics import (
 from fttt.store import Run
 from fttt.types import Usage
 
-__all__ = ["ArmResult", "Comparison", "PairResult", "compare", "describe", "estimate"]
+__all__ = ["Comparison", "PairResult", "SideResult", "compare", "describe", "estimate"]
 
 
 @dataclass(frozen=True, slots=True)
-class ArmResult:
+class SideResult:
     """What one side reached and spent."""
 
     label: str
@@ -97,13 +97,14 @@ class Comparison:
     model: str
     questions: int
     notes: tuple[str, ...]
-    arms: tuple[ArmResult, ...]
+    sides: tuple[SideResult, ...]
     pairs: tuple[PairResult, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Everything, as plain data; fractions stay fractions."""
+        """Everything, as plain data; fractions stay fractions, and the sides are ``arms``."""
+        facts = {"arms" if key == "sides" else key: value for key, value in asdict(self).items()}
         pairs = [{**asdict(pair), "shown": pair.shown} for pair in self.pairs]
-        return {**asdict(self), "level": LEVEL, "pairs": pairs}
+        return {**facts, "level": LEVEL, "pairs": pairs}
 
 
 def compare(
@@ -112,7 +113,7 @@ def compare(
     intersection: bool = False,
     allow: Sequence[str] = (),
     baseline: str | None = None,
-) -> tuple[Comparison, list[Arm]]:
+) -> tuple[Comparison, list[Side]]:
     """Compare every two sides (or each with ``baseline``) on the questions that they share.
 
     Raises:
@@ -121,13 +122,13 @@ def compare(
     check_distinct(runs)
     notes = check_rules(runs, allow)
     ids, said = shared_questions(runs, intersection)
-    arms = form_arms(runs, ids)
-    if len(arms) < 2:
+    sides = form_sides(runs, ids)
+    if len(sides) < 2:
         raise UsageError(
-            f"There is only one side, {arms[0].label} ({len(runs)} of its seeds), and nothing to "
+            f"There is only one side, {sides[0].label} ({len(runs)} of its seeds), and nothing to "
             "compare it with; name a run of another method or of other settings."
         )
-    pairs = _pair_up(arms, baseline)
+    pairs = _pair_up(sides, baseline)
     results: list[PairResult] = []
     axes: tuple[Axis, ...] = ("trials", "tokens")
     for axis in axes:
@@ -139,40 +140,40 @@ def compare(
         runs[0].model,
         len(ids),
         (*notes, *said),
-        tuple(describe(arm) for arm in arms),
+        tuple(describe(side) for side in sides),
         tuple(results),
     )
-    return comparison, arms
+    return comparison, sides
 
 
-def describe(arm: Arm) -> ArmResult:
+def describe(side: Side) -> SideResult:
     """What one side reached and spent, on its own questions."""
     usage, made, blank = Usage(), 0, 0
-    for run in arm.runs:
+    for run in side.runs:
         trials = trials_by_question(run)
-        for question_id in arm.ids:
+        for question_id in side.ids:
             for trial in trials[question_id]:
                 usage += trial.usage
                 made += 1
                 blank += trial.verdict == "unanswered"
-    visits = len(arm.ids) * len(arm.runs)
-    reach = arm.budget or int(max(o.spent["trials"].max(initial=1) for o in arm.outcomes))
+    visits = len(side.ids) * len(side.runs)
+    reach = side.budget or int(max(o.spent["trials"].max(initial=1) for o in side.outcomes))
     ks = [1 << n for n in range(max(reach, 1).bit_length())]
     if reach not in ks:
         ks.append(reach)
-    draws = len(arm.runs)
-    at_k = arm.values("trials", ks)
-    unbiased = pass_curve(arm.runs, arm.ids, ks) if arm.runs[0].decided_by == "first" else {}
-    return ArmResult(
-        label=arm.label,
-        method=arm.method,
-        runs=tuple(str(run.path) for run in arm.runs),
-        seeds=arm.seeds,
-        questions=len(arm.ids),
-        budget=arm.budget,
-        decided_by=arm.runs[0].decided_by,
-        accuracy=estimate(arm.values("trials", math.inf)[:, 0], draws),
-        accuracy_by_seed=tuple(float(o.solved.mean()) for o in arm.outcomes),
+    draws = len(side.runs)
+    at_k = side.values("trials", ks)
+    unbiased = pass_curve(side.runs, side.ids, ks) if side.runs[0].decided_by == "first" else {}
+    return SideResult(
+        label=side.label,
+        method=side.method,
+        runs=tuple(str(run.path) for run in side.runs),
+        seeds=side.seeds,
+        questions=len(side.ids),
+        budget=side.budget,
+        decided_by=side.runs[0].decided_by,
+        accuracy=estimate(side.values("trials", math.inf)[:, 0], draws),
+        accuracy_by_seed=tuple(float(o.solved.mean()) for o in side.outcomes),
         accuracy_at={k: estimate(at_k[:, n], draws) for n, k in enumerate(ks)},
         pass_at={k: estimate(values, draws * reach) for k, values in unbiased.items()},
         trials_mean=made / visits,
@@ -192,7 +193,7 @@ def estimate(values_Q: np.typing.NDArray[np.float64], draws: int) -> Estimate:
     return Estimate(float(mean[0]), float(low[0]), float(high[0]))
 
 
-def hold(first: Arm, second: Arm, axis: Axis, tests: int) -> PairResult:
+def hold(first: Side, second: Side, axis: Axis, tests: int) -> PairResult:
     """Hold two sides against each other at the largest budget that both were given.
 
     ``tests`` is the number of pairs that will be corrected together; ``p_holm`` is still the
@@ -221,29 +222,29 @@ def hold(first: Arm, second: Arm, axis: Axis, tests: int) -> PairResult:
     )
 
 
-def _pair_up(arms: Sequence[Arm], baseline: str | None) -> list[tuple[Arm, Arm]]:
+def _pair_up(sides: Sequence[Side], baseline: str | None) -> list[tuple[Side, Side]]:
     if baseline is None:
-        return list(combinations(arms, 2))
-    wanted = [a for a in arms if baseline in (a.label, *(run.path.name for run in a.runs))]
+        return list(combinations(sides, 2))
+    wanted = [a for a in sides if baseline in (a.label, *(run.path.name for run in a.runs))]
     if len(wanted) != 1:
         raise UsageError(
             f"There is no side {baseline!r} to compare with; the sides are "
-            f"{', '.join(repr(arm.label) for arm in arms)}."
+            f"{', '.join(repr(side.label) for side in sides)}."
         )
-    return [(arm, wanted[0]) for arm in arms if arm is not wanted[0]]
+    return [(side, wanted[0]) for side in sides if side is not wanted[0]]
 
 
-def _given(arm: Arm, axis: Axis) -> float:
+def _given(side: Side, axis: Axis) -> float:
     """The budget that a side was given: its trials, or what nearly all its questions could spend.
 
     Past the point where a question has run out of trials nobody knows what more tokens would
     have done; up to 5 % of a run's questions may be in that state, and they count as unsolved.
     """
-    if axis == "trials" and arm.budget is not None:
-        return float(arm.budget)
-    return arm.observed(axis)
+    if axis == "trials" and side.budget is not None:
+        return float(side.budget)
+    return side.observed(axis)
 
 
-def _ran_out(arm: Arm, axis: Axis, budget: float) -> float:
-    shares = [np.mean(~o.solved & (o.spent[axis] < budget)) for o in arm.outcomes]
+def _ran_out(side: Side, axis: Axis, budget: float) -> float:
+    shares = [np.mean(~o.solved & (o.spent[axis] < budget)) for o in side.outcomes]
     return float(np.mean(shares))

@@ -3,13 +3,18 @@
 Matplotlib rather than a charting library of the browser: the page stays small and works offline
 and printed, and ``--plots`` writes the very figure that was looked at. For the page the SVG keeps
 its text as text, and its colours become CSS variables, so that it follows the page's theme.
-"""
+
+The sides' colours are those of Okabe and Ito (2008), which colour-blind readers can tell apart,
+darkened where they would be faint on white. Lines also differ in their markers, so that nothing
+hangs on colour alone. Plots are drawn in the light colours; in the page each of these becomes a CSS
+variable of the same name."""
 
 from __future__ import annotations
 
 import io
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +24,162 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.markers import MarkerStyle
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from numpy.typing import NDArray
 
-from fttt.report.curves import Curve, Spending
-from fttt.report.outcomes import Axis
-from fttt.report.palette import ARM_COLOURS, LIGHT
+from fttt.report.outcomes import Axis, trials_by_question
+from fttt.report.sides import Side
+from fttt.report.statistics import mean_intervals
 
-__all__ = ["curve_figure", "inline_svg", "legend_mark", "outcome_figure", "save", "token_figure"]
+__all__ = [
+    "DARK",
+    "LIGHT",
+    "SIDE_COLOURS",
+    "Curve",
+    "Spending",
+    "css_variables",
+    "curve_figure",
+    "curves",
+    "inline_svg",
+    "legend_mark",
+    "outcome_figure",
+    "save",
+    "spending",
+    "token_figure",
+]
+
+LIGHT = {
+    "ink": "#1b2026",
+    "soft": "#5a6572",
+    "line": "#d9dee4",
+    "ground": "#ffffff",
+    "raised": "#f5f7f9",
+    "accent": "#0b62a8",
+    "c0": "#0072b2",
+    "c1": "#d55e00",
+    "c2": "#008f68",
+    "c3": "#b5508f",
+    "c4": "#a87400",
+    "c5": "#3a97cf",
+    "c6": "#5b4aa0",
+    "c7": "#4d4f53",
+    "correct": "#0076b8",
+    "wrong": "#e08a3c",
+    "blank": "#a9b1ba",
+    "other": "#7d68b8",
+}
+DARK = {
+    "ink": "#e8ebef",
+    "soft": "#9aa5b1",
+    "line": "#333b45",
+    "ground": "#14181d",
+    "raised": "#1c2229",
+    "accent": "#6cb6f5",
+    "c0": "#56a9e8",
+    "c1": "#ff8a4a",
+    "c2": "#2fcaa0",
+    "c3": "#e693c4",
+    "c4": "#e8b84a",
+    "c5": "#9fd8fb",
+    "c6": "#a997f0",
+    "c7": "#c9ccd1",
+    "correct": "#4fb0ef",
+    "wrong": "#d98e4a",
+    "blank": "#69737f",
+    "other": "#a08cdc",
+}
+SIDE_COLOURS = tuple(f"c{n}" for n in range(8))
+
+
+def css_variables(palette: dict[str, str]) -> str:
+    """``--ink: #1b2026; ...`` for a style sheet."""
+    return " ".join(f"--{name}: {colour};" for name, colour in palette.items())
+
+
+GRID_POINTS = 160
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Accuracy of one side against one budget; the arrays share one axis."""
+
+    label: str
+    budgets: Floats
+    mean: Floats
+    low: Floats
+    high: Floats
+    whole_until: float
+    """Past this budget more than 5 % of the questions had run out of trials, unsolved."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spending:
+    """Mean tokens a question of one side."""
+
+    label: str
+    prompt: float
+    generated: float
+    trained: float
+    correct: float
+    """Generated in attempts that were correct; the next three make up the rest."""
+    wrong: float
+    blank: float
+    other: float
+    """Generated beside the attempts that were judged: critiques, spare beams."""
+
+
+def curves(sides: Sequence[Side], axis: Axis) -> list[Curve]:
+    """One curve a side, from its first trial's cost to the largest that it spent."""
+    return [_curve(side, axis) for side in sides]
+
+
+def _curve(side: Side, axis: Axis) -> Curve:
+    costs = np.concatenate([o.costs[axis].ravel() for o in side.outcomes])
+    finite = costs[np.isfinite(costs)]
+    if finite.size == 0:
+        finite = np.ones(1)
+    if axis == "trials":
+        top = max(1, int(side.budget or finite.max()))
+        budgets = np.arange(1, top + 1, dtype=np.float64)
+    else:
+        lowest, highest = max(float(finite.min()), 1e-3), max(float(finite.max()), 2e-3)
+        budgets = np.geomspace(lowest, highest, GRID_POINTS)
+        budgets[-1] = highest  # the power's rounding must not lose the last trial
+    mean, low, high = mean_intervals(side.values(axis, budgets), len(side.runs))
+    whole_until = float(budgets[-1]) if axis == "trials" and side.budget else side.observed(axis)
+    return Curve(side.label, budgets, mean, low, high, whole_until)
+
+
+def spending(sides: Sequence[Side]) -> list[Spending]:
+    """Where each side's tokens went."""
+    return [_spending(side) for side in sides]
+
+
+def _spending(side: Side) -> Spending:
+    generated = {"correct": 0, "incorrect": 0, "unanswered": 0}
+    prompt = trained = other = 0
+    for run in side.runs:
+        trials = trials_by_question(run)
+        for question_id in side.ids:
+            for trial in trials[question_id]:
+                attempt = min(len(trial.token_ids), trial.usage.generated_tokens)
+                generated[trial.verdict] += attempt
+                other += trial.usage.generated_tokens - attempt
+                prompt += trial.usage.prompt_tokens
+                trained += trial.usage.trained_tokens
+    visits = len(side.ids) * len(side.runs)
+    return Spending(
+        side.label,
+        prompt=prompt / visits,
+        generated=(sum(generated.values()) + other) / visits,
+        trained=trained / visits,
+        correct=generated["correct"] / visits,
+        wrong=generated["incorrect"] / visits,
+        blank=generated["unanswered"] / visits,
+        other=other / visits,
+    )
+
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "h")
 AXIS_NAMES: dict[Axis, str] = {
@@ -121,7 +276,7 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def _draw(axes: Axes, curve: Curve, place: int, axis: Axis, band: float) -> None:
-    colour = LIGHT[ARM_COLOURS[place % len(ARM_COLOURS)]]
+    colour = LIGHT[SIDE_COLOURS[place % len(SIDE_COLOURS)]]
     marker = MARKERS[place % len(MARKERS)]
     whole = curve.budgets <= curve.whole_until
     if len(curve.budgets) == 1:
@@ -233,7 +388,7 @@ def _short(value: float) -> str:
 
 def legend_mark(place: int) -> str:
     """A short piece of a side's line with its marker, as SVG for the page's legend."""
-    colour = f"var(--{ARM_COLOURS[place % len(ARM_COLOURS)]})"
+    colour = f"var(--{SIDE_COLOURS[place % len(SIDE_COLOURS)]})"
     marker = MarkerStyle(MARKERS[place % len(MARKERS)])
     path = marker.get_path().transformed(marker.get_transform())
     outline = np.asarray(path.to_polygons()[0], dtype=np.float64)

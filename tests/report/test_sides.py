@@ -1,3 +1,5 @@
+"""The sides of a comparison: what makes one, what it is called, what must not be compared."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -5,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from fttt.errors import UsageError
-from fttt.report.arms import check_rules, form_arms, shared_questions
+from fttt.report.sides import check_rules, form_sides, name_sides, shared_questions, shorten_paths
 from fttt.store import Run
 
 MakeRun = Callable[..., Run]
@@ -18,7 +20,7 @@ def test_runs_that_differ_in_the_seed_alone_are_one_side(make_run: MakeRun) -> N
         make_run("f42", VERDICTS, method="fttt"),
         make_run("b42", VERDICTS),
     ]
-    best, fttt = form_arms(runs)
+    best, fttt = form_sides(runs)
     assert (best.label, best.seeds) == ("best-of-n", (42, 85))
     assert (fttt.label, fttt.seeds) == ("fttt", (42,))
     assert best.values("trials", [1, 2])[0].tolist() == [0.5, 1.0]
@@ -26,17 +28,17 @@ def test_runs_that_differ_in_the_seed_alone_are_one_side(make_run: MakeRun) -> N
 
 def test_sides_of_one_method_are_named_by_what_tells_them_apart(make_run: MakeRun) -> None:
     runs = [make_run("slow", VERDICTS, lr=0.1, rank=4), make_run("fast", VERDICTS, lr=0.2, rank=4)]
-    assert [arm.label for arm in form_arms(runs)] == ["best-of-n (lr 0.1)", "best-of-n (lr 0.2)"]
+    assert [side.label for side in form_sides(runs)] == ["best-of-n (lr 0.1)", "best-of-n (lr 0.2)"]
 
 
 def test_the_same_run_made_twice_is_two_sides_named_by_folder(make_run: MakeRun) -> None:
     runs = [make_run("before", VERDICTS), make_run("after", VERDICTS)]
-    assert [arm.label for arm in form_arms(runs)] == ["before", "after"]
+    assert [side.label for side in form_sides(runs)] == ["before", "after"]
 
 
 def test_a_setting_that_only_one_side_has_still_tells_them_apart(make_run: MakeRun) -> None:
     runs = [make_run("plain", VERDICTS), make_run("more", VERDICTS, steps=2)]
-    assert [arm.label for arm in form_arms(runs)] == ["plain", "best-of-n (steps 2)"]
+    assert [side.label for side in form_sides(runs)] == ["plain", "best-of-n (steps 2)"]
 
 
 def test_other_questions_are_refused_or_left_out_and_said(make_run: MakeRun) -> None:
@@ -108,3 +110,49 @@ def test_the_options_of_a_task_are_rules(make_run: MakeRun) -> None:
     ]
     with pytest.raises(UsageError, match="verifier is number in 'one' and regex in 'two'"):
         check_rules(runs, allow=[])
+
+
+@pytest.mark.parametrize(
+    ("paths", "short"),
+    [
+        (
+            ["/long/way/optune-real", "/long/way/optune-shuffled"],
+            ["optune-real", "optune-shuffled"],
+        ),
+        (["/a/real/step-00000100", "/a/plain/step-00000100"], ["real", "plain"]),
+        (["out/real", "out/real/step-00000100"], ["real", "real/step-00000100"]),
+        (["a", "/b/c"], ["a", "/b/c"]),
+        (["a/b/a", "a/a"], ["b/a", "a"]),
+        (["a/b"], ["b"]),
+    ],
+)
+def test_paths_keep_only_what_differs(paths: list[str], short: list[str]) -> None:
+    assert list(shorten_paths(paths).values()) == short
+
+
+def test_sides_of_two_checkpoints_are_named_by_what_differs_in_their_paths() -> None:
+    folder = "/dev/shm/somewhere/very/deep/indeed/checkpoints"
+    settings = [{"checkpoint": f"{folder}/{name}", "rank": 4} for name in ("real", "shuffled")]
+    names = name_sides(["optune", "optune"], settings)
+    assert names == ["optune (real)", "optune (shuffled)"]
+
+
+def test_a_switch_is_named_by_itself() -> None:
+    settings = [{"reflection": True, "rank": 4}, {"reflection": False, "rank": 8}]
+    names = name_sides(["fttt", "fttt"], settings)
+    assert names == ["fttt (reflection, rank 4)", "fttt (no reflection, rank 8)"]
+
+
+def test_a_long_folder_name_keeps_its_end() -> None:
+    settings = [{"adapter": "x" * 50 + end} for end in ("first", "second")]
+    first, second = name_sides(["fttt", "fttt"], settings)
+    assert first == "fttt (…" + "x" * 34 + "first)"
+    assert second == "fttt (…" + "x" * 33 + "second)"
+
+
+def test_what_cannot_be_told_apart_has_no_name() -> None:
+    settings = [{"feedback": "x" * 50 + end} for end in ("first", "second")]
+    assert name_sides(["fttt", "fttt"], settings) == [None, None]
+    assert name_sides(["fttt", "fttt", "greedy"], [{}, {"adapter": "a"}, {}]) == [
+        None, "fttt (adapter a)", "greedy",
+    ]  # fmt: skip

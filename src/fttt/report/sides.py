@@ -1,28 +1,30 @@
-"""The sides of a comparison: runs of one method with one set of settings, whatever their seeds."""
+"""The sides of a comparison: runs of one method with one set of settings, whatever their seeds.
+
+Which runs make a side, what it is called, and which sides may be compared."""
 
 from __future__ import annotations
 
 import json
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fttt.errors import UsageError
-from fttt.report.labels import name_sides, show
 from fttt.report.outcomes import Axis, Outcomes
 from fttt.store import Run, fingerprint
 
 __all__ = [
-    "Arm",
+    "Side",
     "check_distinct",
     "check_finished",
     "check_rules",
-    "form_arms",
+    "form_sides",
     "shared_questions",
 ]
 
@@ -48,7 +50,7 @@ Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Arm:
+class Side:
     """One side: its runs (one a seed) on the same questions."""
 
     label: str
@@ -57,7 +59,7 @@ class Arm:
 
     @cached_property
     def outcomes(self) -> tuple[Outcomes, ...]:
-        """One a run, on this arm's questions."""
+        """One a run, on this side's questions."""
         return tuple(Outcomes.of(run).at(self.ids) for run in self.runs)
 
     @property
@@ -94,14 +96,14 @@ class Arm:
         return min(limits)
 
 
-def form_arms(runs: Sequence[Run], ids: Sequence[str] | None = None) -> list[Arm]:
-    """Pool runs that differ in nothing but the seed; each arm gets a name that tells it apart.
+def form_sides(runs: Sequence[Run], ids: Sequence[str] | None = None) -> list[Side]:
+    """Pool runs that differ in nothing but the seed; each side gets a name that tells it apart.
 
-    ``ids`` restricts every arm to these questions; without it each has those that all its runs
+    ``ids`` restricts every side to these questions; without it each has those that all its runs
     have finished.
 
     Raises:
-        UsageError: an arm has no finished question.
+        UsageError: a side has no finished question.
     """
     groups: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
@@ -115,7 +117,7 @@ def form_arms(runs: Sequence[Run], ids: Sequence[str] | None = None) -> list[Arm
             sides.append(tuple(sorted(group, key=lambda run: run.seed)))
     labels = _labels(sides)
     return [
-        Arm(label, side, tuple(ids) if ids is not None else _finished(side))
+        Side(label, side, tuple(ids) if ids is not None else _finished(side))
         for label, side in zip(labels, sides, strict=True)
     ]
 
@@ -236,7 +238,7 @@ def _rules(run: Run) -> dict[str, Any]:
 
 
 def _identity(run: Run) -> dict[str, Any]:
-    """The settings of a run that make it another arm."""
+    """The settings of a run that make it another side."""
     return {key: value for key, value in _leaves(run.config) if key not in OUTER_SETTINGS}
 
 
@@ -252,7 +254,7 @@ def _digests(run: Run) -> dict[str, str]:
 
 
 def _finished(side: Sequence[Run]) -> tuple[str, ...]:
-    """Ids of the questions that all runs of an arm have finished."""
+    """Ids of the questions that all runs of a side have finished."""
     owed = {i for run in side for i in run.owed}
     ids = tuple(i for i in _digests(side[0]) if i not in owed)
     if not ids:
@@ -275,3 +277,82 @@ def _leaves(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             yield from _leaves(value)
         else:
             yield key, value
+
+
+PATHS = frozenset({"checkpoint", "adapter"})
+"""Settings whose values are folders."""
+LONGEST = 40
+
+
+def name_sides(methods: Sequence[str], settings: Sequence[Mapping[str, Any]]) -> list[str | None]:
+    """A name for each side, or ``None`` where method and settings tell it from no other.
+
+    Args:
+        methods: by side.
+        settings: by side, those that make it what it is.
+    """
+    names: list[str | None] = []
+    for method, own in zip(methods, settings, strict=True):
+        twins = [s for m, s in zip(methods, settings, strict=True) if m == method and s is not own]
+        differing = [key for key in own if any(twin.get(key) != own[key] for twin in twins)]
+        if "checkpoint" in differing and own.get("adapter") == own["checkpoint"]:
+            differing.remove("adapter")  # the same folder, by its other name
+        told = ", ".join(_told(key, [own, *twins]) for key in differing)
+        if len(differing) == 1 and all(_is_path(differing[0], s) for s in [own, *twins]):
+            told = _value(differing[0], [own, *twins])  # folders speak for themselves
+        names.append((f"{method} ({told})" if told else None) if twins else method)
+    # Two sides may still share a name: settings that only the other has, texts that were cut.
+    times = Counter(names)
+    return [None if times[name] > 1 else name for name in names]
+
+
+def shorten_paths(paths: Iterable[str]) -> dict[str, str]:
+    """Each path without the leading and trailing parts that all of them share.
+
+    At least one part of each stays.
+    """
+    split = {path: PurePath(path).parts for path in paths}
+    shortest = min(map(len, split.values()))
+    leading = _shared(list(split.values()), shortest - 1)
+    backwards = [parts[::-1] for parts in split.values()]
+    trailing = _shared(backwards, shortest - leading - 1)
+    return {
+        path: str(PurePath(*parts[leading : len(parts) - trailing])) if parts else path
+        for path, parts in split.items()
+    }
+
+
+def show(value: Any) -> str:
+    """A setting's value on one short line."""
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
+
+
+def _told(key: str, settings: Sequence[Mapping[str, Any]]) -> str:
+    """``rank 8``, ``reflection`` or ``no reflection``."""
+    value = settings[0][key]
+    if isinstance(value, bool):
+        return key if value else f"no {key}"
+    return f"{key} {_value(key, settings)}"
+
+
+def _value(key: str, settings: Sequence[Mapping[str, Any]]) -> str:
+    """How the first side's value is shown beside the others'."""
+    value = settings[0][key]
+    if _is_path(key, settings[0]):
+        others = {str(s[key]) for s in settings if s.get(key) is not None}
+        value = shorten_paths(others)[value]
+        return value if len(value) <= LONGEST else "…" + value[1 - LONGEST :]
+    return show(value)
+
+
+def _is_path(key: str, settings: Mapping[str, Any]) -> bool:
+    return key in PATHS and isinstance(settings.get(key), str)
+
+
+def _shared(all_parts: Sequence[Sequence[str]], most: int) -> int:
+    """How many of the first parts all have in common, at most ``most``."""
+    for n, parts in enumerate(zip(*all_parts, strict=False)):
+        if n >= most or len(set(parts)) > 1:
+            return n
+    return max(0, most)

@@ -1,0 +1,283 @@
+"""A comparison as text: how numbers are written, what follows, and the terminal's tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from fttt.report.compare import Comparison, PairResult, SideResult
+from fttt.report.statistics import POWER, Estimate
+
+__all__ = [
+    "budget_label",
+    "caveats",
+    "conclusion",
+    "conclusions",
+    "count",
+    "first_pairs",
+    "interval",
+    "p_value",
+    "percent",
+    "points",
+    "quantity",
+    "render",
+    "seconds",
+]
+
+MINUS = "\N{MINUS SIGN}"
+
+
+def percent(fraction: float) -> str:
+    """``12.5 %`` from 0.125."""
+    return f"{100 * fraction:.1f} %"
+
+
+def interval(estimate: Estimate) -> str:
+    """``10.1 to 14.8 %``, the bounds of an interval."""
+    return f"{100 * estimate.low:.1f} to {100 * estimate.high:.1f} %"
+
+
+def points(fraction: float, sign: bool = True) -> str:
+    """``+1.5`` or ``−0.4``: percentage points, with a true minus sign."""
+    text = f"{100 * fraction:+.1f}" if sign else f"{100 * fraction:.1f}"
+    if float(text) == 0:
+        return "0.0"
+    return text.replace("-", MINUS)
+
+
+def p_value(p: float) -> str:
+    """``p = 0.034``, or ``p < 0.001``."""
+    if p < 0.001:
+        return "p < 0.001"
+    return f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
+
+
+def count(number: float) -> str:
+    """``1,319``: a whole number with separators."""
+    return f"{round(number):,}"
+
+
+def quantity(number: float) -> str:
+    """``4.2``, ``3``, ``5,400``: one decimal below ten, where it is not a whole number."""
+    if abs(number) < 10 and number != round(number):
+        return f"{number:.1f}"
+    return count(number)
+
+
+def seconds(number: float) -> str:
+    """``0.42 s``, ``12 s``, ``4 min 05 s``, ``2 h 10 min``."""
+    if number < 10:
+        return f"{number:.2f} s" if number < 1 else f"{number:.1f} s"
+    whole = round(number)
+    if whole < 120:
+        return f"{whole} s"
+    if whole < 7200:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+_FEW, _AT_LEAST = 6, 4
+
+
+def budget_name(pair: PairResult) -> str:
+    """``32 trials``, or ``4,096 generated tokens a question``."""
+    if pair.axis == "trials":
+        return "1 trial" if pair.budget == 1 else f"{count(pair.budget)} trials"
+    return f"{count(pair.budget)} generated tokens a question"
+
+
+def budget_label(pair: PairResult) -> str:
+    """``32 trials`` or ``4,096 tokens``, for the column of a table."""
+    return budget_name(pair).replace(" generated", "").removesuffix(" a question")
+
+
+def conclusion(at_trials: PairResult, at_tokens: PairResult) -> str:
+    """What one pair says at equal trials and at equal tokens, with the numbers it rests on."""
+    if at_tokens.shown and not at_trials.shown:
+        return f"{_sentence(at_tokens)} At equal trials this is otherwise. {_sentence(at_trials)}"
+    first = _sentence(at_trials)
+    if not at_trials.shown and not at_tokens.shown:
+        return f"{first} Nor was one at {budget_name(at_tokens)} ({_basis(at_tokens)})."
+    if at_trials.shown == at_tokens.shown and _leads(at_trials) == _leads(at_tokens):
+        return f"{first} The same holds at {budget_name(at_tokens)} ({_basis(at_tokens)})."
+    return f"{first} At equal tokens this is otherwise. {_sentence(at_tokens)}"
+
+
+def conclusions(comparison: Comparison) -> list[str]:
+    """One item a pair; pairs that showed a difference come first."""
+    return [conclusion(at_trials, at_tokens) for at_trials, at_tokens in _by_pair(comparison)]
+
+
+def first_pairs(comparison: Comparison) -> list[tuple[str, str]]:
+    """The pairs that a reader in a hurry is shown: all of a few, else those with a difference.
+
+    They are the first of :func:`conclusions`, and at least four.
+    """
+    ordered = _by_pair(comparison)
+    shown = sum(any(pair.shown for pair in both) for both in ordered)
+    told = len(ordered) if len(ordered) <= _FEW else max(shown, _AT_LEAST)
+    return [(both[0].first, both[0].second) for both in ordered[:told]]
+
+
+def _by_pair(comparison: Comparison) -> list[list[PairResult]]:
+    """The tests of each pair of sides; those that showed a difference come first."""
+    by_pair: dict[tuple[str, str], list[PairResult]] = {}
+    for pair in comparison.pairs:
+        by_pair.setdefault((pair.first, pair.second), []).append(pair)
+    return sorted(by_pair.values(), key=lambda both: [not pair.shown for pair in both])
+
+
+def _leads(pair: PairResult) -> bool:
+    """Whether the first side is ahead."""
+    return pair.difference.value > 0
+
+
+def _basis(pair: PairResult) -> str:
+    difference = pair.difference
+    if pair.shown and not _leads(pair):  # the sentence names the better side first
+        difference = Estimate(-difference.value, -difference.high, -difference.low)
+    low, high = points(difference.low), points(difference.high)
+    corrected = "" if pair.p_holm == pair.p else " after Holm's correction"
+    return (
+        f"difference {points(difference.value)} points, 95 % interval {low} to {high}, "
+        f"{p_value(pair.p_holm)}{corrected}"
+    )
+
+
+def _sentence(pair: PairResult) -> str:
+    if pair.shown:
+        better, worse = (pair.first, pair.second)
+        more, less = (pair.first_accuracy, pair.second_accuracy)
+        if not _leads(pair):
+            better, worse, more, less = worse, better, less, more
+        return (
+            f"{better} solved more than {worse} at {budget_name(pair)}: {percent(more)} against "
+            f"{percent(less)} of the same {count(pair.questions)} questions ({_basis(pair)})."
+        )
+    return (
+        f"No difference was shown: at {budget_name(pair)}, {pair.first} solved "
+        f"{percent(pair.first_accuracy)} and {pair.second} {percent(pair.second_accuracy)} of the "
+        f"same questions ({_basis(pair)}); {_blind(pair)}."
+    )
+
+
+def caveats(comparison: Comparison) -> list[str]:
+    """What does not follow, whatever the numbers are."""
+    said = [
+        f"This speaks of questions like these {count(comparison.questions)} of "
+        f"{comparison.task}, of {comparison.model} and of these settings; it says nothing of "
+        "other tasks or models. That no difference was shown does not mean that there is none.",
+    ]
+    if any(side.decided_by == "first" and side.budget != 1 for side in comparison.sides):
+        said.append(
+            "A method that stops at its first verified trial uses the verifier as an oracle: for "
+            "independent samples its accuracy is pass@N, not that of an answer chosen unaided."
+        )
+    said.extend(_ran_out(comparison.pairs))
+    return said
+
+
+def _blind(pair: PairResult) -> str:
+    questions = f"{count(pair.questions)} question{'s' if pair.questions != 1 else ''}"
+    if pair.detectable is None:
+        return f"no difference, however large, could have been shown with {questions}"
+    return (
+        f"a difference smaller than {points(pair.detectable, sign=False)} points would not have "
+        f"been seen with {questions} (power {percent(POWER).replace('.0', '')})"
+    )
+
+
+def _ran_out(pairs: Sequence[PairResult]) -> list[str]:
+    """Whether questions had no trials left before the token budget was reached."""
+    most = max((share for p in pairs if p.axis == "tokens" for share in p.ran_out), default=0.0)
+    if most == 0:
+        return []
+    return [
+        f"At equal tokens, up to {percent(most)} of a side's questions had spent all their trials "
+        "before that budget; they count as unsolved."
+    ]
+
+
+def render(comparison: Comparison) -> RenderableType:
+    """Two tables and the sentences that say what follows.
+
+    Of many sides, only the pairs that showed a difference are told one by one.
+    """
+    title = f"{comparison.task} with {comparison.model}, {count(comparison.questions)} questions"
+    parts: list[RenderableType] = [Text(title, style="bold")]
+    parts.extend(Text(note, style="yellow") for note in comparison.notes)
+    parts.append(_sides(comparison.sides))
+    brief, follows = first_pairs(comparison), conclusions(comparison)
+    left = len(follows) - len(brief)
+    parts.append(_pairs([p for p in comparison.pairs if (p.first, p.second) in brief], left))
+    parts.append(Text("\nWhat follows", style="bold"))
+    parts.extend(_item(sentence) for sentence in follows[: len(brief)])
+    if left:
+        parts.append(_item(f"No difference was shown in the other {left} pairs."))
+    parts.append(Text("\nWhat does not", style="bold"))
+    parts.extend(_item(sentence) for sentence in caveats(comparison))
+    return Group(*parts)
+
+
+def _item(sentence: str) -> Table:
+    """A sentence behind a bullet, its further lines indented."""
+    grid = Table.grid(padding=(0, 1))
+    grid.add_row(Text("•"), Text(sentence))
+    return grid
+
+
+def _sides(sides: tuple[SideResult, ...]) -> Table:
+    table = Table(header_style="bold", box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("Method", overflow="fold")
+    table.add_column("Seeds", justify="right")  # may be many
+    for name in ("Trials", "Solved", "95 % interval", "Generated", "Trained", "Blank"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for side in sides:
+        table.add_row(
+            Text(side.label),
+            ", ".join(map(str, side.seeds)),
+            f"{quantity(side.trials_mean)}" + (f" of {side.budget}" if side.budget else ""),
+            Text(percent(side.accuracy.value), style="bold"),
+            interval(side.accuracy),
+            count(side.tokens["generated"]),
+            count(side.tokens["trained"]),
+            percent(side.unanswered),
+        )
+    table.caption = "Trials and tokens: mean a question. Blank: trials without an answer."
+    table.caption_justify = "left"
+    return table
+
+
+def _pairs(pairs: Sequence[PairResult], left: int) -> Table:
+    table = Table(header_style="bold", box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("First − second", overflow="fold")  # noqa: RUF001
+    table.add_column("At equal", no_wrap=True)
+    for name in ("Points", "95 % interval", "Won : lost", "p", "Visible"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("Shown", no_wrap=True)
+    table.caption = (
+        "Won : lost: questions that only the first, only the second solved. Visible: the smallest "
+        "difference that would have been shown, with 80 % power."
+    )
+    if left:
+        table.caption += (
+            f" {left} more pairs, none of which showed a difference, are in --json; with "
+            "--baseline METHOD every side is held against that one only."
+        )
+    table.caption_justify = "left"
+    for pair in pairs:
+        visible = "none" if pair.detectable is None else points(pair.detectable, sign=False)
+        table.add_row(
+            Text(f"{pair.first} − {pair.second}"),  # noqa: RUF001
+            budget_label(pair),
+            Text(points(pair.difference.value), style="bold"),
+            f"{points(pair.difference.low)} to {points(pair.difference.high)}",
+            f"{quantity(pair.only_first)} : {quantity(pair.only_second)}",
+            p_value(pair.p_holm).removeprefix("p ").removeprefix("= "),
+            visible,
+            Text("yes", style="bold green") if pair.shown else Text("no", style="dim"),
+        )
+    return table
