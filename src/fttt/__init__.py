@@ -17,8 +17,8 @@ from fttt.types import (
     Usage,
     Verdict,
 )
-from fttt.verifiers.base import Verifier
 from fttt.verifiers.function import FunctionVerifier
+from fttt.verifiers.verifier import Verifier
 
 __version__ = "0.1.0"
 

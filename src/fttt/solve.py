@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from fttt.errors import UsageError
 from fttt.types import Question, Record, Trial, Usage
-from fttt.verifiers.base import Verifier
-from fttt.verifiers.choose import choose_verifier, needs_gold, reads_answers
 from fttt.verifiers.function import FunctionVerifier
+from fttt.verifiers.verifier import Verifier, choose_verifier, needs_gold, reads_answers
 
 if TYPE_CHECKING:
     from fttt.experiment.plan import Plan

@@ -16,7 +16,7 @@ from fttt.tasks import Task, TaskOptions, get_task
 from fttt.tasks.gold_check import wrong_answers, wrong_programs
 from fttt.tasks.task import fenced
 from fttt.types import Question, Verdict
-from fttt.verifiers.base import feedback_on
+from fttt.verifiers.verifier import feedback_on
 
 EACH = 25
 

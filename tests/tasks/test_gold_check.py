@@ -23,8 +23,8 @@ from fttt.tasks.gold_check import (
     wrong_programs,
 )
 from fttt.types import Question
-from fttt.verifiers.base import Verifier
 from fttt.verifiers.number import NumberVerifier
+from fttt.verifiers.verifier import Verifier
 
 
 @pytest.mark.parametrize("task", ["gsm8k", "math500"])

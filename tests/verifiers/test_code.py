@@ -10,8 +10,8 @@ import pytest
 from fttt.errors import RunError
 from fttt.judge.problem import Judgement, Submission, TestFailure
 from fttt.types import JSON, Question, Verdict
-from fttt.verifiers.base import Verifier
 from fttt.verifiers.code import CodeVerifier
+from fttt.verifiers.verifier import Verifier
 
 PROMPT = 'import math\n\n\ndef area(r):\n    """Return the area."""\n'
 TEST = (

@@ -9,8 +9,8 @@ import pytest
 
 from fttt.errors import RunError, UsageError
 from fttt.types import Question, Verdict
-from fttt.verifiers.base import Verifier
 from fttt.verifiers.command import CommandVerifier
+from fttt.verifiers.verifier import Verifier
 
 QUESTION = Question("q/1", "What is 6 * 7?", "42", "6 * 7 = 42")
 

@@ -11,8 +11,8 @@ import pytest
 
 from fttt.errors import UsageError
 from fttt.types import Question, Verdict
-from fttt.verifiers.base import Verifier
 from fttt.verifiers.function import FunctionVerifier
+from fttt.verifiers.verifier import Verifier
 
 QUESTION = Question("q", "What is 6 * 7?", {"answer": [42, "forty-two"]}, "6 * 7 = 42")
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from fttt.errors import UsageError
 from fttt.types import JSON, Question, Verdict
-from fttt.verifiers.base import Verifier
 from fttt.verifiers.number import NumberVerifier, find_numbers
+from fttt.verifiers.verifier import Verifier
 
 
 def judge(gold: JSON, completion: str, prompt: str = "", *, cut: bool = False) -> Verdict:

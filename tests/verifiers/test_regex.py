@@ -7,8 +7,8 @@ import pytest
 
 from fttt.errors import UsageError
 from fttt.types import Question, Verdict
-from fttt.verifiers.base import Verifier
 from fttt.verifiers.regex import RegexVerifier
+from fttt.verifiers.verifier import Verifier
 
 QUESTION = Question("q", "")
 

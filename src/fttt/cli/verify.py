@@ -18,8 +18,7 @@ import typer
 
 from fttt.errors import UsageError
 from fttt.types import Question, Verdict
-from fttt.verifiers.base import Verifier, verify_completion
-from fttt.verifiers.choose import choose_verifier
+from fttt.verifiers.verifier import Verifier, choose_verifier, verify_completion
 
 __all__ = ["Kind", "verify_command"]
 

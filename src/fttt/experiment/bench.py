@@ -11,7 +11,7 @@ from fttt.methods import Method
 from fttt.models.chat import ChatFormat
 from fttt.store import Journal
 from fttt.types import Trial
-from fttt.verifiers.base import Verifier
+from fttt.verifiers.verifier import Verifier
 
 __all__ = ["Bench", "Observer"]
 

@@ -13,7 +13,7 @@ from fttt.files import cannot_write
 from fttt.store import Run, RunWriter, check_free
 from fttt.store.lines import read_lines
 from fttt.types import Question, Trial, Verdict
-from fttt.verifiers.base import Verifier, extract_answer, verify_completion
+from fttt.verifiers.verifier import Verifier, extract_answer, verify_completion
 
 __all__ = ["Change", "regrade"]
 

@@ -25,7 +25,7 @@ from fttt.models import LoadedModel
 from fttt.progress import Progress
 from fttt.store import Journal, Run, RunWriter, solved_within
 from fttt.types import Question
-from fttt.verifiers.base import Verifier
+from fttt.verifiers.verifier import Verifier
 
 __all__ = [
     "Cell",

@@ -25,7 +25,7 @@ from fttt.experiment.written import Written, WrittenSequences
 from fttt.methods import Adapter, Method
 from fttt.store import GenerationEvent
 from fttt.types import Completion, Feedback, Question, Trial, Turn, Usage, Verdict
-from fttt.verifiers.base import extract_answer, verify_completion
+from fttt.verifiers.verifier import extract_answer, verify_completion
 
 __all__ = ["QuestionWork"]
 

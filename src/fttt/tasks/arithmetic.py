@@ -10,8 +10,8 @@ from typing import ClassVar, TypeVar
 from fttt.errors import UsageError
 from fttt.tasks.task import TaskOptions, fill_prompt
 from fttt.types import Question
-from fttt.verifiers.base import Verifier
 from fttt.verifiers.number import NumberVerifier
+from fttt.verifiers.verifier import Verifier
 
 __all__ = ["ArithmeticTask"]
 

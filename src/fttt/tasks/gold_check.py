@@ -13,9 +13,9 @@ from fractions import Fraction
 from fttt.errors import UsageError
 from fttt.tasks.task import Task, TaskOptions, fenced
 from fttt.types import Question
-from fttt.verifiers.base import Verifier, verify_completion
 from fttt.verifiers.math import MathVerifier
 from fttt.verifiers.number import NumberVerifier
+from fttt.verifiers.verifier import Verifier, verify_completion
 
 __all__ = [
     "CheckReport",

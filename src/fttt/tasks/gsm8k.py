@@ -9,8 +9,8 @@ from fttt.errors import UsageError
 from fttt.tasks.benchmark_data import Row, check_split, read_hub, read_local
 from fttt.tasks.task import TaskOptions, fill_prompt
 from fttt.types import Question
-from fttt.verifiers.base import Verifier
 from fttt.verifiers.number import NumberRule, NumberVerifier, check_number_rule
+from fttt.verifiers.verifier import Verifier
 
 __all__ = ["GSM8KTask"]
 

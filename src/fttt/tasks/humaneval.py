@@ -12,7 +12,7 @@ from typing import ClassVar
 from fttt.tasks.benchmark_data import Row, check_split, read_hub, read_local
 from fttt.tasks.task import TaskOptions, fenced, fill_prompt
 from fttt.types import JSON, Question
-from fttt.verifiers.base import Verifier
+from fttt.verifiers.verifier import Verifier
 
 __all__ = ["HumanEvalTask"]
 

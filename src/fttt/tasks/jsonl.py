@@ -11,15 +11,15 @@ from fttt.errors import UsageError
 from fttt.tasks.benchmark_data import Row, check_split, read_jsonl
 from fttt.tasks.task import TaskOptions, fill_prompt
 from fttt.types import Question
-from fttt.verifiers.base import Verifier
-from fttt.verifiers.choose import (
+from fttt.verifiers.number import read_number
+from fttt.verifiers.verifier import (
     CHOICES,
+    Verifier,
     choose_verifier,
     needs_gold,
     reads_answers,
     split_choice,
 )
-from fttt.verifiers.number import read_number
 
 __all__ = ["JsonlTask"]
 
@@ -65,7 +65,7 @@ class JsonlTask:
         """Choose how answers are judged.
 
         Args:
-            verifier: as after ``--verifier`` (see :func:`fttt.verifiers.choose.choose_verifier`),
+            verifier: as after ``--verifier`` (see :func:`fttt.verifiers.verifier.choose_verifier`),
                 or something that makes a verifier.
             file: the file, where ``TaskOptions.data_dir`` does not name it.
             time_limit: seconds for one verdict; by default the verifier's own.

@@ -9,9 +9,9 @@ from fttt.errors import UsageError
 from fttt.tasks.benchmark_data import Row, check_split, read_hub, read_local
 from fttt.tasks.task import TaskOptions, fill_prompt
 from fttt.types import Question
-from fttt.verifiers.answer import boxed_answer, last_boxed
-from fttt.verifiers.base import Verifier
+from fttt.verifiers.answer_extraction import boxed_answer, last_boxed
 from fttt.verifiers.math import MathRule, MathVerifier, check_rule
+from fttt.verifiers.verifier import Verifier
 
 __all__ = ["Math500Task"]
 

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal, Protocol
 
 from fttt.errors import UsageError
 from fttt.types import Question
-from fttt.verifiers.base import Verifier
+from fttt.verifiers.verifier import Verifier
 
 __all__ = ["PLACE", "Task", "TaskOptions", "fenced", "fill_prompt"]
 

@@ -13,7 +13,7 @@ from fttt.testing.engine import FakeEngine, Script
 from fttt.testing.models import tiny_tokenizer
 from fttt.testing.task import TinyTask, TinyVerifier
 from fttt.types import Question, Trial, Usage
-from fttt.verifiers.base import Verifier
+from fttt.verifiers.verifier import Verifier
 
 __all__ = ["Scene", "play"]
 

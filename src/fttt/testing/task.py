@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from fttt.tasks.task import TaskOptions
 from fttt.types import Question, Verdict
-from fttt.verifiers.base import Verifier, feedback_on
+from fttt.verifiers.verifier import Verifier, feedback_on
 
 __all__ = ["TinyTask", "TinyVerifier"]
 

@@ -1,4 +1,4 @@
-"""Judges programs by running their tests in the sandboxed judge."""
+"""Programs judged by their unit tests, in the sandboxed judge."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from fttt.types import Question, Verdict
-from fttt.verifiers.base import feedback_on
-from fttt.verifiers.program import Program, find_program
+from fttt.verifiers.program_extraction import Program, find_program
+from fttt.verifiers.verifier import feedback_on
 
 if TYPE_CHECKING:
     from fttt.judge.client import Judge
@@ -31,12 +31,12 @@ _LIMITS = {
 class CodeVerifier:
     """A client of the code judge; a question's gold is the judge's problem object.
 
-    The object may also have ``visible``: tests of the same form as ``test`` that the model may be
-    shown. A program that fails is run once more with these alone, and only what is seen there goes
-    into the feedback, so that nothing of a hidden test can.
+    The object may also have ``visible``: tests in the form of ``test`` that the model may be shown.
+    A failed program is run once more with these alone, and feedback is made from that run only, so
+    that no hidden test leaks into it.
 
-    ``judge_url`` (else the variable ``OJ_API``) names a served judge; without either, an embedded
-    one starts with the first program, in this process tree.
+    ``judge_url`` (else the variable ``OJ_API``) is the address of a served judge; without either,
+    an embedded judge starts with the first program, in this process tree.
     """
 
     def __init__(self, judge_url: str | None = None, *, judge: Judge | None = None) -> None:
@@ -44,9 +44,9 @@ class CodeVerifier:
         self._judge = judge
 
     def extract(self, question: Question, completion: str) -> str | None:
-        """The program in ``completion`` without comments and layout; ``None`` where there is none.
+        """The program in ``completion`` without comments and layout; ``None`` without one.
 
-        Two programs that differ in nothing else vote together.
+        Programs that differ only in these vote together.
         """
         # Here, since the sandbox's libraries are Linux's own and only programs need them.
         from fttt.judge.problem import BadRequest, Problem
@@ -116,14 +116,14 @@ def _find(problem: Problem, completion: str) -> Program | None:
 
 
 def _visible(question: Question) -> str:
-    """The tests that the model may be shown, as a text of the form of ``test``, or nothing."""
+    """The tests that the model may be shown, in the form of ``test``; empty without any."""
     visible = question.gold.get("visible") if isinstance(question.gold, Mapping) else None
     return visible if isinstance(visible, str) else ""
 
 
 def _judged(judgement: Judgement, code: str, detail: str, seconds: float, feedback: str) -> Verdict:
     passed, total = judgement.tests_passed, judgement.tests_total
-    share = passed / total if passed < total else 0.0  # a program may also fail outside of tests
+    share = passed / total if passed < total else 0.0  # it may fail outside of its tests
     return Verdict(
         "correct" if judgement.passed else "incorrect",
         code,
@@ -142,10 +142,7 @@ def _unjudged(code: str | None, why: str, seconds: float = 0.0) -> Verdict:
 
 
 def _feedback(seen: Judgement, *, told: bool) -> str:
-    """What the model may read of a run that knew no hidden test.
-
-    ``told`` says whether the problem has tests that the model knows.
-    """
+    """Feedback from a run without hidden tests; ``told``: whether the model knows any test."""
     if seen.passed and told:
         return "Your answer is incorrect: the program passes the tests that you know, not all."
     if seen.passed or seen.status == "error":

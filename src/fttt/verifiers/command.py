@@ -16,8 +16,8 @@ from typing import Any
 
 from fttt.errors import RunError, UsageError
 from fttt.types import Outcome, Question, Verdict
-from fttt.verifiers.base import feedback_on
-from fttt.verifiers.pool import JobError, WorkerPool
+from fttt.verifiers.verifier import feedback_on
+from fttt.verifiers.worker_pool import JobError, WorkerPool
 
 __all__ = ["CommandVerifier", "run"]
 
@@ -27,22 +27,22 @@ _SHOWN = 500
 _NOT_RUN = (126, 127)
 """The shell's exit statuses for a program that is missing or may not be executed."""
 _LONG = 100_000
-"""Bytes of a text that are still passed as a variable; the kernel's limit for one is 131,072."""
+"""Bytes of a text that fits an environment variable; the kernel's limit is 131,072."""
 _GOLD_FILE = "FTTT_GOLD_FILE"
 _PROGRAM = re.compile(r"[\w./+-]+")
-"""A first word that names a program or a builtin, and is no shell syntax."""
+"""A first word that is the name of a program or a builtin, and no shell syntax."""
 
 
 class CommandVerifier:
     """Runs a command for each completion: exit status 0 is correct, any other incorrect.
 
-    The completion is on standard input. The environment is the caller's, and besides:
+    The completion is on standard input. The environment is the caller's with these additions:
     ``FTTT_QUESTION_ID``, ``FTTT_QUESTION`` (the prompt), ``FTTT_GOLD`` (the gold answer; JSON where
     it is no text) and ``FTTT_SOLUTION`` (empty where there is none). ``FTTT_QUESTION_FILE``,
-    ``FTTT_GOLD_FILE`` and ``FTTT_SOLUTION_FILE`` name files that hold the same, of any length; a
-    text of more than 100,000 bytes is in its file only, since the kernel takes none that long into
-    an environment. The end of what the command prints becomes the verdict's detail. When it ends
-    or its time is up, everything that it started is killed, daemons included.
+    ``FTTT_GOLD_FILE`` and ``FTTT_SOLUTION_FILE`` name files with the same texts, of any length; a
+    text of more than 100,000 bytes is in its file only, since the kernel limits the size of an
+    environment. The end of the command's output becomes the verdict's detail. When the command ends
+    or its time is up, every process that it started is killed, daemons included.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class CommandVerifier:
         return Verdict(outcome, None, detail, seconds, feedback_on(outcome, None))
 
     def extract(self, question: Question, completion: str) -> str | None:
-        """Nothing: a command says whether, not what."""
+        """Always ``None``: a command extracts no answer."""
         return None
 
     async def close(self) -> None:
@@ -116,7 +116,7 @@ class CommandVerifier:
 
 
 def _variables(question: Question, gold: str, folder: Path) -> dict[str, str]:
-    """What the command finds in its environment; the files that it names are written."""
+    """The variables of the command's environment; writes the files that they name."""
     variables = {"FTTT_QUESTION_ID": _clean(question.id)}
     texts = {"QUESTION": question.prompt, "GOLD": gold, "SOLUTION": question.solution or ""}
     for name, text in texts.items():
@@ -131,7 +131,7 @@ def _variables(question: Question, gold: str, folder: Path) -> dict[str, str]:
 def run(request: Any) -> tuple[int | None, str]:
     """The worker's job: run the command; its exit status and the end of its output.
 
-    No status is answered where it could not be started at all; then the text says why.
+    Without a status the command could not be started; then the text is the reason.
     """
     with tempfile.TemporaryFile() as given:
         given.write(request["completion"].encode(errors="replace"))
@@ -150,7 +150,7 @@ def run(request: Any) -> tuple[int | None, str]:
     reader = threading.Thread(target=_keep_tail, args=(process, tail), daemon=True)
     reader.start()
     status = process.wait()
-    reader.join(0.2)  # something in the background may hold the pipe open: the worker kills it
+    reader.join(0.2)  # a background process may hold the pipe open: the worker kills it
     return status, bytes(tail).decode(errors="replace").strip()[-_SHOWN:]
 
 

@@ -11,26 +11,26 @@ from typing import Any
 
 from fttt.errors import UsageError
 from fttt.types import Outcome, Question, Verdict
-from fttt.verifiers.base import feedback_on
-from fttt.verifiers.pool import JobError, WorkerPool
+from fttt.verifiers.verifier import feedback_on
+from fttt.verifiers.worker_pool import JobError, WorkerPool
 
 __all__ = ["FunctionVerifier"]
 
 
 class FunctionVerifier:
-    """Asks a function whether a completion is right.
+    """Calls a function to judge a completion.
 
     The function is called as ``check(completion)`` or, where it takes two arguments, as
     ``check(completion, question)``; it may be a coroutine function. It returns a truth value or a
-    :class:`fttt.Verdict`, which may also hold a ``score`` and the ``feedback`` that a model may be
-    shown (else that is made from the extracted answer alone). One that raises or takes too long
-    makes the trial ``incorrect`` with a detail that says so.
+    :class:`fttt.Verdict`, which may also hold a ``score`` and the ``feedback`` for the model (by
+    default feedback is made from the extracted answer alone). A call that raises or takes too long
+    is an ``incorrect`` verdict whose detail is the reason.
 
-    It runs in a child process forked when the verifier is made (so a lambda or closure will do),
-    which can be killed when the time is up. The child sees the caller's objects as they were at
+    It runs in a child process forked when the verifier is made (so a lambda or closure is fine),
+    which can be killed after the time limit. The child has the caller's objects as they were at
     that moment, its changes to them stay its own, and it cannot use a GPU that the caller has used
     before. With ``time_limit=None`` the function runs in a thread of the caller's process instead:
-    it sees live state and may use the GPU (a reward model, say), but nothing can stop it.
+    it has live state and may use the GPU (a reward model, say), but it cannot be stopped.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class FunctionVerifier:
         )
 
     async def verify(self, question: Question, completion: str) -> Verdict:
-        """Call the function and read what it returned."""
+        """Call the function and convert its result to a verdict."""
         start = time.perf_counter()
         request = {"question": asdict(question), "completion": completion}
         try:
@@ -83,7 +83,7 @@ class FunctionVerifier:
         return replace(verdict, extracted=extracted, feedback=feedback)
 
     def extract(self, question: Question, completion: str) -> str | None:
-        """What the ``extract`` function finds, ``None`` without one."""
+        """The result of the ``extract`` function, ``None`` without one."""
         return None if self._extract is None else self._extract(completion)
 
     async def close(self) -> None:
@@ -125,7 +125,7 @@ def _arguments(check: Callable[..., Any]) -> int:
     try:
         signature = inspect.signature(check)
     except (TypeError, ValueError):
-        return 1  # a builtin without a signature, or nothing callable, which the first call says
+        return 1  # a builtin without a signature, or no callable: the first call tells
     for arguments in (2, 1):
         try:
             signature.bind(*[None] * arguments)

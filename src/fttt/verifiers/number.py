@@ -12,17 +12,16 @@ from typing import Literal, get_args
 
 from fttt.errors import UsageError
 from fttt.types import JSON, Outcome, Question, Verdict
-from fttt.verifiers.answer import find_places
-from fttt.verifiers.base import feedback_on
-from fttt.verifiers.numeral import (
+from fttt.verifiers.answer_extraction import after_thought, find_candidates
+from fttt.verifiers.number_parser import (
     Number,
     Numeral,
-    may_go_on,
+    may_continue,
     parse_number,
     plain_letters,
     scan_numbers,
 )
-from fttt.verifiers.thought import after_thought
+from fttt.verifiers.verifier import feedback_on
 
 __all__ = ["NumberRule", "NumberVerifier", "check_number_rule", "find_numbers", "read_number"]
 
@@ -30,15 +29,15 @@ NumberRule = Literal["value", "strict"]
 
 _STRICT = re.compile(r"\bthe final answer is\b:?", re.IGNORECASE)
 _TAIL = 100_000
-"""Characters at the end of a completion in which the strict rule looks for its marker."""
+"""Characters at the end of a completion in which the strict rule searches its marker."""
 _STATEMENT = 800
-"""Characters behind the strict rule's marker."""
+"""Characters of a statement behind the strict rule's marker."""
 _LONGEST = 2000
 """Characters of an answer; a longer one is no number."""
 _LARGEST = 8192
-"""Bits of what a sum comes to; a larger one is no number that anybody compares."""
+"""Bits of the value of a sum; a larger one does not count as a number."""
 
-# What stands between two numbers, or beside one.
+# Text between two numbers, or beside one.
 _SPACE = (
     r"(?:\s|\$|\*\*|__|\\[()\[\],;:! ]|[{}~&]|\\(?:text(?:bf)?|math(?:rm|bf)|left|right|boxed"
     r"|displaystyle|q?quad)(?![A-Za-z]))"
@@ -65,7 +64,7 @@ _JOIN = re.compile(
     rf"(?P<join>,?\s*\b(?:or|and|to)\b|[,;]|){_SPACE}*(?:[a-z](?:_\{{?\w\}}?)?{_SPACE}*={_SPACE}*)?)"
 )
 _LOOK_BACK = 30
-"""Characters before a number that say what it is."""
+"""Characters before a number that tell its role."""
 _NEAR = 80
 """Characters between two numbers that belong together."""
 _SHAPED = (
@@ -80,7 +79,7 @@ _SPOILED_BEFORE = re.compile(
     r"|(?:minus|negative)\s+[a-z]{3,9}))(?:\s|\$|\*\*|[({])*\Z",
     re.IGNORECASE,
 )
-"""What, before a number, makes it a part of an expression or of a bound."""
+"""Text before a number that makes it part of an expression or of a bound."""
 _SPOILED_BEHIND = re.compile(
     rf"(?:\s|\*\*|\$)*(?:{_SHAPED}|>|\+(?=[\s.,)*$]*\Z)|(?:or|and) (?:more|fewer|less"
     r"|greater|higher|lower|above|over|up|under|below)\b"
@@ -104,7 +103,7 @@ _BESIDES = re.compile(
     r"|their|its|than|on|between|among)|[0-9][a-z ]*\bof(?: the)?)(?:\s|\$)*\Z",
     re.IGNORECASE,
 )
-"""What makes the number behind it one of the given ones, not what a sentence says."""
+"""Words that make the number behind them a given, not the result of the sentence."""
 _TAG = re.compile(r"</?[A-Za-z][^<>\n]{0,20}>|<<[^<>\n]{0,80}>>")
 """A tag of HTML, or a calculation as GSM8K notes it."""
 _WORD = re.compile(r"[A-Za-z]+")
@@ -118,7 +117,7 @@ def check_number_rule(rule: str) -> None:
 
 
 def read_number(gold: JSON) -> Number | None:
-    """The number that a gold answer is or states, ``None`` where it holds none."""
+    """The number that a gold answer is or states; ``None`` without one."""
     return None if isinstance(gold, bool) else _read_gold(str(gold))
 
 
@@ -137,20 +136,20 @@ def _read_gold(gold: str) -> Number | None:
 def find_numbers(
     completion: str, *, prompt: str = "", cut: bool = False, rule: NumberRule = "value"
 ) -> tuple[Number, ...] | None:
-    """The numbers that a completion gives as its answer; ``None`` where it gives no answer.
+    """The numbers in the answer of a completion; ``None`` without an answer.
 
-    An answer of several values ("4 or 6") has several, and one that is no number (``2x``) has
-    none. By the rule ``strict`` only what stands behind "The final answer is" is an answer.
+    An answer of several values ("4 or 6") has several, and an answer that is no number (``2x``) has
+    none. By the rule ``strict`` only the text behind "The final answer is" is an answer.
 
     Args:
-        completion: what the model wrote.
-        prompt: the question, whose own text is no answer.
+        completion: the model's text.
+        prompt: the question, whose repetition is no answer.
         cut: whether the completion ended at its length limit.
-        rule: where an answer is looked for.
+        rule: where an answer is searched.
     """
     if rule == "strict":
         return _find_strictly(completion, cut)
-    for place in find_places(completion, prompt=prompt, cut=cut):
+    for place in find_candidates(completion, prompt=prompt, cut=cut):
         found = _stated(place.text, kind=place.kind, cut=place.cut)
         if found is not None or place.cut:
             return found
@@ -169,19 +168,19 @@ def _find_strictly(completion: str, cut: bool) -> tuple[Number, ...] | None:
 
 @dataclass(frozen=True, slots=True)
 class _Term:
-    """A number, or a sum up to what it comes to."""
+    """A number, or a calculation up to its result."""
 
     start: int
     end: int
     number: Number | None
     worked: bool
-    """Whether it is an equation or a sum of several numbers."""
+    """Whether it is a calculation of several numbers."""
 
 
 def _stated(
     text: str, *, kind: Literal["box", "statement", "last"], cut: bool
 ) -> tuple[Number, ...] | None:
-    """The numbers that a piece of text says, ``None`` where it says none or was cut in one."""
+    """The numbers that a piece of text states; ``None`` without any, or if one is truncated."""
     if len(text) > _LONGEST:
         return ()
     text = plain_letters(text)
@@ -203,12 +202,12 @@ def _stated(
 
 
 def _is_broken(text: str, group: Sequence[_Term]) -> bool:
-    """Whether the end of a cut-off text broke an answer off."""
-    return may_go_on(text, group[-1].end) or any(term.number is None for term in group)
+    """Whether the end of a truncated text is within the answer."""
+    return may_continue(text, group[-1].end) or any(term.number is None for term in group)
 
 
 def _terms(text: str) -> list[_Term]:
-    """The numbers of a text; those that operators join are one."""
+    """The terms of a text: its numbers, joined where operators stand between them."""
     terms: list[_Term] = []
     parts: list[tuple[str, Numeral]] = []
     start = 0
@@ -235,7 +234,7 @@ def _terms(text: str) -> list[_Term]:
 
 
 def _term(text: str, start: int, parts: Sequence[tuple[str, Numeral]], nested: bool) -> _Term:
-    """The term from ``start`` on, with what its ``parts`` come to."""
+    """The term from ``start`` on, with the value of its ``parts``."""
     first, last = parts[0][1].start, parts[-1][1].end
     spoiled = (
         (nested and len(parts) > 1)
@@ -247,7 +246,7 @@ def _term(text: str, start: int, parts: Sequence[tuple[str, Numeral]], nested: b
 
 
 def _sum(parts: Sequence[tuple[str, Numeral]]) -> Number | None:
-    """What numbers with operators between them come to."""
+    """The value of numbers with operators between them."""
     if len(parts) == 1:
         return parts[0][1].number
     total, product = Fraction(0), Fraction(0)
@@ -269,7 +268,7 @@ def _sum(parts: Sequence[tuple[str, Numeral]]) -> Number | None:
 
 
 def _grouped(text: str, terms: Sequence[_Term]) -> list[list[_Term]]:
-    """The terms, those together that are values of one answer, as in "4 or 6"."""
+    """The terms in groups: several values of one answer, as in "4 or 6", are one group."""
     groups: list[list[_Term]] = []
     for place, term in enumerate(terms):
         before = terms[place - 1].end if place else 0
@@ -287,14 +286,14 @@ def _grouped(text: str, terms: Sequence[_Term]) -> list[list[_Term]]:
 
 
 def _few_words(text: str, start: int, end: int) -> bool:
-    """Whether no more than two words stand there."""
+    """Whether the span has at most two words."""
     return end - start <= _NEAR and len(_WORD.findall(text, start, end)) <= 2
 
 
 def _chosen(
     text: str, groups: Sequence[list[_Term]], kind: Literal["box", "statement", "last"]
 ) -> list[_Term] | None:
-    """The numbers that a sentence says, among those that it mentions."""
+    """The group of numbers that is the result of a sentence, among those that it mentions."""
     first = groups[0]
     if len(groups) == 1:
         return first
@@ -323,14 +322,14 @@ def _is_bold(text: str, group: Sequence[_Term]) -> bool:
 
 
 class NumberVerifier:
-    """Holds the number that a completion gives as its answer against the gold number."""
+    """Compares the number in the answer of a completion with the gold number."""
 
     def __init__(self, *, rule: NumberRule = "value") -> None:
-        """Choose where an answer is looked for.
+        """Set where an answer is searched.
 
         Args:
-            rule: ``value`` reads boxes, statements and headings, and the last line where there is
-                none; ``strict`` only what stands behind "The final answer is".
+            rule: ``value`` reads boxes, statements and headings, else the last line; ``strict``
+                only the text behind "The final answer is".
 
         Raises:
             UsageError: there is no such rule.
@@ -339,7 +338,7 @@ class NumberVerifier:
         self.rule: NumberRule = rule
 
     async def verify(self, question: Question, completion: str, *, cut: bool = False) -> Verdict:
-        """``unanswered`` where there is no answer, else whether it is the gold number."""
+        """``unanswered`` without an answer, else whether it is the gold number."""
         start = time.perf_counter()
         gold = read_number(question.gold)
         found = find_numbers(completion, prompt=question.prompt, cut=cut, rule=self.rule)

@@ -1,4 +1,4 @@
-"""Regular expressions as verifiers, under a time limit that a catastrophic one cannot escape."""
+"""A regular expression as a verifier, under a time limit that also stops catastrophic patterns."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 
 from fttt.errors import UsageError
 from fttt.types import Outcome, Question, Verdict
-from fttt.verifiers.base import feedback_on
-from fttt.verifiers.pool import JobError, WorkerPool
+from fttt.verifiers.verifier import feedback_on
+from fttt.verifiers.worker_pool import JobError, WorkerPool
 
 __all__ = ["RegexVerifier", "search"]
 
@@ -52,7 +52,7 @@ class RegexVerifier:
         return Verdict(outcome, found, detail, seconds, feedback_on(outcome, None))
 
     def extract(self, question: Question, completion: str) -> str | None:
-        """Nothing: a pattern says whether, not what."""
+        """Always ``None``: a pattern extracts no answer."""
         return None
 
     async def close(self) -> None:

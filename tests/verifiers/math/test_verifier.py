@@ -9,8 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fttt.types import Question, Verdict
-from fttt.verifiers.base import Verifier
 from fttt.verifiers.math import MathVerifier
+from fttt.verifiers.verifier import Verifier
 
 QUESTION = Question("q", "")
 

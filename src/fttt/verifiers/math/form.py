@@ -18,7 +18,7 @@ from functools import lru_cache
 from fttt.verifiers.math.notation import NotUnderstoodError, scan, spelled
 from fttt.verifiers.math.parser import readings
 from fttt.verifiers.math.tree import EXPRESSIONS, Name, Node, renamed, walk
-from fttt.verifiers.numeral import Number, parse_number
+from fttt.verifiers.number_parser import Number, parse_number
 
 __all__ = ["normal_form"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
-from fttt.verifiers.numeral import plain_letters
+from fttt.verifiers.number_parser import plain_letters
 
 __all__ = [
     "ACCENTS",

@@ -10,14 +10,13 @@ from typing import Literal, get_args
 
 from fttt.errors import UsageError
 from fttt.types import Question, Verdict
-from fttt.verifiers.answer import boxed_answer, find_answer, last_boxed
-from fttt.verifiers.base import feedback_on
+from fttt.verifiers.answer_extraction import after_thought, boxed_answer, find_answer, last_boxed
 from fttt.verifiers.math.form import normal_form
 from fttt.verifiers.math.notation import NotUnderstoodError, scan, spelled
 from fttt.verifiers.math.strict import same_string, strict_form
-from fttt.verifiers.numeral import Number, parse_number
-from fttt.verifiers.pool import JobError, WorkerPool
-from fttt.verifiers.thought import after_thought
+from fttt.verifiers.number_parser import Number, parse_number
+from fttt.verifiers.verifier import feedback_on
+from fttt.verifiers.worker_pool import JobError, WorkerPool
 
 __all__ = ["MathRule", "MathVerifier", "check_rule", "judge_quickly"]
 

@@ -1,15 +1,82 @@
-"""From what a user writes after ``--verifier`` to a verifier."""
+"""What a verifier is, and which verifier a ``--verifier`` option names."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from inspect import signature
+from typing import Any, Protocol, runtime_checkable
 
 from fttt.errors import UsageError
 from fttt.registry import find_own, unknown_name
-from fttt.verifiers.base import Verifier
+from fttt.types import Outcome, Question, Verdict
 
-__all__ = ["CHOICES", "choose_verifier", "needs_gold", "reads_answers", "split_choice"]
+__all__ = [
+    "CHOICES",
+    "Verifier",
+    "choose_verifier",
+    "extract_answer",
+    "feedback_on",
+    "needs_gold",
+    "reads_answers",
+    "split_choice",
+    "verify_completion",
+]
+
+_SHOWN = 200
+"""Characters of an answer that feedback quotes."""
+
+
+@runtime_checkable
+class Verifier(Protocol):
+    """Judges a model's completions.
+
+    A verifier bounds its own time and never raises because of a completion: a check that raised or
+    hung is an ``incorrect`` verdict whose ``detail`` says so. It raises
+    :class:`fttt.errors.RunError` only where judging itself is impossible (the judge is down).
+
+    ``verify`` and ``extract`` may also take a keyword ``cut: bool = False``: whether a completion
+    ended at its length limit, so that half a number does not count as an answer.
+    """
+
+    async def verify(self, question: Question, completion: str) -> Verdict:
+        """Judge ``completion`` (text without special tokens) as an answer to ``question``."""
+
+    def extract(self, question: Question, completion: str) -> str | None:
+        """The normalised answer to ``question`` in ``completion``, for votes; ``None`` without."""
+
+    async def close(self) -> None:
+        """Stop workers and close connections. Calling it twice is harmless."""
+
+
+async def verify_completion(
+    verifier: Verifier, question: Question, completion: str, *, cut: bool
+) -> Verdict:
+    """The verdict of ``verifier``; ``cut`` is passed to a verifier that takes it."""
+    return await verifier.verify(question, completion, **_cut_argument(verifier.verify, cut))
+
+
+def extract_answer(
+    verifier: Verifier, question: Question, completion: str, *, cut: bool
+) -> str | None:
+    """The answer that ``verifier`` extracts; ``cut`` is passed to a verifier that takes it."""
+    return verifier.extract(question, completion, **_cut_argument(verifier.extract, cut))
+
+
+def _cut_argument(method: Callable[..., Any], cut: bool) -> dict[str, Any]:
+    if not cut:
+        return {}
+    parameters = signature(method).parameters.values()
+    asks = any(one.name == "cut" or one.kind is one.VAR_KEYWORD for one in parameters)
+    return {"cut": True} if asks else {}
+
+
+def feedback_on(outcome: Outcome, extracted: str | None) -> str:
+    """Feedback for the model, made from the outcome and its own answer alone."""
+    if outcome == "unanswered":
+        return "No answer was found in your response."
+    answer = "" if extracted is None else f" {extracted[:_SHOWN]}"
+    return f"Your answer{answer} is {outcome}."
+
 
 CHOICES = {
     "number": "the gold number by value",
@@ -21,7 +88,7 @@ CHOICES = {
     "command": "command:LINE, a shell command that exits with 0 for a right answer",
     "python": "python:MODULE:FUNCTION, a function check(completion) or check(completion, question)",
 }
-"""The kinds of verifier, and what each one asks."""
+"""The kinds of verifier, and the criterion of each."""
 
 _WITH_VALUE = {"regex": False, "command": True, "python": True}
 """Kinds that take a value after a colon, and whether they need it."""
@@ -51,20 +118,21 @@ def needs_gold(choice: str) -> bool:
 
 
 def reads_answers(choice: str) -> bool:
-    """Whether the verifier says what the answer is, which a vote needs."""
+    """Whether the verifier extracts answers, which a vote needs."""
     return split_choice(choice)[0] not in ("regex", "command", "python")
 
 
 def choose_verifier(
     choice: str, *, time_limit: float | None = None, judge_url: str | None = None
 ) -> Verifier:
-    """Make the verifier that a user chose.
+    """Make the verifier that a ``--verifier`` option names.
 
     Args:
         choice: a kind of :data:`CHOICES`, with its value after a colon.
-        time_limit: seconds for one verdict; by default the verifier's own. Numbers need none, and
-            the judge of ``code`` has its own.
-        judge_url: where ``code`` finds its judge; by default ``OJ_API``, else an embedded one.
+        time_limit: seconds for one verdict; by default the verifier's own. It has no effect on
+            numbers, and the judge of ``code`` has its own.
+        judge_url: the address of the judge for ``code``; by default ``OJ_API``, else an embedded
+            judge.
 
     Raises:
         UsageError: there is no such verifier, module, function or program.
@@ -97,7 +165,7 @@ def choose_verifier(
 
 
 def _function(path: str) -> Callable[..., Any]:
-    """The function that ``MODULE:FUNCTION`` names; modules beside the user are found too."""
+    """The function that ``MODULE:FUNCTION`` names, the working directory searched too."""
     if not all(path.rpartition(":")):
         raise UsageError(f"The verifier 'python:{path}' is incomplete; write {CHOICES['python']}.")
     found = find_own(path, "verifier function")

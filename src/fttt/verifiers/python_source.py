@@ -1,4 +1,4 @@
-"""Python source, looked at without running it."""
+"""Static analysis of Python source: syntax tree, names, definitions, the part that compiles."""
 
 from __future__ import annotations
 
@@ -32,21 +32,21 @@ __all__ = [
 ]
 
 LONG = 100_000
-"""Characters of a text that is looked at; a longer one is left for the judge, inside its box."""
+"""Characters of a text that is analysed; the judge parses a longer text, inside its sandbox."""
 CODE_LINE = (
     r"(?:(?:async[ \t]+def|def|class)[ \t]+\w|import[ \t]+\w|from[ \t]+[\w.]+[ \t]+import\b"
     r"|@\w|[^\W\d]\w*(?:[ \t]*,[ \t]*[^\W\d]\w*)*[ \t]*(?::[^=\n]+)?=(?!=))"
 )
 CODE_START = re.compile(CODE_LINE)
-"""How a line of code begins, and hardly a line of prose."""
+"""The beginning of a line of code that is rarely one of prose."""
 DEFINITION = re.compile(r"^(?:async[ \t]+def|def|class)[ \t]+\w", re.MULTILINE)
 
 _ATTEMPTS = 100
-"""How often the end of a text that breaks off is looked for."""
+"""Attempts to find the last line of a truncated text that compiles."""
 
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 GIVEN_MODULES = frozenset(sys.stdlib_module_names)
-"""What a test may use without an import, since nothing of a program can be meant."""
+"""Names of modules, which a test uses as modules and not as names of the program."""
 _GIVEN = frozenset(dir(builtins)) | {"__name__", "__file__", "__doc__", "__builtins__"}
 _NO_PYTHON = (SyntaxError, ValueError, OverflowError, RecursionError, MemoryError)
 
@@ -72,19 +72,19 @@ class Names:
 
 @lru_cache(maxsize=32)
 def syntax_tree(source: str) -> ast.Module | None:
-    """The syntax tree, or ``None`` where there is none or the source is long."""
+    """The syntax tree, or ``None`` where the source does not parse or is long."""
     if len(source) > 2 * LONG:
         return None
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of escapes that are none
+            warnings.simplefilter("ignore")  # of invalid escapes
             return ast.parse(source)
     except _NO_PYTHON:
         return None
 
 
 def _compile(source: str) -> None:
-    """Raise where a source does not compile, which a ``return`` outside of a function does not."""
+    """Raise where a source does not compile (``ast.parse`` accepts a ``return`` at its top)."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         compile(source, "<completion>", "exec", dont_inherit=True)
@@ -129,14 +129,14 @@ def global_names(source: str) -> Names | None:
 
 
 def writes(name: str, text: str) -> bool:
-    """Whether a text that is no Python seems to define a name."""
+    """Whether a text that does not parse seems to define a name."""
     named = re.escape(name)
     pattern = rf"^(?:(?:async[ \t]+def|def|class)[ \t]+{named}\b|{named}[ \t]*(?::[^=\n]+)?=(?!=))"
     return re.search(pattern, text, re.MULTILINE) is not None
 
 
 def made_by(node: ast.stmt) -> frozenset[str]:
-    """The names that one statement defines."""
+    """The names that a statement defines."""
     if isinstance(node, Definition):
         return frozenset((node.name,))
     targets = node.targets if isinstance(node, ast.Assign) else []
@@ -149,7 +149,7 @@ def _first_line(node: ast.stmt) -> int:
 
 
 def find_definition(tree: ast.Module | ast.ClassDef, path: Sequence[str]) -> Definition | None:
-    """The last definition of a name, or of a name in the class of that name, and so on."""
+    """The last definition of a name, or of a dotted path through classes."""
     found: Definition | None = None
     waiting: list[ast.AST] = list(tree.body)
     while waiting:
@@ -165,7 +165,7 @@ def find_definition(tree: ast.Module | ast.ClassDef, path: Sequence[str]) -> Def
 
 
 def is_outline(node: ast.AST | None) -> bool:
-    """Whether a definition says nothing: a docstring, ``pass``, ``...`` or "not implemented"."""
+    """Whether a definition has no body but a docstring, ``pass``, ``...`` or "not implemented"."""
     if not isinstance(node, Definition):
         return False
     return all(
@@ -178,7 +178,7 @@ def is_outline(node: ast.AST | None) -> bool:
 
 
 def _name(node: ast.expr | None) -> str | None:
-    """The name that an expression is, or calls."""
+    """The name that an expression is or calls."""
     called = node.func if isinstance(node, ast.Call) else node
     return called.id if isinstance(called, ast.Name) else None
 
@@ -202,10 +202,10 @@ def name_path(entry_point: str) -> tuple[str, ...]:
 
 
 def compiling_lines(before: str, text: str, names: frozenset[str]) -> str:
-    """The lines at the beginning of ``text`` that compile behind ``before``, as many as there are.
+    """The longest prefix of ``text``, in lines, that compiles behind ``before``.
 
-    A statement that breaks off is left out where it defines one of ``names`` once more. So is a
-    lone word at the end, such as a heading: it is no code.
+    A truncated statement is dropped where it redefines one of ``names``. So is a single word at the
+    end, such as a heading.
     """
     lines = text.split("\n")
     base = before.count("\n")

@@ -1,9 +1,9 @@
-r"""Where a completion says its answer.
+r"""Extraction of the answer from a completion.
 
 An answer stands in a ``\boxed{…}``, in ``<answer>…</answer>``, behind "answer is", "answer:" or
-``####``, or under a heading "Final Answer"; the last of them counts. Without any, the last line of
-an answer that ended by itself may state it. What a model thought, what it took back, what it asked
-and what it repeats of its question never is an answer.
+``####``, or under a heading "Final Answer"; the last of these counts. Without any, the last line of
+a completion that was not truncated may state the answer. Thoughts, withdrawn statements, questions
+and repetitions of the prompt are no answers.
 """
 
 from __future__ import annotations
@@ -16,10 +16,16 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import Literal
 
-from fttt.verifiers.numeral import parse_number
-from fttt.verifiers.thought import after_thought
+from fttt.verifiers.number_parser import parse_number
 
-__all__ = ["Place", "boxed_answer", "find_answer", "find_places", "last_boxed"]
+__all__ = [
+    "AnswerCandidate",
+    "after_thought",
+    "boxed_answer",
+    "find_answer",
+    "find_candidates",
+    "last_boxed",
+]
 
 _TAIL = 100_000
 """Characters at the end of a completion that are searched for an answer."""
@@ -28,20 +34,43 @@ _LONGEST = 800
 _FORMULA = 200
 """Characters of a formula without delimiters."""
 _MOST = 64
-"""Places that are looked at; behind so many without an answer there is none."""
-
-Kind = Literal["box", "statement", "last"]
+"""Candidates that are examined."""
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """A piece of a completion that may say its answer."""
+class AnswerCandidate:
+    """A piece of a completion that may state its answer."""
 
-    kind: Kind
-    """In a box; in a statement of the answer; or the last line, which states it or does not."""
+    kind: Literal["box", "statement", "last"]
+    """A box, a statement of the answer, or the last line."""
     text: str
     cut: bool = False
-    """Whether the completion was cut off where the text ends."""
+    """Whether the completion was truncated where the text ends."""
+
+
+# ---- thoughts
+
+_THOUGHT_NAMES = r"(?:(?:seed:)?think(?:ing)?|thoughts?|reason(?:ing)?|scratch_?pad|reflection)"
+_THOUGHT_START = re.compile(
+    rf"(?<![\"'`(])(?:<{_THOUGHT_NAMES}>|<\|begin_of_thought\|>|\[THINK\]|◁think▷)"
+    r"(?![\"')]|`(?!``)|\s*(?:tags?|blocks?|tokens?|elements?|sections?)\b|\s+(?:and|or)\s+\W*<)",
+    re.IGNORECASE,
+)
+_THOUGHT_END = re.compile(
+    rf"(?:</{_THOUGHT_NAMES}>|<\|end_of_thought\|>|\[/THINK\]|◁/think▷)"
+    r"(?![\"']|`(?!``))",  # a quoted tag is a mention
+    re.IGNORECASE,
+)
+
+
+def after_thought(completion: str) -> str | None:
+    """The text behind the last thought; ``None`` where a thought is not closed.
+
+    A template may open the thought in the prompt, so a closing tag alone ends a thought too. A
+    quoted tag, or a mention ("the <think> tag"), opens nothing.
+    """
+    *_, said = _THOUGHT_END.split(completion)
+    return None if _THOUGHT_START.search(said) else said
 
 
 # ---- boxes
@@ -53,49 +82,51 @@ _PLACEHOLDER = re.compile(
     r"(?:\s+here)?\W*|\\(?:dots|ldots|cdots|square|Box)",
     re.IGNORECASE,
 )
-"""What a box holds when a completion speaks of a box."""
+"""The content of a box that is a mention, not an answer."""
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _NEXT_BOX = re.compile(
     r"[\s$,;]*(?:\\\))?(?:,?\s*(?:and|or|\\text\s*\{\s*,?\s*(?:and|or)\s*\}))?[\s$,;]*(?:\\\()?\s*"
     r"(?:[A-Za-z](?:_\{?\w\}?)?\s*=\s*)?"
 )
-"""What may stand between the boxes of one answer."""
+"""Text between two boxes of one answer."""
+_APART = 60
+"""Characters between two boxes of one answer, at most."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Box:
+class _BoxedText:
     start: int
     end: int
     text: str
 
 
-def _boxes(text: str) -> tuple[list[_Box], int]:
-    """The closed boxes that hold something, and where one begins that never closes (or ``-1``).
+def _boxes(text: str) -> tuple[list[_BoxedText], int]:
+    """The closed boxes with content, and the start of a box that never closes (or ``-1``).
 
     ``\\boxed 5`` boxes the next word, as the MATH benchmark's own solutions write it, but
-    ``\\boxed notation`` speaks of a box. Time is linear in the text.
+    ``\\boxed notation`` is a mention of a box. Time is linear in the text.
     """
     begun = list(_BOX.finditer(text)) if "box" in text else []
     closing = _closing_braces(text) if begun else {}
-    found: list[_Box] = []
+    found: list[_BoxedText] = []
     unclosed = -1
     for match in begun:
         start = match.end()
         if text[start : start + 1] != "{":
             bare = _BARE_BOX.match(text, start, start + _FORMULA)
             if bare is not None and bare[0] not in ("a", "I"):
-                found.append(_Box(match.start(), bare.end(), bare[0]))
+                found.append(_BoxedText(match.start(), bare.end(), bare[0]))
         elif start in closing:
             content = text[start + 1 : closing[start]].strip()
             if content and not _PLACEHOLDER.fullmatch(content):
-                found.append(_Box(match.start(), closing[start] + 1, content))
+                found.append(_BoxedText(match.start(), closing[start] + 1, content))
         else:
             unclosed = match.start()
     return found, unclosed
 
 
 def _closing_braces(text: str) -> dict[int, int]:
-    """The place of the closing brace of each opening one; escaped braces are letters."""
+    """The index of the closing brace of each opening brace; escaped braces are letters."""
     closing: dict[int, int] = {}
     opened: list[int] = []
     for match in _BRACE.finditer(text):
@@ -107,28 +138,26 @@ def _closing_braces(text: str) -> dict[int, int]:
 
 
 def last_boxed(text: str) -> str | None:
-    r"""What stands in the last ``\boxed{…}`` or ``\fbox{…}`` that is closed and not empty."""
+    r"""The content of the last ``\boxed{…}`` or ``\fbox{…}`` that is closed and not empty."""
     found, _ = _boxes(text)
     return found[-1].text if found else None
 
 
 def boxed_answer(text: str) -> str | None:
-    r"""What the last box holds, with those before it where they make one answer.
+    r"""The content of the last box and of the boxes side by side with it.
 
-    ``\boxed{2}$ and $\boxed{3}`` is ``2, 3``; boxes of the same number are one.
+    ``\boxed{2}$ and $\boxed{3}`` is ``2, 3``; boxes of the same number count once.
     """
     runs = list(_runs(text, _boxes(text)[0]))
     return runs[-1][1] if runs else None
 
 
-def _runs(text: str, boxes: list[_Box]) -> Iterator[tuple[_Box, str]]:
-    """Boxes side by side: the last one of each run, and what they hold together."""
-    run: list[_Box] = []
+def _runs(text: str, boxes: list[_BoxedText]) -> Iterator[tuple[_BoxedText, str]]:
+    """The last box of each run of boxes side by side, and the joined content of the run."""
+    run: list[_BoxedText] = []
     for box in boxes:
-        if run and not _NEXT_BOX.fullmatch(text, run[-1].end, min(box.start, run[-1].end + 60)):
-            yield run[-1], _together(run)
-            run = []
-        if run and box.start - run[-1].end > 60:
+        gap = box.start - run[-1].end if run else 0
+        if run and (gap > _APART or not _NEXT_BOX.fullmatch(text, run[-1].end, box.start)):
             yield run[-1], _together(run)
             run = []
         run.append(box)
@@ -136,8 +165,8 @@ def _runs(text: str, boxes: list[_Box]) -> Iterator[tuple[_Box, str]]:
         yield run[-1], _together(run)
 
 
-def _together(run: list[_Box]) -> str:
-    """The different contents of boxes, joined."""
+def _together(run: list[_BoxedText]) -> str:
+    """The distinct contents of boxes, joined."""
     found: dict[object, str] = {}
     for box in run:
         number = parse_number(box.text)
@@ -163,7 +192,7 @@ _MARKER = re.compile(
     re.IGNORECASE,
 )
 _HINT = re.compile(r"[aA][nN][sS]|[fF][iI][nN][aA][lL]|####|\u7b54\u6848")
-"""How every marker and heading begins, but for the bracket of a tag."""
+"""How every marker and heading begins, apart from the bracket of a tag."""
 _LINE_START = re.compile(r"(?:\n|\A)[^\w\n]*(?:(?:the|my|your|our)\s+)?\Z", re.IGNORECASE)
 _HEADING_LENGTH = 60
 _HEADING = re.compile(
@@ -178,7 +207,7 @@ _NOT_YET = re.compile(
     r"|intermediate)\s+(?:(?:the|my|your|our)\s+)?(?:final\s+)?)\Z",
     re.IGNORECASE,
 )
-"""What makes the statement behind it none."""
+"""Words that make the statement behind them a supposition."""
 _TAKEN_BACK = re.compile(
     r"[\s.!?*_\"')\]$}`]*(?:(?:but|oh|hmm|wait)[,.!\u2026 ]+)*"
     r"(?:no[,.:;!\u2014\u2013]|no -|oops|scratch that|correction\b|wait,? i (?:made|forgot|missed)"
@@ -188,7 +217,7 @@ _TAKEN_BACK = re.compile(
 _LEAD = re.compile(
     r"(?:\n[ \t]*(?:[-*+\u2022][ \t]+|>[ \t]*|\(?1[.)][ \t]+(?=\S))|[\s:\"\u201c'`*_}]|\\\\(?=\s))*"
 )
-"""What may stand between the words that announce an answer and the answer."""
+"""Text between the words that announce an answer and the answer."""
 _DISPLAYS = {"\\[": "\\]", "$$": "$$"}
 _END = re.compile(
     r"\n|[.!?](?=\s+[\"'(*_\u201c$\\]*[A-Z\\]|[\"'\u201d*_)\]}$`]*\s*(?:\n|\Z))"
@@ -196,18 +225,18 @@ _END = re.compile(
 )
 _NOTHING = re.compile(r"[ \t.!?:;*_\"')\]}$`\\]*")
 _BLANK = re.compile(r"\W*[A-Za-z]\W*[\"'\u201d`]\W*|\W*[\[<][A-Za-z _]*[\]>]\W*|[\W_]+")
-"""A place for an answer, as in a quoted "The final answer is N"."""
+"""A placeholder for an answer, as in a quoted "The final answer is N"."""
 _RULED = re.compile(
     r"[ \t]*(?:\*\*|[$\\(\[{]|boxed)*[-+\u2212]?[ $\u20ac\u00a3]*[\d.\\]"
     r"(?!\d*[.):][ \t]+[A-Za-z])(?!\d*[ \t](?:\w+[ \t]+){3})"
 )
-"""What ``####`` stands before: a value, and no heading."""
+"""Text behind ``####`` that is a value, and no heading."""
 _VALUE_FIRST = re.compile(
     r"(?:[\s*_>:]|(?:about|approximately|exactly|just|only|simply|around|roughly|therefore|thus|then"
     r"|indeed|also|clearly|now|hence)\s|(?:[A-Za-z](?:_\{?\w\}?)?|\([A-Za-z, ]+\))\s*=)*"
     r"(?:[$\\(\[{|+\u2212\u2013\d.-]|[^\x00-\x7f])"
 )
-"""What begins with a value."""
+"""Text that begins with a value."""
 
 # ---- the last line
 
@@ -224,7 +253,7 @@ _CLOSING = re.compile(
     r"|check(?:ed|ing)?|verif(?:y|ying|ication)|note)\b",
     re.IGNORECASE,
 )
-"""A line behind the answer that says nothing about it."""
+"""A closing line behind the answer."""
 _DOUBT = re.compile(
     r"^\W*no\b\D*$|\b(?:can(?:not|'t)|could(?: not|n't)|do(?:es)?(?: not|n't) (?:know|say|tell)"
     r"|not enough|unable|unclear|unknown|impossible|not sure)\b"
@@ -232,27 +261,29 @@ _DOUBT = re.compile(
     r"|how (?:many|much)|what (?:is|are|was))\b",
     re.IGNORECASE,
 )
-"""A sentence that gives no answer, or asks for one."""
+"""A sentence without an answer, or a request for one."""
 _BREAKS_OFF = re.compile(
     r"(?:[,:(+/\u00d7=-]|(?<!\*)\*|\b(?:so|and|but|then|or|the|an?|of|to|which|because|since|if|as|we|she|he"
     r"|they|it|that|with|for|in|at|by|from|is|are|was|has|have|than|plus|minus|times))\s*\Z",
     re.IGNORECASE,
 )
-"""The end of a line that is no end of a sentence."""
+"""The end of a line in the middle of a sentence."""
 _WORD = re.compile(r"\w+")
 _LAST = 2000
-"""Characters at the end that may be the last line."""
+"""Characters at the end in which the last line is searched."""
 
 
-def find_places(completion: str, *, prompt: str = "", cut: bool = False) -> Iterator[Place]:
-    """Where a completion may say its answer; the place that outweighs the others comes first.
+def find_candidates(
+    completion: str, *, prompt: str = "", cut: bool = False
+) -> Iterator[AnswerCandidate]:
+    """The pieces of a completion that may state its answer, in the order of their priority.
 
-    A reader takes the first place that says an answer in its sense, and nothing behind one that was
-    cut off. Only the last 100,000 characters are looked at, and at most 64 places.
+    A caller takes the first candidate that it can read, and none behind a truncated one. The search
+    covers the last 100,000 characters and at most 64 candidates.
 
     Args:
-        completion: what the model wrote.
-        prompt: the question; what a completion repeats of it is no answer.
+        completion: the model's text.
+        prompt: the question, whose repetition is no answer.
         cut: whether the completion ended at its length limit.
     """
     said = after_thought(completion)
@@ -260,43 +291,41 @@ def find_places(completion: str, *, prompt: str = "", cut: bool = False) -> Iter
         return
     text = said[-_TAIL:]
     marks = _marks(text, cut)
-    taken_back = False
     boxed = any(mark.kind == "box" for mark in marks)
     for number, mark in enumerate(marks[:_MOST]):
         if _NOT_YET.search(text, max(0, mark.start - 60), mark.start):
             continue
-        place, end = _place(text, mark, cut)
-        if place is None or _is_echo(text, mark, end, prompt):
+        found, end = _candidate(text, mark, cut)
+        if found is None or _is_echo(text, mark, end, prompt):
             continue
-        if mark.in_passing and boxed and not place.cut and not _VALUE_FIRST.match(place.text):
+        if mark.in_passing and boxed and not found.cut and not _VALUE_FIRST.match(found.text):
             continue
-        if number == 0 and place.cut and _loops(text, marks):
+        if number == 0 and found.cut and _loops(text, marks):
             continue
-        taken_back = not place.cut and _TAKEN_BACK.match(text, end) is not None
-        if taken_back:
+        if not found.cut and _TAKEN_BACK.match(text, end) is not None:
             break
-        if place.cut or place.kind == "box" or not _BLANK.fullmatch(place.text):
-            yield place
+        if found.cut or found.kind == "box" or not _BLANK.fullmatch(found.text):
+            yield found
     last = None if cut else _last_line(text)
     if last is not None and not _stands_in(prompt, _WORD.findall(last), 3):
-        yield Place("last", last)
+        yield AnswerCandidate("last", last)
 
 
 @dataclass(frozen=True, slots=True)
 class _Mark:
-    """What announces an answer, or a box that holds it."""
+    """A mark of an answer: words or signs that announce it, or a box that holds it."""
 
     start: int
     end: int
     kind: Literal["box", "unclosed", "heading", "tag", "rule", "words"]
     text: str = ""
-    """What the box holds; the tag that closes this one."""
+    """The content of a box, or the closing tag of a tag."""
     in_passing: bool = False
-    """Whether words speak of "the answer" within a line, and not of "the final answer"."""
+    """Whether the words stand within a line and are not "the final answer"."""
 
 
 def _marks(text: str, cut: bool) -> list[_Mark]:
-    """Every mark of an answer in ``text``, the last one first."""
+    """Every mark of an answer in ``text``, in reverse order."""
     boxes, unclosed = _boxes(text)
     marks = [_Mark(box.start, box.end, "box", content) for box, content in _runs(text, boxes)]
     spans = _spans(boxes)
@@ -314,7 +343,7 @@ def _marks(text: str, cut: bool) -> list[_Mark]:
 
 
 def _mark(text: str, start: int) -> _Mark | None:
-    """The mark whose word begins at ``start``, if it is one."""
+    """The mark whose word begins at ``start``, if there is one."""
     begins = text.rfind("\n", max(0, start - _HEADING_LENGTH), start) + 1
     if begins or start < _HEADING_LENGTH:
         ends = text.find("\n", start, start + _HEADING_LENGTH)
@@ -333,8 +362,8 @@ def _mark(text: str, start: int) -> _Mark | None:
     return _Mark(match.start(), match.end(), "words", in_passing=passing)
 
 
-def _spans(boxes: list[_Box]) -> list[tuple[int, int]]:
-    """Where the outermost boxes begin and end, from left to right."""
+def _spans(boxes: list[_BoxedText]) -> list[tuple[int, int]]:
+    """The spans of the outermost boxes, from left to right."""
     spans: list[tuple[int, int]] = []
     for box in boxes:
         if not spans or box.start >= spans[-1][1]:
@@ -342,28 +371,28 @@ def _spans(boxes: list[_Box]) -> list[tuple[int, int]]:
     return spans
 
 
-def _is_within(place: int, spans: list[tuple[int, int]]) -> bool:
-    number = bisect_right(spans, (place, 0)) - 1
-    return number >= 0 and place < spans[number][1]
+def _is_within(index: int, spans: list[tuple[int, int]]) -> bool:
+    number = bisect_right(spans, (index, 0)) - 1
+    return number >= 0 and index < spans[number][1]
 
 
-def _place(text: str, mark: _Mark, cut: bool) -> tuple[Place | None, int]:
-    """What a mark announces, if it is a statement, and where that ends."""
+def _candidate(text: str, mark: _Mark, cut: bool) -> tuple[AnswerCandidate | None, int]:
+    """The candidate behind a mark, ``None`` without one, and its end."""
     if mark.kind == "unclosed":
-        return Place("box", "", cut=True), mark.end
+        return AnswerCandidate("box", "", cut=True), mark.end
     if mark.kind == "box":
-        return Place("box", mark.text), mark.end
+        return AnswerCandidate("box", mark.text), mark.end
     if mark.kind == "heading":
         return _under(text, mark.end, cut), mark.end
     if mark.kind == "tag":
         end = text.find(mark.text, mark.end, mark.end + _LONGEST)
         if end >= 0:
-            return Place("statement", text[mark.end : end].strip()), end
+            return AnswerCandidate("statement", text[mark.end : end].strip()), end
     return _statement(text, mark.end, cut)
 
 
-def _statement(text: str, start: int, cut: bool) -> tuple[Place | None, int]:
-    """The sentence at ``start``, ``None`` where it is a question or empty, and where it ends."""
+def _statement(text: str, start: int, cut: bool) -> tuple[AnswerCandidate | None, int]:
+    """The sentence at ``start``, ``None`` for a question or nothing, and its end."""
     lead = _LEAD.match(text, start)
     start = start if lead is None else lead.end()
     limit = min(len(text), start + _LONGEST)
@@ -372,26 +401,26 @@ def _statement(text: str, start: int, cut: bool) -> tuple[Place | None, int]:
     ending = _END.search(text, max(start, closed), limit)
     end = limit if ending is None else ending.start()
     if cut and _NOTHING.fullmatch(text, end):
-        return Place("statement", text[start:], cut=True), len(text)
+        return AnswerCandidate("statement", text[start:], cut=True), len(text)
     asked = ending is not None and ending[0] in ("?", "\uff1f")
     if asked or not text[start:end].strip():
         return None, end
-    return Place("statement", text[start:end]), end
+    return AnswerCandidate("statement", text[start:end]), end
 
 
-def _under(text: str, start: int, cut: bool) -> Place | None:
-    """What stands under a heading: an answer, or a solution that ends with it."""
+def _under(text: str, start: int, cut: bool) -> AnswerCandidate | None:
+    """The answer under a heading, or the last line of the solution there."""
     lines = [line for line in text[start : start + _LAST].split("\n") if not _CLOSING.match(line)]
     if not lines or len(lines) == 1 or _VALUE_FIRST.match(lines[0]):
         return _statement(text, start, cut)[0]
     if cut:
-        return Place("statement", "", cut=True)
+        return AnswerCandidate("statement", "", cut=True)
     last = _last_line(text[start:])
-    return None if last is None else Place("statement", last)
+    return None if last is None else AnswerCandidate("statement", last)
 
 
 def _loops(text: str, marks: list[_Mark]) -> bool:
-    """Whether the last mark repeats, word for word, the two before it."""
+    """Whether the text repeats itself, word for word, at the last three marks."""
     if len(marks) < 3:
         return False
     last, before = marks[0].start, marks[1].start
@@ -415,7 +444,7 @@ def _last_line(text: str) -> str | None:
         if listed.end() == len(line.rstrip()) and number is not None:
             above = {m["number"] for line in lines[:-1] if (m := _LISTED.match(line))}
             if number == "1" or str(int(number) - 1) in above:
-                return None  # an entry that was not written
+                return None  # a list entry without its text
             break
         line = line[listed.end() :]
     sentences = _sentences(line)
@@ -431,13 +460,13 @@ def _last_line(text: str) -> str | None:
 
 def _sentences(line: str) -> list[str]:
     """The sentences of a line, with the signs that end them."""
-    places = [0, *(match.end() for match in _END.finditer(line)), len(line)]
-    parts = [line[start:end].strip() for start, end in pairwise(places)]
+    ends = [0, *(match.end() for match in _END.finditer(line)), len(line)]
+    parts = [line[start:end].strip() for start, end in pairwise(ends)]
     return [part for part in parts if part]
 
 
 def _is_echo(text: str, mark: _Mark, end: int, prompt: str) -> bool:
-    """Whether a mark, what it announces and what stands before it are the question's own."""
+    """Whether a mark, its candidate and the words before it are a repetition of the prompt."""
     if mark.kind == "box":
         return text[max(0, mark.start - 80) : end] in prompt
     before = _WORD.findall(text[max(0, mark.start - 120) : mark.start])
@@ -445,7 +474,7 @@ def _is_echo(text: str, mark: _Mark, end: int, prompt: str) -> bool:
 
 
 def _stands_in(prompt: str, words: list[str], least: int) -> bool:
-    """Whether many words stand in ``prompt`` just so."""
+    """Whether ``prompt`` has these words in this order, and they are many enough to tell."""
     if not prompt or len(words) < least:
         return False
     return f" {' '.join(words)} ".casefold() in _spaced(prompt)
@@ -481,36 +510,36 @@ _COMMAND = re.compile(r"\\[A-Za-z]+\s*(?:\{[A-Za-z ]*\})?")
 _STARTS = re.compile(r"[\d$.\\(\[{|+-]|[A-Za-z](?![A-Za-z])(?!\s+[A-Za-z]{2})|[^\x00-\x7f]")
 _LETTER = re.compile("[A-Za-z]")
 _MOST_WORDS = 8
-"""Words of an answer that is no formula."""
+"""Words of an answer in words."""
 
 
 def find_answer(completion: str, *, prompt: str = "", cut: bool = False) -> str | None:
-    r"""The answer of a completion as mathematics, ``None`` where it says none.
+    r"""The answer of a completion as mathematics; ``None`` without one.
 
-    It is what the last box or statement holds (see :func:`find_places`). Without any, a last line
-    that is nothing but a formula is the answer. Words are an answer where there is no formula.
+    It is the content of the last box or statement (see :func:`find_candidates`), else a last line
+    that consists of a formula. Words are an answer where there is no formula.
     """
     words: str | None = None
-    for place in find_places(completion, prompt=prompt, cut=cut):
-        if place.kind == "box":
-            return None if place.cut else place.text
-        if place.kind == "last":
-            return words or _bare(place.text)
-        formula, rest = _formula(place.text)
-        closed = place.text.rstrip("*_ .").endswith(("$", "\\)", "\\]"))
-        if place.cut and not (formula and (closed or rest.strip("*_ "))):
+    for found in find_candidates(completion, prompt=prompt, cut=cut):
+        if found.kind == "box":
+            return None if found.cut else found.text
+        if found.kind == "last":
+            return words or _bare(found.text)
+        formula, rest = _formula(found.text)
+        closed = found.text.rstrip("*_ .").endswith(("$", "\\)", "\\]"))
+        if found.cut and not (formula and (closed or rest.strip("*_ "))):
             return None
-        if _BOX.search(place.text):
+        if _BOX.search(found.text):
             continue
         if formula:
             return _result(formula)
-        if words is None and len(_WORD.findall(place.text)) <= _MOST_WORDS:
-            words = place.text.strip().strip("*$").rstrip(".").strip() or None
+        if words is None and len(_WORD.findall(found.text)) <= _MOST_WORDS:
+            words = found.text.strip().strip("*$").rstrip(".").strip() or None
     return words
 
 
 def _formula(text: str) -> tuple[str, str]:
-    """The value that a sentence states, empty where it states none, and the text behind it."""
+    """The value in a sentence, empty without one, and the text behind it."""
     marked = list(_MATH.finditer(text))
     for start in (0, *(match.end() for match in _IS.finditer(text))):
         if any(formula.start() < start < formula.end() for formula in marked):
@@ -524,14 +553,14 @@ def _formula(text: str) -> tuple[str, str]:
 
 
 def _result(formula: str) -> str:
-    """What a calculation comes to; any other formula is what it is."""
+    """The result of a calculation; any other formula unchanged."""
     *worked, result = formula.rstrip(" ,;").split("=")
     letters = _LETTER.search(_COMMAND.sub("", "".join(worked)))
     return result.strip() if worked and letters is None and result.strip() else formula
 
 
 def _value(text: str, start: int) -> tuple[str, str]:
-    """The formulas at ``start``, empty where there are none, and the text behind them."""
+    """The formulas at ``start``, empty without any, and the text behind them."""
     about = _ABOUT.match(text, start)
     start = start if about is None else about.end()
     parts: list[str] = []
@@ -562,7 +591,7 @@ def _inside(formula: re.Match[str]) -> str:
 
 
 def _bare(text: str) -> str | None:
-    """``text`` where it is one line of mathematics without words."""
+    """``text`` if it is one line of mathematics without words."""
     if len(text) > _FORMULA or _BOX.search(text):
         return None
     if _SPOKEN.search(_COMMAND.sub("", text)) or not _SIGN.search(text):

@@ -18,8 +18,7 @@ from typing import Any
 import pytest
 
 from fttt.errors import RunError
-from fttt.verifiers.pool import JobError, WorkerPool
-from fttt.verifiers.zygote import send
+from fttt.verifiers.worker_pool import JobError, WorkerPool, send
 
 
 def run(job: Callable[[Any], Any] | str, *requests: Any, **options: Any) -> list[Any]:
@@ -281,7 +280,7 @@ def test_a_stopped_zygote_does_not_keep_the_pool_from_closing(
 def test_workers_end_when_the_caller_is_killed() -> None:
     script = (
         "import asyncio, os, time\n"
-        "from fttt.verifiers.pool import WorkerPool\n"
+        "from fttt.verifiers.worker_pool import WorkerPool\n"
         "pool = WorkerPool(lambda _: [os.getpid(), os.getppid()], time_limit=5.0)\n"
         "print(*asyncio.run(pool.run(None)), flush=True)\n"
         "time.sleep(60)\n"

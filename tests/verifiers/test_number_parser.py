@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fttt.verifiers.numeral import Number, parse_number, scan_numbers
+from fttt.verifiers.number_parser import Number, parse_number, scan_numbers
 
 SPACES = ("", " ", "\\,", "\\;", "~", "\u2009", "\u00a0")
 GAPS = (",", "{,}", "\\,", "\\ ", "\\;", "\\:", "\\!", "~", "'", " ", "\u2009", "\u202f", ",\\!")

@@ -1,8 +1,8 @@
-r"""The grammar of written numbers: one reading for every way to write a number, of whole tokens.
+r"""Parser of written numbers: one value for every way to write a number.
 
-A number is read to its end or not at all: ``1\frac{1}{2}`` is 3/2 and never 1 or 11, ``2 million``
-is never 2, and ``11:30``, ``1.2.3``, ``52_8`` or ``2\pi`` hold no number. Time is linear in the
-text.
+A number is parsed to its end or not at all: ``1\frac{1}{2}`` is 3/2 and never 1 or 11,
+``2 million`` is never 2, and ``11:30``, ``1.2.3``, ``52_8`` or ``2\pi`` are no numbers. Time is
+linear in the text.
 """
 
 from __future__ import annotations
@@ -11,29 +11,29 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
-__all__ = ["Number", "Numeral", "may_go_on", "parse_number", "plain_letters", "scan_numbers"]
+__all__ = ["Number", "Numeral", "may_continue", "parse_number", "plain_letters", "scan_numbers"]
 
 _LONGEST = 1000
-"""Digits of a number; longer ones are noise, and reading them costs quadratic time."""
+"""Digits of a number; longer ones are noise, and parsing them costs quadratic time."""
 _LARGEST = 8192
-"""Bits of a power; a larger one is no number that anybody compares."""
+"""Bits of a power; a larger one does not count as a number."""
 _DEEPEST = 4
-"""Fractions in fractions."""
+"""Nested fractions."""
 _NEAR = 100
 """Characters of an argument of a fraction that is no number."""
 _LOOK_BACK = 30
-"""Characters before the digits of a number that can be its sign, its currency, or a command."""
+"""Characters before the digits of a number that may be its sign, its currency, or a command."""
 
 
 @dataclass(frozen=True, slots=True)
 class Number:
-    """A number as it was written: its value, and whether a percent sign stood behind it."""
+    """The value of a written number, and whether a percent sign follows it."""
 
     value: Fraction
     percent: bool = False
 
     def matches(self, other: Number) -> bool:
-        """Whether both name the same value; ``50%`` is both ``50`` and ``0.5``."""
+        """Whether both have the same value; ``50%`` is both ``50`` and ``0.5``."""
         if self.value == other.value:
             return True
         if self.percent == other.percent:
@@ -43,7 +43,7 @@ class Number:
 
     @property
     def plain(self) -> Number:
-        """The same without a percent sign, so that equal answers vote together."""
+        """The value without a percent sign, so that equal answers vote together."""
         return Number(self.value / 100) if self.percent else self
 
     def __str__(self) -> str:
@@ -54,18 +54,18 @@ class Number:
 
 @dataclass(frozen=True, slots=True)
 class Numeral:
-    """A token of a text that is written with digits."""
+    """A token of a text that has digits."""
 
     start: int
-    """Its first character: that of its sign or currency, if it has one."""
+    """The index of its first character, its sign or currency included."""
     end: int
-    """The place behind its last character."""
+    """The index behind its last character."""
     number: Number | None
-    r"""Its value; ``None`` for what is no number: times, dates, versions, ``2x``, ``\sqrt{2}``."""
+    r"""Its value; ``None`` for times, dates, versions, ``2x``, ``\sqrt{2}`` and the like."""
 
 
 def _decimal_text(top: int, bottom: int) -> str | None:
-    """``top / bottom`` in full, or ``None`` where its decimals never end or are many."""
+    """``top / bottom`` as a decimal, ``None`` where its decimals never end or are many."""
     places = next((places for places in range(1, 41) if 10**places % bottom == 0), None)
     if places is None:
         return None
@@ -77,7 +77,7 @@ def _decimal_text(top: int, bottom: int) -> str | None:
 
 
 def _letters() -> dict[int, str]:
-    """Single letters that mean the same as a plain one."""
+    """Characters that are variants of an ASCII one."""
     same = {
         "-": "\u2010\u2011\u2012\u2013\u2212\u2796\ufe63\uff0d",
         "+": "\u2795\ufe62\uff0b",
@@ -107,7 +107,7 @@ _LETTERS = _letters()
 
 
 def plain_letters(text: str) -> str:
-    """``text`` with one letter for each minus sign, digit, space or point; its length stays."""
+    """``text`` with ASCII minus signs, digits, spaces and points; its length is the same."""
     return text if text.isascii() else text.translate(_LETTERS)
 
 
@@ -125,7 +125,7 @@ _TO_PLAIN = str.maketrans(_RAISED + _LOWERED + "⁺⁻", "01234567890123456789+-
 _GAP = r"(?:[ \t]|\\[,;:! ]|~|\\q?quad(?![A-Za-z])|\{\})"
 _S = rf"{_GAP}{{0,4}}"
 _CLOSE = rf"(?:{_GAP}|\$\$?|\*\*|__|\\[)\]]){{0,4}}"
-"""What may stand between a number in mathematics or bold type and the word behind it."""
+"""Text between a number in mathematics or bold type and the word behind it."""
 _SEPARATOR = r"\{,\}|\{\\[,;:! ]\}|\\text\{,\}|, ?\\!|,|\\[,;:! ]|\\thinspace(?![A-Za-z]) ?|~|'|_| "
 _TEXT = r"\\(?:text[a-z]*|mathrm|mathit|mathbf|mathsf|mbox|hbox|operatorname)\s*\{\s*"
 _CURRENCY = (
@@ -143,7 +143,7 @@ _HEAD = (
 )
 _HEAD_START, _HEAD_END = re.compile(_HEAD), re.compile(_HEAD + r"\Z")
 _REST = re.compile(rf"{_S}(?:{_CURRENCY})?{_S}")
-"""What may stand behind a number that is a whole text."""
+"""Text behind a number that is a whole text."""
 _FRACTION = re.compile(r"\\(?:[dtc]?frac|nicefrac|sfrac)(?![A-Za-z])")
 _START = re.compile(
     rf"[0-9{''.join(_VULGAR)}]|(?<!\.)\.[0-9]|{_FRACTION.pattern}|(?<![{_RAISED}])[{_RAISED}]{{1,9}}/[{_LOWERED}]"
@@ -156,11 +156,11 @@ _INSIDE = re.compile(
     r"|[A-Za-z]\(|(?<![A-Za-z\\])(?:sqrt|cbrt|log|ln|sin|cos|tan|exp|root of)[ (])"
     r"\s*[+-]?\s*\Z"
 )
-"""What makes the digits behind it an index, or the argument of something."""
+"""Text that makes the digits behind it an index, or the argument of a function."""
 _INSIDE_SIGN = re.compile(r"[\^_\\√∛∜(]|[tgnspf] *\Z")
 _COMMAND_END = re.compile(r"\\[A-Za-z]+\Z")
 _BESIDE = re.compile(rf"{_CLOSE}[)\]]?{_CLOSE}")
-"""What may stand between a number and the operator behind it."""
+"""Text between a number and the operator behind it."""
 _TERM_END = re.compile(r"(?:[)\]]|(?<![A-Za-z\\])[A-Za-z])\Z")
 
 _GROUPED = re.compile(
@@ -248,7 +248,7 @@ _TAIL = re.compile(
     r"|\\(?:mathrm|text|textit|mathit|mathbf)\{\s*[abceinpqrtuvxyz]\s*\})"
     r"|(?:[abceijnpqruvwxyzPQRSXYZ](?!\.?[A-Za-z'])|\((?=[0-9a-z])|!(?=[$})\\]))"
 )
-"""What, right behind a number, makes it a part of something else (but for ``fine``)."""
+"""Text right behind a number that makes it part of another token (``fine`` does not)."""
 _FULL_STOP = re.compile(r"(?<!\.)\.\Z")
 _BROKEN_OFF = re.compile(
     r"[ \t.,:/^'{(=+*\u00d7\u00b7-]*(?:\\[A-Za-z]*[ \t{]*)?(?P<word>[A-Za-z]*)[ \t]*\Z"
@@ -261,7 +261,7 @@ _AROUND = (
 
 
 def parse_number(text: str) -> Number | None:
-    r"""The number that the whole of ``text`` is, ``None`` for anything else.
+    r"""The number that the whole of ``text`` is; ``None`` for any other text.
 
     Delimiters of mathematics, braces, bold type, currency, a percent sign and a closing full stop
     belong to a number; units and variables do not, so that ``5k`` is none.
@@ -277,9 +277,9 @@ def parse_number(text: str) -> Number | None:
 
 
 def scan_numbers(text: str) -> list[Numeral]:
-    r"""Every token of ``text`` that is written with digits, from left to right.
+    r"""Every token of ``text`` that has digits, from left to right.
 
-    Units are passed over; in prose ``5k`` is 5,000 and ``7:00`` is 7. Digits of names and indices
+    Units are skipped; in prose ``5k`` is 5,000 and ``7:00`` is 7. Digits of names and indices
     (``x2``, ``H_2O``, ``m^2``, ``COVID-19``) are no tokens.
     """
     text = plain_letters(text)
@@ -302,8 +302,8 @@ def scan_numbers(text: str) -> list[Numeral]:
     return found
 
 
-def may_go_on(text: str, end: int) -> bool:
-    """Whether the number that ends at ``end`` could be another one, had ``text`` not been cut."""
+def may_continue(text: str, end: int) -> bool:
+    """Whether the number that ends at ``end`` may be incomplete because ``text`` is truncated."""
     rest = _BROKEN_OFF.match(plain_letters(text), end)
     word = "" if rest is None else rest["word"].lower()
     return rest is not None and any(more.startswith(word) for more in _MORE_WORDS)
@@ -311,17 +311,17 @@ def may_go_on(text: str, end: int) -> bool:
 
 def _head_at_end(text: str, start: int) -> re.Match[str]:
     found = _HEAD_END.search(text, start)
-    assert found is not None  # an empty one is always there
+    assert found is not None  # it matches an empty text
     return found
 
 
 def _is_letter(character: str) -> bool:
-    """Whether it is a letter of a name; those of scripts without spaces between words are none."""
+    """Whether it is a letter of a script with spaces between words."""
     return character.isalpha() and character < "\u2e80"
 
 
 def _bare(text: str) -> str:
-    """``text`` without what is set around it."""
+    """``text`` without delimiters around it."""
     for _ in range(8):
         before = text
         text = _FULL_STOP.sub("", text.strip())
@@ -336,7 +336,7 @@ def _bare(text: str) -> str:
 
 
 def _closes_early(inner: str) -> bool:
-    """Whether a brace closes in ``inner`` that was opened before it."""
+    """Whether ``inner`` closes a brace that it does not open."""
     depth = 0
     for brace in _BRACE.findall(inner):
         depth += 1 if brace == "{" else -1
@@ -346,7 +346,7 @@ def _closes_early(inner: str) -> bool:
 
 
 def _subtracts(text: str, sign: int, last: int) -> bool:
-    """Whether the sign at ``sign`` stands between two terms; the last number ended at ``last``."""
+    """Whether the sign at ``sign`` is between two terms; the last number ended at ``last``."""
     if text[sign : sign + 3].lower() == "neg":
         return False
     if last and sign - last <= _LOOK_BACK and _BESIDE.fullmatch(text, last, sign):
@@ -360,7 +360,7 @@ def _subtracts(text: str, sign: int, last: int) -> bool:
 
 
 def _read(text: str, place: int, head: re.Match[str], *, prose: bool) -> tuple[Number | None, int]:
-    """The number whose digits begin at ``place``, and the place behind it."""
+    """The number whose digits begin at ``place``, and the index behind it."""
     date = _DATE.match(text, place)
     if date is not None:
         return None, date.end()
@@ -457,7 +457,7 @@ def _part(text: str, place: int, depth: int) -> tuple[Fraction | None, int] | No
 
 
 def _argument(text: str, place: int, depth: int) -> tuple[Fraction | None, int]:
-    """One argument of a fraction: a number in braces, or a single digit."""
+    """An argument of a fraction: a number in braces, or a single digit."""
     place = _skip(text, place)
     if text[place : place + 1] != "{":
         digit = text[place : place + 1]
@@ -475,7 +475,7 @@ def _argument(text: str, place: int, depth: int) -> tuple[Fraction | None, int]:
 
 
 def _behind_braces(text: str, place: int) -> int:
-    """The place behind the two arguments at ``place``, as far as they are near."""
+    """The index behind the two arguments at ``place``, within a limited distance."""
     for _ in range(2):
         place, depth = _skip(text, place), 0
         for brace in _BRACE.finditer(text, place, place + _NEAR):
@@ -487,13 +487,13 @@ def _behind_braces(text: str, place: int) -> int:
 
 
 def _skip(text: str, place: int) -> int:
-    """The place behind the white space at ``place``."""
+    """The index behind the white space at ``place``."""
     spaces = _SPACES.match(text, place)
     return place if spaces is None else spaces.end()
 
 
 def _raised(text: str, place: int) -> tuple[Fraction | None, int, bool]:
-    """A decimal number with its powers; whether it is only a whole number without them."""
+    """A decimal number with its powers; whether it is a whole number without them."""
     value, end, whole = _decimal(text, place)
     if value is None or _RAISED_FRACTION.match(text, end):
         return value, end, whole
@@ -509,7 +509,7 @@ def _raised(text: str, place: int) -> tuple[Fraction | None, int, bool]:
 
 
 def _to_the(value: Fraction, power: re.Match[str]) -> Fraction | None:
-    """``value`` to an integer power, ``None`` where that is too large or no number."""
+    """``value`` to an integer power; ``None`` if that is too large or undefined."""
     exponent = int(next(group for group in power.groups() if group).translate(_TO_PLAIN))
     size = max(value.numerator.bit_length(), value.denominator.bit_length())
     if size * abs(exponent) > _LARGEST or (value == 0 and exponent <= 0):
@@ -519,7 +519,7 @@ def _to_the(value: Fraction, power: re.Match[str]) -> Fraction | None:
 
 
 def _decimal(text: str, place: int) -> tuple[Fraction | None, int, bool]:
-    """A number of digits, separators and a point; whether it is a whole one."""
+    """A number of digits, separators and a point; whether it is a whole number."""
     european = _EUROPEAN.match(text, place)
     if european is not None:
         whole, decimals, grouped = european.groups()
@@ -556,7 +556,7 @@ def _decimal(text: str, place: int) -> tuple[Fraction | None, int, bool]:
 
 
 def _repeated(whole: str, match: re.Match[str]) -> Fraction | None:
-    """A repeating decimal as it is written with a bar, dots or brackets."""
+    """The value of a repeating decimal, written with a bar, dots or brackets."""
     first = match["first"]
     again = match["bar"] or match["one"] or match["bracket"]
     if again is None:
@@ -565,6 +565,6 @@ def _repeated(whole: str, match: re.Match[str]) -> Fraction | None:
 
 
 def _cyclic(whole: str, first: str, again: str) -> Fraction:
-    """``whole.first`` followed by ``again`` without end."""
+    """The value of ``whole.first`` followed by ``again`` without end."""
     value = int(whole + first or "0") + Fraction(int(again), 10 ** len(again) - 1)
     return value / Fraction(10) ** len(first)

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fttt.tasks import TaskOptions, get_task
-from fttt.verifiers.program import find_program
+from fttt.verifiers.program_extraction import find_program
 
 PROMPT = (
     "import math\nfrom typing import List\n\n\n"
