@@ -31,10 +31,10 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import PrinterCallback, TrainerCallback, set_seed
 
 from fttt.config import SETTINGS, FinetuneConfig, build
-from fttt.finetune.methods import count_trained, prepare
+from fttt.finetune.parameters import count_trained, prepare
+from fttt.finetune.solution_trainer import Counts, SolutionTrainer
 from fttt.finetune.train import optimizer, training_arguments
-from fttt.finetune.trainer import Counts, SolutionTrainer
-from fttt.training.gold import GoldExample
+from fttt.training import GoldExample
 
 SAMPLES = 20
 WARM_UP = 2

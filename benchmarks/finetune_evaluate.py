@@ -28,8 +28,8 @@ import torch
 from shapes import SHAPES, random_loaded
 
 from fttt.engine import BatchedEngine, GenerateRequest
-from fttt.finetune.attach import attach
-from fttt.finetune.checkpoint import FinetuneInfo, architecture, read_info, write_info
+from fttt.finetune.load import attach
+from fttt.finetune.metadata import FinetuneInfo, model_shape, read_info, write_info
 from fttt.models import LoadedModel, load_model
 
 QUESTION = "A farmer has {} boxes with {} apples each and gives {} apples away. How many are left?"
@@ -55,7 +55,7 @@ def random_checkpoint(loaded: LoadedModel, folder: Path) -> None:
     model.unload()
     facts = FinetuneInfo(
         method="lora", model=loaded.name, base_model=loaded.name,
-        architecture=architecture(loaded.model.config), task="arithmetic", seed=0, settings={},
+        architecture=model_shape(loaded.model.config), task="arithmetic", seed=0, settings={},
         step=0, epoch=0, trained_parameters=sum(p.numel() for p in trained), trained_tokens=0,
         tokens=0, seconds=0,
     )  # fmt: skip

@@ -28,11 +28,11 @@ from torch import Tensor
 from engine import synchronize
 from fttt.engine.sequences import prepared
 from fttt.models import LoadedModel, load_model
-from fttt.optune.data import AttemptExample
-from fttt.optune.layers import edited_layers
+from fttt.optune.attempts import AttemptExample
+from fttt.optune.edited_layers import edited_layers
+from fttt.optune.gradient import GradientRunner
 from fttt.optune.network import OpTuneNetwork
-from fttt.optune.window import WindowRunner
-from fttt.training.gold import GoldExample
+from fttt.training import GoldExample
 
 
 def make_examples(loaded: LoadedModel, options: argparse.Namespace) -> list[AttemptExample]:
@@ -61,7 +61,7 @@ def ours(
 ) -> tuple[float, float]:  # fmt: skip
     """Examples a second, and the first window's mean loss."""
     reuse = 2**34 if loaded.device.startswith("cuda") else 0
-    runner = WindowRunner(loaded.model, network, batch_tokens, reuse)
+    runner = GradientRunner(loaded.model, network, batch_tokens, reuse)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-5, weight_decay=0.0)
     sizes = [p.numel() for p in runner.parameters]
     first = 0.0

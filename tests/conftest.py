@@ -10,14 +10,12 @@ import pytest
 import torch
 
 from fttt.config import SETTINGS, build
-from fttt.finetune.checkpoint import FinetuneInfo, Method, architecture, write_info
-from fttt.finetune.methods import count_trained, export, prepare
+from fttt.finetune.metadata import FinetuneInfo, Method, model_shape, write_info
+from fttt.finetune.parameters import count_trained, export, prepare
 from fttt.models import LoadedModel
-from fttt.optune.checkpoint import TrainingState, write_checkpoint
-from fttt.optune.info import OpTuneInfo
-from fttt.optune.layers import edited_layers
-from fttt.optune.network import OpTuneNetwork
-from fttt.optune.statistics import RunningStatistics
+from fttt.optune.checkpoint import OpTuneInfo, TrainingState, write_checkpoint
+from fttt.optune.edited_layers import edited_layers
+from fttt.optune.network import OpTuneNetwork, RunningStatistics
 from fttt.testing import save_tiny_model, tiny_model
 
 
@@ -64,7 +62,7 @@ def make_checkpoint(tmp_path: Path) -> MakeCheckpoint:
             method=method,
             model=str(base),
             base_model=loaded.name,
-            architecture=architecture(loaded.model.config),
+            architecture=model_shape(loaded.model.config),
             task=task,
             seed=42,
             settings={},

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from fttt.finetune.checkpoint import read_info
-from fttt.finetune.trainer import checkpoints
+from fttt.finetune.metadata import read_info
+from fttt.finetune.solution_trainer import checkpoints
 from fttt.testing import call, save_tiny_model
 
 train = partial(call, "finetune", "train")
@@ -84,7 +84,7 @@ def test_a_launch_that_cannot_serve_is_one_sentence_too(
 def test_a_missing_package_is_named(
     model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("fttt.finetune.plan.find_spec", lambda name: None)
+    monkeypatch.setattr("fttt.finetune.finetune_plan.find_spec", lambda name: None)
     assert train("lora", "--model", model) == 2
     assert "'accelerate', which is not installed; run: pip install 'fttt[train]'" in (
         capsys.readouterr().err

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fttt.cli import main
-from fttt.finetune.checkpoint import METHODS, read_info
+from fttt.finetune.metadata import METHODS, read_info
 
 COUNTS = {
     "full": 134_515_008,

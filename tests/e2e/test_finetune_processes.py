@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fttt.finetune.checkpoint import read_info
+from fttt.finetune.metadata import read_info
 from fttt.models import load_model
 from fttt.testing import call, save_tiny_model
 
@@ -37,7 +37,7 @@ from torch.distributed import init_process_group
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType
 from fttt.cli import main
-from fttt.finetune.trainer import SolutionTrainer
+from fttt.finetune.solution_trainer import SolutionTrainer
 
 # accelerate leaves FSDP out on CPUs, where torch itself can run it
 os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from fttt.config import FinetuneConfig, build, merge
-from fttt.finetune.checkpoint import FinetuneInfo
-from fttt.finetune.plan import FinetunePlan, plan_finetune
+from fttt.finetune.finetune_plan import FinetunePlan, plan_finetune
+from fttt.finetune.metadata import FinetuneInfo
 from fttt.finetune.train import train
 from fttt.testing import save_tiny_model
 

@@ -14,14 +14,14 @@ from transformers import TrainerCallback
 
 from fttt.errors import RunError
 from fttt.finetune import train as train_module
-from fttt.finetune.checkpoint import METHODS, read_info
-from fttt.finetune.methods import prepare
-from fttt.finetune.plan import plan_finetune
+from fttt.finetune.finetune_plan import plan_finetune
+from fttt.finetune.metadata import METHODS, read_info
+from fttt.finetune.parameters import prepare
+from fttt.finetune.solution_trainer import SolutionTrainer, checkpoints
 from fttt.finetune.train import train
-from fttt.finetune.trainer import SolutionTrainer, checkpoints
 from fttt.models import load_model
 from fttt.progress import StepProgress
-from fttt.training.gold import gold_examples
+from fttt.training import gold_examples
 
 ALL_AT_ONCE = {"samples": 40, "max_steps": 3, "every": 3, "clip": 0.0, "warmup": 0.4}
 

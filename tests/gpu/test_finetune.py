@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from fttt.config import FinetuneConfig, build
-from fttt.finetune.checkpoint import METHODS, FinetuneInfo, read_info
-from fttt.finetune.plan import plan_finetune
+from fttt.finetune.finetune_plan import plan_finetune
+from fttt.finetune.metadata import METHODS, FinetuneInfo, read_info
 from fttt.finetune.train import train
 from fttt.testing import save_tiny_model
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from fttt.engine import BatchedEngine, GenerateRequest, LoRASpec, Target, TrainRequest
-from fttt.finetune.attach import load_finetuned
-from fttt.finetune.checkpoint import METHODS, Method
+from fttt.finetune.load import load_finetuned
+from fttt.finetune.metadata import METHODS, Method
 from fttt.models import LoadedModel
 
 pytestmark = [

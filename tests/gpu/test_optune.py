@@ -14,12 +14,12 @@ from safetensors.torch import load_file
 
 import fttt
 from fttt.engine.sequences import prepared
-from fttt.optune.data import AttemptExample
-from fttt.optune.layers import edited_layers
+from fttt.optune.attempts import AttemptExample
+from fttt.optune.edited_layers import edited_layers
+from fttt.optune.gradient import GradientRunner, Sums
 from fttt.optune.network import OpTuneNetwork
-from fttt.optune.window import Sums, WindowRunner
 from fttt.testing import save_tiny_model, tiny_model
-from fttt.training.gold import GoldExample
+from fttt.training import GoldExample
 
 pytestmark = [
     pytest.mark.gpu,
@@ -50,7 +50,7 @@ def window(device: str, reuse_bytes: int = 0) -> Sums:
             parameter += 1e-3 * torch.randn(parameter.shape, generator=generator)
     network.to(device)
     with prepared(model):
-        runner = WindowRunner(model, network, 200, reuse_bytes)
+        runner = GradientRunner(model, network, 200, reuse_bytes)
         parts = runner.record(examples())
         network.observe(network.summarize(part.factors for part in parts))
         return runner.gradient(parts, 1, 0)

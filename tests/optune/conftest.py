@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from fttt.engine.factors import Factors
-from fttt.optune.data import AttemptExample
-from fttt.optune.layers import EditedLayer
-from fttt.training.gold import GoldExample
+from fttt.optune.attempts import AttemptExample
+from fttt.optune.edited_layers import EditedLayer
+from fttt.training import GoldExample
 
 MakeFactors = Callable[..., Factors]
 

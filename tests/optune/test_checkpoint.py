@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from fttt.errors import RunError, UsageError
-from fttt.optune import OpTuneInfo, hub, load_checkpoint, push, read_info
+from fttt.optune import OpTuneInfo, load_checkpoint, push, read_info
 from fttt.optune import checkpoint as module
 from fttt.optune.checkpoint import (
     TrainingState,
@@ -168,18 +168,18 @@ def test_to_the_hub_and_back(
     assert loaded.info == info
     with pytest.raises(RunError, match=r"no folder 'me/other', and .* no such repository"):
         load_checkpoint("me/other")
-    assert not hub.is_hub_name(tmp_path / "run")
+    assert not module.is_hub_name(tmp_path / "run")
 
 
 def test_a_missing_folder_beside_others_is_no_name_of_the_hub(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert hub.is_hub_name("outputs/optune")
+    assert module.is_hub_name("outputs/optune")
     (tmp_path / "outputs").mkdir()
-    assert not hub.is_hub_name("outputs/optune")
+    assert not module.is_hub_name("outputs/optune")
     with pytest.raises(UsageError, match="'outputs/optune'"):
-        hub.fetch("outputs/optune")
+        module.fetch("outputs/optune")
 
 
 def test_a_hub_out_of_reach_is_named(

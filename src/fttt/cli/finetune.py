@@ -23,7 +23,7 @@ from fttt.files import output_folder
 from fttt.tasks import get_task
 
 if TYPE_CHECKING:
-    from fttt.finetune.checkpoint import FinetuneInfo
+    from fttt.finetune.metadata import FinetuneInfo
 
 __all__ = ["finetune_app"]
 
@@ -69,13 +69,13 @@ def train_command(
         data = config.data.model_copy(update={"data_dir": found_data(task, config.data.split)})
         config = config.model_copy(update={"data": data})
 
-    from fttt.finetune.plan import plan_finetune
+    from fttt.finetune.finetune_plan import plan_finetune
 
     plan = plan_finetune(config)
     if dry_run:
         typer.echo(to_toml(plan.config), nl=False)
         return
-    from fttt.finetune.plan import label, processes
+    from fttt.finetune.finetune_plan import label, processes
 
     if out is None and processes()[1] > 1:
         raise UsageError("With several processes the folder must be named; give --out DIR.")
@@ -118,8 +118,8 @@ def _resume(folder: Path, flags: dict[str, Any], *, given: bool) -> None:
             f"The folder {str(folder)!r} holds no fine-tuning to go on with: there is no "
             "config.toml of `fttt finetune train` in it; name one that was given as its --out."
         )
-    from fttt.finetune.checkpoint import INFO_FILE, read_info
-    from fttt.finetune.plan import plan_finetune, processes
+    from fttt.finetune.finetune_plan import plan_finetune, processes
+    from fttt.finetune.metadata import INFO_FILE, read_info
 
     if (folder / INFO_FILE).is_file():
         info = read_info(folder)
@@ -131,7 +131,7 @@ def _resume(folder: Path, flags: dict[str, Any], *, given: bool) -> None:
 
 
 def _train(plan: Any, folder: Path, *, resume: bool) -> None:
-    from fttt.finetune.plan import processes
+    from fttt.finetune.finetune_plan import processes
     from fttt.finetune.train import train
 
     first = processes()[0] == 0

@@ -19,9 +19,8 @@ from fttt.config.optune import OpTuneConfig
 from fttt.errors import UsageError
 
 if TYPE_CHECKING:
-    from fttt.optune.plan import TrainingPlan
-    from fttt.optune.processes import Processes
-    from fttt.optune.training import Trained
+    from fttt.optune.optune_plan import OpTunePlan
+    from fttt.optune.optune_trainer import ProcessGroup, TrainingResult
 
 __all__ = ["optune_app"]
 
@@ -73,7 +72,7 @@ def generate_command(
     flags = merge(own, flags)
     if resume is None:
         from fttt.experiment.plan import task_of
-        from fttt.training.gold import check_trainable
+        from fttt.training import check_trainable
 
         config = resolve(flags)
         check_trainable(task_of(config), config.data.split)
@@ -123,7 +122,7 @@ def train_command(
 
 
 def _train(values: dict[str, Any], out: Path | None, resume: Path | None) -> None:
-    from fttt.optune.plan import default_folder, plan_training, read_settings, resumed
+    from fttt.optune.optune_plan import default_folder, plan_training, read_settings, resumed
 
     if resume is not None:
         own = read_settings(resume)
@@ -144,24 +143,26 @@ def _train(values: dict[str, Any], out: Path | None, resume: Path | None) -> Non
     if resume is None:
         begin_folder(folder, "fttt optune train --resume")
 
-    from fttt.optune.processes import Processes
+    from fttt.optune.optune_trainer import ProcessGroup
 
-    processes = Processes(config.device, config.tracker, folder)
+    processes = ProcessGroup(config.device, config.tracker, folder)
     with held_folder(folder) if processes.main else nullcontext():
         trained = _carry_out(plan, folder, processes, begun=resume is not None)
     if processes.main:
         _show(trained, folder)
 
 
-def _carry_out(plan: TrainingPlan, folder: Path, processes: Processes, *, begun: bool) -> Trained:
+def _carry_out(
+    plan: OpTunePlan, folder: Path, processes: ProcessGroup, *, begun: bool
+) -> TrainingResult:
     from fttt.models import load_model
-    from fttt.optune.plan import CONFIG
-    from fttt.optune.training import Trainer
+    from fttt.optune.optune_plan import CONFIG
+    from fttt.optune.optune_trainer import OpTuneTrainer
     from fttt.progress import StepProgress
 
     loaded = load_model(plan.model, dtype=plan.config.dtype, device=processes.device)
     progress = StepProgress("optune", shown=processes.main)
-    trainer = Trainer(plan, loaded, folder, processes, progress)
+    trainer = OpTuneTrainer(plan, loaded, folder, processes, progress)
     if processes.main and not begun:  # only now is it known that nothing is refused
         text = f"# fttt optune train --recipe {CONFIG}\n" + to_toml(plan.config)
         (folder / CONFIG).write_text(text, encoding="utf-8")
@@ -173,7 +174,7 @@ def _carry_out(plan: TrainingPlan, folder: Path, processes: Processes, *, begun:
         raise
 
 
-def _show(trained: Trained, folder: Path) -> None:
+def _show(trained: TrainingResult, folder: Path) -> None:
     rate = trained.examples_per_second  # none where there was nothing left to train
     typer.echo(f"{trained.step} steps" + (f", {rate:.1f} examples/s" if rate else ""))
     if trained.skipped:

@@ -76,7 +76,7 @@ def network_fingerprint(settings: MethodSettings) -> str | None:
     """SHA-256 of the settings' network, if they name one."""
     if not isinstance(settings, OpTuneSettings):
         return None
-    from fttt.optune.info import NETWORK
+    from fttt.optune.checkpoint import NETWORK
 
     return hashlib.sha256((_folder(settings.checkpoint) / NETWORK).read_bytes()).hexdigest()
 
@@ -93,9 +93,9 @@ def check_edits(settings: MethodSettings, model: Any) -> None:
     """
     if not isinstance(settings, OpTuneSettings):
         return
-    from fttt.models.identity import same_model
-    from fttt.models.outline import model_outline
-    from fttt.optune.layers import check_layers
+    from fttt.models.loader import model_outline
+    from fttt.models.locate import same_model
+    from fttt.optune.edited_layers import check_layers
 
     info = _info(settings)
     check_layers(info.layers, model_outline(model) if isinstance(model, str) else model, info.model)
@@ -107,14 +107,14 @@ def check_edits(settings: MethodSettings, model: Any) -> None:
 
 
 def _info(settings: OpTuneSettings) -> OpTuneInfo:
-    from fttt.optune.info import read_info
+    from fttt.optune.checkpoint import read_info
 
     return read_info(_folder(settings.checkpoint))
 
 
 def _folder(source: str) -> Path:
     """The folder of one checkpoint, downloaded where it is a hub's."""
-    from fttt.optune.hub import fetch
+    from fttt.optune.checkpoint import fetch
 
     return fetch(source).resolve()
 

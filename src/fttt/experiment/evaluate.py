@@ -10,7 +10,7 @@ from typing import Any
 from fttt.config import build, merge
 from fttt.errors import UsageError
 from fttt.experiment.sweep import SweepConfig
-from fttt.finetune.checkpoint import read_info
+from fttt.finetune.metadata import read_info
 from fttt.store import Run
 
 __all__ = ["Evaluated", "evaluated", "evaluation"]

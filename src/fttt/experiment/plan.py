@@ -118,7 +118,7 @@ def with_weights(config: RunConfig, settings: MethodSettings) -> RunConfig:
     if "model" not in config.model_fields_set:
         model = made_for(settings)
         if checkpoint is not None:
-            from fttt.finetune.checkpoint import read_info
+            from fttt.finetune.metadata import read_info
 
             model = read_info(checkpoint).model
         over |= {} if model is None else {"model": model}
@@ -293,7 +293,7 @@ def check_weights(config: RunConfig) -> None:
 
         check_model(config.model)
         return
-    from fttt.finetune.attach import check_checkpoint
+    from fttt.finetune.load import check_checkpoint
 
     check_checkpoint(config.adapter, config.model)
 
@@ -309,7 +309,7 @@ def load_weights(model: str, adapter: Path | None, *, dtype: str, device: str) -
         from fttt.models import load_model
 
         return load_model(model, dtype=dtype, device=device)
-    from fttt.finetune.attach import load_finetuned
+    from fttt.finetune.load import load_finetuned
 
     return load_finetuned(adapter, model=model, dtype=dtype, device=device)
 

@@ -63,7 +63,7 @@ def _check_weights(run: Run, config: RunConfig) -> None:
     """Refuse a checkpoint folder that has been written anew since the run began."""
     if config.adapter is None:
         return
-    from fttt.finetune.attach import describe_checkpoint
+    from fttt.finetune.load import describe_checkpoint
 
     then = run.environment.get("adapter", {}).get("fingerprint")
     if describe_checkpoint(config.adapter)["fingerprint"] != then:

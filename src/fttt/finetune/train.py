@@ -23,14 +23,21 @@ from fttt.config import FinetuneConfig, to_toml
 from fttt.config.finetune import FullSettings
 from fttt.engine.selfcheck import check_outputs
 from fttt.errors import RunError, UsageError
-from fttt.finetune.callbacks import EarlyStop, ShowSteps, has_stopped
-from fttt.finetune.checkpoint import INFO_FILE, FinetuneInfo, publish, read_info, write_info
-from fttt.finetune.methods import prepare
-from fttt.finetune.plan import FinetunePlan, processes, sharded
-from fttt.finetune.trainer import Counts, SolutionTrainer, best_checkpoint, checkpoints
+from fttt.finetune.finetune_plan import FinetunePlan, processes, sharded
+from fttt.finetune.metadata import INFO_FILE, FinetuneInfo, publish, read_info, write_info
+from fttt.finetune.parameters import prepare
+from fttt.finetune.solution_trainer import (
+    Counts,
+    EarlyStop,
+    ShowSteps,
+    SolutionTrainer,
+    best_checkpoint,
+    checkpoints,
+    has_stopped,
+)
 from fttt.models import LoadedModel, load_model, pick_device, pick_dtype
 from fttt.progress import StepProgress
-from fttt.training.gold import GoldExample, gold_examples, held_out
+from fttt.training import GoldExample, gold_examples, held_out
 
 __all__ = ["optimizer", "train", "training_arguments"]
 

@@ -1,6 +1,5 @@
 """Loading models by name, folder or GGUF file, and formatting chats with their own template."""
 
-from fttt.models.cache import cache_folder
 from fttt.models.chat import ChatFormat
 from fttt.models.loader import (
     LoadedModel,
@@ -12,7 +11,7 @@ from fttt.models.loader import (
     pick_dtype,
     without_bars,
 )
-from fttt.models.source import check_model, find_model, list_models
+from fttt.models.locate import cache_folder, check_model, find_model, list_models
 
 __all__ = [
     "ChatFormat",

@@ -1,4 +1,4 @@
-"""A model, its tokenizer and its chat format, on the device and in the precision asked for."""
+"""Loads a model, its tokenizer and chat format, on the device and in the precision asked for."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import torch
 
 from fttt.errors import RunError, UsageError
 from fttt.hub import from_hub
-from fttt.models import gguf
 from fttt.models.chat import ChatFormat, check_tokenizer
-from fttt.models.source import ModelSource, check_model, find_model
+from fttt.models.gguf.model import read_config, read_model, read_tokenizer
+from fttt.models.locate import ModelSource, check_model, find_model
 from fttt.models.support import check_supported
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "context_of",
     "load_config",
     "load_model",
+    "model_outline",
     "pick_device",
     "pick_dtype",
     "without_bars",
@@ -78,7 +79,7 @@ def load_model(name: str, *, dtype: str = "auto", device: str = "auto") -> Loade
     Only safetensors are read, and no code that came with a model is run.
 
     Args:
-        name: see :func:`fttt.models.source.find_model`.
+        name: see :func:`fttt.models.locate.find_model`.
         dtype: ``float32``, ``bfloat16``, ``float16``, or ``auto``: bfloat16 on a GPU, float32 on
             a CPU.
         device: ``cpu``, ``cuda``, ``cuda:N``, or ``auto``: a GPU where there is one.
@@ -116,7 +117,7 @@ def load_config(name: str) -> Any:
     check_model(name)
     source = find_model(name)
     if source.kind == "gguf":
-        return gguf.read_config(source.path)
+        return read_config(source.path)
     try:
         with from_hub(source.path):
             return AutoConfig.from_pretrained(source.path, trust_remote_code=False)
@@ -157,7 +158,7 @@ def _read_chat(source: ModelSource) -> ChatFormat:
     from transformers import AutoTokenizer
 
     if source.kind == "gguf":
-        tokenizer = gguf.read_tokenizer(source.path)
+        tokenizer = read_tokenizer(source.path)
     else:
         with _refusals(source), from_hub(source.path):
             tokenizer = AutoTokenizer.from_pretrained(source.path)
@@ -172,8 +173,8 @@ def _read_weights(source: ModelSource, dtype: torch.dtype, device: torch.device)
 
     with without_bars(), _refusals(source):
         if source.kind == "gguf":
-            check_supported(gguf.read_config(source.path).to_dict(), source.name, device.type)
-            model: Any = gguf.read_model(source.path, dtype)
+            check_supported(read_config(source.path).to_dict(), source.name, device.type)
+            model: Any = read_model(source.path, dtype)
         else:
             with from_hub(source.path):
                 config = AutoConfig.from_pretrained(source.path, trust_remote_code=False)
@@ -243,3 +244,17 @@ def context_of(config: Any) -> int:
     if rotary.get("rope_type") == "dynamic":  # its frequencies go on for so many times more
         most *= rotary["factor"]
     return int(most)
+
+
+def model_outline(name: str) -> Any:
+    """The ``transformers`` model of that name on the meta device.
+
+    Args:
+        name: see :func:`fttt.models.locate.find_model`.
+
+    Raises:
+        UsageError: there is no such model, or its configuration cannot be read.
+    """
+    auto: Any = import_module("transformers").AutoModelForCausalLM
+    with torch.device("meta"):
+        return auto.from_config(load_config(name), trust_remote_code=False)

@@ -4,9 +4,14 @@
 Importing this loads no torch.
 """
 
-from fttt.optune.checkpoint import OpTuneCheckpoint, load_checkpoint
-from fttt.optune.hub import pull, push
-from fttt.optune.info import OpTuneInfo, read_info
+from fttt.optune.checkpoint import (
+    OpTuneCheckpoint,
+    OpTuneInfo,
+    load_checkpoint,
+    pull,
+    push,
+    read_info,
+)
 
 __all__ = [
     "OpTuneCheckpoint",

@@ -1,41 +1,34 @@
-"""A trained OpTune network on disk: written whole or not at all, checked before it is used.
+"""OpTune checkpoints on disk and on the Hugging Face hub.
 
 A training folder holds its newest checkpoints as ``step-00000100/`` and so on, each of them
 complete:
 
-- ``optune.json``: the model that it was made for, the edited layers, the settings; read alone, so
-  that a wrong choice is refused before any weights are loaded.
+- ``optune.json``: the model, the edited layers and the settings; read alone, so that a wrong choice
+  is refused before any weights are loaded.
 - ``network.safetensors``: parameters and running statistics, float32 and float64.
-- ``training.json`` and ``training.safetensors``: what training needs to go on. They stay behind
-  when a checkpoint is shared.
+- ``training.json`` and ``training.safetensors``: the state that resuming needs. They are not
+  uploaded when a checkpoint is shared.
 
-Nothing is ever pickled.
+A checkpoint is written whole or not at all, and checked before it is used. Nothing is pickled, and
+importing this module loads no torch.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, Literal
 
-from fttt.errors import UsageError
+from fttt.errors import RunError, UsageError
 from fttt.files import cannot_write, write_whole
-from fttt.optune.hub import fetch
-from fttt.optune.info import (
-    FORMAT,
-    INFO,
-    NETWORK,
-    OpTuneInfo,
-    broken,
-    check_whole,
-    find_checkpoint,
-    read_info,
-    step_folders,
-)
+from fttt.hub import from_hub
+from fttt.optune.edited_layers import EditedLayer
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,11 +37,25 @@ if TYPE_CHECKING:
     from fttt.optune.network import OpTuneNetwork
 
 __all__ = [
+    "FORMAT",
+    "INFO",
+    "NETWORK",
+    "Ablation",
     "OpTuneCheckpoint",
+    "OpTuneInfo",
     "TrainingState",
+    "broken",
     "check_training",
+    "check_whole",
+    "fetch",
+    "find_checkpoint",
+    "is_hub_name",
     "load_checkpoint",
     "load_training",
+    "pull",
+    "push",
+    "read_info",
+    "step_folders",
     "write_checkpoint",
 ]
 
@@ -220,3 +227,188 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+INFO = "optune.json"
+NETWORK = "network.safetensors"
+FORMAT = 1
+
+Ablation = Literal["none", "shuffle-attempts", "constant-input"]
+
+
+@dataclass(frozen=True, slots=True)
+class OpTuneInfo:
+    """What ``optune.json`` says of a checkpoint."""
+
+    model: str
+    """The model whose factors it was trained on, as ``--model`` was given."""
+    task: str
+    layers: tuple[EditedLayer, ...]
+    rank: int
+    dropout: float
+    feedback: str
+    """The user's turn after an attempt, the same in training and at test time."""
+    step: int
+    parameters: int
+    ablation: Ablation = "none"
+    validation_loss: float | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Everything else that training was asked for."""
+
+
+def find_checkpoint(source: str | Path) -> Path:
+    """The folder of a checkpoint: itself, or the newest of a training folder.
+
+    Raises:
+        UsageError: there is none.
+    """
+    folder = Path(source)
+    if not folder.is_dir():
+        raise UsageError(
+            f"There is no checkpoint folder {str(source)!r}; name one that `fttt optune train` "
+            "wrote."
+        )
+    found = folder if (folder / INFO).is_file() else next(iter(step_folders(folder)[::-1]), None)
+    if found is None:
+        raise UsageError(
+            f"The folder {str(source)!r} holds no OpTune checkpoint: there is no {INFO} in it and "
+            "no step-N folder; name one that `fttt optune train` wrote."
+        )
+    return found
+
+
+def read_info(source: str | Path) -> OpTuneInfo:
+    """What a checkpoint was made for, without loading it.
+
+    Raises:
+        UsageError: the folder holds no checkpoint, or one that is torn or of another kind.
+    """
+    folder = find_checkpoint(source)
+    try:
+        values = json.loads((folder / INFO).read_text(encoding="utf-8"))
+        if values.pop("format") != FORMAT:
+            raise UsageError(
+                f"The checkpoint {str(folder)!r} has another format than {FORMAT}, which this "
+                "version of fttt reads; use the version that wrote it."
+            )
+        values["layers"] = tuple(EditedLayer(**layer) for layer in values["layers"])
+        info = OpTuneInfo(**values)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UsageError(broken(folder, f"{INFO} cannot be read ({error})")) from error
+    check_whole(folder, NETWORK)
+    return info
+
+
+def step_folders(folder: Path) -> list[Path]:
+    """The checkpoints of a training folder, by step."""
+    return sorted(path.parent for path in folder.glob(f"step-*/{INFO}"))
+
+
+def check_whole(folder: Path, name: str) -> None:
+    """Refuse a checkpoint whose file of weights is torn.
+
+    Raises:
+        UsageError: it is.
+    """
+    from fttt.models.locate import find_fault
+
+    fault = find_fault(folder / name)
+    if fault is not None:
+        raise UsageError(broken(folder, fault))
+
+
+def broken(folder: Path, what: str) -> str:
+    """The sentence of a checkpoint that cannot be used."""
+    return (
+        f"The OpTune checkpoint {str(folder)!r} is broken: {what}; restore it from a copy or "
+        "train it again."
+    )
+
+
+SHARED = (INFO, NETWORK)
+"""What is shared of a checkpoint; the optimizer's state is not."""
+CARD = "README.md"
+_HUB_NAME = re.compile(r"[\w.-]*\w/[\w.-]+")
+
+
+def is_hub_name(source: str | Path) -> bool:
+    """Whether ``source`` reads as ``owner/name`` and is no place here: there is no folder owner."""
+    text = str(source)
+    return bool(_HUB_NAME.fullmatch(text)) and not Path(text).parent.is_dir()
+
+
+def fetch(source: str | Path) -> Path:
+    """The folder of one checkpoint: of a folder here, or downloaded as ``owner/name``.
+
+    Raises:
+        UsageError: there is none.
+        RunError: the hub could not be reached, or has no such repository.
+    """
+    return find_checkpoint(pull(str(source)) if is_hub_name(source) else source)
+
+
+def pull(name: str, revision: str | None = None) -> Path:
+    """Download a checkpoint into the hub's cache and return its folder.
+
+    Raises:
+        RunError: the hub could not be reached, or has no such repository.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        with from_hub(name):
+            return Path(snapshot_download(name, revision=revision, allow_patterns=[*SHARED]))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise RunError(
+            f"There is no folder {name!r}, and no OpTune checkpoint could be downloaded by that "
+            f"name: {_line(error)}; check the path, or the name and the "
+            "connection to the hub."
+        ) from error
+
+
+def push(source: str | Path, name: str, *, private: bool = False) -> str:
+    """Upload a checkpoint with a short model card as ``owner/name``; return its address.
+
+    Raises:
+        UsageError: ``source`` holds no whole checkpoint.
+        RunError: the hub refused it or could not be reached.
+    """
+    import httpx
+    from huggingface_hub import HfApi
+
+    folder, info = find_checkpoint(source), read_info(source)
+    if not _HUB_NAME.fullmatch(name):
+        raise UsageError(f"{name!r} is no name of the hub; give one of the form owner/name.")
+    api = HfApi()
+    try:
+        api.create_repo(name, private=private, exist_ok=True)
+        with TemporaryDirectory() as scratch:
+            for file in SHARED:
+                (Path(scratch) / file).write_bytes((folder / file).read_bytes())
+            (Path(scratch) / CARD).write_text(_card(info, name), encoding="utf-8")
+            commit = api.upload_folder(
+                repo_id=name, folder_path=scratch, commit_message=f"OpTune, step {info.step}"
+            )
+    except (httpx.HTTPError, OSError) as error:  # what the hub says is one of the first too
+        raise RunError(
+            f"The checkpoint {str(folder)!r} could not be uploaded to {name!r}: "
+            f"{_line(error)}; check the name, the connection and the token of "
+            "`hf auth login`."
+        ) from error
+    return str(commit.commit_url)
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split()).rstrip(".")
+
+
+def _card(info: OpTuneInfo, name: str) -> str:
+    layers = "\n".join(f"- `{layer.name}` ({layer.shape})" for layer in info.layers)
+    return (
+        f"---\nlibrary_name: fttt\ntags: [optune, test-time-training]\n---\n\n"
+        f"An OpTune network ({info.parameters:,} parameters) for `{info.model}`, trained on "
+        f"`{info.task}` for {info.step:,} steps. It predicts a change of these weights from one "
+        f"failed attempt:\n\n{layers}\n\n"
+        f"```sh\nfttt run optune --model {info.model} --task {info.task} --checkpoint {name}\n```\n"
+    )

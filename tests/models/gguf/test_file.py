@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from fttt.errors import UsageError
-from fttt.models.gguf import check_gguf
 from fttt.models.gguf.file import open_gguf
+from fttt.models.gguf.model import check_gguf
 
 
 def test_metadata_and_tensors_are_what_was_written(workshop: Any) -> None:

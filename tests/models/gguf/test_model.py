@@ -12,8 +12,9 @@ from transformers import AutoModelForCausalLM
 
 from fttt.errors import UsageError
 from fttt.models import check_model, load_config, load_model
-from fttt.models.gguf import weights
-from fttt.models.gguf.file import open_gguf
+from fttt.models.gguf import file as gguf_file
+from fttt.models.gguf import model as gguf_model
+from fttt.models.gguf.file import open_gguf, read_tensor
 from fttt.testing import tiny_tokenizer
 
 
@@ -45,7 +46,7 @@ def tiny_prompt(question: str) -> list[int]:
 def test_weights_are_dequantised_into_the_dtype_of_use(
     workshop: Any, kind: Kind, dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(weights, "_PIECE", 200)  # many pieces, the last one shorter
+    monkeypatch.setattr(gguf_file, "_PIECE", 200)  # many pieces, the last one shorter
     model = workshop.tiny("Qwen2", hidden_size=64)
     file = workshop.file("qwen2").shape(model.config).tokenizer()
     path = file.weights(model, kind=kind).write()
@@ -53,10 +54,10 @@ def test_weights_are_dequantised_into_the_dtype_of_use(
     assert {str(p.dtype) for p in loaded.model.parameters()} == {f"torch.{dtype}"}
     for tensor in gguf.GGUFReader(path).tensors:
         whole = torch.from_numpy(np.array(gguf.dequantize(tensor.data, tensor.tensor_type)))
-        read = weights.read_tensor(open_gguf(path), tensor.name)
+        read = read_tensor(open_gguf(path), tensor.name)
         assert torch.equal(read, whole)
     own = loaded.model.model.layers[0].mlp.up_proj.weight
-    theirs = weights.read_tensor(open_gguf(path), "blk.0.ffn_up.weight")
+    theirs = read_tensor(open_gguf(path), "blk.0.ffn_up.weight")
     assert torch.equal(own, theirs.to(own.dtype))
 
 
@@ -76,7 +77,7 @@ def test_a_template_beside_the_file_is_taken_and_a_file_without_any_is_refused_a
 ) -> None:
     path: Path = workshop.llama(template=None)
     with monkeypatch.context() as patch:
-        patch.setattr(weights, "read_weights", lambda *_: pytest.fail("dequantised"))
+        patch.setattr(gguf_model, "read_weights", lambda *_: pytest.fail("dequantised"))
         patch.delattr(AutoModelForCausalLM, "from_config")
         with pytest.raises(UsageError, match=r"tiny\.gguf' has no chat template.*beside the file"):
             load_model(str(path), device="cpu")

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from fttt.errors import UsageError
 from fttt.models.chat import ChatFormat, check_tokenizer
-from fttt.models.gguf import check_gguf, read_tokenizer
 from fttt.models.gguf.file import GGUFFile, open_gguf
+from fttt.models.gguf.model import check_gguf, read_tokenizer
 from fttt.models.gguf.tokenizer import make_tokenizer, stop_ids
 
 SPACE = "\u2581"

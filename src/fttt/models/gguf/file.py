@@ -1,4 +1,4 @@
-"""What a GGUF file says of itself, read without its weights.
+"""A GGUF file: its metadata, its table of tensors, and each tensor dequantised.
 
 The container is a header, key-value metadata, a table of tensors and their aligned data (GGUF 2 and
 3, little-endian). Files that were split (``-00001-of-00003.gguf``) are read together.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import mmap
 import re
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
@@ -17,13 +17,15 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
+import torch
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 from numpy.typing import NDArray
+from torch import Tensor
 
 from fttt.errors import UsageError
 
-__all__ = ["GGUFFile", "TensorEntry", "open_gguf"]
+__all__ = ["GGUFFile", "TensorEntry", "open_gguf", "read_tensor", "tensor_pieces"]
 
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
@@ -31,6 +33,8 @@ _NUMBERS = "BbHhIif?"  # by the number of their type in the file
 _WIDE = {10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
 _ALIGNMENT = 32
+_PIECE = 2**20
+"""Weights that one thread dequantises at a time."""
 _SPLIT = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
 
 
@@ -143,7 +147,7 @@ def _read(path: Path) -> GGUFFile:
             )
         with mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as data:
             try:
-                file = _Reader(path, data).file()
+                file = _HeaderReader(path, data).file()
             except (struct.error, IndexError, ValueError, OverflowError) as error:
                 raise UsageError(
                     f"The GGUF file {str(path)!r} ({size:,} bytes) ends or breaks off within its "
@@ -158,7 +162,7 @@ def _read(path: Path) -> GGUFFile:
     return file
 
 
-class _Reader:
+class _HeaderReader:
     """Takes one thing after the other from a file's bytes."""
 
     def __init__(self, path: Path, data: mmap.mmap) -> None:
@@ -242,3 +246,28 @@ def _letter(kind: int) -> str:
     if not letter:
         raise ValueError(kind)
     return letter
+
+
+def read_tensor(file: GGUFFile, name: str, dtype: torch.dtype = torch.float32) -> Tensor:
+    """One tensor, dequantised."""
+    out = torch.empty(file.tensors[name].shape, dtype=dtype)
+    for piece in tensor_pieces(file.tensors[name], out):
+        piece()
+    return out
+
+
+def tensor_pieces(entry: TensorEntry, out: Tensor) -> Iterator[Callable[[], object]]:
+    """What fills ``out`` with a tensor, each a few rows."""
+    data = np.memmap(entry.file, np.uint8, "r", entry.offset, (entry.size,))
+    columns = entry.shape[-1] if entry.shape else 1
+    rows_RC = out.view(-1, columns)
+    bytes_RB = data.reshape(rows_RC.shape[0], -1)
+    step = max(1, _PIECE // columns)
+
+    def fill(first: int) -> None:
+        part = np.ascontiguousarray(bytes_RB[first : first + step])
+        weights = np.require(dequantize(part, entry.kind), requirements="W")
+        rows_RC[first : first + step] = torch.from_numpy(weights)
+
+    for first in range(0, rows_RC.shape[0], step):
+        yield lambda first=first: fill(first)  # type: ignore[misc]

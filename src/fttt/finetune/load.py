@@ -1,0 +1,364 @@
+"""Loads a fine-tuned checkpoint as a model that the engine runs.
+
+The folder's ``finetune.json`` says what was trained. Low-rank weights, IA3's vectors and layer
+norms are merged into the weights; bottleneck adapters stay modules of their own; a prefix comes
+with the model; after full fine-tuning the folder itself is the model.
+
+Where a trained change is small beside the weights, a merge in bfloat16 rounds it away, and so does
+adding it to the layer's output. Merged weights are therefore kept as the sum of two half-precision
+numbers (:class:`TwoPartLinear`), and one product takes both, so that the sum over the inputs is
+rounded once, at its end, as the model's own layers round theirs.
+
+Axes: O outputs and I inputs of a layer, J the numbers of an output (its weights; with a bias, that
+and zeros), K = 2 J their parts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fttt.errors import UsageError
+from fttt.finetune.metadata import (
+    INFO_FILE,
+    FinetuneInfo,
+    Method,
+    check_base,
+    read_info,
+)
+from fttt.finetune.parameters import CONFIG_FILE, PEFT_TYPE, WEIGHTS_FILE, load_adapters
+from fttt.models import LoadedModel, Prefix, find_model, load_config, load_model
+from fttt.models.locate import find_fault, same_model, size_and_ends
+
+__all__ = [
+    "TwoPartLinear",
+    "attach",
+    "check_checkpoint",
+    "describe_checkpoint",
+    "keep_in",
+    "load_finetuned",
+]
+
+_PEFT_TYPES: dict[Method, str] = {
+    "lora": "LORA",
+    "ia3": "IA3",
+    "ln-tuning": "LN_TUNING",
+    "prefix": "PREFIX_TUNING",
+}
+_TYPES = {**_PEFT_TYPES, "adapter": PEFT_TYPE}
+_TRAINED = (".lora_", ".ia3_", ".ln_tuning_layers.")
+"""What PEFT's names of trained tensors say after the module's own name."""
+
+
+def check_checkpoint(folder: str | Path, model: str) -> FinetuneInfo:
+    """Refuse, without loading weights, a checkpoint that the model ``model`` cannot take.
+
+    Raises:
+        UsageError: the folder is no whole checkpoint, or it belongs to another model.
+    """
+    folder = Path(folder)
+    info = read_info(folder)
+    _check_files(info, folder)
+    if model != info.model and not same_model(info.model, model):
+        _check_name(info, find_model(model).name, folder)
+    # After full fine-tuning the base model itself need not be there.
+    whole = info.method == "full"
+    check_base(info, load_config(str(folder) if whole else model), model, folder)
+    return info
+
+
+def load_finetuned(
+    folder: str | Path, *, model: str | None = None, dtype: str = "auto", device: str = "auto"
+) -> LoadedModel:
+    """Load a fine-tuned model.
+
+    Args:
+        folder: the checkpoint.
+        model: its base model, by default the one that the checkpoint names; after full fine-tuning
+            it is only checked.
+        dtype: see :func:`fttt.models.load_model`.
+        device: likewise.
+
+    Raises:
+        UsageError: the folder is no checkpoint, or it belongs to another model.
+        RunError: the model does not fit.
+    """
+    name = read_info(folder).model if model is None else model
+    info = check_checkpoint(folder, name)
+    if info.method == "full":
+        return _whole_model(info, Path(folder), dtype, device)
+    return _attached(info, load_model(name, dtype=dtype, device=device), Path(folder))
+
+
+def attach(loaded: LoadedModel, folder: str | Path) -> LoadedModel:
+    """Make what a checkpoint holds part of a model.
+
+    The weights of ``loaded`` are changed in place, so it must not be used any more.
+
+    Raises:
+        UsageError: the folder is no checkpoint, or it belongs to another model.
+    """
+    folder = Path(folder)
+    info = read_info(folder)
+    _check_files(info, folder)
+    if loaded.adapter is not None:
+        raise UsageError(
+            f"The model {loaded.name!r} has the fine-tuned weights of "
+            f"{loaded.adapter['folder']!r} already; attach one checkpoint to a fresh model."
+        )
+    _check_name(info, loaded.name, folder)
+    check_base(info, loaded.model.config, loaded.name, folder)
+    if info.method == "full":
+        return _whole_model(info, folder, loaded.dtype, loaded.device)
+    return _attached(info, loaded, folder)
+
+
+def _attached(info: FinetuneInfo, loaded: LoadedModel, folder: Path) -> LoadedModel:
+    """The model with what a checkpoint of it adds."""
+    described = describe_checkpoint(folder)
+    model, prefix, context = loaded.model, None, loaded.max_context
+    if info.method == "prefix":
+        prefix = _prefix(model, folder)
+        context -= prefix.length
+    elif info.method == "adapter":
+        load_adapters(model, folder)
+    else:
+        model, described["change_kept"] = _merged(model, folder)
+    model.eval().requires_grad_(False)
+    return replace(loaded, model=model, prefix=prefix, max_context=context, adapter=described)
+
+
+def describe_checkpoint(folder: str | Path) -> dict[str, Any]:
+    """What ``environment.json`` says of a checkpoint: its facts, and a fingerprint of its files."""
+    folder = Path(folder)
+    facts = read_info(folder).model_dump(mode="json", exclude={"format", "architecture"})
+    return {"folder": str(folder), **facts, "fingerprint": _fingerprint(folder)}
+
+
+def _whole_model(info: FinetuneInfo, folder: Path, dtype: str, device: str) -> LoadedModel:
+    """After full fine-tuning the folder is the model; it keeps the base model's name."""
+    own = load_model(str(folder), dtype=dtype, device=device)
+    return replace(own, name=info.base_model, adapter=describe_checkpoint(folder))
+
+
+def _merged(model: Any, folder: Path) -> tuple[Any, float]:
+    """The model with what PEFT trained in its weights, and the share of the change that is in them.
+
+    The sum (or product) is taken in float32, and kept so well that a model in half precision
+    computes with it (:mod:`fttt.finetune.load`). The share is the projection of the change that
+    was made on the one that was wanted: 1 where all of it is kept, 0 where nothing is.
+    """
+    with _reading(folder):
+        from safetensors import safe_open
+
+        with safe_open(folder / WEIGHTS_FILE, framework="pt") as file:
+            names = _modules(file.keys())
+        before = {name: dict(model.get_submodule(name).named_parameters()) for name in names}
+        before = {name: {k: p.data for k, p in own.items()} for name, own in before.items()}
+        for name in names:
+            model.get_submodule(name).float()
+        merged = _peft_model(model, folder).merge_and_unload()
+    along = wanted = 0.0
+    for name, old in before.items():
+        wishes = {k: p.data for k, p in merged.get_submodule(name).named_parameters()}
+        held = keep_in(next(iter(old.values())).dtype, merged, name)
+        for key, was in old.items():
+            change = wishes[key] - was.float()
+            made = held[key] - was.float()
+            along += float((change * made).sum(dtype=torch.double))
+            wanted += float((change * change).sum(dtype=torch.double))
+    return merged, along / wanted if wanted else 1.0
+
+
+def _modules(keys: Sequence[str]) -> list[str]:
+    """The modules of the base model that saved tensors belong to."""
+    names: dict[str, None] = {}
+    for key in keys:
+        name = key.removeprefix("base_model.model.")
+        for mark in _TRAINED:
+            name = name.partition(mark)[0]
+        names[name] = None
+    return list(names)
+
+
+def _prefix(model: Any, folder: Path) -> Prefix:
+    """Keys and values as PEFT hands them to the model."""
+    with _reading(folder), torch.no_grad():
+        cache: Any = _peft_model(model, folder).get_prompt(1)
+        return Prefix(
+            tuple(layer.keys[0].clone() for layer in cache.layers),
+            tuple(layer.values[0].clone() for layer in cache.layers),
+        )
+
+
+def _peft_model(model: nn.Module, folder: Path) -> Any:
+    from peft import PeftModel
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Found missing adapter keys")
+        warnings.filterwarnings("ignore", message="Unsupported layer type")  # a norm's own class
+        return PeftModel.from_pretrained(model, folder, torch_device=str(model.device))
+
+
+@contextmanager
+def _reading(folder: Path) -> Iterator[None]:
+    """Name the folder where its files do not fit the model."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError, AttributeError, UserWarning, SafetensorError) as bad:
+        if isinstance(bad, torch.OutOfMemoryError):
+            raise
+        first = str(bad).strip().splitlines()[0]
+        raise UsageError(
+            f"The checkpoint {str(folder)!r} does not fit its model: {first}; restore the folder "
+            "from a copy, or train it again."
+        ) from bad
+
+
+def _check_files(info: FinetuneInfo, folder: Path) -> None:
+    """Only safetensors are read, and only of the kind that ``finetune.json`` names."""
+    if info.method == "full":
+        return
+    if info.method in _PEFT_TYPES and find_spec("peft") is None:
+        raise UsageError(
+            f"The checkpoint {str(folder)!r} of kind {info.method!r} needs PEFT, which is not "
+            "installed; run: pip install 'fttt[train]'"
+        )
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
+        if not (folder / name).is_file():
+            raise UsageError(
+                f"The checkpoint {str(folder)!r} of kind {info.method!r} has no {name}; restore "
+                "the folder from a copy, or train it again."
+            )
+    fault = find_fault(folder / WEIGHTS_FILE)
+    if fault is not None:
+        raise UsageError(
+            f"The checkpoint {str(folder)!r} is broken: {fault}; restore the folder from a copy, "
+            "or train it again."
+        )
+    try:
+        found = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8")).get("peft_type")
+    except (OSError, ValueError, AttributeError) as error:
+        raise UsageError(
+            f"The file {str(folder / CONFIG_FILE)!r} cannot be read ({error}); restore the folder "
+            "from a copy, or train it again."
+        ) from None
+    if found != _TYPES[info.method]:
+        raise UsageError(
+            f"The checkpoint {str(folder)!r} is of kind {info.method!r} by its {INFO_FILE}, but "
+            f"its {CONFIG_FILE} says {found!r}; restore the folder from a copy."
+        )
+
+
+def _check_name(info: FinetuneInfo, model: str, folder: Path) -> None:
+    if model != info.base_model:
+        raise UsageError(
+            f"The checkpoint {str(folder)!r} was trained on {info.base_model!r} and cannot be "
+            f"used with {model!r}; give --model {info.model}, or leave it away."
+        )
+
+
+def _fingerprint(folder: Path) -> str:
+    """A name for the content: ``finetune.json``, and each weight file's size and two ends."""
+    digest = hashlib.sha256((folder / INFO_FILE).read_bytes())
+    for file in sorted(folder.glob("*.safetensors")):
+        size, first, last = size_and_ends(file)
+        digest.update(f"{file.name} {size}".encode() + first + last)
+    return digest.hexdigest()[:16]
+
+
+ONES = 8
+"""Inputs of 1 for a bias: two are used, and the others, times zero, keep rows aligned."""
+
+
+class TwoPartLinear(nn.Linear):
+    """A linear layer whose numbers are each the sum of two numbers of half precision.
+
+    It takes twice the memory and twice the product of a plain layer.
+    """
+
+    def __init__(self, layer: nn.Linear, dtype: torch.dtype) -> None:
+        """Take the numbers of a float32 layer.
+
+        Args:
+            layer: stays as it is.
+            dtype: of the parts, and of what the layer is given and gives.
+        """
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = layer.in_features, layer.out_features
+        # Both parts of a number lie side by side: where a product is summed in pieces, each of
+        # them rounded, they are in the same piece.
+        parts = [_two_parts(layer.weight.data, dtype).flatten(1)]
+        if layer.bias is not None:  # as weights of inputs that are always 1
+            parts.append(F.pad(_two_parts(layer.bias.data, dtype), (0, ONES - 2)))
+        self.parts_OK = nn.Parameter(torch.cat(parts, 1))
+        self.register_parameter("bias", None)
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        """The first parts of the weights, ``[O, I]``."""
+        return self.parts_OK[:, : 2 * self.in_features : 2]
+
+    def forward(self, input: Tensor) -> Tensor:
+        """As a plain layer; the argument has torch's own name."""
+        twice_K = input[..., None].expand(*input.shape, 2).flatten(-2)
+        ones = self.parts_OK.shape[1] - twice_K.shape[-1]
+        return F.linear(F.pad(twice_K, (0, ones), value=1.0) if ones else twice_K, self.parts_OK)
+
+    def numbers(self) -> dict[str, Tensor]:
+        """The sums of the parts, in float32, as ``weight`` and ``bias``."""
+        sum_OJ = self.parts_OK.data.float().unflatten(1, (-1, 2)).sum(-1)
+        numbers = {"weight": sum_OJ[:, : self.in_features]}
+        if sum_OJ.shape[1] > self.in_features:
+            numbers["bias"] = sum_OJ[:, self.in_features]
+        return numbers
+
+
+def _two_parts(numbers: Tensor, dtype: torch.dtype) -> Tensor:
+    """Float32 numbers, rounded, and what that leaves, rounded, along a new last axis."""
+    first = numbers.to(dtype)
+    return torch.stack([first, (numbers - first.float()).to(dtype)], -1)
+
+
+def keep_in(dtype: torch.dtype, model: nn.Module, name: str) -> dict[str, Tensor]:
+    """Let a module whose parameters are float32 serve in a model of another dtype.
+
+    A linear layer is replaced by a :class:`TwoPartLinear`. Any other module, a norm, keeps its
+    float32 numbers and computes with them; what it gives has the dtype of what it is given.
+
+    Args:
+        dtype: the model's own; after float32 nothing is to be done.
+        model: changed in place.
+        name: the module's full name.
+
+    Returns:
+        The numbers that the module computes with from now on, in float32, by parameter.
+    """
+    module: Any = model.get_submodule(name)
+    if dtype != torch.float32 and isinstance(module, nn.Linear):
+        kept = TwoPartLinear(module, dtype)
+        model.set_submodule(name, kept)
+        return kept.numbers()
+    if dtype != torch.float32:
+        module.forward = _in_float32(module.forward)
+    return {key: parameter.data for key, parameter in module.named_parameters()}
+
+
+def _in_float32(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    def widened(x: Tensor) -> Tensor:
+        return forward(x.float()).to(x.dtype)
+
+    return widened

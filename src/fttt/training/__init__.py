@@ -1,1 +1,0 @@
-"""What learning from gold solutions has in common, whatever learns: its examples."""
