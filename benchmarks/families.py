@@ -19,7 +19,7 @@ from typing import Any
 import torch
 import transformers
 
-from fttt.engine import BatchedEngine, GenerateRequest, LoRASpec, Target, TrainRequest
+from fttt.engine import BatchedEngine, GenerateRequest, Lesson, LoRASpec, Target, TrainRequest
 from fttt.engine.selfcheck import ADAPTED, find_difference
 from fttt.errors import UsageError
 from fttt.models.support import refusal
@@ -119,7 +119,7 @@ def learning(family: str, model: Any) -> str:
         slot: Any = await engine.open_adapter(spec, seed=n)
         pairs = [(a.clone(), b.clone()) for a, b in slot.bank.factors(slot.index)]
         factors.append((n, pairs))
-        request = TrainRequest(slot, contexts[n], (Target(target, (0.25,) * 4),))
+        request = TrainRequest(slot, (Lesson(contexts[n], (Target(target, (0.25,) * 4),)),))
         return [(await engine.train(request)).loss for _ in range(3)]
 
     async def main() -> None:

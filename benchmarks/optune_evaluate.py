@@ -23,6 +23,7 @@ from engine import FEEDBACK, QUESTION
 from fttt.engine import (
     BatchedEngine,
     GenerateRequest,
+    Lesson,
     Target,
     TrainRequest,
     WeightDeltaSpec,
@@ -63,7 +64,7 @@ async def question(
         if slot is not None and trial < trials - 1:
             ids = prompt[1:] + answer.token_ids + load.feedback
             target = Target(ids, (1 / len(ids),) * len(ids), after=1)
-            await engine.train(TrainRequest(slot, answer.kept, (target,)))
+            await engine.train(TrainRequest(slot, (Lesson(answer.kept, (target,)),)))
         answer.kept.close()
     if slot is not None:
         slot.close()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fttt.engine.request import GenerateRequest, LoRASpec, Target, TrainRequest
+from fttt.engine.request import GenerateRequest, Lesson, LoRASpec, Target, TrainRequest
 from fttt.models import load_model
 from fttt.testing import FakeEngine, save_tiny_model, tiny_model, tiny_tokenizer
 
@@ -57,7 +57,7 @@ def test_the_fake_engine_follows_its_script() -> None:
         assert second.kept is None
         assert first.kept is not None
         assert first.kept.token_ids == prompt + first.token_ids
-        request = TrainRequest(slot, first.kept, (Target((1, 2, 3), (0.0, 0.5, 0.5)),))
+        request = TrainRequest(slot, (Lesson(first.kept, (Target((1, 2, 3), (0.0, 0.5, 0.5)),)),))
         losses = [(await engine.train(request)).loss for _ in range(2)]
         assert losses == [1.0, 0.5]
         assert (await engine.train(request)).trained_tokens == 2

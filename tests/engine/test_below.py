@@ -17,6 +17,7 @@ from torch import Tensor
 from fttt.engine import (
     BatchedEngine,
     GenerateRequest,
+    Lesson,
     LoRASpec,
     Target,
     TrainRequest,
@@ -115,7 +116,7 @@ def rounds(loaded: LoadedModel, way: str, *, accumulate: bool, batch_size: int =
             elif way == "lost" and n % 3 == 0:
                 kept.close()
             target = everything(ids, said[(n + r) % 3])
-            trained = await engine.train(TrainRequest(slots[n], context, (target,)))
+            trained = await engine.train(TrainRequest(slots[n], (Lesson(context, (target,)),)))
             found.rest += len(said[(n + r) % 3]) + 1
             kept.close()
             return trained.loss
@@ -218,14 +219,16 @@ def test_a_step_leaves_the_row_to_its_owner() -> None:
         with tokens_of_train_passes(loaded.model) as seen:
             for _ in range(2):
                 target = everything(kept.token_ids, (7, 8, 9))
-                await engine.train(TrainRequest(slot, kept, (target,)))
+                await engine.train(TrainRequest(slot, (Lesson(kept, (target,)),)))
             assert seen[0] == 2 * 4
             # a loss that ends within the attempt, and one on other tokens from some point on
             for ids in (kept.token_ids[:15], (*kept.token_ids[:18], 9, 9, 9)):
-                whole = await engine.train(TrainRequest(slot, ids, (everything(ids, ()),)))
+                whole = await engine.train(
+                    TrainRequest(slot, (Lesson(ids, (everything(ids, ()),)),))
+                )
                 seen.clear()
                 target = Target(ids[4:], (1 / (len(ids) - 1),) * (len(ids) - 4), after=4)
-                part = await engine.train(TrainRequest(slot, kept, (target,)))
+                part = await engine.train(TrainRequest(slot, (Lesson(kept, (target,)),)))
                 assert seen[0] == {15: 1, 21: 3}[len(ids)]
                 assert seen[3] == len(ids)
                 assert 0 < part.loss < whole.loss
@@ -239,7 +242,7 @@ def test_a_step_leaves_the_row_to_its_owner() -> None:
         ids = grown + again.token_ids
         target = everything(ids, (7, 8, 9))
         losses = [
-            (await engine.train(TrainRequest(slot, context, (target,)))).loss
+            (await engine.train(TrainRequest(slot, (Lesson(context, (target,)),)))).loss
             for context in (ids, again.kept)
         ]
         assert losses[0] == pytest.approx(losses[1], rel=1e-5)
@@ -278,7 +281,7 @@ def test_a_cancelled_step_does_not_reach_the_next_owner_of_its_place(kind: str) 
         engine = BatchedEngine(loaded, max_length=200, concurrency=1, adapter=chosen)
         slot = await engine.open_adapter(chosen, seed=1)
         step = asyncio.create_task(
-            engine.train(TrainRequest(slot, ids, (everything(ids, (7, 8, 9)),)))
+            engine.train(TrainRequest(slot, (Lesson(ids, (everything(ids, (7, 8, 9)),)),)))
         )
         await asyncio.sleep(0)
         step.cancel()

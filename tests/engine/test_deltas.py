@@ -12,7 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fttt.engine import BatchedEngine, GenerateRequest, Target, TrainRequest, WeightDeltaSpec
+from fttt.engine import (
+    BatchedEngine,
+    GenerateRequest,
+    Lesson,
+    Target,
+    TrainRequest,
+    WeightDeltaSpec,
+)
 from fttt.engine.deltas import DeltaBank
 from fttt.engine.factors import FactoredDelta, Factors
 from fttt.engine.plan import plan_memory
@@ -102,7 +109,7 @@ def test_trials_and_changes_equal_one_question_at_a_time(family: str, accumulate
                 )
                 context = prompts[n] + attempt.token_ids
                 target = everything(context, said[(n + r) % 3])
-                trained = await engine.train(TrainRequest(slot, context, (target,)))
+                trained = await engine.train(TrainRequest(slot, (Lesson(context, (target,)),)))
                 edited = await engine.generate(
                     GenerateRequest(prompts[n], 6 + n, adapter=slot, logprobs=True)
                 )
@@ -153,7 +160,7 @@ def test_a_change_that_is_not_finite_is_said_and_leaves_no_trace(accumulate: boo
         for long in (30, 70):
             contexts = [tuple(range(3, 3 + n)) for n in (20, long)]
             requests = [
-                TrainRequest(slot, ids, (everything(ids, (7, 8)),))
+                TrainRequest(slot, (Lesson(ids, (everything(ids, (7, 8)),)),))
                 for slot, ids in zip(slots, contexts, strict=True)
             ]
             fine, broken = await asyncio.gather(*map(engine.train, requests))
@@ -177,7 +184,7 @@ def test_a_change_needs_no_row_of_the_cache() -> None:
         engine = BatchedEngine(loaded, max_length=200, batch_size=1, concurrency=2, adapter=spec())
         slot = await engine.open_adapter(spec(), seed=1)
         writing = asyncio.create_task(engine.generate(GenerateRequest(ids, 150)))
-        trained = await engine.train(TrainRequest(slot, ids, (everything(ids, (7, 8)),)))
+        trained = await engine.train(TrainRequest(slot, (Lesson(ids, (everything(ids, (7, 8)),)),)))
         assert trained.loss == trained.loss
         assert not writing.done()  # it holds the only row
         await writing
@@ -194,14 +201,14 @@ def test_what_a_change_cannot_come_from_is_refused() -> None:
     async def main() -> None:
         engine = BatchedEngine(loaded, max_length=200, adapter=spec())
         slot = await engine.open_adapter(spec(), seed=1)
-        with pytest.raises(UsageError, match="one without a teacher, not 2"):
-            await engine.train(TrainRequest(slot, ids, (one, one)))
+        with pytest.raises(UsageError, match=r"of one target.*not 2"):
+            await engine.train(TrainRequest(slot, (Lesson(ids, (one, one)),)))
         with pytest.raises(RunError, match="not built for adapters"):
             await engine.open_adapter(spec(accumulate=True), seed=1)
         await engine.close()
         plain = BatchedEngine(loaded, max_length=200)
         with pytest.raises(RunError, match="built without adapters"):
-            await plain.train(TrainRequest(slot, ids, (one,)))
+            await plain.train(TrainRequest(slot, (Lesson(ids, (one,)),)))
         await plain.close()
 
     asyncio.run(main())
@@ -243,7 +250,7 @@ def test_a_batch_of_several_passes_and_predictions_equals_one() -> None:
         contexts = [tuple(range(3 + n, 30 + 5 * n)) for n in range(8)]
         trained = await asyncio.gather(
             *(
-                engine.train(TrainRequest(slot, ids, (everything(ids, (7, 8)),)))
+                engine.train(TrainRequest(slot, (Lesson(ids, (everything(ids, (7, 8)),)),)))
                 for slot, ids in zip(slots, contexts, strict=True)
             )
         )

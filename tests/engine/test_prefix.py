@@ -8,7 +8,15 @@ from typing import Any
 import pytest
 import torch
 
-from fttt.engine import BatchedEngine, BeamRequest, GenerateRequest, LoRASpec, Target, TrainRequest
+from fttt.engine import (
+    BatchedEngine,
+    BeamRequest,
+    GenerateRequest,
+    Lesson,
+    LoRASpec,
+    Target,
+    TrainRequest,
+)
 from fttt.engine.request import Kept
 from fttt.errors import UsageError
 from fttt.models import LoadedModel, Prefix
@@ -117,7 +125,7 @@ def test_a_train_step_sees_the_prefix_kept_or_replayed(family: str) -> None:
             if not kept:
                 answer.kept.close()
                 context = prompt + answer.token_ids
-            trained = await engine.train(TrainRequest(slot, context, (target,)))
+            trained = await engine.train(TrainRequest(slot, (Lesson(context, (target,)),)))
             attempts.append(answer.token_ids)
             losses.append(trained.loss)
         await engine.close()

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from fttt.engine import BatchedEngine, GenerateRequest, LoRASpec, Target, TrainRequest
+from fttt.engine import BatchedEngine, GenerateRequest, Lesson, LoRASpec, Target, TrainRequest
 from fttt.engine.batch import Batch
 from fttt.models import LoadedModel
 from fttt.testing import tiny_model
@@ -173,7 +173,7 @@ def test_a_lesson_whose_row_was_taken_back_waits_for_another() -> None:
         ]
         await asyncio.sleep(0.05)
         target = Target(TURN, (1.0, 0.0, 0.0))
-        trained = await engine.train(TrainRequest(slot, kept, (target,)))
+        trained = await engine.train(TrainRequest(slot, (Lesson(kept, (target,)),)))
         assert trained.trained_tokens == 1
         await asyncio.gather(*others)
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from fttt.engine import BatchedEngine, GenerateRequest, LoRASpec, Target, TrainRequest
+from fttt.engine import BatchedEngine, GenerateRequest, Lesson, LoRASpec, Target, TrainRequest
 from fttt.models import LoadedModel
 from fttt.testing.models import loaded_tiny
 
@@ -109,7 +109,9 @@ def test_a_step_past_the_change_reads_keys_of_the_whole_length() -> None:
         slot = await engine.open_adapter(spec, seed=0)
         answer = await engine.generate(GenerateRequest(SHORT, 20, adapter=slot, keep=True))
         assert answer.kept is not None
-        step = await engine.train(TrainRequest(slot, answer.kept, (Target(target, (0.1,) * 10),)))
+        step = await engine.train(
+            TrainRequest(slot, (Lesson(answer.kept, (Target(target, (0.1,) * 10),)),))
+        )
         await engine.close()
         return step.loss, SHORT + answer.token_ids
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from fttt.engine import BatchedEngine, GenerateRequest, LoRASpec, Target, TrainRequest
+from fttt.engine import BatchedEngine, GenerateRequest, Lesson, LoRASpec, Target, TrainRequest
 from fttt.engine.batch import Batch
 from fttt.engine.slots import Bank
 from fttt.errors import RunError
@@ -19,6 +19,9 @@ class Places(Bank):
     spec = LoRASpec()
 
     def fill(self, index: int, seed: int) -> None:
+        pass
+
+    def copy(self, source: int, target: int) -> None:
         pass
 
     def applied(self, batch: Batch) -> AbstractContextManager[None]:
@@ -105,7 +108,7 @@ def test_steps_of_one_adapter_follow_one_another() -> None:
     async def losses(*, together: bool) -> list[float]:
         engine = BatchedEngine(tiny_model(), max_length=64, concurrency=4, adapter=spec)
         slot = await engine.open_adapter(spec, 1)
-        request = TrainRequest(slot, (5, 6, 7, 8), (target,))
+        request = TrainRequest(slot, (Lesson((5, 6, 7, 8), (target,)),))
         if together:
             found = list(await asyncio.gather(*(engine.train(request) for _ in range(3))))
         else:

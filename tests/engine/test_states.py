@@ -15,6 +15,7 @@ from fttt.engine import (
     BatchedEngine,
     BeamRequest,
     GenerateRequest,
+    Lesson,
     LoRASpec,
     Target,
     TrainRequest,
@@ -256,7 +257,7 @@ def test_steps_equal_peft_one_question_at_a_time(family: str, names: tuple[str, 
                 targets.append(mean_of(whole[len(prompts[n]) + 2 :], len(prompts[n]) + 2))
             context = answer.kept if n < 2 else whole
             assert context is not None
-            trained = await engine.train(TrainRequest(slot, context, tuple(targets)))
+            trained = await engine.train(TrainRequest(slot, (Lesson(context, tuple(targets)),)))
             steps.append((whole, targets, trained.loss))
         after = [(a.clone(), b.clone()) for a, b in bank.factors(slot.index)]
         slot.close()

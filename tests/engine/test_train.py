@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from fttt.engine import (
     BatchedEngine,
     GenerateRequest,
+    Lesson,
     LoRASpec,
     Target,
     TrainRequest,
@@ -24,6 +25,7 @@ from fttt.engine.request import Kept
 from fttt.errors import RunError
 from fttt.models import LoadedModel
 from fttt.testing import tiny_model
+from fttt.types import Teacher
 
 SPEC = LoRASpec(dropout=0.0, lr=1e-2, weight_decay=0.01)
 PROMPTS = ("Hello", "What is 2 + 2?", "A longer question with more words.", "Hi!", "And one more")
@@ -115,7 +117,7 @@ def test_eight_updates_equal_peft_and_adamw_one_question_at_a_time(
                 targets = (target(loaded, FEEDBACK[(n + u) % 3]),)
                 if u % 2:
                     targets += (target(loaded, FEEDBACK[n % 3]),)
-                trained = await engine.train(TrainRequest(slot, context, targets))
+                trained = await engine.train(TrainRequest(slot, (Lesson(context, targets),)))
                 attempts.append(answer.token_ids)
                 losses.append(trained.loss)
             after = [(a.clone(), b.clone()) for a, b in slot.bank.factors(slot.index)]
@@ -152,9 +154,10 @@ def steps(
         slots = [await engine.open_adapter(spec, seed=s) for s in range(7, 8 + neighbours)]
         losses = []
         for one in targets:
-            requests = [TrainRequest(slots[0], prompt, (one,))]
+            requests = [TrainRequest(slots[0], (Lesson(prompt, (one,)),))]
             requests += [
-                TrainRequest(s, prompt[: 9 + i], (targets[0],)) for i, s in enumerate(slots[1:])
+                TrainRequest(s, (Lesson(prompt[: 9 + i], (targets[0],)),))
+                for i, s in enumerate(slots[1:])
             ]
             losses.append((await asyncio.gather(*map(engine.train, requests)))[0].loss)
         weights = slots[0].bank.weights_SP[slots[0].index].clone()
@@ -164,14 +167,18 @@ def steps(
     return asyncio.run(main())
 
 
-@given(st.lists(st.integers(1, 400), min_size=1, max_size=60))
-def test_a_pass_pads_little_and_leaves_no_target_out(lengths: list[int]) -> None:
-    parts = by_length(lengths, trainer._worth_padding)
+@given(st.lists(st.integers(1, 400), min_size=1, max_size=60), st.integers(64, 2048))
+def test_a_pass_pads_little_and_leaves_no_target_out(lengths: list[int], tokens: int) -> None:
+    def fits(padded: int, own: int) -> bool:
+        return trainer.worth_padding(padded, own, tokens)
+
+    parts = by_length(lengths, fits)
     assert sorted(n for part in parts for n in part) == list(range(len(lengths)))
     for part in parts:
         assert part == sorted(part)
         own = [lengths[n] for n in part]
-        assert len(own) == 1 or len(own) * max(own) <= 1.25 * sum(own) + trainer._WORTH_A_PASS
+        padded = len(own) * max(own)
+        assert len(own) == 1 or padded <= 1.25 * min(tokens, sum(own) + trainer._WORTH_A_PASS)
 
 
 def test_repeated_steps_do_not_grow_their_context() -> None:
@@ -206,11 +213,11 @@ def test_zero_weights_carry_no_loss() -> None:
 def test_a_teacher_of_certainty_is_a_label() -> None:
     loaded = tiny_model()
     plain = target(loaded, FEEDBACK[0])
-    taught = replace(
-        plain,
-        teacher_ids=[[i, 3] for i in plain.token_ids],
-        teacher_logprobs=[[0.0, float("-inf")]] * len(plain.token_ids),
+    places = len(plain.token_ids)
+    certain = Teacher(
+        tuple((i, 3) for i in plain.token_ids), ((1.0, 0.0),) * places, (0.0,) * places
     )
+    taught = replace(plain, teacher=certain)
     (expected,), w0 = steps(loaded, [plain])
     (loss,), w1 = steps(loaded, [taught])
     assert loss == pytest.approx(expected, rel=1e-5)
@@ -278,7 +285,9 @@ def test_a_loss_that_is_not_finite_leaves_its_question_and_spares_the_others() -
         bank = slots[0].bank
         before = bank.weights_SP.clone()
         prompt = loaded.chat.prompt_ids("Hello")
-        requests = [TrainRequest(s, prompt, (t,)) for s, t in zip(slots, (bad, one), strict=True)]
+        requests = [
+            TrainRequest(s, (Lesson(prompt, (t,)),)) for s, t in zip(slots, (bad, one), strict=True)
+        ]
         broken, fine = await asyncio.gather(*map(engine.train, requests))
         assert broken.loss != broken.loss
         assert fine.loss == fine.loss
@@ -306,7 +315,7 @@ def test_no_memory_for_a_train_step_ends_the_run_in_one_sentence(
         prompt = loaded.chat.prompt_ids("Hello")
         going_on = asyncio.create_task(engine.generate(GenerateRequest(prompt, 150)))
         with pytest.raises(RunError, match="lower --batch-size"):
-            await engine.train(TrainRequest(slot, prompt, (target(loaded, "No."),)))
+            await engine.train(TrainRequest(slot, (Lesson(prompt, (target(loaded, "No."),)),)))
         with pytest.raises(RunError, match="ran out of memory"):
             await going_on
         await engine.close()
@@ -326,11 +335,15 @@ def test_kept_rows_are_given_up_rather_than_block_others() -> None:
         for _ in range(6):  # more kept rows than there are rows
             await engine.generate(keep)
         assert first.kept is not None
-        late = await engine.train(TrainRequest(slot, first.kept, (target(loaded, "No."),)))
+        late = await engine.train(
+            TrainRequest(slot, (Lesson(first.kept, (target(loaded, "No."),)),))
+        )
         other = await engine.open_adapter(SPEC, seed=3)
         again = await engine.generate(replace(keep, adapter=other))
         assert again.kept is not None
-        prompt_after = await engine.train(TrainRequest(other, again.kept, (target(loaded, "No."),)))
+        prompt_after = await engine.train(
+            TrainRequest(other, (Lesson(again.kept, (target(loaded, "No."),)),))
+        )
         assert late.loss == pytest.approx(prompt_after.loss, rel=1e-5)
         await engine.close()
 
@@ -351,7 +364,7 @@ def test_a_target_may_be_the_whole_conversation(kept: bool) -> None:
         ids = prompt[1:] + answer.token_ids + said
         whole = Target(ids, (1 / len(ids),) * len(ids), after=1)
         context: Kept | tuple[int, ...] = answer.kept if kept else prompt + answer.token_ids
-        trained = await engine.train(TrainRequest(slot, context, (whole,)))
+        trained = await engine.train(TrainRequest(slot, (Lesson(context, (whole,)),)))
         await engine.close()
         return trained.loss, prompt[:1] + ids
 

@@ -20,6 +20,7 @@ from fttt.engine import (
     AdapterSpec,
     BatchedEngine,
     GenerateRequest,
+    Lesson,
     LoRASpec,
     Target,
     TrainRequest,
@@ -139,7 +140,7 @@ def test_fttt_trains_on_top_kept_and_replayed(make_checkpoint: Make, method: Met
             if not kept:
                 answer.kept.close()
                 context = prompt + answer.token_ids
-            trained = await engine.train(TrainRequest(slot, context, (target,)))
+            trained = await engine.train(TrainRequest(slot, (Lesson(context, (target,)),)))
             seen.append((answer.token_ids, trained.loss))
         await engine.close()
         return seen
@@ -397,7 +398,7 @@ def test_what_learns_on_top_learns_as_in_float32(
         async def main() -> list[float]:
             engine = BatchedEngine(loaded, max_length=128, concurrency=1, adapter=spec)
             slot = await engine.open_adapter(spec, seed=1)
-            request = TrainRequest(slot, prompt, (target,))
+            request = TrainRequest(slot, (Lesson(prompt, (target,)),))
             found = [(await engine.train(request)).loss for _ in range(4)]
             await engine.close()
             return found

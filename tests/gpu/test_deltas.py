@@ -12,7 +12,14 @@ from typing import Any
 import pytest
 import torch
 
-from fttt.engine import BatchedEngine, GenerateRequest, Target, TrainRequest, WeightDeltaSpec
+from fttt.engine import (
+    BatchedEngine,
+    GenerateRequest,
+    Lesson,
+    Target,
+    TrainRequest,
+    WeightDeltaSpec,
+)
 from fttt.engine.cache import KeptRow
 from fttt.engine.factors import Factors
 from fttt.engine.record import record_factors
@@ -116,7 +123,9 @@ def trials(
             )
             ids = prompt[1:] + answer.token_ids + said
             target = Target(ids, (1 / len(ids),) * len(ids), after=1)
-            trained = await engine.train(TrainRequest(slot, answer.kept or prompt, (target,)))
+            trained = await engine.train(
+                TrainRequest(slot, (Lesson(answer.kept or prompt, (target,)),))
+            )
             if answer.kept:
                 answer.kept.close()
             seen += [answer.token_ids, trained.loss]

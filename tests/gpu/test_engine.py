@@ -11,6 +11,7 @@ from fttt.engine import (
     BatchedEngine,
     BeamRequest,
     GenerateRequest,
+    Lesson,
     LoRASpec,
     Target,
     TrainRequest,
@@ -52,7 +53,7 @@ def trials(loaded: LoadedModel, batch_size: int, temperature: float) -> list[Any
             assert len(answer.logprobs) == len(answer.token_ids)
             seen.append(sum(answer.logprobs))
             if answer.kept is not None:
-                trained = await engine.train(TrainRequest(slot, answer.kept, targets))
+                trained = await engine.train(TrainRequest(slot, (Lesson(answer.kept, targets),)))
                 seen.append(trained.loss)
         slot.close()
         return seen

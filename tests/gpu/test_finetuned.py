@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from fttt.engine import BatchedEngine, GenerateRequest, LoRASpec, Target, TrainRequest
+from fttt.engine import BatchedEngine, GenerateRequest, Lesson, LoRASpec, Target, TrainRequest
 from fttt.finetune.load import load_finetuned
 from fttt.finetune.metadata import METHODS, Method
 from fttt.models import LoadedModel
@@ -33,7 +33,7 @@ def trials(loaded: LoadedModel) -> list[list[Any]]:
             )
             assert answer.kept is not None
             assert answer.logprobs is not None
-            trained = await engine.train(TrainRequest(slot, answer.kept, targets))
+            trained = await engine.train(TrainRequest(slot, (Lesson(answer.kept, targets),)))
             seen += [answer.token_ids, sum(answer.logprobs), trained.loss]
         slot.close()
         return seen

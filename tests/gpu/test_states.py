@@ -6,7 +6,15 @@ from typing import Any
 import pytest
 import torch
 
-from fttt.engine import BatchedEngine, BeamRequest, GenerateRequest, LoRASpec, Target, TrainRequest
+from fttt.engine import (
+    BatchedEngine,
+    BeamRequest,
+    GenerateRequest,
+    Lesson,
+    LoRASpec,
+    Target,
+    TrainRequest,
+)
 from fttt.engine.selfcheck import find_difference
 from fttt.models import LoadedModel
 from fttt.testing import tiny_model
@@ -116,7 +124,9 @@ def test_steps_equal_those_of_the_cpu(family: str) -> None:
                 Target(own, (-0.1 / len(own),) * len(own), len(prompt)),
             )
             assert answer.kept is not None
-            losses += (await engine.train(TrainRequest(slot, answer.kept, targets))).losses
+            losses += (
+                await engine.train(TrainRequest(slot, (Lesson(answer.kept, targets),)))
+            ).losses
         slot.close()
         return losses
 
@@ -143,7 +153,7 @@ def test_adapters_within_such_layers_equal_those_of_the_cpu(family: str) -> None
         for n, slot in enumerate(slots):
             prompt = chat.prompt_ids(f"Question {n}")
             target = Target(said, (1 / len(said),) * len(said))
-            await engine.train(TrainRequest(slot, prompt, (target,)))
+            await engine.train(TrainRequest(slot, (Lesson(prompt, (target,)),)))
             answer = await engine.generate(GenerateRequest(prompt, 12, adapter=slot))
             found.append(answer.token_ids)
         return found

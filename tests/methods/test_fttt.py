@@ -38,7 +38,7 @@ def test_every_attempt_is_written_under_the_questions_own_weights() -> None:
 def test_the_loss_is_the_mean_over_the_feedback_turn_after_kept_keys_and_values() -> None:
     engine = play(METHOD, ["1", "7"], trials=8).engine
     (request,) = engine.trainings
-    assert request.context is engine.kept[0]
+    assert request.lessons[0].context is engine.kept[0]
     assert engine.kept[0].token_ids == (
         *engine.generations[0].prompt_ids,
         *tiny_tokenizer()("1")["input_ids"],
@@ -102,7 +102,7 @@ def test_reflection_adds_the_critique_of_the_base_model() -> None:
     assert written.token_ids[-len(ids) :] == ids
     assert loud == pytest.approx([1 / len(ids)] * len(ids))
     assert written.weights[: -len(ids)] == (0.0,) * (len(written.weights) - len(ids))
-    assert isinstance(request.context, FakeKept)
+    assert isinstance(request.lessons[0].context, FakeKept)
     assert [trial.generation for trial in scene.trials] == [0, 2]
     assert scene.trials[0].usage.generations == 2
 

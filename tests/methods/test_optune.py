@@ -51,7 +51,8 @@ def test_a_change_comes_from_question_attempt_and_feedback_together(
     scene = play_optune(["1", "2", "7"], trials=8)
     request = scene.engine.trainings[0]
     attempt = (*scene.engine.generations[0].prompt_ids, *tiny_tokenizer()("1")["input_ids"], 2)
-    assert request.context is scene.engine.kept[0]  # what the layers below gave is in its row
+    (lesson,) = request.lessons
+    assert lesson.context is scene.engine.kept[0]  # what the layers below gave is in its row
     assert scene.engine.kept[0].token_ids == attempt
     # The next trial of the base model may go on from it; nothing is learned from edited ones.
     assert [r.keep for r in scene.engine.generations] == [True, False, True]
@@ -71,7 +72,8 @@ def test_accumulating_every_wrong_trial_adds_a_change(play_optune: PlayOpTune) -
     scene = play_optune(["1", "2", "3", "7"], trials=8, schedule="accumulate")
     assert edited(scene) == [True] * 4
     assert [trial.loss for trial in scene.trials] == [1.0, 0.5, pytest.approx(1 / 3), None]
-    assert [request.context for request in scene.engine.trainings] == scene.engine.kept[:3]
+    contexts = [request.lessons[0].context for request in scene.engine.trainings]
+    assert contexts == scene.engine.kept[:3]
     spec = scene.engine.slots[0].spec
     assert isinstance(spec, WeightDeltaSpec)
     assert spec.accumulate

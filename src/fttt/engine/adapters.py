@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +29,9 @@ from fttt.engine.slots import Bank
 from fttt.errors import UsageError
 
 __all__ = ["LoRABank", "count_parameters", "layers_by_name", "target_layers"]
+
+ALL_LINEAR = "all-linear"
+"""Among the targets of a spec, as PEFT has it: every linear layer within the decoder layers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,18 +45,26 @@ class Layer:
     outputs: int
 
 
-def target_layers(model: nn.Module, spec: LoRASpec) -> dict[str, nn.Linear]:
-    """The linear layers that a spec names, by their full name.
+def target_layers(model: Any, spec: LoRASpec) -> dict[str, nn.Linear]:
+    """The linear layers that a spec names, by their full name; the output layer is none of them.
 
     Raises:
         UsageError: a name that no linear layer of the model has.
     """
-    linear = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear)}
+    head = model.get_output_embeddings()
+    linear = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and module is not head
+    }
+    if spec.targets == (ALL_LINEAR,):
+        return {name: module for name, module in linear.items() if re.search(r"\.\d+\.", name)}
     known = {n.rsplit(".", 1)[-1] for n in linear}
     for target in spec.targets:
         if target not in known:
             raise UsageError(
-                f"No linear layer {target!r} in this model; it has {', '.join(sorted(known))}."
+                f"No linear layer {target!r} in this model; it has {', '.join(sorted(known))}, and "
+                f"{ALL_LINEAR!r} alone names those of all decoder layers."
             )
     return {n: m for n, m in linear.items() if n.rsplit(".", 1)[-1] in spec.targets}
 
@@ -132,9 +145,15 @@ class LoRABank(Bank):
         finally:
             self._batch = self._parts = self._dropout_key_B = None
 
-    def drop_out(self, slots: Sequence[int], batch: Batch) -> None:
-        """Seed the dropout of a train pass: a question's own stream, its update, its positions."""
-        keys = [derive_key("dropout", self._seeds[s], self._updates[s]) for s in slots]
+    def drop_out(self, targets: Sequence[tuple[int, int]], batch: Batch) -> None:
+        """Seed the dropout of a train pass: a question's own stream, its update, its positions.
+
+        ``targets`` are the slot of each segment and its number among the step's targets.
+        """
+        keys = [
+            derive_key("dropout", self._seeds[slot], self._updates[slot], *([n] if n else []))
+            for slot, n in targets
+        ]
         self._dropout_key_B = torch.tensor(keys, device=batch.token_ids_N.device)
 
     def step(self, slots: Sequence[int], gradient_QP: Tensor) -> list[bool]:
@@ -146,6 +165,9 @@ class LoRABank(Bank):
         finite_Q = gradient_QP.isfinite().all(-1)
         index_Q = torch.tensor(slots, device=gradient_QP.device)[finite_Q]
         grad = gradient_QP[finite_Q]
+        if spec.max_grad_norm is not None:  # with the constant of torch.nn.utils.clip_grad_norm_
+            norm_Q1 = grad.norm(dim=-1, keepdim=True)
+            grad = grad * (spec.max_grad_norm / (norm_Q1 + 1e-6)).clamp(max=1)
         self.steps_S[index_Q] += 1
         t_Q1 = self.steps_S[index_Q, None].double()
         beta1, beta2 = spec.betas
@@ -160,7 +182,9 @@ class LoRABank(Bank):
         self._cached = None
         updated = [bool(u) for u in finite_Q.tolist()]
         for slot, done in zip(slots, updated, strict=True):
-            self._updates[slot] += done
+            if done:
+                self._updates[slot] += 1
+                self.changed(slot)
         return updated
 
     def fill(self, index: int, seed: int) -> None:
@@ -176,6 +200,13 @@ class LoRABank(Bank):
         self.square_SP[index] = 0
         self.steps_S[index] = 0
         self._seeds[index], self._updates[index] = seed, 0
+        self._cached = None
+
+    def copy(self, source: int, target: int) -> None:
+        """Weights, moments, steps, and the stream of the dropout."""
+        for tensor in (self.weights_SP, self.moment_SP, self.square_SP, self.steps_S):
+            tensor[target] = tensor[source]
+        self._seeds[target], self._updates[target] = self._seeds[source], self._updates[source]
         self._cached = None
 
     def _gather(self, batch: Batch) -> tuple[Tensor, ...]:

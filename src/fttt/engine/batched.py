@@ -19,13 +19,15 @@ from fttt.engine.attention import KERNELS
 from fttt.engine.batch import Batch, Segment, by_length
 from fttt.engine.beam import BeamJob, BeamSearcher
 from fttt.engine.cache import KVCache
-from fttt.engine.decoder import CPUDecoder, CUDADecoder, Decoder, draw
+from fttt.engine.decoder import CPUDecoder, CUDADecoder, Decoder, Lane, draw
 from fttt.engine.handover import handed_over
 from fttt.engine.jobs import (
     GenerateJob,
     Job,
     LessonQueue,
     PrefillQueue,
+    ScoreJob,
+    ScoreQueue,
     TrainJob,
     check_fits,
     let_go,
@@ -34,20 +36,24 @@ from fttt.engine.learner import learner_for, make_bank
 from fttt.engine.memory import current
 from fttt.engine.plan import plan_memory
 from fttt.engine.request import (
+    AdapterSlot,
     AdapterSpec,
     BeamRequest,
     GenerateRequest,
     Generation,
+    Scored,
+    ScoreRequest,
     Trained,
     TrainRequest,
 )
 from fttt.engine.rotary import edge_of
 from fttt.engine.scheduler import Patience
 from fttt.engine.selfcheck import check_outputs
+from fttt.engine.sequences import Scorer
 from fttt.engine.slots import Slot
 from fttt.engine.stand_ins import stand_ins_for
 from fttt.engine.states import Mixers
-from fttt.engine.trainer import run_model
+from fttt.engine.trainer import check_targets, run_model
 from fttt.errors import RunError, UsageError
 from fttt.models.loader import LoadedModel
 
@@ -134,13 +140,21 @@ class BatchedEngine:
             self._apart: list[GenerateJob] = []
             """Those of the running ones that take their next token in a pass of their own."""
             self._lessons = LessonQueue()
+            self._scores = ScoreQueue()
+            self._scorer = Scorer(self._model, self._cache, self._bank, self.plan)
             self._searcher = BeamSearcher(self._model, self._cache, self.plan.search_lanes)
             self._learner = learner_for(self._model, self._bank, self._cache, self.plan, self._fill)
             self._patience = {"prefill": Patience(), "train": Patience(), "beam": Patience()}
+            self._patience["score"] = Patience()
             self._loop_task: asyncio.Task[None] | None = None
             self._launched = 0.0
             self._wake = asyncio.Event()
             self._failure: BaseException | None = None
+
+    @property
+    def adapters(self) -> int:
+        """How many adapters can be open at once."""
+        return self.plan.slots
 
     @property
     def idle(self) -> int:
@@ -151,8 +165,11 @@ class BatchedEngine:
         """Start counting tokens, decode steps and busy seconds anew."""
         self.generated_tokens = 0
         self.trained_tokens = 0
+        self.scored_tokens = 0
         self.decode_steps = 0
-        self.busy: dict[str, float] = dict.fromkeys(("prefill", "decode", "train", "beam"), 0.0)
+        self.busy: dict[str, float] = dict.fromkeys(
+            ("prefill", "decode", "train", "beam", "score"), 0.0
+        )
 
     async def generate(self, request: GenerateRequest) -> Generation:
         """Continue one sequence.
@@ -163,6 +180,8 @@ class BatchedEngine:
                 engine was closed.
         """
         check_fits(request, self.max_length)
+        if request.adapter is not None and self._bank is not None:
+            self._bank.index_of(request.adapter)
         self._start()
         job: GenerateJob = Job(request, asyncio.get_running_loop().create_future())
         self._waiting.append(job)
@@ -195,22 +214,43 @@ class BatchedEngine:
         """
         if self._learner is None:
             raise RunError("This engine was built without adapters, so it cannot train.")
+        assert self._bank is not None
+        self._bank.index_of(request.adapter)
+        check_targets(request, self.max_length)
         self._learner.check(request)
         self._start()
         job: TrainJob = Job(request, asyncio.get_running_loop().create_future())
         self._lessons.append(job)
         return await job.answer
 
-    async def open_adapter(self, spec: AdapterSpec, seed: int) -> Slot:
-        """Wait for a free slot and make it fresh; what is drawn is drawn from ``seed``.
+    async def score(self, request: ScoreRequest) -> Scored:
+        """Take the log-probabilities of given tokens, and of the likeliest at their places.
 
         Raises:
-            RunError: the engine was closed, or was built for other adapters.
+            UsageError: the sequence is longer than what the engine was planned for.
+            RunError: the device ran out of memory, or the engine was closed.
+        """
+        self._scorer.check(request)
+        self._start()
+        job: ScoreJob = Job(request, asyncio.get_running_loop().create_future())
+        self._scores.append(job)
+        return await job.answer
+
+    async def open_adapter(
+        self, spec: AdapterSpec, seed: int, copy_of: AdapterSlot | None = None
+    ) -> Slot:
+        """Wait for a free slot and make it fresh, or as ``copy_of`` is then.
+
+        What is drawn is drawn from ``seed``.
+
+        Raises:
+            RunError: the engine was closed, or was built for other adapters, or ``copy_of`` is
+                closed or of another engine.
         """
         self._start()
         if self._bank is None or spec != self._bank.spec:
             raise RunError(f"This engine was not built for adapters of {spec}.")
-        return await self._bank.open(seed)
+        return await self._bank.open(seed, copy_of)
 
     async def close(self) -> None:
         """Stop, fail whatever is still waiting, and give the model its own attention back."""
@@ -234,7 +274,7 @@ class BatchedEngine:
     async def _loop(self) -> None:
         while True:
             busy = self._waiting or self._running or self._apart or self._lessons
-            if not (busy or self._searcher.jobs):
+            if not (busy or self._scores or self._searcher.jobs):
                 self._wake.clear()
                 await self._wake.wait()
                 await asyncio.sleep(0)  # let the other requests of this moment arrive
@@ -261,6 +301,8 @@ class BatchedEngine:
         lessons = self._learner.due(self._lessons) if self._learner else 0
         if self._patience["train"].ready(lessons, running):
             self._timed("train", self._train)
+        elif self._patience["score"].ready(len(self._scores), running):
+            self._timed("score", self._score)
         elif self._patience["beam"].ready(searches, running):
             self._timed("beam", lambda: self._searcher.admit(searches, self._fill))
         elif self._searcher.waiting and not self._searcher.going_on:
@@ -291,6 +333,10 @@ class BatchedEngine:
         due = self._waiting.next_pass(self._cache, self._admissible(), self.plan.prefill_tokens)
         if not due.jobs:
             return
+        if self._bank is not None:
+            for job in due.jobs:
+                assert job.lane is not None
+                job.lane.version = self._bank.version(job.lane.slot)
         before = list(self._running)
         self._running.extend(due.jobs)  # an error answers all that run
         logits = self._run_prefill(due.segments)
@@ -376,6 +422,7 @@ class BatchedEngine:
             self.busy["beam"] += time.perf_counter() - since
         seconds = time.perf_counter() - self._launched
         self._patience["train"].waited(len(self._lessons), seconds)
+        self._patience["score"].waited(len(self._scores), seconds)
         self._patience["prefill"].waited(self._admissible(), seconds)
         self._patience["beam"].waited(self._searcher.admissible(self._rows()), seconds)
 
@@ -412,13 +459,20 @@ class BatchedEngine:
             adapted = lane.slot >= 0
             reads = self._learner is not None and self._learner.reads(adapted=adapted)
             awaited = reads and request.awaited
-            kept = self._cache.keep(lane.row, whole, adapted=adapted, awaited=awaited)
+            kept = self._cache.keep(
+                lane.row, whole, adapted=adapted, awaited=awaited, version=self._version(lane)
+            )
         if job.answer.cancelled():
             return
         scores = tuple(lane.scores[:end]) if request.logprobs else None
         job.answer.set_result(
             Generation(ids, "stop" if stopped else "length", job.seconds, kept, scores)
         )
+
+    def _version(self, lane: Lane) -> int | None:
+        """Of the weights that all of a lane was written under, if they were the same."""
+        now = self._bank.version(lane.slot) if self._bank is not None else 0
+        return now if now == lane.version else None
 
     def _train(self) -> None:
         """Update as many questions' adapters as one pass takes."""
@@ -429,15 +483,27 @@ class BatchedEngine:
             if not job.answer.cancelled():
                 job.answer.set_result(Trained(sum(per_target), per_target, trained, job.seconds))
 
+    def _score(self) -> None:
+        """Score as many sequences as one pass takes."""
+        jobs = self._scores.next_pass(self.plan.prefill_tokens)
+        self._scores.extendleft(reversed(jobs))  # an error answers all that wait
+        answers = self._scorer.run([job.request for job in jobs])
+        for job, (logprobs, top_ids, top_logprobs) in zip(jobs, answers, strict=True):
+            self._scores.remove(job)
+            self.scored_tokens += len(logprobs)
+            if not job.answer.cancelled():
+                job.answer.set_result(Scored(logprobs, top_ids, top_logprobs, job.seconds))
+
     def _fail(self, error: BaseException) -> None:
         """Answer everything with an error; later requests get it too."""
         self._failure = error
         jobs: list[Job[Any, Any]] = [*self._waiting, *self._running, *self._apart, *self._lessons]
-        jobs += self._searcher.jobs
+        jobs += [*self._scores, *self._searcher.jobs]
         for job in jobs:
             if not job.answer.done():
                 job.answer.set_exception(error)
-        for held in (self._waiting, self._running, self._apart, self._lessons, self._searcher):
+        for held in (self._waiting, self._running, self._apart, self._lessons, self._scores):
             held.clear()
+        self._searcher.clear()
         if self._bank is not None:
             self._bank.fail(error)

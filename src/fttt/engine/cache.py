@@ -139,12 +139,18 @@ class KVCache:
         self._free.append(row)
 
     def keep(
-        self, row: int, token_ids: tuple[int, ...], *, adapted: bool, awaited: bool
+        self,
+        row: int,
+        token_ids: tuple[int, ...],
+        *,
+        adapted: bool,
+        awaited: bool,
+        version: int | None = None,
     ) -> KeptRow:
         """Hold a finished sequence's row; all its tokens but the last are in it."""
         if self.states is not None:
             self.states.saw(row, len(token_ids) - 1)
-        kept = KeptRow(self, row, token_ids, adapted=adapted, awaited=awaited)
+        kept = KeptRow(self, row, token_ids, adapted=adapted, awaited=awaited, version=version)
         self._kept[row] = kept
         return kept
 
@@ -190,7 +196,14 @@ class KeptRow:
     """The engine's :class:`fttt.engine.request.Kept`."""
 
     def __init__(
-        self, cache: KVCache, row: int, token_ids: tuple[int, ...], *, adapted: bool, awaited: bool
+        self,
+        cache: KVCache,
+        row: int,
+        token_ids: tuple[int, ...],
+        *,
+        adapted: bool,
+        awaited: bool,
+        version: int | None,
     ) -> None:
         self._cache = cache
         self._token_ids = token_ids
@@ -199,6 +212,9 @@ class KeptRow:
         """Whether an adapter made it, as it was then."""
         self.awaited = awaited
         """Whether a train step is to read it, so that it is taken back last."""
+        self.version = version
+        """Of the weights under which it was written (:meth:`fttt.engine.slots.Bank.version`);
+        ``None`` where they were changed meanwhile."""
 
     @property
     def token_ids(self) -> tuple[int, ...]:
@@ -220,7 +236,7 @@ class KeptRow:
 
     def serves(self, whole: int) -> bool:
         """Whether what the row holds is what a sequence of ``whole`` tokens begins with."""
-        return self._cache.serves(len(self._token_ids) - 1, whole)
+        return self.row is not None and self._cache.serves(len(self._token_ids) - 1, whole)
 
     def evict(self) -> int:
         """Forget the row and return it; the tokens stay known."""

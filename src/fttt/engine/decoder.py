@@ -53,6 +53,8 @@ class Lane:
     """Of repetition."""
     prompt: tuple[int, ...] = ()
     """What stood before, where a penalty asks for it."""
+    version: int = 0
+    """Of the adapter's weights when it began."""
     tokens: list[int] = field(default_factory=list)
     """Drawn so far; the last one is not in the cache yet."""
     scores: list[float] = field(default_factory=list)

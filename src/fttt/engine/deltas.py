@@ -114,6 +114,11 @@ class DeltaBank(Bank):
         for delta_SOI in self.delta_SOI.values():
             delta_SOI[index] = 0
 
+    def copy(self, source: int, target: int) -> None:
+        """The change."""
+        for delta_SOI in self.delta_SOI.values():
+            delta_SOI[target] = delta_SOI[source]
+
     @contextmanager
     def applied(self, batch: Batch) -> Iterator[None]:
         """Add each segment's change to the model's layers for one forward pass."""
@@ -149,6 +154,8 @@ class DeltaBank(Bank):
                 old = delta_SOI[index_Q] if self.spec.accumulate else torch.zeros_like(new_QOI)
                 new_QOI = torch.where(finite_Q[:, None, None], new_QOI, old)
             delta_SOI[index_Q] = new_QOI
+        for slot in slots:
+            self.changed(slot)
         return finite
 
     def _hook(self, delta_SOI: Tensor):  # type: ignore[no-untyped-def]

@@ -11,9 +11,16 @@ from typing import Generic, TypeVar
 from fttt.engine.batch import Segment
 from fttt.engine.cache import KeptRow, KVCache
 from fttt.engine.decoder import Lane
-from fttt.engine.request import BeamRequest, GenerateRequest, Generation, Trained, TrainRequest
-from fttt.engine.slots import Slot
-from fttt.engine.trainer import Lesson
+from fttt.engine.request import (
+    BeamRequest,
+    GenerateRequest,
+    Generation,
+    Scored,
+    ScoreRequest,
+    Trained,
+    TrainRequest,
+)
+from fttt.engine.slots import slot_index
 from fttt.errors import UsageError
 
 __all__ = [
@@ -22,8 +29,9 @@ __all__ = [
     "LessonQueue",
     "PrefillPass",
     "PrefillQueue",
+    "ScoreJob",
+    "ScoreQueue",
     "TrainJob",
-    "TrainPass",
     "check_fits",
     "let_go",
 ]
@@ -49,6 +57,7 @@ class Job(Generic[Request, Answer]):
 
 GenerateJob = Job[GenerateRequest, Generation]
 TrainJob = Job[TrainRequest, Trained]
+ScoreJob = Job[ScoreRequest, Scored]
 
 
 def check_fits(request: GenerateRequest | BeamRequest, max_length: int) -> None:
@@ -129,7 +138,7 @@ class PrefillQueue(deque[GenerateJob]):
                 others.append(job)
                 break
             row = _row(request, cache, claims=past > 0)
-            slot = request.adapter.index if isinstance(request.adapter, Slot) else -1
+            slot = slot_index(request.adapter)
             job.lane = lane_for(request, row, slot)
             taken.jobs.append(job)
             taken.segment_of.append(len(taken.segments) if twin is None else twin)
@@ -162,16 +171,6 @@ def _row(request: GenerateRequest, cache: KVCache, *, claims: bool) -> int:
     return cache.take() if row is None else row
 
 
-@dataclass(frozen=True, slots=True)
-class TrainPass:
-    """Lessons that one train pass takes, each in a cache row of its own."""
-
-    jobs: list[TrainJob]
-    lessons: list[Lesson]
-    missing: list[Segment]
-    """Contexts that are not in their rows yet."""
-
-
 class LessonQueue(deque[TrainJob]):
     """Train requests in the order of their arrival."""
 
@@ -180,45 +179,34 @@ class LessonQueue(deque[TrainJob]):
         for job in [job for job in self if job.answer.cancelled()]:
             self.remove(job)
 
-    def next_pass(self, cache: KVCache, tokens: int) -> TrainPass:
-        """Take requests of different adapters until ``tokens`` are reached, one at least.
-
-        A context whose row was given up, or that came as token ids, takes a free row.
+    def next_pass(self, cache: KVCache, tokens: int) -> list[TrainJob]:
+        """Take requests of different adapters until ``tokens`` or the rows are reached, one at
+        least.
         """
-        taken = TrainPass([], [], [])
-        slots: set[int] = set()
-        total = 0
+        taken: list[TrainJob] = []
+        adapters: set[object] = set()
+        total, rows = 0, cache.free + cache.kept
         while self:
-            slot = self[0].request.adapter
-            assert isinstance(slot, Slot)
-            if total >= tokens or slot.index in slots or not self.has_row(cache):
+            request = self[0].request
+            rows -= len(request.lessons)
+            if taken and (total >= tokens or rows < 0 or request.adapter in adapters):
                 break
-            job = self.popleft()
-            ids, row = _context(job.request, cache)
-            lesson = Lesson(slot, cache.take() if row is None else row, ids, job.request.targets)
-            if row is None or not cache.serves(len(ids) - 1, lesson.whole):
-                taken.missing.append(
-                    Segment(ids[:-1], lesson.row, 0, slot.index, whole=lesson.whole)
-                )
-            taken.jobs.append(job)
-            taken.lessons.append(lesson)
-            slots.add(slot.index)
-            total += lesson.tokens
+            adapters.add(request.adapter)
+            total += sum(len(target.token_ids) for target in request.targets)
+            taken.append(self.popleft())
         return taken
 
-    def has_row(self, cache: KVCache) -> bool:
-        """Whether the first request's context has a row or can have one."""
-        if not self:
-            return False
-        context = self[0].request.context
-        held = isinstance(context, KeptRow) and context.row is not None
-        return held or cache.free + cache.kept > 0
 
+class ScoreQueue(deque[ScoreJob]):
+    """Sequences to score, in the order of their arrival."""
 
-def _context(request: TrainRequest, cache: KVCache) -> tuple[tuple[int, ...], int | None]:
-    """A request's context and, where it is still kept, its row, which is then the caller's."""
-    context = request.context
-    if isinstance(context, KeptRow):
-        return context.token_ids, cache.claim(context)
-    assert isinstance(context, tuple)
-    return context, None
+    def next_pass(self, tokens: int) -> list[ScoreJob]:
+        """Take requests until ``tokens`` are reached, one at least."""
+        taken: list[ScoreJob] = []
+        total = 0
+        while self and (not taken or total + self[0].request.tokens <= tokens):
+            job = self.popleft()
+            if not job.answer.cancelled():
+                total += job.request.tokens
+                taken.append(job)
+        return taken

@@ -19,7 +19,7 @@ from fttt.engine.plan import MemoryPlan
 from fttt.engine.record import record_factors
 from fttt.engine.request import AdapterSpec, LoRASpec, TrainRequest
 from fttt.engine.sequences import pack_sequences
-from fttt.engine.slots import Bank, Slot
+from fttt.engine.slots import Bank, slot_index
 from fttt.engine.trainer import train_step
 from fttt.engine.upper import upper_part
 from fttt.errors import UsageError
@@ -72,21 +72,25 @@ class LoRALearner:
         return self._bank.spec.learns_from(adapted=adapted)
 
     def due(self, queue: LessonQueue) -> int:
-        """All, where the first one's context has a row or can have one."""
-        return len(queue) if queue.has_row(self._cache) else 0
+        """All, where a context that needs a row can have one."""
+        return len(queue) if self._cache.free + self._cache.kept > 0 else 0
 
     def run(self, queue: LessonQueue) -> list[Learned]:
         """Take as many requests as one pass holds and carry them out; an error leaves them."""
-        due = queue.next_pass(self._cache, self._plan.train_tokens)
+        jobs = queue.next_pass(self._cache, self._plan.train_tokens)
         try:
-            self._fill(due.missing)
-            losses = train_step(self._model, self._bank, self._cache, due.lessons, self._fill)
+            losses = train_step(
+                self._model,
+                self._bank,
+                self._cache,
+                [job.request for job in jobs],
+                self._plan.train_tokens,
+                self._fill,
+            )
         except Exception:
-            queue.extendleft(reversed(due.jobs))
+            queue.extendleft(reversed(jobs))
             raise
-        for lesson in due.lessons:
-            self._cache.give(lesson.row)
-        return list(zip(due.jobs, losses, strict=True))
+        return list(zip(jobs, losses, strict=True))
 
 
 class DeltaLearner:
@@ -104,16 +108,17 @@ class DeltaLearner:
         self._below = below
 
     def check(self, request: TrainRequest) -> None:
-        """Refuse several targets, and teachers.
+        """Refuse several targets, and losses on other than labels.
 
         Raises:
             UsageError: the request is such.
         """
-        if len(request.targets) != 1 or request.targets[0].teacher_ids is not None:
+        targets = request.targets
+        if len(targets) != 1 or targets[0].teacher is not None or targets[0].form != "nll":
             raise UsageError(
                 "A predicted change of the weights comes from the labels of one target; give it "
-                f"one without a teacher, not {len(request.targets)}, or train another kind of "
-                "adapter."
+                f'one without a teacher and of the form "nll", not {len(targets)}, or train '
+                "another kind of adapter."
             )
 
     def reads(self, *, adapted: bool) -> bool:
@@ -158,13 +163,13 @@ class DeltaLearner:
     def _learn(
         self, requests: Sequence[TrainRequest], sequences: Sequence[tuple[int, ...]]
     ) -> list[float]:
-        spec, slots = self._bank.spec, [_index(request) for request in requests]
+        spec, slots = self._bank.spec, [slot_index(request.adapter) for request in requests]
         weights = [
             (0.0,) * (len(ids) - 1 - len(target.weights)) + target.weights
             for ids, target in zip(sequences, (r.targets[0] for r in requests), strict=True)
         ]
         under = slots if spec.accumulate else None
-        contexts = [request.context for request in requests]
+        contexts = [request.lessons[0].context for request in requests]
         batch = pack_sequences(self._model, sequences, under, self._cache)
         changed: list[bool] = []
         with torch.no_grad():
@@ -209,11 +214,6 @@ def learner_for(
 
 def _sequence(request: TrainRequest) -> tuple[int, ...]:
     """All tokens that the target's loss depends on."""
-    context, target = request.context, request.targets[0]
+    context, target = request.lessons[0].context, request.targets[0]
     ids = context if isinstance(context, tuple) else context.token_ids
     return ids[: target.after] + target.token_ids
-
-
-def _index(request: TrainRequest) -> int:
-    assert isinstance(request.adapter, Slot)
-    return request.adapter.index

@@ -16,7 +16,7 @@ import torch
 from fttt.engine.batched import BatchedEngine
 from fttt.engine.heads import read_heads
 from fttt.engine.noise import derive_key
-from fttt.engine.request import GenerateRequest, LoRASpec, Target, TrainRequest
+from fttt.engine.request import GenerateRequest, Lesson, LoRASpec, Target, TrainRequest
 from fttt.models.loader import LoadedModel
 
 __all__ = ["Workload", "WorkloadResult", "bandwidth", "decode_floor", "run_workload"]
@@ -176,7 +176,7 @@ async def _question(
             )
         )
         if slot is not None and answer.kept is not None:
-            loss = (await engine.train(TrainRequest(slot, answer.kept, (target,)))).loss
+            loss = (await engine.train(TrainRequest(slot, (Lesson(answer.kept, (target,)),)))).loss
     if slot is not None:
         slot.close()
     return loss

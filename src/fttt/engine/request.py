@@ -6,11 +6,11 @@ plain data, so that a fake engine (:mod:`fttt.testing`) can answer them without 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
-from fttt.types import FinishReason
+from fttt.types import FinishReason, Teacher
 
 if TYPE_CHECKING:
     from fttt.engine.factors import Delta, Factors
@@ -23,7 +23,10 @@ __all__ = [
     "GenerateRequest",
     "Generation",
     "Kept",
+    "Lesson",
     "LoRASpec",
+    "ScoreRequest",
+    "Scored",
     "Target",
     "TrainRequest",
     "Trained",
@@ -44,11 +47,15 @@ class LoRASpec:
     dropout: float = 0.05
     """On the adapter's input, in the train step only."""
     targets: tuple[str, ...] = ("q_proj", "v_proj")
-    """Names (last part) of the linear layers that carry the adapter."""
+    """Names (last part) of the linear layers that carry the adapter, or ``("all-linear",)``: all
+    of the decoder layers."""
     lr: float = 1e-5
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     weight_decay: float = 0.0
+    max_grad_norm: float | None = None
+    """Most that the norm of a question's whole gradient may be; a larger one is scaled down to it
+    (``torch.nn.utils.clip_grad_norm_``)."""
 
     def learns_from(self, *, adapted: bool) -> bool:
         """Whether steps read what the adapter wrote, or what the base model did: the adapter's."""
@@ -160,31 +167,46 @@ class Generation:
 class Target:
     """Tokens that follow a context, and how much each one counts.
 
-    The loss is ``sum_t weights[t] * CE_t``, where ``CE_t`` is the cross-entropy of the model's
-    prediction of ``token_ids[t]`` from everything before it. ``after`` counts the tokens of the
-    context that come before the first target token (``None``: all of them); no gradient reaches
-    the keys and values of those, so a smaller ``after`` lets the loss reach into the attempt's own
-    tokens by naming them again in ``token_ids``.
+    The loss is ``sum_t weights[t] * L_t``; ``p`` is the model's prediction of a place from
+    everything before it.
     """
 
     token_ids: tuple[int, ...]
     weights: tuple[float, ...]
+    """Of each token; 0 leaves it out, a negative one pushes it down."""
     after: int | None = None
-    teacher_ids: Sequence[Sequence[int]] | None = None
-    """``[tokens, k]``: where given, ``CE_t`` is taken against this distribution instead."""
-    teacher_logprobs: Sequence[Sequence[float]] | None = None
+    """How many of the context's tokens come before the first target token (``None``: all of them).
+    No gradient reaches the keys and values of those, so a smaller number lets the loss reach into
+    the attempt's own tokens by naming them again in ``token_ids``."""
+    teacher: Teacher | None = None
+    """Where given, ``L_t = -sum_k w_k log p_k - tail log(1 - sum_k p_k)`` in its place."""
+    form: Literal["nll", "unlikelihood"] = "nll"
+    """``L_t`` of a target without a teacher: ``-log p`` of the token, or ``-log(1 - p)``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """A context, and what is learned from the tokens that follow it."""
+
+    context: Kept | tuple[int, ...]
+    """A kept sequence, or token ids. Its keys and values are those of the adapter as it is: they
+    are read where they are held and were written under the same weights, and computed elsewhere. A
+    predicted change of weights takes only what the layers below the edited ones gave, so its
+    context may have been written with any adapter or without."""
+    targets: tuple[Target, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class TrainRequest:
-    """One step of one question's own weights on the sum of its targets' losses."""
+    """One step of one adapter on the sum of the losses of all targets of all lessons."""
 
     adapter: AdapterSlot
-    context: Kept | tuple[int, ...]
-    """A kept sequence, or token ids that the engine runs under the adapter as it is. A predicted
-    change of weights takes from a kept one only what the layers below the edited ones gave, so it
-    may have been written with any adapter or without."""
-    targets: tuple[Target, ...]
+    lessons: tuple[Lesson, ...]
+
+    @property
+    def targets(self) -> list[Target]:
+        """Those of all lessons, in order."""
+        return [target for lesson in self.lessons for target in lesson.targets]
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,9 +216,47 @@ class Trained:
     loss: float
     """Before the step."""
     losses: tuple[float, ...]
-    """The same, target by target."""
+    """The same, target by target, in the order of lessons and targets."""
     trained_tokens: int
     """Tokens with a non-zero weight."""
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreRequest:
+    """Tokens whose log-probabilities are asked for, and the context that they follow."""
+
+    context: Kept | tuple[int, ...]
+    """A kept sequence, whose row is read where it was written under the same weights, or ids."""
+    token_ids: tuple[int, ...]
+    adapter: AdapterSlot | None = None
+    """Its dropout is off."""
+    top_k: int = 0
+    """How many of the likeliest tokens are wanted at each place."""
+    after: int | None = None
+    """As in :class:`Target`."""
+
+    @property
+    def sequence(self) -> tuple[int, ...]:
+        """What comes before the scored tokens, and they."""
+        context = self.context if isinstance(self.context, tuple) else self.context.token_ids
+        return context[: self.after] + self.token_ids
+
+    @property
+    def tokens(self) -> int:
+        """Of the whole sequence."""
+        return len(self.sequence)
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """What came of a :class:`ScoreRequest`; all at temperature 1."""
+
+    logprobs: tuple[float, ...]
+    """Of each token."""
+    top_ids: tuple[tuple[int, ...], ...]
+    """``[T][k]``, the likeliest first; empty where none were asked for."""
+    top_logprobs: tuple[tuple[float, ...], ...]
     seconds: float
 
 
@@ -211,6 +271,10 @@ class Engine(Protocol):
     def idle(self) -> int:
         """Sequences that could run beside those that run or wait."""
 
+    @property
+    def adapters(self) -> int:
+        """How many adapters can be open at once."""
+
     async def generate(self, request: GenerateRequest) -> Generation:
         """Continue one sequence."""
 
@@ -220,8 +284,17 @@ class Engine(Protocol):
     async def train(self, request: TrainRequest) -> Trained:
         """Take one step of one adapter."""
 
-    async def open_adapter(self, spec: AdapterSpec, seed: int) -> AdapterSlot:
-        """Wait for a free slot and make it fresh; what is drawn is drawn from ``seed``."""
+    async def score(self, request: ScoreRequest) -> Scored:
+        """Take the log-probabilities of given tokens, and of the likeliest at their places."""
+
+    async def open_adapter(
+        self, spec: AdapterSpec, seed: int, copy_of: AdapterSlot | None = None
+    ) -> AdapterSlot:
+        """Wait for a free slot and make it fresh; what is drawn is drawn from ``seed``.
+
+        With ``copy_of`` it begins as that slot is then: weights, optimizer, and what its dropout
+        draws next.
+        """
 
     async def close(self) -> None:
         """Stop, and fail whatever is still waiting."""

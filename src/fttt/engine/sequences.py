@@ -9,7 +9,7 @@ Axes: N packed tokens, B sequences, M tokens that carry a loss, D hidden width, 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 from unittest.mock import patch
 
@@ -19,16 +19,22 @@ from torch.nn.attention import sdpa_kernel
 from transformers.utils.generic import ModelOutput
 
 from fttt.engine.attention import KERNELS
-from fttt.engine.batch import Batch, Segment
-from fttt.engine.cache import KVCache
+from fttt.engine.batch import Batch, Segment, by_length
+from fttt.engine.cache import KeptRow, KVCache
 from fttt.engine.heads import read_heads
-from fttt.engine.plan import LOGIT_BYTES
+from fttt.engine.plan import LOGIT_BYTES, MemoryPlan
+from fttt.engine.request import ScoreRequest
+from fttt.engine.slots import Bank, slot_index
 from fttt.engine.stand_ins import stand_ins_for
 from fttt.engine.states import Mixers
 from fttt.engine.trainer import run_model
+from fttt.errors import RunError, UsageError
 from fttt.models.loader import Prefix
 
-__all__ = ["pack_sequences", "prepared", "weighted_nll"]
+__all__ = ["Scorer", "pack_sequences", "prepared", "run_layers", "weighted_nll"]
+
+Score = tuple[tuple[float, ...], tuple[tuple[int, ...], ...], tuple[tuple[float, ...], ...]]
+"""Log-probabilities of given tokens, and the likeliest ones with theirs."""
 
 
 @contextmanager
@@ -86,16 +92,133 @@ def weighted_nll(
     Returns:
         The sum, differentiable where the hidden states are, and ``NLL_M``, which is not.
     """
-    output = model.base_model(
+    output = run_layers(model, batch)
+    hidden_MD = output.last_hidden_state[0, where_M]
+    apply: Any = _ChunkedNLL.apply
+    loss, nll_M = apply(hidden_MD, label_M, weight_M, model, batch, type(output))
+    return loss, nll_M
+
+
+class Scorer:
+    """Log-probabilities of given tokens, of many requests in a pass."""
+
+    def __init__(self, model: Any, cache: KVCache, bank: Bank | None, plan: MemoryPlan) -> None:
+        self._model, self._cache, self._bank = model, cache, bank
+        self._tokens = plan.prefill_tokens
+
+    def check(self, request: ScoreRequest) -> None:
+        """Refuse what is longer than a pass, and what has nothing to score.
+
+        Raises:
+            UsageError: the request is such.
+            RunError: its adapter is closed, or another engine's.
+        """
+        if request.adapter is not None:
+            if self._bank is None:
+                raise RunError("This engine was built without adapters, so it scores with none.")
+            self._bank.index_of(request.adapter)
+        if not request.token_ids or request.tokens == len(request.token_ids):
+            raise UsageError(
+                f"{len(request.token_ids)} tokens after {request.tokens - len(request.token_ids)} "
+                "cannot be scored; give one at least, after one at least."
+            )
+        most = max(self._tokens, self._cache.capacity - self._cache.prefix)
+        if request.tokens > most:
+            raise UsageError(
+                f"A sequence of {request.tokens} tokens is longer than the {most} that can be "
+                "scored; lower --max-new-tokens."
+            )
+
+    def run(self, requests: Sequence[ScoreRequest]) -> list[Score]:
+        """Score all of them, those of similar lengths together.
+
+        A kept sequence's row is read where it was written under the weights as they are.
+        """
+        rows = [self._row(request) for request in requests]
+        segments = [
+            Segment(
+                request.sequence[past:-1],
+                row,
+                past,
+                slot_index(request.adapter),
+                whole=request.tokens,
+            )
+            for request, (row, past) in zip(requests, rows, strict=True)
+        ]
+        found: dict[int, Score] = {}
+        lengths = [len(segment.token_ids) for segment in segments]
+        for part in by_length(lengths, lambda padded, _: padded <= self._tokens):
+            batch = Batch.pack("train", [segments[n] for n in part], self._cache)
+            with self._bank.applied(batch) if self._bank else nullcontext():
+                scores = self._score(batch, [requests[n] for n in part])
+            found.update(zip(part, scores, strict=True))
+        return [found[n] for n in range(len(requests))]
+
+    def _row(self, request: ScoreRequest) -> tuple[int, int]:
+        """The row that holds what comes before, and how many tokens of it are read there."""
+        kept = request.context
+        past = request.tokens - len(request.token_ids) - 1
+        if not isinstance(kept, KeptRow) or kept.row is None or not kept.serves(request.tokens):
+            return 0, 0
+        slot = slot_index(request.adapter)
+        same = kept.version == (self._bank.version(slot) if self._bank else 0)
+        stands = self._cache.states is None or past == len(kept.token_ids) - 1
+        return (kept.row, past) if same and stands else (0, 0)
+
+    def _score(self, batch: Batch, requests: Sequence[ScoreRequest]) -> list[Score]:
+        counts = [len(request.token_ids) for request in requests]
+        device = batch.token_ids_N.device
+        where_M = torch.cat(
+            [
+                torch.arange(end - count, end, device=device)
+                for end, count in zip(batch.ends, counts, strict=True)
+            ]
+        )
+        label_M = torch.tensor([i for r in requests for i in r.token_ids], device=device)
+        most = max(request.top_k for request in requests)
+        output = run_layers(self._model, batch)
+        hidden_MD = output.last_hidden_state[0, where_M]
+        own: list[Tensor] = []
+        tops: list[tuple[Tensor, Tensor]] = []
+        for part in _chunks(self._model, len(where_M)):
+            logits_mV = _head(self._model, batch, type(output), hidden_MD[part]).float()
+            all_m1 = logits_mV.logsumexp(-1, keepdim=True)
+            own.append((logits_mV.gather(1, label_M[part, None]) - all_m1)[:, 0])
+            if most:
+                values, ids = logits_mV.topk(min(most, logits_mV.shape[1]))
+                tops.append((ids, values - all_m1))
+        logprobs = torch.cat(own).tolist()
+        top_ids = torch.cat([ids for ids, _ in tops]).tolist() if most else []
+        top_logs = torch.cat([logs for _, logs in tops]).tolist() if most else []
+        found: list[Score] = []
+        at = 0
+        for request, count in zip(requests, counts, strict=True):
+            place, k = slice(at, at := at + count), request.top_k
+            found.append(
+                (
+                    tuple(logprobs[place]),
+                    tuple(tuple(row[:k]) for row in top_ids[place]) if k else (),
+                    tuple(tuple(row[:k]) for row in top_logs[place]) if k else (),
+                )
+            )
+        return found
+
+
+def run_layers(model: Any, batch: Batch) -> Any:
+    """The decoder's pass without the output layer."""
+    return model.base_model(
         input_ids=batch.token_ids_N[None],
         position_ids=batch.position_N[None],
         use_cache=False,
         fttt_batch=batch,
     )
-    hidden_MD = output.last_hidden_state[0, where_M]
-    apply: Any = _ChunkedNLL.apply
-    loss, nll_M = apply(hidden_MD, label_M, weight_M, model, batch, type(output))
-    return loss, nll_M
+
+
+def _chunks(model: Any, tokens: int) -> Iterator[slice]:
+    """Parts of so many tokens, whose logits are held at once."""
+    size = max(1, LOGIT_BYTES // (4 * model.config.get_text_config().vocab_size))
+    for start in range(0, tokens, size):
+        yield slice(start, start + size)
 
 
 class _ChunkedNLL(torch.autograd.Function):
@@ -109,13 +232,10 @@ class _ChunkedNLL(torch.autograd.Function):
         batch: Batch,
         form: type[ModelOutput],
     ) -> tuple[Tensor, Tensor]:
-        vocabulary = model.config.get_text_config().vocab_size
-        size = max(1, LOGIT_BYTES // (4 * vocabulary))
         wanted = ctx.needs_input_grad[0]
         gradient_MD = torch.empty_like(hidden_MD) if wanted else None
         nll: list[Tensor] = []
-        for start in range(0, hidden_MD.shape[0], size):
-            part = slice(start, start + size)
+        for part in _chunks(model, hidden_MD.shape[0]):
             with torch.set_grad_enabled(wanted):
                 hidden = hidden_MD[part].detach().requires_grad_(wanted)
                 logits = _head(model, batch, form, hidden)

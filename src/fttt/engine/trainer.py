@@ -1,15 +1,18 @@
 """One train step of many questions at once.
 
-The sum of all questions' losses is differentiated once; since each question's weights touch only
-its own segments, each gets exactly the gradient that it would have had alone.
+The sum of all questions' losses is differentiated together; since each question's weights touch
+only its own segments, each gets exactly the gradient that it would have had alone. What does not
+fit one pass is taken in several, whose gradients add up before the step.
 
-Axes: N packed tokens, M tokens that carry a loss, Q questions, P adapter parameters, V vocabulary.
+Axes: N packed tokens, M tokens that carry a loss, Q questions, P adapter parameters, K tokens of a
+teacher, V vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,188 +20,284 @@ from torch import Tensor, nn
 
 from fttt.engine.adapters import LoRABank
 from fttt.engine.batch import Batch, Segment, by_length
-from fttt.engine.cache import KVCache
-from fttt.engine.request import Target
-from fttt.engine.slots import Slot
+from fttt.engine.cache import KeptRow, KVCache
+from fttt.engine.request import Target, TrainRequest
+from fttt.engine.slots import slot_index
+from fttt.errors import UsageError
 
-__all__ = ["Lesson", "train_step"]
+__all__ = ["check_targets", "run_model", "train_step", "worth_padding"]
 
 _WORTH_A_PASS = 1024
 """Tokens of padding that cost about as much as the launches of one more pass."""
+FLOOR = -100.0
+"""The least that the log-probability of all tokens that a teacher does not name is taken for."""
 
 
-@dataclass(frozen=True, slots=True)
-class Lesson:
-    """A train request whose context lies in a cache row."""
+@dataclass(slots=True)
+class ContextTargets:
+    """A context, the row that holds its first tokens, and all targets of a question after it."""
 
-    slot: Slot
-    row: int
-    """It holds the context but for its last token, which may have been sampled and never run."""
+    question: int
+    """Its number in the step."""
+    slot: int
     context: tuple[int, ...]
-    targets: tuple[Target, ...]
+    kept: KeptRow | None = None
+    """Where its keys and values may be held."""
+    targets: list[tuple[int, Target]] = field(default_factory=list)
+    """Each with its number among all targets of the request."""
+    row: int = 0
+    held: int = 0
+    """Tokens of the context in the row."""
 
     @property
     def whole(self) -> int:
         """Tokens of the longest sequence that the step runs."""
-        return max(self._past(t) + len(t.token_ids) for t in self.targets)
+        return max(self.past(t) + 1 + len(t.token_ids) for _, t in self.targets)
+
+    @property
+    def needed(self) -> int:
+        """Tokens of the context that some target reads from a row."""
+        return max(self.past(t) for _, t in self.targets)
 
     @property
     def tokens(self) -> int:
         """Tokens that the step runs through the model."""
-        return sum(len(self.segment(t).token_ids) for t in self.targets)
+        return sum(len(t.token_ids) for _, t in self.targets)
+
+    def past(self, target: Target) -> int:
+        """Tokens before the one that predicts the first of a target."""
+        return (len(self.context) if target.after is None else target.after) - 1
 
     def segment(self, target: Target) -> Segment:
         """The context token that predicts the first target token, and all targets but the last.
 
         Tokens before it are read from the row.
         """
-        past = self._past(target)
+        past = self.past(target)
         ids = (self.context[past], *target.token_ids[:-1])
-        return Segment(ids, self.row, past, self.slot.index, self.whole)
-
-    def _past(self, target: Target) -> int:
-        return (len(self.context) if target.after is None else target.after) - 1
+        return Segment(ids, self.row, past, self.slot, self.whole)
 
 
 Fill = Callable[[Sequence[Segment]], None]
 """Runs segments into their cache rows."""
 
 
-def train_step(
-    model: nn.Module, bank: LoRABank, cache: KVCache, lessons: Sequence[Lesson], fill: Fill
-) -> list[tuple[float, ...]]:
-    """Update each lesson's adapter once; return its targets' losses before the step.
+def check_targets(request: TrainRequest, max_length: int) -> None:
+    """Refuse a request whose numbers do not fit each other, or a row.
 
-    Targets of very different lengths are differentiated one length after the other, since
-    attention and adapters pad the segments of a pass; the gradients add up before the step.
-    A loss that is not finite leaves that question's weights as they were.
-
-    Where layers carry a state, a row's is that after the whole context. For targets that come after
-    less of it, that less is run again, under the adapter as it is.
+    Raises:
+        UsageError: it is such.
     """
-    slots = [lesson.slot.index for lesson in lessons]
-    owned = [(q, target) for q, lesson in enumerate(lessons) for target in lesson.targets]
-    segments = [lessons[q].segment(target) for q, target in owned]
+    for lesson in request.lessons:
+        context = lesson.context if isinstance(lesson.context, tuple) else lesson.context.token_ids
+        for target in lesson.targets:
+            after = len(context) if target.after is None else target.after
+            if not 1 <= after <= len(context):
+                raise UsageError(
+                    f"A target comes after {after} of a context's {len(context)} tokens; let it "
+                    f"come after 1 to {len(context)}."
+                )
+            places = len(target.token_ids)
+            teacher = places if target.teacher is None else len(target.teacher.token_ids)
+            if not len(target.weights) == teacher == places > 0:
+                raise UsageError(
+                    f"A target of {places} tokens has {len(target.weights)} weights and a teacher "
+                    f"of {teacher} places; give one for each of one token or more."
+                )
+            if after > max_length:
+                raise UsageError(
+                    f"A target's context of {after} tokens does not fit the {max_length} of a row; "
+                    "lower --max-new-tokens."
+                )
+
+
+def train_step(
+    model: nn.Module,
+    bank: LoRABank,
+    cache: KVCache,
+    requests: Sequence[TrainRequest],
+    tokens: int,
+    fill: Fill,
+) -> list[tuple[float, ...]]:
+    """Update each request's adapter once; return its targets' losses before the step.
+
+    Contexts take rows of the cache, as many at once as it has and as ``tokens`` allow. Targets of
+    very different lengths are differentiated one length after the other, since attention pads the
+    segments of a pass. A gradient that is not finite leaves that question's weights as they were.
+    """
+    slots = [slot_index(request.adapter) for request in requests]
     index_Q = torch.tensor(slots, device=cache.device)
     weights_QP = bank.weights_SP[index_Q].requires_grad_()
-    found: dict[int, Tensor] = {}
-    for part in _parts(cache, lessons, [q for q, _ in owned], segments, fill):
-        batch = Batch.pack("train", [segments[n] for n in part], cache)
-        owners = [owned[n][0] for n in part]
-        with torch.enable_grad():
-            weights_BP = weights_QP
-            if owners != list(range(len(lessons))):
-                weights_BP = weights_QP.index_select(0, torch.tensor(owners, device=cache.device))
-        with torch.enable_grad(), bank.applied(batch, weights_BP):
-            bank.drop_out([slots[q] for q in owners], batch)
-            loss_B = _losses(model, batch, [segments[n] for n in part], [owned[n][1] for n in part])
-            loss_B.sum().backward()
-        found.update(zip(part, loss_B.detach(), strict=True))
+    losses = [[0.0] * len(request.targets) for request in requests]
+    waiting = _contexts(requests, slots)
+    while waiting:
+        now = _place(waiting, bank, cache, tokens, fill)
+        waiting = waiting[len(now) :]
+        owned = [(lesson, n, target) for lesson in now for n, target in lesson.targets]
+        segments = [lesson.segment(target) for lesson, _, target in owned]
+        for part in _parts(cache, [lesson for lesson, _, _ in owned], segments, tokens, fill):
+            batch = Batch.pack("train", [segments[n] for n in part], cache)
+            questions = [owned[n][0].question for n in part]
+            with torch.enable_grad():
+                weights_BP = weights_QP.index_select(
+                    0, torch.tensor(questions, device=cache.device)
+                )
+            with torch.enable_grad(), bank.applied(batch, weights_BP):
+                bank.drop_out([(slots[owned[n][0].question], owned[n][1]) for n in part], batch)
+                loss_B = _losses(model, batch, [owned[n][2] for n in part])
+                loss_B.sum().backward()
+            for n, loss in zip(part, loss_B.tolist(), strict=True):
+                losses[owned[n][0].question][owned[n][1]] = loss
+        for lesson in now:
+            if lesson.held:
+                cache.give(lesson.row)
     assert weights_QP.grad is not None
     bank.step(slots, weights_QP.grad)
-    ordered = torch.stack([found[n] for n in range(len(owned))]).tolist()
-    losses: list[list[float]] = [[] for _ in lessons]
-    for (q, _), loss in zip(owned, ordered, strict=True):
-        losses[q].append(loss)
-    return [tuple(per_target) for per_target in losses]
+    return [tuple(own) for own in losses]
+
+
+def _contexts(requests: Sequence[TrainRequest], slots: Sequence[int]) -> list[ContextTargets]:
+    """The contexts of all requests; lessons of one question after the same tokens share one."""
+    found: dict[tuple[int, tuple[int, ...]], ContextTargets] = {}
+    for q, request in enumerate(requests):
+        number = 0
+        for lesson in request.lessons:
+            context = lesson.context
+            ids = context if isinstance(context, tuple) else context.token_ids
+            own = found.setdefault((q, ids), ContextTargets(q, slots[q], ids))
+            if isinstance(context, KeptRow) and context.row is not None:
+                own.kept = context
+            own.targets += enumerate(lesson.targets, number)
+            number += len(lesson.targets)
+    return [own for own in found.values() if own.targets]
+
+
+def _place(
+    waiting: Sequence[ContextTargets], bank: LoRABank, cache: KVCache, tokens: int, fill: Fill
+) -> Sequence[ContextTargets]:
+    """Give the first contexts a row each, until ``tokens`` or the rows are reached, and fill them.
+
+    A kept row is taken over where it holds what the adapter, as it is, would write.
+    """
+    rows, total, count = cache.free + cache.kept, 0, 0
+    for lesson in waiting:
+        if count and (total >= tokens or (lesson.needed and not rows)):
+            break
+        rows -= lesson.needed > 0
+        total += lesson.tokens
+        count += 1
+    now = waiting[:count]
+    for lesson in now:
+        kept = lesson.kept
+        if kept is None:
+            continue
+        kept.awaited = False
+        if kept.version == bank.version(lesson.slot) and kept.serves(lesson.whole):
+            row = cache.claim(kept)
+            assert row is not None
+            lesson.row, lesson.held = row, len(lesson.context) - 1
+    missing = [lesson for lesson in now if lesson.needed and not lesson.held]
+    for lesson in missing:
+        lesson.row, lesson.held = cache.take(), lesson.needed
+    fill(
+        [
+            Segment(lesson.context[: lesson.held], lesson.row, 0, lesson.slot, lesson.whole)
+            for lesson in missing
+        ]
+    )
+    return now
 
 
 def _parts(
     cache: KVCache,
-    lessons: Sequence[Lesson],
-    owners: Sequence[int],
+    owners: Sequence[ContextTargets],
     segments: Sequence[Segment],
+    tokens: int,
     fill: Fill,
 ) -> Iterator[list[int]]:
     """Numbers of segments to run at once, whose rows are ready for them when they are handed out.
 
+    Where layers carry a state, a row's is that after all tokens that it holds. For targets that
+    come after less of it, that less is run again, under the adapter as it is.
+
     Args:
-        owners: the lesson of each segment.
+        owners: of each segment.
     """
+
     waiting = list(range(len(segments)))
     ready = waiting
     while waiting:
         if cache.states is not None:
-            ready = _with_one_past(lessons, owners, segments, waiting)
+            ready = _with_one_past(owners, segments, waiting)
             again = {
                 segments[n].row: Segment(
-                    lessons[owners[n]].context[: segments[n].past],
-                    segments[n].row,
-                    0,
-                    segments[n].slot,
+                    owners[n].context[: segments[n].past], segments[n].row, 0, segments[n].slot
                 )
                 for n in ready
-                if segments[n].past not in {0, len(lessons[owners[n]].context) - 1}
+                if segments[n].past not in {0, owners[n].held}
             }
             if again:
                 fill(list(again.values()))
-        for part in by_length([len(segments[n].token_ids) for n in ready], _worth_padding):
+        for part in by_length(
+            [len(segments[n].token_ids) for n in ready], partial(worth_padding, tokens=tokens)
+        ):
             yield [ready[i] for i in part]
         waiting = [n for n in waiting if n not in ready]
 
 
+def worth_padding(padded: int, own: int, tokens: int) -> bool:
+    """Whether a part of a step of ``tokens`` may be so long with padding, without it ``own``.
+
+    It may hold a quarter more than its own tokens, and what a pass costs in any case.
+    """
+    return padded <= min(1.25 * tokens, 1.25 * own + _WORTH_A_PASS)
+
+
 def _with_one_past(
-    lessons: Sequence[Lesson],
-    owners: Sequence[int],
-    segments: Sequence[Segment],
-    waiting: Sequence[int],
+    owners: Sequence[ContextTargets], segments: Sequence[Segment], waiting: Sequence[int]
 ) -> list[int]:
     """The segments to read a row's state at one place: first at its end, where it stands."""
     chosen: dict[int, int] = {}
     for n in sorted(waiting, key=lambda n: -segments[n].past):
-        chosen.setdefault(owners[n], segments[n].past)
-    return [n for n in waiting if segments[n].past in {0, chosen[owners[n]]}]
+        chosen.setdefault(id(owners[n]), segments[n].past)
+    return [n for n in waiting if segments[n].past in {0, chosen[id(owners[n])]}]
 
 
-def _worth_padding(padded: int, own: int) -> bool:
-    """A part may hold a quarter more than its own tokens, and what a pass costs in any case."""
-    return padded <= 1.25 * own + _WORTH_A_PASS
+def _losses(model: nn.Module, batch: Batch, targets: Sequence[Target]) -> Tensor:
+    """The loss of each segment's target, ``[B]``.
 
-
-def _losses(
-    model: nn.Module, batch: Batch, segments: Sequence[Segment], targets: Sequence[Target]
-) -> Tensor:
-    """The weighted cross-entropy of each segment's target."""
+    Every form is a teacher's: a label has its own token with a weight of 1, and what is unlearned
+    has it with none and a tail of 1.
+    """
     where: list[int] = []
     segment_of: list[int] = []
-    weight: list[float] = []
-    labels: list[int] = []
-    for b, (segment, target, end) in enumerate(zip(segments, targets, batch.ends, strict=True)):
-        first = end - len(segment.token_ids)
-        for t, w in enumerate(target.weights):
-            if w != 0:
-                where.append(first + t)
-                segment_of.append(b)
-                weight.append(w)
-                labels.append(target.token_ids[t])
-    device = batch.token_ids_N.device
-    where_M, segment_M, label_M = torch.tensor([where, segment_of, labels], device=device)
-    logits_MV = run_model(model, batch, where_M).float()
-    teachers = any(target.teacher_ids is not None for target in targets)
-    if teachers:
-        ce_M = _against_teachers(logits_MV, targets)
-    else:
-        ce_M = torch.nn.functional.cross_entropy(logits_MV, label_M, reduction="none")
-    weighted_M = ce_M * torch.tensor(weight, device=device)
-    return torch.zeros(len(segments), device=device).index_add(0, segment_M, weighted_M)
-
-
-def _against_teachers(logits_MV: Tensor, targets: Sequence[Target]) -> Tensor:
-    """Cross-entropy against each token's teacher, or its own label where there is none."""
-    rows: list[tuple[Sequence[int], Sequence[float]]] = []
-    for target in targets:
+    ids: list[tuple[int, ...]] = []
+    weights: list[Sequence[float]] = []
+    tails: list[float] = []
+    for b, (target, end, length) in enumerate(zip(targets, batch.ends, batch.lengths, strict=True)):
         for t, w in enumerate(target.weights):
             if w == 0:
                 continue
-            if target.teacher_ids is None or target.teacher_logprobs is None:
-                rows.append(([target.token_ids[t]], [0.0]))
-            else:
-                rows.append((target.teacher_ids[t], target.teacher_logprobs[t]))
-    widest = max(len(ids) for ids, _ in rows)
-    ids = torch.tensor([[*i, *([0] * (widest - len(i)))] for i, _ in rows])
-    logs = torch.tensor([[*lp, *([float("-inf")] * (widest - len(lp)))] for _, lp in rows])
-    ids, probs = ids.to(logits_MV.device), logs.exp().to(logits_MV.device)
-    return -(probs * logits_MV.log_softmax(-1).gather(1, ids)).sum(-1)
+            where.append(end - length + t)
+            segment_of.append(b)
+            teacher = target.teacher
+            label = 1.0 if target.form == "nll" else 0.0
+            ids.append((target.token_ids[t],) if teacher is None else teacher.token_ids[t])
+            weights.append([w * x for x in ([label] if teacher is None else teacher.weights[t])])
+            tails.append(w * (1 - label if teacher is None else teacher.tail[t]))
+    device = batch.token_ids_N.device
+    where_M, segment_M = torch.tensor([where, segment_of], dtype=torch.int64, device=device)
+    widest = max(map(len, ids), default=0)
+    id_MK = torch.tensor([[*i, *(i[:1] * (widest - len(i)))] for i in ids], device=device)
+    weight_MK = torch.tensor([[*w, *([0.0] * (widest - len(w)))] for w in weights], device=device)
+    tail_M = torch.tensor(tails, device=device)
+    logits_MV = run_model(model, batch, where_M).float()
+    all_M = logits_MV.logsumexp(-1)
+    loss_M = -(weight_MK * (logits_MV.gather(1, id_MK) - all_M[:, None])).sum(-1)
+    if any(tails):
+        others_MV = logits_MV.scatter(1, id_MK, float("-inf"))
+        loss_M = loss_M - tail_M * (others_MV.logsumexp(-1) - all_M).clamp(min=FLOOR)
+    return torch.zeros(len(targets), device=device).index_add(0, segment_M, loss_M)
 
 
 def run_model(model: Any, batch: Batch, where: Tensor | slice) -> Tensor:

@@ -14,6 +14,7 @@ from fttt.engine.request import (
     BeamRequest,
     GenerateRequest,
     Generation,
+    Lesson,
     Target,
     TrainRequest,
 )
@@ -175,7 +176,8 @@ class QuestionWork:
         targets = tuple(self._target(sequence, feedback) for feedback in on)
         trained = await self.bench.engine.train(
             TrainRequest(
-                cast(AdapterSlot, adapter), self._sequences.context(after.generation), targets
+                cast(AdapterSlot, adapter),
+                (Lesson(self._sequences.context(after.generation), targets),),
             )
         )
         usage = Usage(trained_tokens=trained.trained_tokens, seconds=trained.seconds)

@@ -12,6 +12,9 @@ from fttt.engine.request import (
     BeamRequest,
     GenerateRequest,
     Generation,
+    Kept,
+    Scored,
+    ScoreRequest,
     Trained,
     TrainRequest,
 )
@@ -57,18 +60,23 @@ class FakeEngine:
     nothing else where a run is to be resumed. A completion ends with the end-of-turn token, or is
     cut at ``max_new_tokens`` as a real one would be. The beams of a search are so many completions,
     the best one first; a function is asked for each with the beam's number as ``noise_key``. The
-    loss of a train step is ``1 / (1 + updates so far)``.
+    loss of a train step is ``1 / (1 + updates so far)``. A scored token has the log-probability
+    -0.5 and is the likeliest; those that follow its id come after it, each e times less likely than
+    the one before.
     """
 
     script: Script
     max_length: int = 4096
     idle: int = 0
     """Lanes that it says stand idle, for methods whose answers may be written ahead."""
+    adapters: int = 256
+    """How many it says can be open at once."""
     seconds: float = 0.0
     """How long each request takes, in wall time."""
     generations: list[GenerateRequest] = field(default_factory=list)
     searches: list[BeamRequest] = field(default_factory=list)
     trainings: list[TrainRequest] = field(default_factory=list)
+    scorings: list[ScoreRequest] = field(default_factory=list)
     slots: list[FakeSlot] = field(default_factory=list)
     kept: list[FakeKept] = field(default_factory=list)
     generated_tokens: int = 0
@@ -136,9 +144,8 @@ class FakeEngine:
     async def train(self, request: TrainRequest) -> Trained:
         """Count one update."""
         slot = _slot(request.adapter)
-        context = request.context
-        if slot.closed or (isinstance(context, FakeKept) and context.closed):
-            raise RuntimeError("trained on something that was given back")
+        for lesson in request.lessons:
+            _check_open(slot, lesson.context)
         self.trainings.append(request)
         await asyncio.sleep(self.seconds)
         losses = tuple(1.0 / (1 + slot.updates) for _ in request.targets)
@@ -146,10 +153,28 @@ class FakeEngine:
         trained = sum(weight != 0 for target in request.targets for weight in target.weights)
         return Trained(sum(losses), losses, trained, self.seconds)
 
-    async def open_adapter(self, spec: AdapterSpec, seed: int) -> AdapterSlot:
+    async def score(self, request: ScoreRequest) -> Scored:
+        """Find every token the likeliest one."""
+        _check_open(None if request.adapter is None else _slot(request.adapter), request.context)
+        self.scorings.append(request)
+        await asyncio.sleep(self.seconds)
+        ids, size = request.token_ids, len(tiny_tokenizer())
+        top = range(request.top_k)
+        return Scored(
+            logprobs=(-0.5,) * len(ids),
+            top_ids=tuple(tuple((i + k) % size for k in top) for i in ids) if top else (),
+            top_logprobs=(tuple(-0.5 - k for k in top),) * len(ids) if top else (),
+            seconds=self.seconds,
+        )
+
+    async def open_adapter(
+        self, spec: AdapterSpec, seed: int, copy_of: AdapterSlot | None = None
+    ) -> AdapterSlot:
         """Hand out a new slot."""
         await asyncio.sleep(0)
-        self.slots.append(FakeSlot(spec, seed))
+        source = None if copy_of is None else _slot(copy_of)
+        _check_open(source, ())
+        self.slots.append(FakeSlot(spec, seed, source.updates if source else 0))
         return self.slots[-1]
 
     async def close(self) -> None:
@@ -161,3 +186,8 @@ def _slot(adapter: AdapterSlot) -> FakeSlot:
     if not isinstance(adapter, FakeSlot):
         raise TypeError(f"a FakeEngine trains its own slots, not {adapter!r}")
     return adapter
+
+
+def _check_open(slot: FakeSlot | None, context: Kept | tuple[int, ...]) -> None:
+    if (slot and slot.closed) or (isinstance(context, FakeKept) and context.closed):
+        raise RuntimeError("asked for something that was given back")
