@@ -63,7 +63,7 @@ class Figure:
 def command(kind: str, port: int) -> list[str]:
     """What starts one judge."""
     if kind == "ours":
-        serve = "from fttt.cli.judge import judge_app; judge_app()"
+        serve = "from fttt.cli.services import judge_app; judge_app()"
         return [sys.executable, "-c", serve, "serve", "--port", str(port)]
     app = f"reference_judge:{kind}_app"
     options = ["--factory", "--app-dir", str(Path(__file__).parent), "--workers", "8"]

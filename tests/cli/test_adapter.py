@@ -135,7 +135,7 @@ def _never(completion: str) -> bool:
 
 
 def test_a_sweep_loads_each_checkpoint_once(make_checkpoint: Make, tmp_path: Path) -> None:
-    from fttt.cli.run import load
+    from fttt.cli.runs import load
     from fttt.config import RunConfig, build
     from fttt.experiment.sweep import SweepConfig, run_sweep
 

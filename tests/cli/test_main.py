@@ -82,7 +82,7 @@ def test_a_defect_is_one_line_unless_debugged(
     def broken(*_: object, **__: object) -> None:
         raise ValueError("defect")
 
-    monkeypatch.setattr("fttt.cli.run.resolve", broken)
+    monkeypatch.setattr("fttt.cli.runs.resolve", broken)
     code, _, err = inside(capsys, "run", "fttt")
     assert code == 1
     assert err == "fttt: Failed unexpectedly: ValueError: defect (--debug shows where).\n"

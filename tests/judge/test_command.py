@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from fttt.cli.judge import serve_judge
+from fttt.cli.services import serve_judge
 from fttt.errors import UsageError
 
 

@@ -44,7 +44,7 @@ class BrokenSandbox(Sandbox):
 @pytest.fixture(scope="module")
 def service() -> Iterator[tuple[str, psutil.Process]]:
     """A judge served as the command serves it, and its process."""
-    command = "from fttt.cli.judge import judge_app; judge_app()"
+    command = "from fttt.cli.services import judge_app; judge_app()"
     arguments = ["serve", "--port", "0", "--workers", "2", "--limit-concurrency", "3"]
     process = subprocess.Popen(
         [sys.executable, "-c", command, *arguments], stdout=subprocess.PIPE, text=True
@@ -263,7 +263,7 @@ service._IDLE_SECONDS = float(sys.argv[2])
 hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
 files = min(hard, int(sys.argv[1]))
 resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
-from fttt.cli.judge import judge_app
+from fttt.cli.services import judge_app
 judge_app(["serve", "--port", "0", "--workers", "1"])
 """
 

@@ -1,4 +1,4 @@
-"""The command line: one file a command, parse -> config -> call."""
+"""The command line: parse, build a config, call. Commands of one noun share a file."""
 
 from __future__ import annotations
 
@@ -9,19 +9,13 @@ from typing import Annotated, Any
 
 import typer
 
-from fttt.cli.bench import bench_app
-from fttt.cli.check import check_command
-from fttt.cli.compare import compare_command
-from fttt.cli.demo import demo_command
+from fttt.cli.checks import check_command, verify_command
 from fttt.cli.finetune import finetune_app
-from fttt.cli.judge import judge_app
 from fttt.cli.list import list_command
 from fttt.cli.optune import optune_app
-from fttt.cli.regrade import regrade_command
-from fttt.cli.report import report_command
-from fttt.cli.run import run_command
-from fttt.cli.sweep import sweep_command
-from fttt.cli.verify import verify_command
+from fttt.cli.reports import compare_command, report_command
+from fttt.cli.runs import demo_command, regrade_command, run_command, sweep_command
+from fttt.cli.services import bench_app, judge_app
 from fttt.errors import FTTTError, UsageError
 
 __all__ = ["app", "main"]

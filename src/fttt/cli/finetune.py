@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fttt.cli.finetune_evaluate import evaluate_command
-from fttt.cli.flags import PANELS, PRECISION, with_flags
-from fttt.cli.options import DryRun, Recipe, found_data
+from fttt.cli.flags import PANELS, PRECISION, DryRun, Recipe, found_data, with_flags
 from fttt.config import (
     FinetuneConfig,
     build,

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fttt.cli.flags import DATA, with_flags
-from fttt.cli.options import JudgeURL, ask_judge, say_how_to_resume
-from fttt.cli.run import load
+from fttt.cli.flags import DATA, JudgeURL, ask_judge, say_how_to_resume, with_flags
+from fttt.cli.runs import load
 from fttt.files import output_folder
 
 if TYPE_CHECKING:

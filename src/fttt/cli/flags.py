@@ -1,8 +1,13 @@
-"""Flags that are fields of a config: named, typed and described where those are."""
+"""Flags that are fields of a config, with the field's own type and text, and flags that are none.
+
+The second kind are the few that several commands share.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
 from inspect import Parameter, signature
@@ -17,8 +22,23 @@ from pydantic_core import PydanticUndefined
 
 from fttt.config import RunConfig, in_sections, key_values
 from fttt.config.run import Section
+from fttt.errors import DivergedError, RunError
+from fttt.tasks import Task
+from fttt.tasks.benchmark_data import local_data, local_note
 
-__all__ = ["DATA", "PANELS", "PRECISION", "with_flags"]
+__all__ = [
+    "DATA",
+    "PANELS",
+    "PRECISION",
+    "DryRun",
+    "JudgeURL",
+    "Recipe",
+    "RunFolders",
+    "ask_judge",
+    "found_data",
+    "say_how_to_resume",
+    "with_flags",
+]
 
 DATA, PRECISION = "Questions", "Precision"
 
@@ -161,3 +181,51 @@ def _flags(model: type[BaseModel], section: str = "") -> Iterator[_Flag]:
             yield from _flags(kind, f"{name}.")
         else:
             yield _Flag(section + name, field)
+
+
+JudgeURL = Annotated[
+    str | None,
+    typer.Option(
+        help="the code judge to ask (else OJ_API, else an embedded one)", rich_help_panel=DATA
+    ),
+]
+Recipe = Annotated[Path | None, typer.Option(help="TOML file with settings; flags go over it")]
+RunFolders = Annotated[
+    list[Path],
+    typer.Argument(
+        help="Run folders, or folders that hold runs; runs that differ in nothing but the seed are "
+        "pooled."
+    ),
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="print the resolved settings as a recipe, and stop")
+]
+
+
+def ask_judge(url: str | None) -> None:
+    """Let the verifiers ask the code judge at ``url``, where one is named."""
+    if url is not None:
+        os.environ["OJ_API"] = url  # where a client of the judge looks for it
+
+
+def found_data(task: Task, split: str) -> Path | None:
+    """``./datasets``, where it holds the task's split; it is then said."""
+    folder = local_data(task, split)
+    if folder is not None and os.environ.get("RANK", "0") == "0":  # one process says it
+        typer.echo(local_note(task.name), err=True)
+    return folder
+
+
+@contextmanager
+def say_how_to_resume(command: str, folder: Path) -> Iterator[None]:
+    """Print the command that resumes what has begun in ``folder`` and failed.
+
+    Nothing is printed where the error names the command, or where resuming would fail again.
+    """
+    try:
+        yield
+    except RunError as error:
+        helps = not isinstance(error, DivergedError) and command not in str(error)
+        if helps and any(folder.glob("*.toml")):
+            typer.echo(f"fttt: Resume with {command}.", err=True)
+        raise

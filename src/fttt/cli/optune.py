@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fttt.cli.flags import with_flags
-from fttt.cli.options import Recipe
-from fttt.cli.run import run_command, run_flags
+from fttt.cli.flags import Recipe, with_flags
+from fttt.cli.runs import run_command, run_flags
 from fttt.config import build, merge, read_toml, resolve, to_toml
 from fttt.config.optune import OpTuneConfig
 from fttt.errors import UsageError

@@ -1,4 +1,4 @@
-"""``fttt verify``: verdicts on JSON lines."""
+"""Verdicts on JSON lines, in the order of the lines and as soon as each line has come."""
 
 from __future__ import annotations
 
@@ -6,21 +6,18 @@ import asyncio
 import json
 import os
 import select
-import sys
 import threading
 from collections.abc import AsyncIterator, Iterable, Iterator
-from contextlib import nullcontext
-from enum import StrEnum
-from pathlib import Path
-from typing import IO, Annotated, Any
-
-import typer
+from typing import IO, Literal
 
 from fttt.errors import UsageError
 from fttt.types import Question, Verdict
-from fttt.verifiers.verifier import Verifier, choose_verifier, verify_completion
+from fttt.verifiers.verifier import Verifier, verify_completion
 
-__all__ = ["Kind", "verify_command"]
+__all__ = ["GoldKind", "verify_lines"]
+
+GoldKind = Literal["number", "math", "code"]
+"""What the gold answers of the lines are: text or numbers, or a judge's problem object."""
 
 _LOOK_SECONDS = 0.2
 """How long an end may wait for a line that does not come."""
@@ -30,82 +27,30 @@ _AHEAD = 64
 """Lines that are judged at once; verdicts come out in the order of the lines."""
 
 
-class Kind(StrEnum):
-    """What the gold answers are."""
+async def verify_lines(
+    verifier: Verifier, kind: GoldKind, lines: IO[bytes], source: str
+) -> AsyncIterator[Verdict]:
+    """Judge lines ``{"gold", "completion"}``, and close the verifier at the end.
 
-    NUMBER = "number"
-    MATH = "math"
-    CODE = "code"
+    A line may have a ``finish_reason``, which says whether the completion was cut off.
 
+    Args:
+        verifier: judges the completions.
+        kind: what the gold answers are.
+        lines: a file or a pipe.
+        source: its name, for an error.
 
-class MathRule(StrEnum):
-    """How answers of mathematics are compared."""
-
-    EQUIVALENCE = "equivalence"
-    STRICT = "strict"
-
-
-class NumberRule(StrEnum):
-    """Where numbers are looked for."""
-
-    VALUE = "value"
-    STRICT = "strict"
-
-
-def verify_command(
-    kind: Annotated[Kind, typer.Argument(help="What the gold answers are.")],
-    file: Annotated[
-        Path | None, typer.Argument(help="JSON lines; by default standard input.")
-    ] = None,
-    math_rule: Annotated[
-        MathRule, typer.Option(help="How answers of mathematics are compared.")
-    ] = MathRule.EQUIVALENCE,
-    number_rule: Annotated[
-        NumberRule,
-        typer.Option(help='Where numbers are looked for; strict: behind "The final answer is".'),
-    ] = NumberRule.VALUE,
-    time_limit: Annotated[
-        float | None, typer.Option(help="Seconds for one comparison of mathematics.", min=0.01)
-    ] = None,
-    judge_url: Annotated[
-        str | None, typer.Option(help="For code: a served judge; else an embedded one.")
-    ] = None,
-) -> None:
-    """Judge lines {"gold", "completion"}; print {"verdict", "extracted", "detail"} for each.
-
-    A line may have a "finish_reason": "length" says that the completion was cut off at its limit.
-
-    The order is that of the lines, and each verdict is printed as soon as those before it are.
+    Raises:
+        UsageError: a malformed line, after the verdicts of the lines before it.
+        RunError: nothing can be judged (the judge is down).
     """
-    rules = {Kind.MATH: math_rule.value, Kind.NUMBER: number_rule.value}
-    choice = f"{kind.value}-strict" if rules.get(kind) == "strict" else kind.value
-    verifier = choose_verifier(choice, time_limit=time_limit, judge_url=judge_url)
-    with _opened(file) as lines:
-        asyncio.run(_verify(verifier, kind, lines, str(file) if file else "standard input"))
-
-
-def _opened(file: Path | None) -> Any:
-    if file is None or str(file) == "-":
-        return nullcontext(sys.stdin.buffer)
-    try:
-        return file.open("rb")
-    except OSError as error:
-        raise UsageError(f"The file {str(file)!r} cannot be read: {error.strerror}.") from None
-
-
-async def _verify(verifier: Verifier, kind: Kind, lines: IO[bytes], source: str) -> None:
     ended = threading.Event()
     asked = _questions(kind, _arriving(lines, ended), source)
     try:
         async for verdict in _verdicts(verifier, asked):
-            line = {
-                "verdict": verdict.outcome,
-                "extracted": verdict.extracted,
-                "detail": verdict.detail,
-            }
-            typer.echo(json.dumps(line))
+            yield verdict
     finally:
-        ended.set()  # or whoever waits for this end before the next line would wait for ever
+        ended.set()  # or a writer that waits for this end before its next line would wait for ever
         await verifier.close()
 
 
@@ -160,7 +105,7 @@ def _arriving(file: IO[bytes], ended: threading.Event) -> Iterator[bytes]:
 
 
 def _questions(
-    kind: Kind, lines: Iterable[bytes], source: str
+    kind: GoldKind, lines: Iterable[bytes], source: str
 ) -> Iterator[tuple[Question, str, bool]]:
     """Questions, completions, and whether they were cut off."""
     for number, line in enumerate(lines, 1):
@@ -176,7 +121,7 @@ def _questions(
         gold, completion = row["gold"], row["completion"]
         if not isinstance(completion, str):
             raise UsageError(f"{where} has a completion that is no text: {completion!r:.80}.")
-        if kind is Kind.CODE:
+        if kind == "code":
             if not isinstance(gold, dict):
                 raise UsageError(
                     f"{where} has a gold that is no problem object; it needs prompt, test and "

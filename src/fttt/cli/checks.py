@@ -1,20 +1,28 @@
-"""``fttt check``: a task's gold answers through the task's own verifier."""
+"""``fttt check`` and ``fttt verify``: answers held against gold answers."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import sys
+from collections.abc import AsyncIterator
+from contextlib import nullcontext
 from dataclasses import asdict
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from fttt.cli.options import found_data
+from fttt.cli.flags import found_data
+from fttt.errors import UsageError
 from fttt.tasks import TaskOptions, get_task
 from fttt.tasks.gold_check import CheckReport, check_task
+from fttt.types import Verdict
+from fttt.verifiers.verifier import choose_verifier
+from fttt.verifiers.verify_lines import verify_lines
 
-__all__ = ["check_command"]
+__all__ = ["check_command", "verify_command"]
 
 _SHOWN = 20
 
@@ -87,3 +95,77 @@ def _print(report: CheckReport) -> None:
             )
         if len(tally.mistakes) > _SHOWN:
             console.print(f"{name}: and {len(tally.mistakes) - _SHOWN} more (--json names all)")
+
+
+class GoldKind(StrEnum):
+    """What the gold answers are."""
+
+    NUMBER = "number"
+    MATH = "math"
+    CODE = "code"
+
+
+class MathRule(StrEnum):
+    """How answers of mathematics are compared."""
+
+    EQUIVALENCE = "equivalence"
+    STRICT = "strict"
+
+
+class NumberRule(StrEnum):
+    """Where numbers are looked for."""
+
+    VALUE = "value"
+    STRICT = "strict"
+
+
+def verify_command(
+    kind: Annotated[GoldKind, typer.Argument(help="What the gold answers are.")],
+    file: Annotated[
+        Path | None, typer.Argument(help="JSON lines; by default standard input.")
+    ] = None,
+    math_rule: Annotated[
+        MathRule, typer.Option(help="How answers of mathematics are compared.")
+    ] = MathRule.EQUIVALENCE,
+    number_rule: Annotated[
+        NumberRule,
+        typer.Option(help='Where numbers are looked for; strict: behind "The final answer is".'),
+    ] = NumberRule.VALUE,
+    time_limit: Annotated[
+        float | None, typer.Option(help="Seconds for one comparison of mathematics.", min=0.01)
+    ] = None,
+    judge_url: Annotated[
+        str | None, typer.Option(help="For code: a served judge; else an embedded one.")
+    ] = None,
+) -> None:
+    """Judge lines {"gold", "completion"}; print {"verdict", "extracted", "detail"} for each.
+
+    A line may have a "finish_reason": "length" says that the completion was cut off at its limit.
+
+    The order is that of the lines, and each verdict is printed as soon as those before it are.
+    """
+    rules = {GoldKind.MATH: math_rule.value, GoldKind.NUMBER: number_rule.value}
+    choice = f"{kind.value}-strict" if rules.get(kind) == "strict" else kind.value
+    verifier = choose_verifier(choice, time_limit=time_limit, judge_url=judge_url)
+    with _opened(file) as lines:
+        source = str(file) if file else "standard input"
+        asyncio.run(_print_verdicts(verify_lines(verifier, kind.value, lines, source)))
+
+
+def _opened(file: Path | None) -> Any:
+    if file is None or str(file) == "-":
+        return nullcontext(sys.stdin.buffer)
+    try:
+        return file.open("rb")
+    except OSError as error:
+        raise UsageError(f"The file {str(file)!r} cannot be read: {error.strerror}.") from None
+
+
+async def _print_verdicts(verdicts: AsyncIterator[Verdict]) -> None:
+    async for verdict in verdicts:
+        line = {
+            "verdict": verdict.outcome,
+            "extracted": verdict.extracted,
+            "detail": verdict.detail,
+        }
+        typer.echo(json.dumps(line))

@@ -1,4 +1,4 @@
-"""``fttt run``: one method on one task with one model."""
+"""``fttt run``, ``sweep``, ``demo`` and ``regrade``: what makes run folders."""
 
 from __future__ import annotations
 
@@ -7,8 +7,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fttt.cli.flags import DATA, PANELS, with_flags
-from fttt.cli.options import DryRun, JudgeURL, Recipe, ask_judge, say_how_to_resume
+from fttt.cli.flags import (
+    DATA,
+    PANELS,
+    DryRun,
+    JudgeURL,
+    Recipe,
+    ask_judge,
+    say_how_to_resume,
+    with_flags,
+)
 from fttt.config import (
     RunConfig,
     field_help,
@@ -19,12 +27,12 @@ from fttt.config import (
     to_toml,
 )
 from fttt.errors import UsageError
-from fttt.files import output_folder
+from fttt.files import numbered, output_folder
 
 if TYPE_CHECKING:
     from fttt.models import LoadedModel
 
-__all__ = ["load", "run_command", "run_flags"]
+__all__ = ["demo_command", "load", "regrade_command", "run_command", "run_flags", "sweep_command"]
 
 
 @with_flags(
@@ -194,3 +202,78 @@ def _text(file: Path) -> str:
 
 def _given(flags: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in flags.items() if value is not None}
+
+
+def sweep_command(
+    file: Annotated[
+        Path, typer.Argument(help="TOML file with methods, tasks, seeds, vary and base.")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="folder of the runs; that of an unfinished sweep goes on"),
+    ] = None,
+) -> None:
+    """Run methods x tasks x seeds x settings with the model loaded once; end in one table."""
+    from fttt.config import build, read_toml
+    from fttt.experiment.sweep import SweepConfig, run_sweep
+    from fttt.progress import Progress
+    from fttt.report.run_table import show_runs
+
+    config = build(SweepConfig, read_toml(file), str(file))
+    with (
+        output_folder(out, file.stem) as folder,
+        say_how_to_resume(f"`fttt sweep {file} --out {folder}`", folder),
+    ):
+        runs = run_sweep(config, folder, load, Progress(file.stem))
+    show_runs(runs)
+
+
+def demo_command(
+    out: Annotated[Path | None, typer.Option(help="folder of the three runs")] = None,
+) -> None:
+    """Greedy decoding first; what it fails is tried again by best-of-n and by FTTT.
+
+    All on the embedded model and word problems made on the spot: nothing is downloaded.
+    """
+    from fttt.experiment.demo import DEMO
+    from fttt.experiment.sweep import run_sweep
+    from fttt.progress import Progress
+    from fttt.report.run_table import show_runs
+
+    with (
+        output_folder(out, "demo") as folder,
+        say_how_to_resume(f"`fttt demo --out {folder}`", folder),
+    ):
+        runs = run_sweep(DEMO, folder, load, Progress("demo"))
+    show_runs(runs)
+    if len(runs) > 1:
+        typer.echo(f"Compare them: fttt compare {' '.join(str(run.path) for run in runs[1:])}")
+
+
+def regrade_command(
+    run: Annotated[Path, typer.Argument(help="Run folder; it is not changed.")],
+    out: Annotated[
+        Path | None, typer.Option(help="folder of the regraded copy (else RUN-regraded)")
+    ] = None,
+) -> None:
+    """Judge the stored completions of a run again, without a model, and say what changed."""
+    from fttt.experiment.regrade import regrade
+    from fttt.report.run_table import show_runs
+    from fttt.store import Run
+
+    old = Run.open(run)
+    names = numbered(run.with_name(f"{run.resolve().name}-regraded"))
+    folder = out or next(name for name in names if not name.exists())
+    new, changes = regrade(old, folder)
+    for change in changes:
+        before, after = change.before, change.after
+        detail = f" ({after.detail})" if after.detail else ""
+        typer.echo(
+            f"{after.question_id} trial {after.trial}: {before.verdict} -> {after.verdict}{detail}"
+        )
+    solved = old.summary["solved"], new.summary["solved"]
+    typer.echo(
+        f"{len(changes)} of {len(new.trials)} verdicts changed; "
+        f"solved questions: {solved[0]} before, {solved[1]} now."
+    )
+    show_runs([new])
