@@ -55,6 +55,23 @@ def descriptors() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
+def test_tests_are_prepared_once_and_nothing_of_a_submission_is_in_them() -> None:
+    """What later boxes load was written before the submission of the first began to run."""
+    spoil = "import os\nfor fd in range(3, 64):\n    try:\n        os.ftruncate(fd, 0)\n"
+    spoil += "        os.pwrite(fd, b'SPOILED', 0)\n    except OSError:\n        pass\n"
+
+    async def judge(sandbox: Sandbox) -> Judgement:
+        assert (await sandbox.judge(Submission(ADD, spoil + RIGHT))).status in ("passed", "failed")
+        kept = sandbox._prepared.get(ADD)
+        assert kept is not None
+        assert b"SPOILED" not in kept
+        assert (await sandbox.judge(Submission(ADD, WRONG))).status == "failed"
+        assert sandbox._prepared.get(ADD) is kept
+        return await sandbox.judge(Submission(ADD, RIGHT))
+
+    assert use(judge, workers=1).passed
+
+
 def test_all_layers_of_the_minimum_hold_here() -> None:
     async def report() -> list[str]:
         sandbox = Sandbox(workers=1)

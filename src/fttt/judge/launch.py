@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-import landlockpy
-
 __all__ = ["BOX_UID", "Zygote", "bubblewrap", "ways_to_launch"]
 
 BOX_UID = 64321
@@ -23,7 +21,6 @@ BOX_UID = 64321
 
 _INSIDE = "/opt/judge"
 _BOX = Path(__file__).parent / "box"
-_LANDLOCK = Path(landlockpy.__file__).parent
 _START = (
     "import sys; places = sys.argv[2:]; sys.path += places; "
     "from box.zygote import main; "
@@ -129,8 +126,7 @@ def ways_to_launch(bwrap: str | None, *, looking: bool = False) -> Iterator[Way]
             yield Way((*common, *setuid, *interpreter), (_INSIDE,), None, True)
         command = (*common, "--unshare-user", *interpreter)
         yield Way(command, (_INSIDE,), BOX_UID if root else None, True)
-    places = (str(_BOX.parent), str(_LANDLOCK.parent))
-    yield Way(interpreter, places, None, False)
+    yield Way(interpreter, (str(_BOX.parent),), None, False)
 
 
 def _namespaces() -> Iterator[str]:
@@ -193,7 +189,6 @@ def _files() -> tuple[str, ...]:
         if Path(name).exists():
             tree.show(name)
     tree.show(str(_BOX), f"{_INSIDE}/box")
-    tree.show(str(_LANDLOCK), f"{_INSIDE}/landlockpy")
     for device in _DEVICES:
         tree.show(f"/dev/{device}", device=True)
     # Where the C library keeps named semaphores.

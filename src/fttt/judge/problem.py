@@ -117,10 +117,10 @@ class Submission:
             return "the submission holds a lone surrogate, which no Python source may"
         return None
 
-    def sides(self) -> tuple[dict[str, object], dict[str, object]]:
-        """What the solver gets, and what the tester gets."""
-        source = self.problem.prompt + self.completion
-        return {"source": source}, {**self.problem.to_json()}
+    @property
+    def source(self) -> str:
+        """The program that is judged."""
+        return self.problem.prompt + self.completion
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
 import json
 import os
 import signal
 import socket
 import time
+from collections import OrderedDict
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, get_args
 
 from fttt.errors import RunError, UsageError
+from fttt.judge.box.tests import is_prepared
 from fttt.judge.cgroups import Groups
 from fttt.judge.launch import BOX_UID, Way, Zygote, bubblewrap, ways_to_launch
 from fttt.judge.layers import LAYERS, LayerReport
 from fttt.judge.limits import Limits
-from fttt.judge.problem import Judgement, Status, Submission
+from fttt.judge.problem import Judgement, Problem, Status, Submission
 from fttt.judge.rehearsal import rehearse
 from fttt.judge.syscalls import compile_filter
 
@@ -29,6 +30,8 @@ _GRACE_SECONDS = 5.0  # beyond a box's wall limit, before the zygote itself coun
 _MOST_WORKERS = 16
 _VERDICT_BYTES = 1 << 16
 _DESCRIPTORS = 253  # the most that the kernel carries in one message
+_PREPARED_BYTES = 64 << 20
+"""Of prepared tests that are kept, some 10 KB each."""
 _ATTEMPTS = 3
 """For one submission, where its box is ended from outside or the zygote is lost."""
 # What ends a process from outside; the process itself could have sent it as well.
@@ -112,6 +115,32 @@ class _Running:
         self.groups.close()
 
 
+class _PreparedTests:
+    """The tests that boxes have prepared, by their problem; those not used for longest go first."""
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[Problem, bytes] = OrderedDict()
+        self._size = 0
+
+    def get(self, problem: Problem) -> bytes | None:
+        if problem in self._known:
+            self._known.move_to_end(problem)
+        return self._known.get(problem)
+
+    def keep(self, problem: Problem, file: int) -> None:
+        """Keep what a box left in its file of tests, unless it ended before all was there."""
+        if problem in self._known:
+            return
+        content = os.pread(file, os.fstat(file).st_size, 0)
+        if not is_prepared(content):
+            return
+        self._known[problem] = content
+        self._size += len(content)
+        while self._size > _PREPARED_BYTES:
+            _, oldest = self._known.popitem(last=False)
+            self._size -= len(oldest)
+
+
 class Sandbox:
     """Judges submissions, each in a fresh box; starts on first use, in this process tree.
 
@@ -138,6 +167,7 @@ class Sandbox:
         self._starting = asyncio.Lock()
         self._running: _Running | None = None
         self._number = 0
+        self._prepared = _PreparedTests()
 
     @property
     def busy(self) -> int:
@@ -228,7 +258,7 @@ class Sandbox:
         plan = {
             "uid": BOX_UID,
             "limits": asdict(self.limits),
-            "filter": base64.b64encode(program).decode(),
+            "filter": program.hex(),
             "layers": sorted(names),
             "places": self.workers,
             "groups": groups.plan,
@@ -287,23 +317,30 @@ class Sandbox:
         begin = time.monotonic()
         end = running.loop.create_future()
         verdict = b""
-        read, write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        try:
-            with _in_memory(*submission.sides()) as fds:
+        problem = submission.problem
+        known = self._prepared.get(problem)
+        with contextlib.ExitStack() as open_files:
+            read, write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+            open_files.callback(os.close, read)
+            try:
+                source = _in_memory(json.dumps({"source": submission.source}).encode("ascii"))
+                open_files.callback(os.close, source)
+                tests = _in_memory(known or json.dumps(problem.to_json()).encode("ascii"))
+                open_files.callback(os.close, tests)
                 request = json.dumps({"box": number}).encode()
                 try:
-                    socket.send_fds(running.zygote.control, [request], [*fds, write])
+                    socket.send_fds(running.zygote.control, [request], [source, tests, write])
                 except OSError as error:
                     raise _ZygoteLost(str(error)) from error
-                finally:
-                    os.close(write)
+            finally:
+                os.close(write)
             running.ends[number] = end
             ended = await self._wait(running, number, end)
             # The box is gone and so is every holder of the pipe's other end.
             with contextlib.suppress(BlockingIOError):
                 verdict = os.read(read, _VERDICT_BYTES)
-        finally:
-            os.close(read)
+            if known is None:
+                self._prepared.keep(problem, tests)
         return _judgement(ended, verdict, time.monotonic() - begin)
 
     async def _wait(
@@ -355,22 +392,17 @@ def _filter(*, counted: bool) -> tuple[bytes, str]:
         return b"", f"libseccomp: {error}"
 
 
-@contextlib.contextmanager
-def _in_memory(*sides: dict[str, object]) -> Any:
-    """Descriptors of files in memory that hold each side's JSON, read from the start."""
-    fds = []
+def _in_memory(content: bytes) -> int:
+    """A new file in memory."""
+    fd = os.memfd_create("side", os.MFD_CLOEXEC)
     try:
-        for side in sides:
-            fd = os.memfd_create("side", os.MFD_CLOEXEC)
-            fds.append(fd)
-            data = memoryview(json.dumps(side).encode("ascii"))
-            while data:
-                data = data[os.write(fd, data) :]
-            os.lseek(fd, 0, os.SEEK_SET)
-        yield fds
-    finally:
-        for fd in fds:
-            os.close(fd)
+        data = memoryview(content)
+        while data:
+            data = data[os.pwrite(fd, data, len(content) - len(data)) :]
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
 
 
 def _judgement(ended: dict[str, Any], verdict: bytes, seconds: float) -> Judgement:

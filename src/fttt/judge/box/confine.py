@@ -7,8 +7,6 @@ import resource
 import signal
 from typing import Any
 
-from landlockpy import AccessFS, Ruleset, Scope
-
 from . import system
 
 __all__ = ["INSIDE", "NAMESPACES", "SCRATCH", "confine", "leave_root"]
@@ -27,19 +25,12 @@ INSIDE = 1000
 SCRATCH = "/tmp"
 """The one writable folder of a box."""
 
-_READ = AccessFS.READ_FILE | AccessFS.READ_DIR | AccessFS.EXECUTE
-_WRITE = (
-    AccessFS.WRITE_FILE
-    | AccessFS.TRUNCATE
-    | AccessFS.REMOVE_DIR
-    | AccessFS.REMOVE_FILE
-    | AccessFS.MAKE_DIR
-    | AccessFS.MAKE_REG
-    | AccessFS.MAKE_SOCK
-    | AccessFS.MAKE_FIFO
-    | AccessFS.MAKE_SYM
-    | AccessFS.REFER
-)
+_FILES = {
+    "/": system.FILE_READ,
+    SCRATCH: system.FILE_ALL,
+    "/dev/null": system.FILE_WRITE,
+}
+"""What may be done with files: Landlock's layer, beneath that of the mounts."""
 
 
 def leave_root(uid: int) -> None:
@@ -78,11 +69,11 @@ def confine(
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     if "limits" in layers:
         _limit(limits)
+    system.forbid_new_privileges()
     if "landlock" in layers:
-        _close_files()
+        system.restrict_files(_FILES)
     if "capabilities" in layers:
         system.drop_capabilities()
-    system.forbid_new_privileges()
     system.forbid_dumps()
     if "seccomp" in layers:
         system.load_filter(program)
@@ -116,11 +107,3 @@ def _limit(limits: dict[str, Any]) -> None:
         # The soft limit on processor time comes first, as a signal that names the reason.
         soft = bound - 1 if kind == resource.RLIMIT_CPU else bound
         resource.setrlimit(kind, (soft, bound))
-
-
-def _close_files() -> None:
-    with Ruleset(scoped=Scope.SIGNAL | Scope.ABSTRACT_UNIX_SOCKET) as rules:
-        rules.allow_path("/", _READ)
-        rules.allow_path(SCRATCH, _READ | _WRITE)
-        rules.allow_path("/dev/null", AccessFS.WRITE_FILE)
-        rules.restrict()

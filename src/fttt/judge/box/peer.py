@@ -10,20 +10,23 @@ awaited runs in the other side's event loop.
 from __future__ import annotations
 
 import _thread
-import asyncio
-import concurrent.futures
 import contextlib
 import os
+import sys
 import threading
 import time
 from collections import deque
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .channel import BrokenBorder, Channel, Item
 from .registry import CandidateError, Registry
 from .remote import waiting
 from .replicas import LARGE, Group, Incoming, Outgoing
 from .values import Malformed
+
+if TYPE_CHECKING:
+    import asyncio
+    import concurrent.futures
 
 __all__ = ["Peer", "Refused"]
 
@@ -45,6 +48,15 @@ _NESTED_ITEMS = 20_000_000  # looked at for changes while calls are under way
 
 class Refused(BaseException):
     """A value that the border cannot carry; no verdict about the submission follows from it."""
+
+
+def _runs_a_loop() -> bool:
+    """Whether this thread runs an event loop.
+
+    ``asyncio`` is imported only where it is used: it would double what each box has to copy.
+    """
+    events = sys.modules.get("asyncio.events")
+    return events is not None and events._get_running_loop() is not None
 
 
 class _Token:
@@ -131,7 +143,7 @@ class Peer(Registry):
     ) -> Any:
         """Have the other side do something; raises what it raised."""
         thread = self._thread()
-        in_loop = asyncio._get_running_loop() is not None
+        in_loop = _runs_a_loop()
         with self._lock:
             groups = self._request(thread, operation, target, args, kwargs, loop=in_loop)
         self._asking[thread] = self._asking.get(thread, 0) + 1
@@ -511,6 +523,8 @@ class Peer(Registry):
 
     def _event_loop(self) -> asyncio.AbstractEventLoop:
         """The loop in which this side runs what the other one awaits."""
+        import asyncio
+
         loop = self._loop
         if loop is None or loop.is_closed() or not loop.is_running():
             loop = self._loop = asyncio.new_event_loop()
@@ -521,6 +535,8 @@ class Peer(Registry):
 
     async def wait_for(self, operation: str, target: Any, args: tuple[Any, ...]) -> Any:
         """Await what the other side runs in its event loop."""
+        import asyncio
+
         loop = asyncio.get_running_loop()
         if not self.trusting:
             self._loop = loop
@@ -558,6 +574,8 @@ class Peer(Registry):
             loop.call_soon_threadsafe(resolve)
 
     def _start_waiting(self, item: Item) -> None:
+        import asyncio
+
         def done(future: concurrent.futures.Future[Any]) -> None:
             self._tasks.pop(item.thread, None)
             if future.cancelled():

@@ -20,10 +20,10 @@ from .replicas import KINDS, Group, Outgoing, kind_of
 from .values import (
     BASES,
     CONSTANTS,
-    SAFE_CLASSES,
     SAFE_FUNCTIONS,
     Malformed,
     Reader,
+    is_safe_class,
     own_state,
     standard_name,
 )
@@ -247,7 +247,7 @@ class Registry:
         known = standard_name(cls)
         if known is None:
             return None
-        safe = known in SAFE_CLASSES or known[0] == "typing"
+        safe = is_safe_class(known) or known[0] == "typing"
         if safe or not self.trusting or issubclass(cls, BaseException | Enum):
             return ["G", *known]
         return None

@@ -49,7 +49,7 @@ class Failure:
 
 
 @dataclass
-class _Step:
+class Step:
     """A statement of ``check``: a test, or what prepares tests."""
 
     line: int
@@ -61,12 +61,16 @@ class _Step:
     turns: int = 1
     by_turn: bool = False
 
+    def fixed(self) -> tuple[Any, ...]:
+        """What is known of it before it runs, to make it again."""
+        return self.line, self.source, self.uses, self.binds, self.index
+
 
 @dataclass
 class Score:
     """The tests of one problem, and how they went."""
 
-    steps: list[_Step] = field(default_factory=list)
+    steps: list[Step] = field(default_factory=list)
     ending: tuple[type[BaseException], ...] = (MemoryError,)
     """What no later test can survive."""
     describe: Callable[[BaseException], str] = repr
@@ -120,7 +124,7 @@ class Score:
 
     least = staticmethod(min)
 
-    def succeeded(self, step: _Step) -> None:
+    def succeeded(self, step: Step) -> None:
         """Count a statement that ended well."""
         if step.uses & self._lost:
             self._count(step, "what it needs failed before")
@@ -130,7 +134,7 @@ class Score:
             self.passed += 1
             self.write("+")
 
-    def fell(self, step: _Step, error: BaseException) -> None:
+    def fell(self, step: Step, error: BaseException) -> None:
         """Count a statement that raised."""
         if not self.failed:
             self.failed = True
@@ -151,7 +155,7 @@ class Score:
             self._written += len(text)
             os.write(self.progress, text.encode("ascii"))
 
-    def _count(self, step: _Step, error: str) -> None:
+    def _count(self, step: Step, error: str) -> None:
         if step.index is None:
             return
         known = len(self.failures)
@@ -166,7 +170,7 @@ class _Running:
     __slots__ = ("_score", "_step", "_transparent", "_whole")
 
     def __init__(
-        self, score: Score, step: _Step, *, whole: bool = False, transparent: bool = False
+        self, score: Score, step: Step, *, whole: bool = False, transparent: bool = False
     ) -> None:
         self._score, self._step, self._whole, self._transparent = score, step, whole, transparent
 
@@ -213,7 +217,7 @@ def instrument(tree: ast.Module, source: str, entry: Iterable[str] = ()) -> Scor
         uses, binds = _used(statement), _bound(statement)
         if isinstance(statement, ast.AugAssign):
             uses |= binds
-        step = _Step(statement.lineno, text[:_SOURCE], uses, binds)
+        step = Step(statement.lineno, text[:_SOURCE], uses, binds)
         score.steps.append(step)
         if _is_test(statement, checkers):
             step.index = tests

@@ -18,7 +18,7 @@ from .peer import Peer
 from .remote import OPERATIONS
 from .tester import run_here
 
-__all__ = ["run_solver"]
+__all__ = ["run_solver", "serve"]
 
 
 class Solver(Peer):
@@ -98,24 +98,28 @@ def run_solver(connection: socket.socket, submission: int) -> None:
 
     Never returns: the process ends here, whatever the submission did to this interpreter.
     """
-    channel = Channel(connection)
-    with os.fdopen(submission, "rb") as file:
-        program = json.load(file)
+    try:
+        with os.fdopen(submission, "rb") as file:
+            program = json.load(file)
+        serve(Channel(connection), program["source"])
+    finally:
+        os._exit(0)
+
+
+def serve(channel: Channel, source: str) -> None:
+    """Run a submission once the tester is ready, then serve until it is done."""
+    channel.receive()  # nothing that the next box will load can be changed from here on
     module = ModuleType("submission")
     # Where dataclasses and typing look up a class's own module.
     sys.modules["submission"] = module
     try:
-        code = compile(program["source"], "<submission>", "exec", dont_inherit=True)
+        code = compile(source, "<submission>", "exec", dont_inherit=True)
         exec(code, module.__dict__)
     except BaseException as error:
         channel.send({"failed": describe(error)})
-        os._exit(0)
+        return
     channel.send({"loaded": True})
-    solver = Solver(channel, module.__dict__)
-    try:
-        solver.serve_on()
-    except BaseException:
-        os._exit(0)
+    Solver(channel, module.__dict__).serve_on()
 
 
 def describe(error: BaseException) -> list[str]:

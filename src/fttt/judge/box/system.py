@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import os
-import platform
+import struct
+from collections.abc import Mapping
 from typing import Any
 
 __all__ = [
     "CAP_SYS_PTRACE",
+    "FILE_ALL",
+    "FILE_READ",
+    "FILE_WRITE",
     "NEW_IPC",
     "NEW_MOUNT",
     "NEW_NETWORK",
@@ -26,6 +30,7 @@ __all__ = [
     "keep_capabilities",
     "load_filter",
     "mount_tmpfs",
+    "restrict_files",
 ]
 
 NEW_MOUNT = 0x00020000
@@ -34,6 +39,12 @@ NEW_IPC = 0x08000000
 NEW_USER = 0x10000000
 NEW_PID = 0x20000000
 NEW_NETWORK = 0x40000000
+
+FILE_READ = 0b1101
+"""Landlock's rights to execute and read files, and to list folders."""
+FILE_WRITE = 1 << 1
+FILE_ALL = FILE_READ | FILE_WRITE | sum(1 << bit for bit in (4, 5, 7, 8, 9, 10, 12, 13, 14))
+"""Those, and to make, remove, rename and cut files, folders, sockets, pipes and links."""
 
 CAP_SYS_PTRACE = 19
 """Lets the zygote read what memory a box has mapped."""
@@ -53,6 +64,9 @@ _SECCOMP_MODE_FILTER = 2
 # Root's special powers, kept capabilities and raised ambient ones: all off, and locked.
 _SECUREBITS_LOCKED = 0xEF
 _CAPABILITY_VERSION_3 = 0x20080522
+_LANDLOCK = {"create": 444, "add": 445, "restrict": 446}
+# Landlock's rights over files, by the version that brought them.
+_FILE_RIGHTS = ((1, 0x1FFF), (2, 1 << 13), (3, 1 << 14), (5, 1 << 15), (9, 1 << 16))
 _CLONE_INTO_CGROUP, _CLONE3_NUMBER = 1 << 33, 435
 _CLONE_NUMBERS = {"x86_64": 56, "aarch64": 220, "riscv64": 220, "ppc64le": 120}
 
@@ -102,9 +116,10 @@ def clone(flags: int, group: int | None = None) -> int:
     open folder of a control group of version 2 that the child is born into.
     Raises :class:`OSError` where the kernel refuses one of the namespaces, or the group.
     """
-    number = _CLONE_NUMBERS.get(platform.machine())
+    machine = os.uname().machine
+    number = _CLONE_NUMBERS.get(machine)
     if number is None:
-        raise OSError(38, f"clone: its number on {platform.machine()} is not known")
+        raise OSError(38, f"clone: its number on {machine} is not known")
     call: tuple[Any, ...] = (number, ctypes.c_ulong(flags | _SIGCHLD), None, None, None, None)
     if group is not None:
         arguments = _CloneArguments(
@@ -174,6 +189,36 @@ def hold_capabilities(mask: int) -> None:
 def forbid_new_privileges() -> None:
     """From here on no program file can raise this process's privileges."""
     _check(_prctl(_PR_SET_NO_NEW_PRIVS, 1), "no_new_privs")
+
+
+def restrict_files(allowed: Mapping[str, int]) -> None:
+    """Keep to these rights (``FILE_*``) beneath these paths, by Landlock.
+
+    Sockets with abstract names and processes outside of this restriction are out of reach too,
+    and so is the network, as far as the kernel's version of Landlock knows them. Only where
+    :func:`forbid_new_privileges` was called. Raises :class:`OSError` where there is no Landlock.
+    """
+    version = _landlock("create", None, 0, 1)
+    files = sum(rights for first, rights in _FILE_RIGHTS if version >= first)
+    network = (3 if version >= 4 else 0) | (12 if version >= 10 else 0)
+    rules = struct.pack("=QQQ", files, network, 3 if version >= 6 else 0)
+    ruleset = _landlock("create", rules, len(rules), 0)
+    try:
+        for path, rights in allowed.items():
+            place = os.open(path, os.O_PATH | os.O_CLOEXEC)
+            try:
+                _landlock("add", ruleset, 1, struct.pack("=Qi", rights & files, place), 0)
+            finally:
+                os.close(place)
+        _landlock("restrict", ruleset, 0)
+    finally:
+        os.close(ruleset)
+
+
+def _landlock(call: str, *arguments: Any) -> int:
+    long = ctypes.c_long
+    given = (long(item) if isinstance(item, int) else item for item in arguments)
+    return _check(_libc.syscall(long(_LANDLOCK[call]), *given), f"landlock ({call})")
 
 
 def forbid_dumps(forbidden: bool = True) -> None:

@@ -9,21 +9,21 @@ import importlib
 import json
 import os
 import random
-import secrets
 import select
 import signal
 import socket
 import sys
-import traceback
 import types
+from collections.abc import Collection
 from dataclasses import asdict
 from typing import Any, ClassVar
 
+from .analysis import Analysis
 from .channel import BrokenBorder, Channel
 from .peer import Peer, Refused
-from .reading import Reading, read_tests
 from .remote import OPERATIONS, RemoteType, is_remote
 from .score import SCORE, Score, instrument
+from .tests import BadTests, Tests, run_prompt
 
 __all__ = ["run_here", "run_tests"]
 
@@ -65,7 +65,7 @@ class Tester(Peer):
         self._names: dict[type, str] = {}
         self._streams = {name: getattr(sys, name) for name in ("stdout", "stderr", "stdin")}
         self._seed: tuple[Any, ...] | None = None
-        self.reading_of = Reading()
+        self.analysis = Analysis()
 
     def shared_class(self, kind: type) -> str | None:
         return self._names.get(kind)
@@ -79,7 +79,7 @@ class Tester(Peer):
             raise TypeError(f"a {kind.__name__} may not cross to the submission")
 
     def may_swallow(self, error: BaseException | None, trace: Any) -> bool:
-        return self.reading_of.deliberate(trace)
+        return self.analysis.deliberate(trace)
 
     def perform(self, operation: str, target: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
         if not self._allows(operation, target, args):
@@ -111,43 +111,45 @@ class Tester(Peer):
             return operation in ("call", "signature", "code", "special", "copy", "deepcopy")
         return True
 
-    def begin(self, reading: Reading, program: dict[str, str]) -> dict[str, Any]:
+    def begin(self, tests: Tests) -> dict[str, Any]:
         """The tests' globals: the prompt's helpers as the prompt wrote them, then the candidate.
 
         What the tests name and nobody defines has the standard library's meaning or none; the
         submission gives it one only where that cannot decide a test.
         """
-        self.reading_of, self.shows_operands = reading, reading.shows_operands
+        analysis = self.analysis = tests.analysis
+        self.shows_operands = analysis.shows_operands
         module = types.ModuleType("tests")
         sys.modules["tests"] = module
         space = module.__dict__
-        last = run_prompt(program["prompt"], space)
-        for name in reading.entry:
+        if tests.helpers is not None:
+            exec(tests.helpers, space)
+        for name in analysis.entry:
             space.pop(name, None)
         shared: dict[str, list[str] | None] = {}
         for name, value in space.items():
             if isinstance(value, type) and value.__module__ == "tests":
                 # The submission may go on with the class that the prompt ends in.
-                shared[name] = sorted(vars(value)) if name == last else None
-        for name, (home, attribute) in reading.standard.items():
+                shared[name] = sorted(vars(value)) if name == tests.last else None
+        for name, (home, attribute) in analysis.standard.items():
             found = importlib.import_module(home)
             space[name] = found if attribute is None else getattr(found, attribute)
-        wanted = reading.anything | reading.classes | reading.exceptions
-        arguments = (sorted(reading.entry | wanted), shared, reading.threads)
-        if reading.threads:
+        wanted = analysis.anything | analysis.classes | analysis.exceptions
+        arguments = (sorted(analysis.entry | wanted), shared, analysis.threads)
+        if analysis.threads:
             self.read_on()
         found = self.ask("begin", None, arguments, {})
         for name in found["classes"]:
             self._shared[name] = space[name]
             self._names[space[name]] = name
         for name, value in found["values"].items():
-            space[name] = self._bind(reading, name, value)
+            space[name] = self._bind(name, value)
         self._watch_seed()
         return space
 
-    def _bind(self, reading: Reading, name: str, value: Any) -> Any:
+    def _bind(self, name: str, value: Any) -> Any:
         """What a name of the submission's means in the tests."""
-        if name in reading.entry or name in reading.anything:
+        if name in self.analysis.entry or name in self.analysis.anything:
             return value
         exception = isinstance(value, type) and issubclass(value, BaseException)
         if exception and issubclass(AssertionError, value):
@@ -193,88 +195,37 @@ class Tester(Peer):
 _CONTAINERS = (list, dict, set, tuple, frozenset, str, int, float)
 
 
-def run_prompt(prompt: str, space: dict[str, Any]) -> str | None:
-    """Define a prompt's helpers; says in which class or function it ends.
-
-    Where it stops in the middle of a block, the block is closed; where it stops in the middle of a
-    statement, the statement and, if need be, all of its function are left out.
-    """
-    tree = _parse_prompt(prompt)
-    if tree is None:
-        return None
-    exec(compile(tree, "<prompt>", "exec", dont_inherit=True), space)
-    last = tree.body[-1] if tree.body else None
-    return getattr(last, "name", None)
-
-
-def _parse_prompt(prompt: str) -> ast.Module | None:
-    lines = prompt.rstrip().splitlines()
-    while lines:
-        line = lines[-1]
-        indent = line[: len(line) - len(line.lstrip())]
-        endings = ["", f"\n{indent}    pass\n", f"\n{indent}\tpass\n", f"\n{indent}pass\n"]
-        for closing in endings:
-            text = "\n".join(lines) + closing
-            for tail in ("", *_handlers(lines)):
-                try:
-                    return ast.parse(text + tail, "<prompt>")
-                except (SyntaxError, ValueError):
-                    continue
-        # The statement that it ends in, up to the next one that stands further left.
-        lines.pop()
-        while lines and not lines[-1].strip():
-            lines.pop()
-    return None
-
-
-def _handlers(lines: list[str]) -> list[str]:
-    """What closes the ``try`` blocks that are open at the end, innermost first."""
-    tails, tail = [], ""
-    depth: int | None = None
-    for line in reversed(lines):
-        text = line.strip()
-        indent = len(line) - len(line.lstrip())
-        if not text or (depth is not None and indent >= depth):
-            continue
-        depth = indent
-        if text.startswith("try:"):
-            tail += f"\n{line[:indent]}finally:\n{line[:indent]}    pass\n"
-            tails.append(tail)
-    return tails
-
-
 def run_tests(connection: socket.socket, tests: int, solver: int, answer: int) -> None:
-    """Judge the submission that process ``solver`` holds by the tests in a JSON file descriptor.
+    """Judge the submission that process ``solver`` holds by the tests in a file descriptor.
 
     Writes to ``answer`` how each test ends (``+`` or ``-``) when it does, and in lines of their own
     how many there are, the verdict as soon as it is no pass, and the verdict at the end:
     ``{"status", "detail", "tests_passed", "tests_total", "failures"}``. The last such line counts,
     with the marks behind it.
     """
-    with os.fdopen(tests, "rb") as file:
-        program = json.load(file)
-    trial = _Trial(program, solver, answer)
-    trial.run(Channel(connection))
+    trial = _Trial(solver, answer)
+    trial.run(Channel(connection), tests)
     os.write(answer, f"\n{json.dumps(trial.result())}\n".encode("ascii"))
 
 
 class _Trial:
     """One submission's run through the tests."""
 
-    def __init__(self, program: dict[str, str], solver: int, answer: int) -> None:
-        self._program, self._solver, self._answer = program, solver, answer
+    def __init__(self, solver: int, answer: int) -> None:
+        self._solver, self._answer = solver, answer
+        self._tests: Tests | None = None
         self._score = Score()
         self._verdict: dict[str, Any] = {"status": "passed", "detail": ""}
         self._failures: list[dict[str, Any]] = []
-        self._undefined: set[str] = set()
 
-    def run(self, channel: Channel) -> None:
+    def run(self, channel: Channel, file: int) -> None:
         """Run all tests; the verdict is that of the first failure."""
         score = self._score
         try:
-            call, reading = _read(self._program)
-            tree, score = _instrumented(self._program["test"], reading)
-            self._score, self._undefined = score, reading.undefined
+            tests = self._tests = Tests.read(file)
+            os.close(file)
+            channel.send({"prepared": True})
+            score.steps = tests.steps
             score.ending = (MemoryError, BrokenBorder, Refused)
             score.progress = self._answer
             score.describe = _describe
@@ -284,10 +235,10 @@ class _Trial:
             if "loaded" not in loaded:
                 raise _NotLoaded(*(str(part) for part in loaded.get("failed", ("", "no word"))))
             tester = Tester(channel)
-            if self._program["border"] == "shared" or reading.together is not None:
-                self._run_there(tester, reading, call)
+            if tests.shared:
+                self._run_there(tester, tests)
             else:
-                _check(tester, self._program, reading, tree, call, score)
+                _check(tester, tests, score)
         except BaseException as error:
             if not score.failed:
                 score.failed = True
@@ -307,15 +258,15 @@ class _Trial:
         self._verdict = self._explain(error)
         os.write(self._answer, f"\n{json.dumps(self._verdict)}\n".encode("ascii"))
 
-    def _run_there(self, tester: Tester, reading: Reading, call: str) -> None:
+    def _run_there(self, tester: Tester, tests: Tests) -> None:
         """Have the tests run beside the submission, for a problem that can be tested only so.
 
         The answer has to know a secret that was told after the submission had been loaded. That
         does not keep a hostile one from forging it, but from forging it blindly.
         """
-        secret = secrets.token_hex(16)
-        names = sorted(reading.undefined)
-        asked = (self._program["prompt"], self._program["test"], call, names, secret)
+        secret = os.urandom(16).hex()
+        names = sorted(tests.analysis.undefined)
+        asked = (tests.prompt, tests.source, tests.call, names, secret)
         tester.ask("begin", None, ([], {}, True), {})
         answer = tester.ask("run", None, asked, {})
         if type(answer) is not dict or answer.pop("secret", None) != secret:
@@ -332,9 +283,7 @@ class _Trial:
 
         ``"signal"`` is in it where one ended the submission: it may have come from outside.
         """
-        if isinstance(error, _BadTests):
-            return _verdict("error", str(error))
-        if isinstance(error, Refused):
+        if isinstance(error, BadTests | Refused):
             return _verdict("error", str(error))
         if isinstance(error, _NotLoaded):
             kind, text = error.args
@@ -348,59 +297,18 @@ class _Trial:
             how = f" by signal {ending}" if ending else ""
             broken = _verdict("failed", f"the submission broke off{how}: {error}")
             return {**broken, "signal": ending}
-        return explain(error, self._program["test"], self._undefined)
+        tests = self._tests
+        return explain(error, tests.source, tests.analysis.undefined) if tests else explain(error)
 
 
-def _read(program: dict[str, str]) -> tuple[str, Reading]:
-    """The call of ``check``, and what the tests are like."""
-    call = f"check({program['entry_point']})"
-    try:
-        tree = ast.parse(program["test"], "<tests>")
-        expression = ast.parse(call, "<check>", "eval").body
-        prompt = _parse_prompt(program["prompt"])
-        defined = _defined(prompt) if prompt is not None else set()
-        return call, read_tests(tree, program["test"], expression, defined)
-    except (SyntaxError, ValueError, RecursionError) as error:
-        raise _BadTests(f"the problem's tests do not compile: {error}") from error
-
-
-def _defined(tree: ast.Module) -> set[str]:
-    """The global names of a program."""
-    found = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            found.add(node.name)
-        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            found.add(node.id)
-        elif isinstance(node, ast.alias):
-            found.add((node.asname or node.name).partition(".")[0])
-    return found
-
-
-def _instrumented(test: str, reading: Reading) -> tuple[types.CodeType, Score]:
-    tree = ast.parse(test, "<tests>")
-    score = instrument(tree, test, reading.entry)
-    try:
-        return compile(tree, "<tests>", "exec", dont_inherit=True), score
-    except (SyntaxError, ValueError) as error:
-        raise _BadTests(f"the problem's tests do not compile: {error}") from error
-
-
-def _check(
-    tester: Tester,
-    program: dict[str, str],
-    reading: Reading,
-    tests: types.CodeType,
-    call: str,
-    score: Score,
-) -> None:
+def _check(tester: Tester, tests: Tests, score: Score) -> None:
     """Run the tests; where they passed, the border held until the end."""
-    space = tester.begin(reading, program)
+    space = tester.begin(tests)
     space[SCORE] = score
-    exec(tests, space)
+    exec(tests.code, space)
     if "check" not in space:
-        raise _BadTests("the problem's tests define no function check")
-    exec(compile(call, "<check>", "exec", dont_inherit=True), space)
+        raise BadTests("the problem's tests define no function check")
+    eval(tests.check, space)
     if tester.refused is not None:
         raise Refused(tester.refused)
     if tester.broken is not None:
@@ -442,27 +350,27 @@ def run_here(
 _BUILTINS = dict(vars(builtins))
 
 
-class _BadTests(Exception):  # noqa: N818
-    """The problem is at fault, not the submission."""
-
-
 class _NotLoaded(Exception):  # noqa: N818
     """The submission did not even load: its exception's type and text."""
 
 
-def explain(error: BaseException, test: str, undefined: set[str]) -> dict[str, str]:
+def explain(
+    error: BaseException, test: str = "", undefined: Collection[str] = ()
+) -> dict[str, str]:
     """The verdict that an exception out of running tests means."""
     if isinstance(error, NameError) and error.name in undefined and not is_remote(error):
         return _verdict("error", f"the tests use the name {error.name}, which nobody defines")
     if isinstance(error, MemoryError):
         return _verdict("memory", "MemoryError")
     lines = test.splitlines()
-    numbers = [
-        f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == "<tests>"
-    ]
+    number, trace = 0, error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename == "<tests>":
+            number = trace.tb_lineno or number
+        trace = trace.tb_next
     where = ""
-    if numbers and numbers[-1] is not None and numbers[-1] <= len(lines):
-        where = f" at line {numbers[-1]} of the tests: {lines[numbers[-1] - 1].strip()[:200]}"
+    if 0 < number <= len(lines):
+        where = f" at line {number} of the tests: {lines[number - 1].strip()[:200]}"
     return _verdict("failed", f"{_describe(error)}{where}")
 
 

@@ -14,16 +14,12 @@ import builtins
 import contextlib
 import functools
 import importlib
-import ipaddress
 import math
 import operator
-import pathlib
 import re
 import sys
 import types
 import typing
-import uuid
-import zoneinfo
 from collections import (
     ChainMap,
     Counter,
@@ -43,12 +39,12 @@ from typing import Any, Protocol
 
 __all__ = [
     "BASES",
-    "SAFE_CLASSES",
     "SAFE_FUNCTIONS",
     "Border",
     "Malformed",
     "Reader",
     "Writer",
+    "is_safe_class",
     "lookup",
     "make_value",
     "own_state",
@@ -89,24 +85,31 @@ SAFE_CLASSES: dict[tuple[str, str], type] = {
     (kind.__module__, kind.__qualname__): kind
     for kind in (
         Counter, OrderedDict, defaultdict, deque, UserDict, UserList, UserString, ChainMap,
-        Decimal, Fraction, date, datetime, time, timedelta, timezone, tzinfo, uuid.UUID,
-        pathlib.PurePosixPath, pathlib.PureWindowsPath, pathlib.PosixPath, pathlib.Path,
-        zoneinfo.ZoneInfo, types.SimpleNamespace, Enum,
+        Decimal, Fraction, date, datetime, time, timedelta, timezone, tzinfo,
+        types.SimpleNamespace, Enum,
     )
 }  # fmt: skip
 """Classes of the standard library that are the same on both sides."""
 
-_ADDRESSES: tuple[type, ...] = (
-    ipaddress.IPv4Address, ipaddress.IPv6Address, ipaddress.IPv4Network, ipaddress.IPv6Network,
-    ipaddress.IPv4Interface, ipaddress.IPv6Interface,
+_ADDRESSES = (
+    "IPv4Address", "IPv6Address", "IPv4Network", "IPv6Network", "IPv4Interface", "IPv6Interface",
 )  # fmt: skip
-_PATHS: tuple[type, ...] = (
-    pathlib.PosixPath, pathlib.PurePosixPath, pathlib.PureWindowsPath,
-)  # fmt: skip
+_PATHS = ("PosixPath", "PurePosixPath", "PureWindowsPath")
 _GETTERS: tuple[type, ...] = (operator.itemgetter, operator.attrgetter, operator.methodcaller)
 _ALIASES: tuple[type, ...] = (
     types.GenericAlias, types.UnionType, type(typing.List[int]), type(typing.Optional[int]),  # noqa: UP006,UP045
 )  # fmt: skip
+
+_SAFE_LATER = {
+    ("uuid", "UUID"), ("zoneinfo", "ZoneInfo"), ("pathlib", "Path"),
+    *(("pathlib", name) for name in _PATHS),
+}  # fmt: skip
+
+
+def is_safe_class(name: tuple[str, str]) -> bool:
+    """Whether a class of the standard library, by module and name, is the same on both sides."""
+    return name in SAFE_CLASSES or (name[0].partition(".")[0], name[1]) in _SAFE_LATER
+
 
 BASES: tuple[type, ...] = (
     int, float, complex, str, bytes, tuple, frozenset, Decimal, Fraction, datetime, date, time,
@@ -161,7 +164,7 @@ class Writer:
         if kind is int:
             return value if -_BIG < value < _BIG else ["i", hex(value)]
         number = self.border.number_of(value)
-        write = _WRITERS.get(kind) if number is None else None
+        write = _writer_of(kind) if number is None else None
         return write(self, value) if write else self.border.write_other(self, value, kind)
 
     def write_as(self, value: Any, base: type) -> Any:
@@ -222,10 +225,15 @@ def lookup(module: str, name: str) -> Any:
     return found
 
 
+def _is_standard(zone: Any) -> bool:
+    """Whether the standard library made a time zone."""
+    return type(zone) in (timezone, getattr(sys.modules.get("zoneinfo"), "ZoneInfo", timezone))
+
+
 def _write_zone(writer: Writer, value: Any) -> Any:
     """A time zone: as itself where the standard library made it, else as its offset now."""
     zone = value.tzinfo
-    if zone is None or type(zone) in (timezone, zoneinfo.ZoneInfo):
+    if zone is None or _is_standard(zone):
         return writer.write(zone)
     offset = zone.utcoffset(value if isinstance(value, datetime) else None)
     return None if offset is None else writer.write(timezone(offset))
@@ -300,16 +308,32 @@ _WRITERS: dict[type, Callable[[Writer, Any], Any]] = {
     time: _write_time,
     date: lambda writer, value: ["Y", date.isoformat(value)],
     timezone: _write_timezone,
-    zoneinfo.ZoneInfo: lambda writer, value: ["U", value.key],
-    uuid.UUID: lambda writer, value: ["u", value.hex],
     re.Pattern: lambda writer, value: ["p", writer.write(value.pattern), value.flags],
     type(Ellipsis): lambda writer, value: ["b", "Ellipsis"],
     type(NotImplemented): lambda writer, value: ["b", "NotImplemented"],
-    **dict.fromkeys(_PATHS, lambda writer, value: ["H", type(value).__name__, str(value)]),
-    **dict.fromkeys(_ADDRESSES, lambda writer, value: ["A", type(value).__name__, str(value)]),
     **dict.fromkeys(_GETTERS, _write_getter),
     **dict.fromkeys(_ALIASES, _write_alias),
 }
+
+
+_LATER: dict[str, dict[str, Callable[[Writer, Any], Any]]] = {
+    "zoneinfo": {"ZoneInfo": lambda writer, value: ["U", value.key]},
+    "uuid": {"UUID": lambda writer, value: ["u", value.hex]},
+    "pathlib": dict.fromkeys(_PATHS, lambda writer, value: ["H", type(value).__name__, str(value)]),
+    "ipaddress": dict.fromkeys(
+        _ADDRESSES, lambda writer, value: ["A", type(value).__name__, str(value)]
+    ),
+}
+"""Types of modules that are imported where a program uses them: every box would copy them."""
+
+
+def _writer_of(kind: type) -> Callable[[Writer, Any], Any] | None:
+    for module, writers in list(_LATER.items()):
+        kinds = getattr(sys.modules.get(module), "__dict__", {})
+        with contextlib.suppress(KeyError):  # it is not imported, or being so just now
+            _WRITERS.update({kinds[name]: write for name, write in writers.items()})
+            del _LATER[module]
+    return _WRITERS.get(kind)
 
 
 class Reader:
@@ -364,7 +388,7 @@ class Reader:
         found = SAFE_CLASSES.get(key) or SAFE_FUNCTIONS.get(key)
         if found is not None:
             return found
-        if self.border.trusting:
+        if self.border.trusting or is_safe_class(key):
             return lookup(*key)
         if key[0] == "typing" and key[1] in typing.__all__:
             return getattr(typing, key[1])
@@ -446,14 +470,15 @@ def set_state(value: Any, state: dict[str, Any]) -> None:
     attributes.update(rest)
 
 
-def _named_class(names: Iterable[type], code: list[Any]) -> Any:
-    found = {kind.__name__: kind for kind in names}
-    return found[code[1]](code[2])
+def _named_class(module: str, names: Iterable[str], code: list[Any]) -> Any:
+    if code[1] not in names:
+        raise Malformed(f"{module} has no such {code[1]}")
+    return lookup(module, code[1])(code[2])
 
 
 def _zoned(kind: Any, reader: Reader, code: list[Any]) -> Any:
     zone = reader.read(code[3])
-    if zone is not None and type(zone) not in (timezone, zoneinfo.ZoneInfo):
+    if zone is not None and not _is_standard(zone):
         raise Malformed("no time zone")
     return kind.fromisoformat(code[1]).replace(fold=code[2], tzinfo=zone)
 
@@ -531,11 +556,11 @@ _READERS: dict[str, Callable[[Reader, list[Any]], Any]] = {
     "T": lambda reader, code: _zoned(time, reader, code),
     "Y": lambda reader, code: date.fromisoformat(code[1]),
     "Z": _timezone,
-    "U": lambda reader, code: zoneinfo.ZoneInfo(code[1]),
-    "u": lambda reader, code: uuid.UUID(hex=code[1]),
+    "U": lambda reader, code: lookup("zoneinfo", "ZoneInfo")(code[1]),
+    "u": lambda reader, code: lookup("uuid", "UUID")(hex=code[1]),
     "p": lambda reader, code: re.compile(reader.read(code[1]), code[2]),
-    "H": lambda reader, code: _named_class(_PATHS, code),
-    "A": lambda reader, code: _named_class(_ADDRESSES, code),
+    "H": lambda reader, code: _named_class("pathlib", _PATHS, code),
+    "A": lambda reader, code: _named_class("ipaddress", _ADDRESSES, code),
     "I": _getter,
     "L": _alias,
 }

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 
-__all__ = ["Reading", "read_tests"]
+__all__ = ["Analysis", "analyse"]
 
 _THREADS = {"threading", "concurrent", "multiprocessing", "asyncio", "_thread", "queue", "sched"}
 _APART = {"weakref", "pickle", "tracemalloc"}
@@ -34,7 +34,7 @@ _EXPORTERS = (
 
 
 @dataclass
-class Reading:
+class Analysis:
     """What tests are like."""
 
     entry: set[str] = field(default_factory=set)
@@ -55,7 +55,7 @@ class Reading:
     undefined: set[str] = field(default_factory=set)
     """Names that have no meaning: the submission does not give them one."""
     tainted: set[str] = field(default_factory=set)
-    tree: ast.Module | None = None
+    source: str = ""
 
     def deliberate(self, trace: TracebackType | None) -> bool:
         """Whether an exception that left a ``with`` block came from nothing of the submission's.
@@ -65,12 +65,12 @@ class Reading:
         if trace is None:
             return True
         code = trace.tb_frame.f_code
-        if self.tree is None or code.co_filename != "<tests>":
+        if code.co_filename != "<tests>":
             return False
         line, _, column, _ = list(code.co_positions())[trace.tb_lasti // 2]
         if line is None or column is None:
             return False
-        path = _path(self.tree.body, line, column)
+        path = _path(ast.parse(self.source, "<tests>").body, line, column)
         blocks = [n for n, node in enumerate(path) if isinstance(node, ast.With | ast.AsyncWith)]
         if not blocks:
             return False
@@ -78,31 +78,33 @@ class Reading:
         return not any(self.tainted & set(_names(part)) for part in parts)
 
 
-def read_tests(tree: ast.Module, source: str, call: ast.expr, defined: set[str]) -> Reading:
-    """Read tests that are called by the expression ``call``; ``defined`` is what the prompt names.
+def analyse(tree: ast.Module, source: str, call: ast.expr, defined: set[str]) -> Analysis:
+    """Analyse tests that are called by the expression ``call``.
+
+    ``tree`` is that of ``source``, ``defined`` what the prompt names.
 
     Raises :class:`SyntaxError` where the tests are none.
     """
-    reading = Reading(entry=set(_names(call)) - {"check"}, tree=tree)
-    unknown = _undefined(source) - defined - {"check"} - reading.entry
+    analysis = Analysis(entry=set(_names(call)) - {"check"}, source=source)
+    unknown = _undefined(source) - defined - {"check"} - analysis.entry
     check = next((n for n in tree.body if isinstance(n, _Function) and n.name == "check"), None)
     arguments = call.args if isinstance(call, ast.Call) else []
     if not arguments:
         # The published judge's tests call the function by its name.
-        reading.entry |= _called(check, unknown) if check is not None else set()
-        unknown -= reading.entry
+        analysis.entry |= _called(check, unknown) if check is not None else set()
+        unknown -= analysis.entry
     elif isinstance(arguments[0], ast.Name | ast.Attribute):
         name = arguments[0].id if isinstance(arguments[0], ast.Name) else arguments[0].attr
-        reading.shows_operands = name.lstrip("_")[:1].isupper()
+        analysis.shows_operands = name.lstrip("_")[:1].isupper()
     own = {a.arg for a in check.args.args[:1]} if check is not None and arguments else set()
-    reading.tainted = _taint(tree, reading.entry | own)
+    analysis.tainted = _taint(tree, analysis.entry | own)
     used = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)} | set(_imported(tree))
     calls = {_last(n.func) for n in ast.walk(tree) if isinstance(n, ast.Call)}
-    reading.threads = bool(used & _THREADS) or "sleep" in calls
+    analysis.threads = bool(used & _THREADS) or "sleep" in calls
     for name in unknown:
-        _settle(reading, tree, name)
-    reading.together = _together(tree, reading.tainted | reading.classes, used, calls)
-    return reading
+        _settle(analysis, tree, name)
+    analysis.together = _together(tree, analysis.tainted | analysis.classes, used, calls)
+    return analysis
 
 
 def _names(node: ast.AST) -> Iterator[str]:
@@ -187,24 +189,24 @@ def _flows(node: ast.AST) -> Iterator[tuple[list[ast.expr], list[ast.expr]]]:
                 yield [item.optional_vars], [item.context_expr]
 
 
-def _settle(reading: Reading, tree: ast.Module, name: str) -> None:
+def _settle(analysis: Analysis, tree: ast.Module, name: str) -> None:
     """Decide what a name means that nobody defines."""
     if name in sys.stdlib_module_names:
-        reading.standard[name] = (name, None)
+        analysis.standard[name] = (name, None)
         return
     for module in _EXPORTERS:
         if module in sys.modules and name in vars(sys.modules[module]):
-            reading.standard[name] = (module, name)
+            analysis.standard[name] = (module, name)
             return
-    uses = set(_uses(tree, name, reading.tainted, "plain"))
+    uses = set(_uses(tree, name, analysis.tainted, "plain"))
     if "wrong" in uses:
-        reading.undefined.add(name)
+        analysis.undefined.add(name)
     elif uses <= {"argument"}:
-        reading.anything.add(name)
+        analysis.anything.add(name)
     elif uses <= {"argument", "class"}:
-        reading.exceptions.add(name)
+        analysis.exceptions.add(name)
     else:
-        reading.classes.add(name)
+        analysis.classes.add(name)
 
 
 def _uses(node: ast.AST, name: str, tainted: set[str], where: str) -> Iterator[str]:
