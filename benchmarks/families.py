@@ -23,8 +23,7 @@ from fttt.engine import BatchedEngine, GenerateRequest, Lesson, LoRASpec, Target
 from fttt.engine.selfcheck import ADAPTED, find_difference
 from fttt.errors import UsageError
 from fttt.models.support import refusal
-from fttt.testing.families import family_types, random_family
-from fttt.testing.models import loaded_tiny
+from fttt.testing.tiny_models import family_types, loaded_tiny, random_family
 
 DOCS = Path(__file__).parent.parent / "docs" / "models.md"
 BEGIN, END = "<!-- families -->", "<!-- end of families -->"

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from fttt.cli.flags import with_flags
 from fttt.config import build
-from fttt.config.run import Section, section
+from fttt.config.run_config import Section, section
 
 
 class Inner(Section):

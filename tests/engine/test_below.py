@@ -29,7 +29,7 @@ from fttt.engine.plan import plan_memory
 from fttt.engine.request import Kept
 from fttt.models import LoadedModel, Prefix
 from fttt.testing import tiny_model
-from fttt.testing.deltas import uphill
+from fttt.testing.tiny_models import uphill
 
 EDITED = ("model.layers.3.self_attn.q_proj", "model.layers.2.self_attn.v_proj")  # of four
 PROMPTS = ("Hello", "What is 2 + 2?", "A longer question with more words.", "Hello", "And one more")

@@ -26,7 +26,7 @@ from fttt.engine.plan import plan_memory
 from fttt.errors import RunError, UsageError
 from fttt.models import LoadedModel
 from fttt.testing import tiny_model
-from fttt.testing.deltas import uphill
+from fttt.testing.tiny_models import uphill
 
 LAYERS = ("model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.v_proj")
 PROMPTS = ("Hello", "What is 2 + 2?", "A longer question with more words.", "Hi!", "And one more")

@@ -12,8 +12,7 @@ import torch
 from fttt.engine import BatchedEngine, GenerateRequest
 from fttt.engine.heads import read_heads
 from fttt.engine.selfcheck import find_difference
-from fttt.testing.families import random_family
-from fttt.testing.models import loaded_tiny
+from fttt.testing.tiny_models import loaded_tiny, random_family
 
 FAMILIES = (
     *("gpt_oss", "gemma3n_text", "gemma4_text", "llama4_text", "deepseek_v3", "mimo_v2_flash"),

@@ -9,7 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from fttt.engine import BatchedEngine, GenerateRequest, Lesson, LoRASpec, Target, TrainRequest
 from fttt.models import LoadedModel
-from fttt.testing.models import loaded_tiny
+from fttt.testing.tiny_models import loaded_tiny
 
 TYPES: dict[str, dict[str, Any]] = {
     "default": {},

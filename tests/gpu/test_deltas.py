@@ -27,7 +27,7 @@ from fttt.engine.sequences import pack_sequences, prepared
 from fttt.engine.upper import upper_part
 from fttt.models import LoadedModel
 from fttt.testing import tiny_model
-from fttt.testing.deltas import uphill
+from fttt.testing.tiny_models import uphill
 
 pytest.importorskip("triton", reason="Triton is not installed (it comes with CUDA builds of torch)")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"

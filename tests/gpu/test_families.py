@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fttt.engine.selfcheck import find_difference
-from fttt.testing.families import random_family
+from fttt.testing.tiny_models import random_family
 
 pytestmark = [
     pytest.mark.gpu,

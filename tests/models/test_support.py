@@ -9,7 +9,7 @@ from fttt.errors import UsageError
 from fttt.models import check_model, load_model
 from fttt.models.support import refusal
 from fttt.testing import save_tiny_model
-from fttt.testing.families import family_types
+from fttt.testing.tiny_models import family_types
 
 
 @pytest.mark.parametrize(

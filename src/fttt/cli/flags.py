@@ -21,7 +21,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from fttt.config import RunConfig, in_sections, key_values
-from fttt.config.run import Section
+from fttt.config.run_config import Section
 from fttt.errors import DivergedError, RunError
 from fttt.tasks import Task
 from fttt.tasks.benchmark_data import local_data, local_note

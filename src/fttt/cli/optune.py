@@ -14,7 +14,7 @@ import typer
 from fttt.cli.flags import Recipe, with_flags
 from fttt.cli.runs import run_command, run_flags
 from fttt.config import build, merge, read_toml, resolve, to_toml
-from fttt.config.optune import OpTuneConfig
+from fttt.config.optune_config import OpTuneConfig
 from fttt.errors import UsageError
 
 if TYPE_CHECKING:

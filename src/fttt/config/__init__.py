@@ -1,8 +1,8 @@
 """Typed settings, TOML recipes, and flags over file over defaults."""
 
-from fttt.config.finetune import SETTINGS, FinetuneConfig
+from fttt.config.finetune_config import SETTINGS, FinetuneConfig
 from fttt.config.recipe import build, in_sections, key_values, merge, read_toml, resolve, to_toml
-from fttt.config.run import (
+from fttt.config.run_config import (
     BudgetSection,
     DataSection,
     EngineSection,

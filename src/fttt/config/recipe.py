@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import tomli_w
 from pydantic import BaseModel, ValidationError
 
-from fttt.config.run import RunConfig, Section
+from fttt.config.run_config import RunConfig, Section
 from fttt.errors import UsageError
 
 __all__ = ["build", "in_sections", "key_values", "merge", "read_toml", "resolve", "to_toml"]

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from fttt.config import SETTINGS, FinetuneConfig, build, merge
-from fttt.config.run import Section
+from fttt.config.run_config import Section
 from fttt.errors import UsageError
 from fttt.files import file_name, model_label
 from fttt.finetune.metadata import METHODS, ModelShape, model_shape

@@ -22,15 +22,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from fttt.config.finetune import (
+from fttt.config.finetune_config import (
     AdapterSettings,
+    FinetuneLoRASettings,
     FullSettings,
     IA3Settings,
     LNSettings,
-    LoRASettings,
     PrefixSettings,
 )
-from fttt.config.run import Section
+from fttt.config.run_config import Section
 from fttt.engine.states import Mixers
 from fttt.errors import UsageError
 from fttt.finetune.metadata import model_shape
@@ -124,7 +124,7 @@ def _encoder_size(width: int, layers: int, length: int, inner: int) -> int:
 def _peft_config(model: Any, settings: Section) -> Any:
     from peft import IA3Config, LNTuningConfig, LoraConfig, PrefixTuningConfig
 
-    if isinstance(settings, LoRASettings):
+    if isinstance(settings, FinetuneLoRASettings):
         _check_targets(model, "lora", settings.targets)
         layers = model_shape(model.config).layers
         first = layers - max(1, round(layers * settings.share))

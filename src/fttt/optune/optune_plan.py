@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from fttt.config import RunConfig, build, merge, read_toml
-from fttt.config.optune import OpTuneConfig
+from fttt.config.optune_config import OpTuneConfig
 from fttt.errors import UsageError
 from fttt.files import file_name
 from fttt.optune.attempts import check_attempts

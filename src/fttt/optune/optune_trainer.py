@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fttt.config.optune import OpTuneConfig
+from fttt.config.optune_config import OpTuneConfig
 from fttt.engine.memory import current, free_bytes
 from fttt.engine.selfcheck import check_outputs
 from fttt.engine.sequences import prepared

@@ -2,7 +2,8 @@
 
 One run holds its whole curve: accuracy against trials, generated tokens and seconds is cut from
 the same trials, and no run is made again for a smaller budget. Arrays carry their axes: ``Q``
-questions, ``T`` trials, ``B`` budgets."""
+questions, ``T`` trials, ``B`` budgets.
+"""
 
 from __future__ import annotations
 

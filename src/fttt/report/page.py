@@ -3,7 +3,8 @@
 A page that held 50,000 completions as text would take seconds to open. So an index (one letter a
 trial) is read at once, and the texts lie in compressed chunks, each opened when a question in it is
 looked at. The chunks are gzip in base64, so whatever a model wrote, no byte of it can end the
-element that holds it or be taken for markup."""
+element that holds it or be taken for markup.
+"""
 
 from __future__ import annotations
 

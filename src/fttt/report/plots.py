@@ -7,7 +7,8 @@ its text as text, and its colours become CSS variables, so that it follows the p
 The sides' colours are those of Okabe and Ito (2008), which colour-blind readers can tell apart,
 darkened where they would be faint on white. Lines also differ in their markers, so that nothing
 hangs on colour alone. Plots are drawn in the light colours; in the page each of these becomes a CSS
-variable of the same name."""
+variable of the same name.
+"""
 
 from __future__ import annotations
 

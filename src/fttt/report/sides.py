@@ -1,6 +1,7 @@
 """The sides of a comparison: runs of one method with one set of settings, whatever their seeds.
 
-Which runs make a side, what it is called, and which sides may be compared."""
+Which runs make a side, what it is called, and which sides may be compared.
+"""
 
 from __future__ import annotations
 

@@ -4,11 +4,10 @@ Nothing here needs a download. The tokenizer is a real one, byte by byte, with a
 that conversations are formatted exactly as for a real model.
 """
 
-from fttt.testing.commands import call
-from fttt.testing.engine import FakeEngine, FakeKept, FakeSlot
-from fttt.testing.models import fake_model, save_tiny_model, tiny_model, tiny_tokenizer
-from fttt.testing.scene import Scene, play
-from fttt.testing.task import TinyTask, TinyVerifier
+from fttt.testing.fake_engine import FakeEngine, FakeKept, FakeSlot
+from fttt.testing.play import Scene, call, play
+from fttt.testing.tiny_models import fake_model, save_tiny_model, tiny_model, tiny_tokenizer
+from fttt.testing.tiny_task import TinyTask, TinyVerifier
 
 __all__ = [
     "FakeEngine",

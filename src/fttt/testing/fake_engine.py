@@ -18,7 +18,7 @@ from fttt.engine.request import (
     Trained,
     TrainRequest,
 )
-from fttt.testing.models import tiny_tokenizer
+from fttt.testing.tiny_models import tiny_tokenizer
 from fttt.types import FinishReason
 
 __all__ = ["FakeEngine", "FakeKept", "FakeSlot", "Script"]

@@ -7,16 +7,16 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from fttt.config.run import PromptStyle, Section, section
+from fttt.config.run_config import PromptStyle, Section, section
 
 __all__ = [
     "SETTINGS",
     "AdapterSettings",
     "FinetuneConfig",
+    "FinetuneLoRASettings",
     "FullSettings",
     "IA3Settings",
     "LNSettings",
-    "LoRASettings",
     "PrefixSettings",
 ]
 
@@ -128,7 +128,7 @@ class FullSettings(Section):
     )
 
 
-class LoRASettings(Section):
+class FinetuneLoRASettings(Section):
     """Low-rank updates of some projections."""
 
     rank: int = Field(16, ge=1, description="rank of the update")
@@ -177,7 +177,7 @@ class PrefixSettings(Section):
 
 SETTINGS: dict[str, type[Section]] = {
     "full": FullSettings,
-    "lora": LoRASettings,
+    "lora": FinetuneLoRASettings,
     "adapter": AdapterSettings,
     "ia3": IA3Settings,
     "ln-tuning": LNSettings,

@@ -1,4 +1,4 @@
-"""A method's try at one question, on an engine that follows a script."""
+"""What a test plays: a method on an engine that follows a script, and a command line."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 from fttt.methods.base import Method
 from fttt.models.chat import ChatFormat
 from fttt.tasks.task import TaskOptions
-from fttt.testing.engine import FakeEngine, Script
-from fttt.testing.models import tiny_tokenizer
-from fttt.testing.task import TinyTask, TinyVerifier
+from fttt.testing.fake_engine import FakeEngine, Script
+from fttt.testing.tiny_models import tiny_tokenizer
+from fttt.testing.tiny_task import TinyTask, TinyVerifier
 from fttt.types import Question, Trial, Usage
 from fttt.verifiers.verifier import Verifier
 
-__all__ = ["Scene", "play"]
+__all__ = ["Scene", "call", "play"]
 
 
 @dataclass(frozen=True)
@@ -90,3 +90,18 @@ def play(
 
     usage = asyncio.run(solve())
     return Scene(engine, tuple(journal.trials), usage)
+
+
+def call(*words: str) -> int:
+    """Run ``fttt`` with these words, in a process that has loaded torch already.
+
+    Returns:
+        Its exit status: 0 done, 2 a usage error, 1 a failed run.
+    """
+    from fttt.cli import main
+
+    try:
+        main(words)
+    except SystemExit as ended:
+        return int(ended.code or 0)
+    raise AssertionError("a command line ends with an exit status")

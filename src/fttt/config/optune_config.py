@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from fttt.config.run import Section
+from fttt.config.run_config import Section
 
 __all__ = ["OpTuneConfig"]
 
