@@ -15,7 +15,7 @@ from pathlib import Path
 
 from fttt.config import resolve
 from fttt.engine import BatchedEngine, GenerateRequest, derive_key
-from fttt.experiment.plan import Plan, check_fits, prepare
+from fttt.experiment.plan import Plan, check_fits, plan_run, settle
 from fttt.experiment.runner import Cell, run_cells
 from fttt.models import LoadedModel, load_model
 from fttt.progress import Quiet
@@ -24,17 +24,19 @@ from fttt.store import Run
 
 def plan_for(method: str, options: argparse.Namespace) -> Plan:
     """A run of so many questions."""
-    return prepare(
-        resolve(
-            {
-                "method": method,
-                "task": options.task,
-                "model": options.model,
-                "data": {"limit": options.questions, "data_dir": options.data_dir},
-                "budget": {"trials": options.samples},
-                "sampling": {"max_new_tokens": options.new_tokens},
-                "engine": {"batch_size": options.batch_size},
-            }
+    return plan_run(
+        settle(
+            resolve(
+                {
+                    "method": method,
+                    "task": options.task,
+                    "model": options.model,
+                    "data": {"limit": options.questions, "data_dir": options.data_dir},
+                    "budget": {"trials": options.samples},
+                    "sampling": {"max_new_tokens": options.new_tokens},
+                    "engine": {"batch_size": options.batch_size},
+                }
+            )
         )
     )
 

@@ -24,7 +24,8 @@ ALLOWED = {
     "judge": {"types", "errors"},
     "store": {"types", "errors", "files"},
     "tasks": {"types", "errors", "registry", "verifiers", "hub"},
-    "methods": {"types", "errors", "registry"},
+    # with what optune's network is, and the plain data that the engine is asked for
+    "methods": {"types", "errors", "registry", "engine", "models", "optune"},
     "training": {"types", "errors", "files", "models", "tasks"},
     "finetune": {
         "types",

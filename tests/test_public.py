@@ -10,9 +10,11 @@ import fttt
 EXPORTED = {
     "Attempt",
     "Completion",
+    "Example",
     "FTTTError",
-    "Feedback",
     "FunctionVerifier",
+    "Group",
+    "Judged",
     "LoRASettings",
     "Method",
     "MethodSettings",
@@ -21,16 +23,24 @@ EXPORTED = {
     "Result",
     "Run",
     "RunError",
+    "Scores",
     "Session",
+    "Step",
     "Task",
     "TaskOptions",
+    "Teacher",
+    "Text",
     "Trial",
+    "Turn",
     "Usage",
     "UsageError",
     "Verdict",
     "Verifier",
     "__version__",
+    "assistant",
     "solve",
+    "system",
+    "user",
 }
 
 
@@ -42,7 +52,7 @@ def test_the_exported_list_is_kept() -> None:
 
 
 def test_what_is_exported_is_documented() -> None:
-    for name in EXPORTED - {"__version__"}:
+    for name in EXPORTED - {"__version__", "Turn"}:
         assert getattr(fttt, name).__doc__, name
 
 

@@ -4,18 +4,27 @@ What this module exports is public; nothing else is, but for :mod:`fttt.testing`
 """
 
 from fttt.errors import FTTTError, RunError, UsageError
-from fttt.methods.base import Attempt, LoRASettings, Method, MethodSettings, Session
+from fttt.methods.base import Attempt, Group, LoRASettings, Method, MethodSettings, Session
 from fttt.solve import Result, solve
 from fttt.store import Run
 from fttt.tasks.task import Task, TaskOptions
 from fttt.types import (
     Completion,
-    Feedback,
+    Example,
+    Judged,
     Question,
     Record,
+    Scores,
+    Step,
+    Teacher,
+    Text,
     Trial,
+    Turn,
     Usage,
     Verdict,
+    assistant,
+    system,
+    user,
 )
 from fttt.verifiers.function import FunctionVerifier
 from fttt.verifiers.verifier import Verifier
@@ -25,9 +34,11 @@ __version__ = "0.1.0"
 __all__ = [
     "Attempt",
     "Completion",
+    "Example",
     "FTTTError",
-    "Feedback",
     "FunctionVerifier",
+    "Group",
+    "Judged",
     "LoRASettings",
     "Method",
     "MethodSettings",
@@ -36,14 +47,22 @@ __all__ = [
     "Result",
     "Run",
     "RunError",
+    "Scores",
     "Session",
+    "Step",
     "Task",
     "TaskOptions",
+    "Teacher",
+    "Text",
     "Trial",
+    "Turn",
     "Usage",
     "UsageError",
     "Verdict",
     "Verifier",
     "__version__",
+    "assistant",
     "solve",
+    "system",
+    "user",
 ]

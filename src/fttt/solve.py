@@ -95,7 +95,7 @@ def solve(
 
     Raises:
         UsageError: an argument is not allowed, or the question does not fit the model's context.
-        RunError: the run could not go on.
+        RunError: the run failed.
     """
     asked = Question("question", question) if isinstance(question, str) else question
     if not isinstance(asked, Question) or not asked.prompt.strip():
@@ -122,15 +122,17 @@ def solve(
         "batch_size": batch_size,
         "settings": dict(settings or {}),
     }
-    plan = _plan(values, method, _Asked(asked, verify))
-    config, verifier = plan.config, plan.task.verifier()
-    from fttt.experiment.adapters import check_edits
+    from fttt.config import RunConfig, build, in_sections
+    from fttt.experiment.plan import Plan, settle
 
+    settled = settle(
+        build(RunConfig, in_sections(values), "fttt.solve()"),
+        method=None if isinstance(method, str) else method,
+        task=_Asked(asked, verify),
+    )
+    config, verifier = settled.config, settled.task.verifier()
     if model is None or isinstance(model, str):
-        from fttt.experiment.plan import check_weights
-
-        check_weights(config)
-        check_edits(plan.settings, config.model)
+        settled.check_model()
         model = _load(config.model, config.adapter, dtype, device)
     elif config.adapter is not None:
         raise UsageError(
@@ -138,7 +140,8 @@ def solve(
             f"{str(config.adapter)!r}; give its name, or load it with that checkpoint."
         )
     else:
-        check_edits(plan.settings, model.model)
+        settled.check_model(model)
+    plan = Plan(settled, (asked,))
     loaded, borrowed = model, isinstance(verify, Verifier)
     return _anywhere(lambda: asyncio.run(_solve(plan, loaded, verifier, borrowed=borrowed)))
 
@@ -180,26 +183,6 @@ class _Asked:
         return FunctionVerifier(self.verify)
 
 
-def _plan(values: Mapping[str, Any], method: str | Method, task: _Asked) -> Plan:
-    from fttt.config import RunConfig, build, in_sections
-    from fttt.experiment.adapters import with_network
-    from fttt.experiment.plan import Plan, check_vote, settle, with_fixed, with_weights
-    from fttt.methods import MethodSettings
-
-    config = build(RunConfig, in_sections(values), "fttt.solve()")
-    if isinstance(method, str):
-        resolved, made, settings = settle(config)
-        check_vote(made, task)
-        return Plan(resolved, made, settings, task, (task.question,))
-    given = getattr(method, "settings", None) or MethodSettings()
-    settings = with_network(given)
-    if settings != given:
-        method = type(method)(settings)
-    config = with_weights(config, settings)
-    check_vote(method, task)
-    return Plan(with_fixed(config, method), method, settings, task, (task.question,))
-
-
 @lru_cache(maxsize=1)
 def _load(model: str, adapter: Path | None, dtype: str, device: str) -> LoadedModel:
     from fttt.experiment.plan import load_weights
@@ -208,17 +191,21 @@ def _load(model: str, adapter: Path | None, dtype: str, device: str) -> LoadedMo
 
 
 async def _solve(plan: Plan, loaded: LoadedModel, verifier: Verifier, *, borrowed: bool) -> Result:
-    from fttt.experiment.runner import Job, ask_all, make_bench, make_engine
+    from fttt.experiment.runner import Job, ask_all, make_context, make_engine
+    from fttt.experiment.session import AdapterRoom
     from fttt.progress import Quiet
     from fttt.store import MemoryJournal, solved_within, vote
 
     journal = MemoryJournal()
     question = plan.questions[0]
-    engine = make_engine([plan], loaded)
+    engine, run = make_engine([plan], loaded), None
     try:
-        bench = make_bench(plan, loaded, engine, verifier, journal, Quiet())
-        await ask_all([Job(question, plan.method, bench)], workers=1, stop=asyncio.Event())
+        run = make_context(plan, loaded, engine, verifier, journal, Quiet())
+        job = Job(question, run, AdapterRoom(engine.adapters))
+        await ask_all([job], workers=1, stop=asyncio.Event())
     finally:
+        if run is not None and run.shared is not None:
+            await run.shared.close()
         await engine.close()
         if not borrowed:  # the caller's own verifier stays open
             await verifier.close()

@@ -106,8 +106,8 @@ def assistant(content: str) -> Text:
     return Text(content, "assistant")
 
 
-Turn = str | Completion
-"""One turn of a conversation after the question: the user's text, or what the model wrote."""
+Turn = Text | Completion
+"""One turn of a conversation: a text and who says it, or what the model wrote."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,9 +179,9 @@ class Example:
     ``-log(1 - p)`` (``"unlikelihood"``, Welleck et al. 2020), or of the loss against ``teacher``.
     """
 
-    target: Text | Completion
+    target: Turn
     """Whose tokens carry the loss, that which ends the turn included."""
-    after: tuple[Text | Completion, ...] = ()
+    after: tuple[Turn, ...] = ()
     """Turns between the question and the target: an attempt, feedback, ..."""
     before: tuple[Text, ...] = ()
     """Texts in front of the question: a system's turn, or what its own turn begins with."""
@@ -253,18 +253,11 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True)
-class Feedback:
-    """Something to learn from, said after an attempt.
+class Judged:
+    """An attempt and what the verifier said of it."""
 
-    ``turns`` follow the attempt in its conversation; the last of them carries the loss (mean
-    cross-entropy over its tokens, times ``weight``). With ``on="attempt"`` the attempt's own
-    tokens carry it instead and ``turns`` stays empty; a negative weight pushes them down. With
-    ``on="conversation"`` all tokens carry it together: question, attempt and turns.
-    """
-
-    turns: tuple[Turn, ...]
-    weight: float = 1.0
-    on: Literal["turn", "attempt", "conversation"] = "turn"
+    completion: Completion
+    verdict: Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,6 +278,8 @@ class Trial:
     score: float | None = None
     tests_passed: int | None = None
     tests_total: int | None = None
+    divergence: float | None = None
+    """See :class:`Step`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,7 +51,7 @@ def test_a_finished_run_is_shown_again_and_other_settings_are_refused(
     assert capsys.readouterr().out == first
     assert Path("r/trials.jsonl").read_bytes() == before
     assert call("run", "best-of-n", "--resume", "r", "--seed", "43") == 2
-    assert "seed = 42 and cannot go on with 43" in capsys.readouterr().err
+    assert "seed = 42 and cannot be resumed with 43" in capsys.readouterr().err
     assert call("run", "best-of-n", "--model", model, "--out", "r", *COMMON) == 2
     assert "is not empty" in capsys.readouterr().err
 

@@ -62,5 +62,5 @@ def test_a_recipe_runs_by_its_first_line(path: Path, tmp_path: Path) -> None:
         assert words[1:3] == ["run", "--recipe"]
         configs = [resolve({}, recipe=content, source=path.name)]
     for config in configs:
-        settled, _, _ = settle(config)  # the method and its settings exist
+        settled = settle(config).config  # the method and its settings exist
         assert settled.task in TASKS

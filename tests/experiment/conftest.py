@@ -30,9 +30,8 @@ def make_plan(method: str = "best-of-n", trials: int = 4, count: int = 4, **flag
     config = resolve(
         {"method": method, "task": "arithmetic", "budget": {"trials": trials}, **flags}
     )
-    resolved, made, settings = settle(config)
     questions = TinyTask().load(TaskOptions())[:count]
-    return Plan(resolved, made, settings, TinyTask(), tuple(questions))
+    return Plan(settle(config, task=TinyTask()), tuple(questions))
 
 
 def play_cells(

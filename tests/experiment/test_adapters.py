@@ -11,8 +11,7 @@ import pytest
 from fttt.config import resolve
 from fttt.engine.request import LoRASpec
 from fttt.errors import UsageError
-from fttt.experiment.adapters import adapter_spec, check_edits
-from fttt.experiment.plan import check_names, prepare
+from fttt.experiment.plan import plan_run, settle
 from fttt.methods import LoRASettings, MethodSettings
 from fttt.methods.optune import OpTuneSettings
 from fttt.testing import save_tiny_model, tiny_model
@@ -26,24 +25,24 @@ def optune(checkpoint: Path, **flags: Any) -> Any:
 
 
 def test_settings_name_the_adapter(make_network: MakeNetwork) -> None:
-    assert adapter_spec(MethodSettings()) is None
-    assert adapter_spec(LoRASettings.model_validate({"rank": 2})) == LoRASpec(rank=2)
+    assert MethodSettings().adapter() is None
+    assert LoRASettings.model_validate({"rank": 2}).adapter() == LoRASpec(rank=2)
     settings = OpTuneSettings.model_validate({"checkpoint": str(make_network())})
-    once, again = adapter_spec(settings), adapter_spec(settings)
+    once, again = settings.adapter(), settings.adapter()
     assert once == again
-    assert once != adapter_spec(settings.model_copy(update={"schedule": "accumulate"}))
+    assert once != settings.model_copy(update={"schedule": "accumulate"}).adapter()
 
 
 def test_a_network_says_what_a_run_is(make_network: MakeNetwork, tmp_path: Path) -> None:
     make_network(step=3)
     newest = make_network(feedback="No.", step=12)
     model = save_tiny_model(tmp_path / "tiny-llama")
-    config = check_names(optune(tmp_path / "network", model=str(model)))
+    config = settle(optune(tmp_path / "network", model=str(model))).config
     assert config.settings == {
         "checkpoint": str(newest), "schedule": "alternate", "feedback": "No.",
     }  # fmt: skip
-    make_network(feedback="Again.", step=20)  # a resumed run goes on with the network it had
-    assert check_names(config) == config
+    make_network(feedback="Again.", step=20)  # a resumed run keeps the network that it had
+    assert settle(config).config == config
 
 
 def test_the_model_is_that_of_the_network(
@@ -52,19 +51,19 @@ def test_the_model_is_that_of_the_network(
     monkeypatch.chdir(tmp_path)
     save_tiny_model(tmp_path / "tiny-llama")
     checkpoint = make_network()
-    assert prepare(optune(checkpoint, data={"limit": 2})).config.model == "tiny-llama"
+    assert plan_run(settle(optune(checkpoint, data={"limit": 2}))).config.model == "tiny-llama"
     with pytest.raises(UsageError, match="No model 'elsewhere'"):
-        check_names(optune(checkpoint, model="elsewhere"))
+        settle(optune(checkpoint, model="elsewhere")).check_model()
 
 
 def test_another_feedback_is_refused(make_network: MakeNetwork) -> None:
     config = optune(make_network(), settings={"feedback": "Try again."})
     with pytest.raises(UsageError, match=r"feedback 'Wrong\.'.*cannot be 'Try again\.'"):
-        prepare(config)
+        plan_run(settle(config))
     with pytest.raises(UsageError, match="There is no checkpoint folder 'nowhere'"):
-        prepare(optune(Path("nowhere")))
+        plan_run(settle(optune(Path("nowhere"))))
     with pytest.raises(UsageError, match="'checkpoint' is missing"):
-        prepare(resolve({"method": "optune"}))
+        plan_run(settle(resolve({"method": "optune"})))
 
 
 def test_a_network_of_another_architecture_is_refused_with_both_shapes(
@@ -75,12 +74,12 @@ def test_a_network_of_another_architecture_is_refused_with_both_shapes(
     changed = (wider / "config.json").read_text().replace('"hidden_size": 32', '"hidden_size": 48')
     (wider / "config.json").write_text(changed)
     with pytest.raises(UsageError, match=r"q_proj' is 32 x 32, but this model has it as 48 x 48"):
-        prepare(optune(checkpoint, model=str(wider)))
+        plan_run(settle(optune(checkpoint, model=str(wider))))
     other = save_tiny_model(tmp_path / "tiny-mistral", "mistral")  # of the same shapes
     with pytest.raises(UsageError, match=r"on 'tiny-llama' and cannot be used with .*tral'"):
-        prepare(optune(checkpoint, model=str(other)))
+        plan_run(settle(optune(checkpoint, model=str(other))))
     shallow = tiny_model(layers=1)
     settings = OpTuneSettings.model_validate({"checkpoint": str(checkpoint)})
     with pytest.raises(UsageError, match="this model has no such linear layer"):
-        check_edits(settings, shallow.model)
-    check_edits(settings, tiny_model("mistral").model)  # of the same shape
+        settings.check_model(shallow.model)
+    settings.check_model(tiny_model("mistral").model)  # of the same shape

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from fttt.config import resolve
 from fttt.engine.request import GenerateRequest, Generation
-from fttt.experiment.ahead import Ahead
-from fttt.experiment.plan import prepare
+from fttt.experiment.held_sequences import Lookahead
+from fttt.experiment.plan import plan_run, settle
 from fttt.experiment.runner import make_engine
 from fttt.methods.base import MethodSettings
 from fttt.methods.best_of_n import BestOfN
@@ -74,7 +74,7 @@ def request(n: int) -> GenerateRequest:
 def test_thirty_two_answers_take_six_rounds() -> None:
     async def main() -> tuple[list[int], list[int]]:
         engine = Rounds()
-        ahead = Ahead(lambda: 100, engine.generate)
+        ahead = Lookahead(lambda: 100, engine.generate)
         loop, began, rounds = asyncio.get_running_loop(), 0.0, []
         for n in range(32):
             began = loop.time()
@@ -91,7 +91,7 @@ def test_thirty_two_answers_take_six_rounds() -> None:
 def test_what_nobody_asks_for_is_stopped_and_errors_are_raised_once() -> None:
     async def main() -> None:
         engine = Rounds(fails=5)
-        ahead = Ahead(lambda: 100, engine.generate)
+        ahead = Lookahead(lambda: 100, engine.generate)
         for n in range(4):
             await ahead.take(n, request, 31)
         await asyncio.sleep(0.02)  # number 5 has failed by now, and nobody has asked for it
@@ -112,7 +112,7 @@ def test_the_engine_has_room_for_a_questions_next_answers(tmp_path: Path) -> Non
     folder = save_tiny_model(tmp_path / "tiny")
     settings = {"model": str(folder), "data": {"limit": 1}, "sampling": {"max_new_tokens": 8}}
     for method, lanes in (("best-of-n", 8), ("revision", 1)):
-        plan = prepare(resolve({**settings, "method": method, "budget": {"trials": 8}}))
+        plan = plan_run(settle(resolve({**settings, "method": method, "budget": {"trials": 8}})))
         engine = make_engine([plan], tiny_model())
         asyncio.run(engine.close())
         assert engine.idle == lanes

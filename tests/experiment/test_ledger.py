@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fttt.config import BudgetSection, build
-from fttt.experiment.ledger import Ledger
+from fttt.experiment.replay import Ledger
 from fttt.methods.base import MethodSettings
 from fttt.methods.best_of_n import BestOfN
 from fttt.methods.self_consistency import SelfConsistency

@@ -9,7 +9,7 @@ import pytest
 
 from fttt.config import resolve
 from fttt.errors import UsageError
-from fttt.experiment.plan import check_names, prepare, settle
+from fttt.experiment.plan import plan_run, settle
 
 
 def config(**flags: Any) -> Any:
@@ -17,24 +17,25 @@ def config(**flags: Any) -> Any:
 
 
 def test_settings_are_filled_in_and_what_the_method_fixes() -> None:
-    resolved, method, settings = settle(config(settings={"lr": 1e-3}))
+    settled = settle(config(settings={"lr": 1e-3}))
+    resolved, method, settings = settled.config, settled.method, settled.settings
     assert method.name == "fttt"
     assert resolved.settings["lr"] == 1e-3
     assert resolved.settings["rank"] == 4
     assert settings.model_dump()["lr"] == 1e-3
     assert not resolved.save_correct_cases
-    greedy, _, _ = settle(config(method="greedy", budget={"trials": 8}))
+    greedy = settle(config(method="greedy", budget={"trials": 8})).config
     assert greedy.budget.trials == 1
     assert greedy.sampling.temperature == 0.0
     assert greedy.save_correct_cases
-    quiet, _, _ = settle(config(method="greedy", save_correct_cases=False))
+    quiet = settle(config(method="greedy", save_correct_cases=False)).config
     assert not quiet.save_correct_cases
 
 
 def test_a_resolved_config_resolves_to_itself() -> None:
     for method in ("greedy", "fttt", "revision"):
-        once, _, _ = settle(config(method=method))
-        twice, _, _ = settle(resolve({}, recipe=once.to_toml()))
+        once = settle(config(method=method)).config
+        twice = settle(resolve({}, recipe=once.to_toml())).config
         assert once == twice
 
 
@@ -73,24 +74,26 @@ def test_a_resolved_config_resolves_to_itself() -> None:
 )
 def test_faults_are_named(flags: dict[str, Any], match: str) -> None:
     with pytest.raises(UsageError, match=match):
-        prepare(config(**flags))
+        plan_run(settle(config(**flags)))
 
 
 def test_names_are_checked_without_data() -> None:
-    assert check_names(config(task="gsm8k", data={"data_dir": "nowhere"})).task == "gsm8k"
+    settled = settle(config(task="gsm8k", data={"data_dir": "nowhere"}))
+    settled.check_model()
+    assert settled.config.task == "gsm8k"
     with pytest.raises(UsageError, match="no method"):
-        check_names(config(method="nope"))
+        settle(config(method="nope"))
 
 
 def test_limit_counts_what_is_left_after_skipping(tmp_path: Path) -> None:
-    everything = prepare(config()).questions
+    everything = plan_run(settle(config())).questions
     cases = tmp_path / "cases.json"
     cases.write_text("[0, 1, 3]")
-    plan = prepare(config(data={"skip_cases": str(cases), "limit": 2}))
+    plan = plan_run(settle(config(data={"skip_cases": str(cases), "limit": 2})))
     assert [q.id for q in plan.questions] == [everything[2].id, everything[4].id]
     cases.write_text(str(list(range(len(everything)))))
     with pytest.raises(UsageError, match="No question of 'arithmetic' is left to ask"):
-        prepare(config(data={"skip_cases": str(cases)}))
+        plan_run(settle(config(data={"skip_cases": str(cases)})))
 
 
 @pytest.fixture
@@ -109,7 +112,7 @@ def layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_papers_places_are_looked_into_and_it_is_said(layout: Path) -> None:
-    plan = prepare(config(task="GSM-8K"), find_cases=True)
+    plan = plan_run(settle(config(task="GSM-8K")), find_cases=True)
     assert [question.id for question in plan.questions] == ["gsm8k/test/1"]
     assert plan.config.task == "gsm8k"
     assert plan.config.data.data_dir == Path("datasets")
@@ -118,7 +121,7 @@ def test_the_papers_places_are_looked_into_and_it_is_said(layout: Path) -> None:
     assert reading.startswith("Reading gsm8k from 'datasets'")
     assert leaving.startswith(f"Leaving out the 1 questions that '{layout}' lists")
     layout.write_text("[]")  # what is recorded does not follow the file
-    again = prepare(plan.config, only=["gsm8k/test/1"], find_cases=True)
+    again = plan_run(settle(plan.config), only=["gsm8k/test/1"], find_cases=True)
     assert (again.questions, again.notes) == (plan.questions, ())
 
 
@@ -134,20 +137,20 @@ def test_the_papers_places_are_looked_into_and_it_is_said(layout: Path) -> None:
 def test_cases_are_found_only_where_nothing_else_is_asked(
     layout: Path, flags: dict[str, Any]
 ) -> None:
-    plan = prepare(config(task="gsm8k", **flags), find_cases=True)
+    plan = plan_run(settle(config(task="gsm8k", **flags)), find_cases=True)
     assert len(plan.questions) == 2
     assert len(plan.notes) == 1
 
 
 def test_cases_of_one_split_are_not_those_of_another(layout: Path) -> None:
-    plan = prepare(config(task="gsm8k", data={"split": "train"}), find_cases=True)
+    plan = plan_run(settle(config(task="gsm8k", data={"split": "train"})), find_cases=True)
     assert len(plan.questions) == 2
-    assert len(prepare(config(task="gsm8k")).questions) == 2  # as part of a sweep
+    assert len(plan_run(settle(config(task="gsm8k"))).questions) == 2  # as part of a sweep
 
 
 def test_found_cases_of_other_questions_are_not_used(layout: Path) -> None:
     layout.write_text('["gsm8k/train/1"]')
-    plan = prepare(config(task="gsm8k"), find_cases=True)
+    plan = plan_run(settle(config(task="gsm8k")), find_cases=True)
     assert len(plan.questions) == 2
     assert plan.config.data.skip_cases is None
     assert "Asking all questions: The file of correct cases" in plan.notes[1]
@@ -155,8 +158,8 @@ def test_found_cases_of_other_questions_are_not_used(layout: Path) -> None:
 
 def test_a_folder_of_data_that_is_named_is_the_only_one(layout: Path) -> None:
     with pytest.raises(UsageError, match="is not in 'elsewhere'"):
-        prepare(config(task="gsm8k", data={"data_dir": "elsewhere"}))
+        plan_run(settle(config(task="gsm8k", data={"data_dir": "elsewhere"})))
 
 
 def test_folders_are_named_by_method_task_model_and_seed() -> None:
-    assert prepare(config(seed=7)).folder_name == "fttt-arithmetic-smollm2-135m-s7"
+    assert plan_run(settle(config(seed=7))).folder_name == "fttt-arithmetic-smollm2-135m-s7"

@@ -9,7 +9,7 @@ import pytest
 
 from fttt.config import resolve
 from fttt.errors import UsageError
-from fttt.experiment.plan import prepare
+from fttt.experiment.plan import plan_run, settle
 from fttt.experiment.regrade import regrade
 from fttt.store import GenerationEvent, Run, RunWriter
 from fttt.types import Completion, Trial, Usage, Verdict
@@ -18,7 +18,7 @@ from fttt.types import Completion, Trial, Usage, Verdict
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
     """Two questions of two trials; the second trial of the first was judged wrongly."""
-    plan = prepare(resolve({"method": "best-of-n", "data": {"limit": 2}}))
+    plan = plan_run(settle(resolve({"method": "best-of-n", "data": {"limit": 2}})))
     writer = RunWriter.create(
         tmp_path / "run",
         config=plan.config.to_toml(),

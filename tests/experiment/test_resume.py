@@ -12,8 +12,7 @@ import pytest
 
 from fttt.config import merge, resolve
 from fttt.errors import UsageError
-from fttt.experiment.plan import prepare
-from fttt.experiment.resume import resume_plan
+from fttt.experiment.plan import plan_resume, plan_run, settle
 from fttt.experiment.runner import Cell, run_cells
 from fttt.models import ChatFormat
 from fttt.progress import Quiet
@@ -26,7 +25,7 @@ def run(tmp_path: Path) -> Run:
     cases = tmp_path / "cases.json"
     cases.write_text("[0]")
     flags = {"method": "fttt", "data": {"limit": 3, "skip_cases": str(cases)}}
-    plan = prepare(resolve(flags))
+    plan = plan_run(settle(resolve(flags)))
     folder = tmp_path / "run"
     RunWriter.create(
         folder, config=plan.config.to_toml(), environment={}, questions=plan.questions
@@ -36,7 +35,7 @@ def run(tmp_path: Path) -> Run:
 
 
 def test_the_folders_questions_are_asked_again(run: Run) -> None:
-    plan = resume_plan(run, run.config)
+    plan = plan_resume(run, run.config)
     assert [q.id for q in plan.questions] == [q.id for q in run.questions]
     assert plan.config.to_toml() == run.config
     assert plan.questions[0].solution  # which the folder does not hold
@@ -45,11 +44,14 @@ def test_the_folders_questions_are_asked_again(run: Run) -> None:
 @pytest.mark.parametrize(
     ("flags", "name"),
     [
-        ({"seed": 43}, r"seed = 42 and cannot go on with 43"),
-        ({"budget": {"trials": 5}}, r"budget.trials = 32 and cannot go on with 5"),
-        ({"settings": {"lr": 1.0}}, r"settings.lr = 1e-05 and cannot go on with 1.0"),
-        ({"method": "greedy"}, r"method = 'fttt' and cannot go on with 'greedy'"),
-        ({"budget": {"token_budget": 9}}, r"budget.token_budget = None and cannot go on with 9"),
+        ({"seed": 43}, r"seed = 42 and cannot be resumed with 43"),
+        ({"budget": {"trials": 5}}, r"budget.trials = 32 and cannot be resumed with 5"),
+        ({"settings": {"lr": 1.0}}, r"settings.lr = 1e-05 and cannot be resumed with 1.0"),
+        ({"method": "greedy"}, r"method = 'fttt' and cannot be resumed with 'greedy'"),
+        (
+            {"budget": {"token_budget": 9}},
+            r"budget.token_budget = None and cannot be resumed with 9",
+        ),
         ({"engine": {"dtype": "float16"}}, r"engine.dtype"),
     ],
 )
@@ -60,12 +62,12 @@ def test_a_setting_that_contradicts_the_folder_is_named(
     if flags.get("method") == "greedy":
         values["settings"] = {}
     with pytest.raises(UsageError, match=name):
-        resume_plan(run, values)
+        plan_resume(run, values)
 
 
 def test_the_same_setting_again_and_another_machine_are_fine(run: Run) -> None:
     flags = {"seed": 42, "engine": {"batch_size": 3, "device": "cpu"}}
-    plan = resume_plan(run, merge(run.config, flags))
+    plan = plan_resume(run, merge(run.config, flags))
     assert plan.config.engine.batch_size == 3
 
 
@@ -76,7 +78,7 @@ def test_changed_questions_are_refused(run: Run) -> None:
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     changed = Run.open(run.path)
     with pytest.raises(UsageError, match=f"{lines[1]['id']!r} has changed since"):
-        resume_plan(changed, changed.config)
+        plan_resume(changed, changed.config)
 
 
 DATED = (
@@ -127,5 +129,5 @@ def test_a_resumed_plan_has_what_the_folder_holds_of_each_question(run: Run) -> 
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     lines[1]["rendered"] = "as it was"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    found = resume_plan(Run.open(run.path), run.config)
+    found = plan_resume(Run.open(run.path), run.config)
     assert [q.rendered for q in found.questions] == [None, "as it was", None]

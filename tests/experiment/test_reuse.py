@@ -11,9 +11,9 @@ import pytest
 
 from fttt.engine import jobs
 from fttt.engine.request import GenerateRequest, WeightDeltaSpec
+from fttt.experiment.held_sequences import HeldSequence, HeldSequences
 from fttt.experiment.plan import Plan
 from fttt.experiment.runner import Cell, run_cells
-from fttt.experiment.written import Written, WrittenSequences
 from fttt.methods.base import Method, MethodSettings
 from fttt.methods.best_of_n import BestOfN
 from fttt.methods.fttt import FTTT, FTTTSettings
@@ -81,14 +81,15 @@ def test_a_step_after_an_older_sequence_is_given_its_own_tokens() -> None:
     spec = WeightDeltaSpec(("layer",), lambda _: {}, accumulate=False, key="")
 
     async def main() -> None:
-        sequences = WrittenSequences(FakeEngine(["1", "2"]), spec)
+        sequences = HeldSequences(FakeEngine(["1", "2"]), spec)
         for number in range(2):
             prompt = (3, 4 + number)
             answer = await sequences.generate(GenerateRequest(prompt, 9, keep=True))
             completion = Completion("", answer.token_ids, answer.finish_reason, number)
-            sequences.add(number, Written(prompt, completion))
-        older, last = sequences.context(0), sequences.context(1)
-        assert older == (3, 4, *tiny_tokenizer()("1")["input_ids"], 2)
+            sequences.add(number, HeldSequence(prompt, completion))
+        one, two = ((3, 4 + n, *tiny_tokenizer()(f"{n + 1}")["input_ids"], 2) for n in (0, 1))
+        assert sequences.find(one, len(one), None) is None
+        last = sequences.find(two, len(two), None)
         assert isinstance(last, FakeKept)
         assert last.token_ids[:2] == (3, 5)
         sequences.close()

@@ -8,7 +8,7 @@ from fttt.errors import RunError
 from fttt.methods.base import LoRASettings, Method, MethodSettings, Session
 from fttt.methods.best_of_n import BestOfN
 from fttt.testing import TinyVerifier, play, tiny_tokenizer
-from fttt.types import Feedback, Question, Verdict
+from fttt.types import Example, Question, Verdict, user
 from fttt.verifiers.number import NumberVerifier
 
 
@@ -73,34 +73,43 @@ class Attempts(Method):
         async with session.adapter() as adapter:
             async for trial in session.trials():
                 first = await trial.generate(adapter=adapter)
-                second = await trial.generate(first, "More.", adapter=adapter, temperature=0.0)
+                more = (first, user("More."))
+                second = await trial.generate(*more, adapter=adapter, temperature=0.0)
                 if (await trial.verify(second)).correct:
                     return
-                said = [
-                    Feedback((), weight=-0.5, on="attempt"),
-                    Feedback(("No.", first, "Yes."), weight=2.0),
+                told = (*more, second, user("No."), first)
+                lessons = [
+                    Example(second, more, weight=-0.5),
+                    Example(user("Yes."), told, weight=2.0),
+                    Example(second),
                 ]
-                await trial.train(adapter, after=second, on=said)
+                await trial.train(adapter, lessons)
 
 
 def test_targets_reach_into_the_attempt_or_follow_it() -> None:
     scene = play(Attempts(LoRASettings()), ["1", "2"], trials=1)
     (request,) = scene.engine.trainings
-    attempt, turns = request.targets
-    generation = scene.engine.generations[1]
-    assert attempt.after == len(generation.prompt_ids)
-    assert attempt.token_ids == (*tiny_tokenizer()("2")["input_ids"], 2)
-    assert attempt.weights == (-0.25, -0.25)
-    assert tiny_tokenizer().decode(turns.token_ids) == (
-        "\n<|im_start|>user\nNo.<|im_end|>\n<|im_start|>assistant\n1<|im_end|>"
-        "\n<|im_start|>user\nYes.<|im_end|>\n"
+    attempt, turn, alone = request.lessons
+    first, second = scene.engine.generations
+    two = (*tiny_tokenizer()("2")["input_ids"], 2)
+    assert attempt.context is scene.engine.kept[0]  # up to the last answer before the target
+    (target,) = attempt.targets
+    assert target.after is None
+    assert scene.engine.kept[0].token_ids + target.token_ids == second.prompt_ids + two
+    assert target.weights[-2:] == (-0.25, -0.25)
+    assert not any(target.weights[:-2])
+    # what stands before a turn is as the conversation has it, whatever it was written after
+    assert tiny_tokenizer().decode(turn.context) == (
+        tiny_tokenizer().decode(second.prompt_ids)
+        + "2<|im_end|>\n<|im_start|>user\nNo.<|im_end|>\n<|im_start|>assistant\n1<|im_end|>"
     )
-    quiet = turns.weights.count(0.0)
-    assert tiny_tokenizer().decode(turns.token_ids[quiet:]) == (
-        "\n<|im_start|>user\nYes.<|im_end|>\n"
-    )
-    assert sum(turns.weights) == pytest.approx(2.0)
-    assert scene.trials[0].loss == 2.0  # of two targets at 1.0 each
+    (target,) = turn.targets
+    assert tiny_tokenizer().decode(target.token_ids) == "\n<|im_start|>user\nYes.<|im_end|>\n"
+    assert sum(target.weights) == pytest.approx(2.0)
+    (target,) = alone.targets  # an attempt may be put after another prompt than its own
+    assert target.after == len(first.prompt_ids)
+    assert target.token_ids == two
+    assert scene.trials[0].loss == 3.0  # of three targets at 1.0 each
 
 
 def test_a_trial_keeps_the_completion_that_was_judged() -> None:
@@ -168,7 +177,7 @@ class Talks(Method):
     async def solve(self, question: Question, session: Session) -> None:
         async for trial in session.trials():
             first = await trial.generate()
-            await trial.verify(await trial.generate(first, "Again."))
+            await trial.verify(await trial.generate(first, user("Again.")))
 
 
 def test_a_method_says_how_long_its_conversation_grows() -> None:

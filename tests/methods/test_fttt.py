@@ -38,13 +38,14 @@ def test_every_attempt_is_written_under_the_questions_own_weights() -> None:
 def test_the_loss_is_the_mean_over_the_feedback_turn_after_kept_keys_and_values() -> None:
     engine = play(METHOD, ["1", "7"], trials=8).engine
     (request,) = engine.trainings
-    assert request.lessons[0].context is engine.kept[0]
+    (lesson,) = request.lessons
+    assert lesson.context is engine.kept[0]
     assert engine.kept[0].token_ids == (
         *engine.generations[0].prompt_ids,
         *tiny_tokenizer()("1")["input_ids"],
         2,
     )
-    (target,) = request.targets
+    (target,) = lesson.targets
     assert text(target.token_ids) == TURN  # the attempt has ended its turn itself
     assert target.weights == pytest.approx([1 / len(target.token_ids)] * len(target.token_ids))
     assert target.after is None
@@ -52,7 +53,7 @@ def test_the_loss_is_the_mean_over_the_feedback_turn_after_kept_keys_and_values(
 
 def test_an_attempt_that_was_cut_is_closed_by_the_turn() -> None:
     engine = play(METHOD, ["111111", "7"], trials=8, max_new_tokens=3).engine
-    assert text(engine.trainings[0].targets[0].token_ids) == "<|im_end|>" + TURN
+    assert text(engine.trainings[0].lessons[0].targets[0].token_ids) == "<|im_end|>" + TURN
 
 
 def test_keys_and_values_are_let_go_after_every_trial() -> None:
@@ -92,7 +93,7 @@ def test_reflection_adds_the_critique_of_the_base_model() -> None:
     )
     assert second.prompt_ids == attempt.prompt_ids
     (request,) = scene.engine.trainings
-    fixed, written = request.targets
+    (fixed,), (written,) = (lesson.targets for lesson in request.lessons)
     assert text(fixed.token_ids) == TURN
     assert text(written.token_ids) == (
         "\n<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\nit is not 1<|im_end|>"
@@ -102,7 +103,7 @@ def test_reflection_adds_the_critique_of_the_base_model() -> None:
     assert written.token_ids[-len(ids) :] == ids
     assert loud == pytest.approx([1 / len(ids)] * len(ids))
     assert written.weights[: -len(ids)] == (0.0,) * (len(written.weights) - len(ids))
-    assert isinstance(request.lessons[0].context, FakeKept)
+    assert all(isinstance(lesson.context, FakeKept) for lesson in request.lessons)
     assert [trial.generation for trial in scene.trials] == [0, 2]
     assert scene.trials[0].usage.generations == 2
 

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from fttt.engine.request import WeightDeltaSpec
-from fttt.experiment.adapters import with_network
 from fttt.methods.optune import OpTune, OpTuneSettings
 from fttt.testing import Scene, play, tiny_tokenizer
 
@@ -22,9 +21,7 @@ def play_optune(make_network: Callable[..., Path]) -> PlayOpTune:
         settings = OpTuneSettings.model_validate(
             {"checkpoint": str(make_network()), "schedule": schedule}
         )
-        settled = with_network(settings)
-        assert isinstance(settled, OpTuneSettings)
-        return play(OpTune(settled), script, trials=trials)
+        return play(OpTune(settings.settled()), script, trials=trials)
 
     return run
 
@@ -49,16 +46,16 @@ def test_a_change_comes_from_question_attempt_and_feedback_together(
     play_optune: PlayOpTune,
 ) -> None:
     scene = play_optune(["1", "2", "7"], trials=8)
-    request = scene.engine.trainings[0]
+    (request,) = scene.engine.trainings
     attempt = (*scene.engine.generations[0].prompt_ids, *tiny_tokenizer()("1")["input_ids"], 2)
     (lesson,) = request.lessons
     assert lesson.context is scene.engine.kept[0]  # what the layers below gave is in its row
     assert scene.engine.kept[0].token_ids == attempt
-    # The next trial of the base model may go on from it; nothing is learned from edited ones.
+    # The next trial of the base model may continue from it; nothing is learned from edited ones.
     assert [r.keep for r in scene.engine.generations] == [True, False, True]
     assert [r.awaited for r in scene.engine.generations] == [True, False, True]
     assert scene.engine.generations[2].reuse is scene.engine.kept[0]
-    (target,) = request.targets
+    (target,) = lesson.targets
     assert target.after == 1
     assert tiny_tokenizer().decode(attempt[:1] + target.token_ids) == (
         "<|im_start|>user\nWrite the number 7.<|im_end|>\n<|im_start|>assistant\n1<|im_end|>"
@@ -72,8 +69,7 @@ def test_accumulating_every_wrong_trial_adds_a_change(play_optune: PlayOpTune) -
     scene = play_optune(["1", "2", "3", "7"], trials=8, schedule="accumulate")
     assert edited(scene) == [True] * 4
     assert [trial.loss for trial in scene.trials] == [1.0, 0.5, pytest.approx(1 / 3), None]
-    contexts = [request.lessons[0].context for request in scene.engine.trainings]
-    assert contexts == scene.engine.kept[:3]
+    assert [r.lessons[0].context for r in scene.engine.trainings] == scene.engine.kept[:3]
     spec = scene.engine.slots[0].spec
     assert isinstance(spec, WeightDeltaSpec)
     assert spec.accumulate

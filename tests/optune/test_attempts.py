@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from fttt.errors import UsageError
-from fttt.experiment.adapters import with_network
 from fttt.methods.optune import OpTune, OpTuneSettings
 from fttt.models.chat import ChatFormat
 from fttt.optune.attempts import (
@@ -75,7 +74,7 @@ def test_what_is_too_long_is_left_out_and_counted() -> None:
 def test_a_conversation_is_what_the_engine_is_given_at_test_time(
     finish: FinishReason, make_network: Callable[..., Path]
 ) -> None:
-    settings = with_network(OpTuneSettings(checkpoint=str(make_network(feedback=NO))))
+    settings = OpTuneSettings(checkpoint=str(make_network(feedback=NO))).settled()
     method = OpTune(OpTuneSettings.model_validate(settings.model_dump()))
     scene = play(method, ["33", "7"], trials=2, max_new_tokens=3 if finish == "stop" else 2)
     assert scene.trials[0].finish_reason == finish

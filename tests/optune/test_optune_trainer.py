@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from fttt.config import resolve, to_toml
 from fttt.config.optune_config import OpTuneConfig
 from fttt.errors import RunError, UsageError
-from fttt.experiment.plan import prepare
+from fttt.experiment.plan import plan_run, settle
 from fttt.experiment.runner import Cell, run_cells
 from fttt.models import load_model
 from fttt.optune import load_checkpoint, read_info
@@ -34,16 +34,14 @@ def attempts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two attempts at each of eight training questions."""
     root = tmp_path_factory.mktemp("attempts")
     model = str(save_tiny_model(root / "tiny", layers=3))
-    plan = prepare(
-        resolve(
+    plan = plan_run(settle(resolve(
             {
                 "method": "sample", "model": model, "task": "arithmetic",
                 "data": {"split": "train", "limit": 8}, "budget": {"trials": 2},
                 "sampling": {"max_new_tokens": 12, "temperature": 1.0},
                 "engine": {"device": "cpu"},
             }
-        )
-    )  # fmt: skip
+        )))  # fmt: skip
     run_cells([Cell(plan, root / "run")], load_model(model, device="cpu"), Quiet())
     return root / "run"
 

@@ -130,12 +130,14 @@ def run_flags(
         )
     config = resolve(flags, recipe=file, source=str(recipe))
 
-    from fttt.experiment.plan import check_names, prepare
+    from fttt.experiment.plan import plan_run, settle
 
+    settled = settle(config)
     if dry_run:
-        typer.echo(to_toml(check_names(config)), nl=False)
+        settled.check_model()
+        typer.echo(to_toml(settled.config), nl=False)
         return
-    plan = prepare(config, find_cases=True)
+    plan = plan_run(settled, find_cases=True)
     for note in plan.notes:
         typer.echo(note, err=True)
 
@@ -146,7 +148,7 @@ def run_flags(
 
 
 def _resume(folder: Path, flags: dict[str, Any]) -> None:
-    from fttt.experiment.resume import resume_plan
+    from fttt.experiment.plan import plan_resume
     from fttt.store import Run
 
     run = Run.open(folder)
@@ -156,7 +158,7 @@ def _resume(folder: Path, flags: dict[str, Any]) -> None:
             f"The run in {str(folder)!r} is one of {run.method!r} and cannot go on as {method!r}; "
             f"go on with it by `fttt run --resume {folder}`, or start a new run."
         )
-    plan = resume_plan(run, merge(run.config, flags))
+    plan = plan_resume(run, merge(run.config, flags))
     if run.finished:
         _show(run)
         return

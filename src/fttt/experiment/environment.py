@@ -9,8 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from fttt.experiment.adapters import network_fingerprint
-from fttt.methods import Method, MethodSettings
+from fttt.experiment.plan import Settled
 from fttt.models import LoadedModel
 
 __all__ = ["describe_environment"]
@@ -18,9 +17,9 @@ __all__ = ["describe_environment"]
 _PACKAGES = ("fttt", "torch", "transformers", "tokenizers", "numpy")
 
 
-def describe_environment(loaded: LoadedModel, method: Method) -> dict[str, Any]:
+def describe_environment(loaded: LoadedModel, settled: Settled) -> dict[str, Any]:
     """The content of ``environment.json``."""
-    network = network_fingerprint(getattr(method, "settings", MethodSettings()))
+    network = settled.settings.fingerprint()
     return {
         "versions": {"python": platform.python_version(), **_versions()},
         "platform": platform.platform(),
@@ -32,7 +31,7 @@ def describe_environment(loaded: LoadedModel, method: Method) -> dict[str, Any]:
         **({} if loaded.adapter is None else {"adapter": dict(loaded.adapter)}),
         **({} if network is None else {"network": network}),
         "git": _commit(),
-        "decided_by": method.decided_by,
+        "decided_by": settled.method.decided_by,
         "model_sampling": _sampling(loaded),
     }
 

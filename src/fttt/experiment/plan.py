@@ -1,19 +1,21 @@
-"""Everything that can be wrong before a model is loaded."""
+"""The settings of a run, settled once, and everything that can be wrong before a model is loaded.
+
+``run``, ``resume``, ``sweep``, ``evaluate`` and :func:`fttt.solve` all begin here.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fttt.config import RunConfig, build, merge
 from fttt.errors import UsageError
-from fttt.experiment.adapters import adapter_spec, check_edits, made_for, with_network
 from fttt.experiment.cases import cases_file, chosen, found_cases, in_order, without_cases
 from fttt.files import file_name, model_label
 from fttt.methods import Method, MethodSettings, find_method
-from fttt.methods.finetuned import FinetunedSettings
+from fttt.store import Run, fingerprint
 from fttt.tasks import Task, TaskOptions, get_task, load_questions, task_name
 from fttt.tasks.benchmark_data import local_data, local_note
 from fttt.types import Question
@@ -23,36 +25,80 @@ if TYPE_CHECKING:
     from fttt.models import LoadedModel
 
 __all__ = [
+    "MAY_DIFFER",
     "Plan",
+    "Settled",
     "check_fits",
-    "check_names",
-    "check_vote",
-    "check_weights",
+    "leaves",
     "load_weights",
-    "prepare",
+    "plan_resume",
+    "plan_run",
     "settle",
     "task_of",
-    "weights_label",
-    "with_fixed",
-    "with_weights",
 ]
-
 
 NO_CASES = "none"
 """What stands for no file of correct cases."""
+MAY_DIFFER = frozenset({"engine.batch_size", "engine.device"})
+"""Settings that change no draw, so that another machine, or one with less memory free, may finish a
+run."""
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A run that is ready to begin: resolved settings, its method, its questions."""
+class Settled:
+    """Settings with all defaults filled in, and what they name; no data, no weights."""
 
     config: RunConfig
     method: Method
     settings: MethodSettings
     task: Task
+
+    def check_model(self, model: LoadedModel | None = None) -> None:
+        """Refuse a model that cannot be loaded, or that the method's settings do not go with.
+
+        Args:
+            model: one that is loaded already; else the one that the settings name.
+
+        Raises:
+            UsageError: it is such.
+        """
+        if model is not None:
+            self.settings.check_model(model.model)
+            return
+        if self.config.adapter is None:
+            from fttt.models import check_model  # late: what comes before it answers without torch
+
+            check_model(self.config.model)
+        else:
+            from fttt.finetune.load import check_checkpoint
+
+            check_checkpoint(self.config.adapter, self.config.model)
+        self.settings.check_model(self.config.model)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run that is ready to begin: settled settings and its questions."""
+
+    settled: Settled
     questions: tuple[Question, ...]
     notes: tuple[str, ...] = ()
     """What was found and not asked for, a sentence each."""
+
+    @property
+    def config(self) -> RunConfig:
+        """The settings."""
+        return self.settled.config
+
+    @property
+    def method(self) -> Method:
+        """Who tries the questions."""
+        return self.settled.method
+
+    @property
+    def task(self) -> Task:
+        """What the questions and the verifier come from."""
+        return self.settled.task
 
     @property
     def folder_name(self) -> str:
@@ -70,110 +116,58 @@ class Plan:
 
     @property
     def adapter_spec(self) -> AdapterSpec | None:
-        """What each question trains, if anything."""
-        return adapter_spec(self.settings)
+        """The adapters that the method opens, if any."""
+        return self.settled.settings.adapter()
 
 
-def settle(config: RunConfig) -> tuple[RunConfig, Method, MethodSettings]:
-    """Fill in what the method or its trained network fixes, and its settings' defaults.
+def settle(config: RunConfig, *, method: Method | None = None, task: Task | None = None) -> Settled:
+    """Fill in the defaults, what the method fixes, and what its network or checkpoint fixes.
+
+    Args:
+        config: the settings as they were asked for.
+        method: an object, in place of the class that the settings name.
+        task: likewise.
 
     Raises:
-        UsageError: unknown method, a setting that it does not have, or no such network.
+        UsageError: unknown method or task, a setting that it does not have, no such network or
+            checkpoint, or a budget that the method cannot spend.
     """
-    kind = find_method(config.method)
-    settings = build(kind.Settings, config.settings, f"the settings of {config.method!r}")
-    settings = with_network(settings)
-    config = with_fixed(with_weights(config, settings), kind)
+    if method is None:
+        kind = find_method(config.method)
+        settings = build(kind.Settings, config.settings, f"the settings of {config.method!r}")
+        settings = settings.settled()
+        method = kind(settings)
+        shown: dict[str, Any] = {"settings": settings.model_dump(mode="json", exclude_none=True)}
+    else:
+        given = getattr(method, "settings", None) or MethodSettings()
+        settings, shown = given.settled(), {}
+        if settings != given:
+            method = type(method)(settings)
+    config = _with_fixed(_with_weights(config, method, settings), method)
+    if task is None:
+        task = task_of(config)
+        shown["task"] = task_name(config.task)
     over = {
-        "task": task_name(config.task),
-        "settings": settings.model_dump(mode="json", exclude_none=True),
+        **shown,
         "save_correct_cases": config.method == "greedy"
         if config.save_correct_cases is None
         else config.save_correct_cases,
     }
+    _check_vote(method, task)
     resolved = build(RunConfig, merge(config.to_toml(), over), "the settings")
-    return resolved, kind(settings), settings
+    return Settled(resolved, method, settings, task)
 
 
-def with_weights(config: RunConfig, settings: MethodSettings) -> RunConfig:
-    """The settings with the checkpoint that the method starts from, and its or the network's model.
-
-    Raises:
-        UsageError: a fine-tuned method without a checkpoint, or two that differ.
-    """
-    checkpoint = config.adapter
-    if isinstance(settings, FinetunedSettings):
-        if settings.checkpoint is not None and checkpoint not in (None, settings.checkpoint):
-            raise UsageError(
-                f"The method {config.method!r} starts from one checkpoint, not from --checkpoint "
-                f"{settings.checkpoint} and --adapter {checkpoint}; give one of them."
-            )
-        checkpoint = settings.checkpoint or checkpoint
-        if checkpoint is None:
-            raise UsageError(
-                f"The method {config.method!r} needs --checkpoint DIR, a folder that "
-                "`fttt finetune train` wrote."
-            )
-    over = {} if checkpoint is None else {"adapter": str(checkpoint)}
-    if "model" not in config.model_fields_set:
-        model = made_for(settings)
-        if checkpoint is not None:
-            from fttt.finetune.metadata import read_info
-
-            model = read_info(checkpoint).model
-        over |= {} if model is None else {"model": model}
-    if not over:
-        return config
-    return build(RunConfig, merge(config.to_toml(), over), "the settings")
-
-
-def with_fixed(config: RunConfig, method: Method | type[Method]) -> RunConfig:
-    """The settings with what a method itself fixes (see :class:`fttt.Method`).
-
-    Raises:
-        UsageError: the budget is none that the method can spend.
-    """
-    for budget in ("token_budget", "time_budget"):
-        if method.searches and getattr(config.budget, budget) is not None:
-            raise UsageError(
-                f"The method {config.method!r} makes one search, as wide as --trials says, before "
-                f"its first verdict, so nothing can stop it half way; give --trials instead of "
-                f"--{budget.replace('_', '-')}."
-            )
-    if method.searches and config.sampling.repetition_penalty not in (None, 1):
-        raise UsageError(
-            f"The method {config.method!r} searches by the model's own probabilities, without "
-            f"--repetition-penalty {config.sampling.repetition_penalty}; leave it away."
-        )
-    over = {
-        "budget": {k: v for k, v in method.fixed.items() if k == "trials"},
-        "sampling": {k: v for k, v in method.fixed.items() if k == "temperature"},
-    }
-    return build(RunConfig, merge(config.to_toml(), over), "the settings")
-
-
-def check_names(config: RunConfig) -> RunConfig:
-    """Resolve the settings and refuse unknown methods, tasks and models, without any data.
-
-    Raises:
-        UsageError: one of them does not exist.
-    """
-    resolved, _, settings = settle(config)
-    task_of(resolved)
-    check_weights(resolved)
-    check_edits(settings, resolved.model)
-    return resolved
-
-
-def prepare(
-    config: RunConfig, *, only: Sequence[str] | None = None, find_cases: bool = False
+def plan_run(
+    settled: Settled, *, only: Sequence[str] | None = None, find_cases: bool = False
 ) -> Plan:
-    """Find method, task, questions and model, without loading weights.
+    """Find the questions and the model, without loading weights.
 
     Data are looked for in ``./datasets`` where no folder is given; where they are found, the plan's
     settings name it and its notes say so.
 
     Args:
+        settled: the settings.
         only: ask exactly these ids in this order, whatever the data section says of a choice; then
             nothing is looked for.
         find_cases: look for a file of correct cases in ``./metadata`` too, where none is given and
@@ -182,38 +176,90 @@ def prepare(
     Raises:
         UsageError: any of them does not exist or does not go with the others.
     """
-    resolved, method, settings = settle(config)
+    config, task = settled.config, settled.task
     notes: list[str] = []
-    task = task_of(resolved)
-    check_vote(method, task)
-    if only is None and resolved.data.data_dir is None:
-        resolved = _with_local_data(resolved, task, notes)
-    data = resolved.data
+    if only is None and config.data.data_dir is None:
+        config = _with_local_data(config, task, notes)
+    data = config.data
     options = TaskOptions(
         data.data_dir, data.split, data.prompt, data.seed, data.prompt_style or "own"
     )
     questions = load_questions(task, options)
     if not questions:
-        raise UsageError(f"The task {resolved.task!r} has no questions in split {data.split!r}.")
+        raise UsageError(f"The task {config.task!r} has no questions in split {data.split!r}.")
     if only is not None:
         left = in_order(questions, only)
     else:
         if find_cases:
-            resolved = _with_found_cases(resolved, task, questions, notes)
-            data = resolved.data
+            config = _with_found_cases(config, task, questions, notes)
+            data = config.data
         left = chosen(questions, data.questions, task)
         if data.skip_cases is not None and str(data.skip_cases) != NO_CASES:
             left = without_cases(questions, left, data.skip_cases, task)
         left = left[: data.limit]
     if not left:
         raise UsageError(
-            f"No question of {resolved.task!r} is left to ask: --skip-cases leaves out all of "
+            f"No question of {config.task!r} is left to ask: --skip-cases leaves out all of "
             f"{len(questions)}; ask others with --questions or another --split, or all of them "
             f"with --skip-cases {NO_CASES}."
         )
-    check_weights(resolved)
-    check_edits(settings, resolved.model)
-    return Plan(resolved, method, settings, task, tuple(left), tuple(notes))
+    settled = replace(settled, config=config)
+    settled.check_model()
+    return Plan(settled, tuple(left), tuple(notes))
+
+
+def plan_resume(run: Run, values: Mapping[str, Any]) -> Plan:
+    """The plan of a folder's run, under ``values``: its own settings with flags laid over them.
+
+    Raises:
+        UsageError: a setting contradicts the folder's, or the data have changed since.
+    """
+    values = merge(_found(run), values)
+    settled = settle(build(RunConfig, values, "the settings"))
+    own = dict(leaves(build(RunConfig, run.config, f"{run.path}/config.toml").to_toml()))
+    asked = dict(leaves(settled.config.to_toml()))
+    for name in sorted({*own, *asked}, key=lambda name: (name.count("."), name)):
+        if own.get(name) != asked.get(name) and name not in MAY_DIFFER:
+            raise UsageError(
+                f"The run in {str(run.path)!r} was made with {name} = {own.get(name)!r} and cannot "
+                f"be resumed with {asked.get(name)!r}; leave that setting away, or start a new run."
+            )
+    _check_same_weights(run, settled.config)
+    if settled.settings.fingerprint() != run.environment.get("network"):
+        raise UsageError(
+            f"The network in {settled.config.settings['checkpoint']!r} has changed since the run "
+            f"in {str(run.path)!r} began; bring the old one back, or start a new run."
+        )
+    plan = plan_run(settled, only=[question.id for question in run.questions])
+    questions = []
+    for old, new in zip(run.questions, plan.questions, strict=True):
+        if fingerprint(old) != fingerprint(new):
+            raise UsageError(
+                f"The question {old.id!r} has changed since the run in {str(run.path)!r} began; "
+                "bring the old data back, or start a new run."
+            )
+        questions.append(replace(new, rendered=old.rendered))
+    return replace(plan, questions=tuple(questions))
+
+
+def _found(run: Run) -> dict[str, Any]:
+    """Where the run's data were: they may have been found without having been asked for."""
+    folder = run.config.get("data", {}).get("data_dir")
+    return {} if folder is None else {"data": {"data_dir": folder}}
+
+
+def _check_same_weights(run: Run, config: RunConfig) -> None:
+    """Refuse a checkpoint folder that has been written anew since the run began."""
+    if config.adapter is None:
+        return
+    from fttt.finetune.load import describe_checkpoint
+
+    then = run.environment.get("adapter", {}).get("fingerprint")
+    if describe_checkpoint(config.adapter)["fingerprint"] != then:
+        raise UsageError(
+            f"The checkpoint {str(config.adapter)!r} has changed since the run in "
+            f"{str(run.path)!r} began; bring the old one back, or start a new run."
+        )
 
 
 def _with_local_data(config: RunConfig, task: Task, notes: list[str]) -> RunConfig:
@@ -268,7 +314,7 @@ def task_of(config: RunConfig) -> Task:
     return get_task(config.task, **config.data.options)
 
 
-def check_vote(method: Method, task: Task) -> None:
+def _check_vote(method: Method, task: Task) -> None:
     """Refuse a vote where the task's verifier says whether, but not what, an answer is.
 
     Raises:
@@ -282,20 +328,61 @@ def check_vote(method: Method, task: Task) -> None:
         )
 
 
-def check_weights(config: RunConfig) -> None:
-    """Refuse, without loading weights, a model or a checkpoint of it that cannot be loaded.
+def _with_weights(config: RunConfig, method: Method, settings: MethodSettings) -> RunConfig:
+    """The settings with the checkpoint that the method starts from, and its or the network's model.
 
     Raises:
-        UsageError: it cannot, or they do not belong together.
+        UsageError: a fine-tuned method without a checkpoint, or two that differ.
     """
-    if config.adapter is None:
-        from fttt.models import check_model  # late: what comes before it answers without torch
+    checkpoint = config.adapter
+    own = settings.starts_from
+    if own is not None and checkpoint not in (None, own):
+        raise UsageError(
+            f"The method {config.method!r} starts from one checkpoint, not from --checkpoint "
+            f"{own} and --adapter {checkpoint}; give one of them."
+        )
+    checkpoint = own or checkpoint
+    if method.needs_checkpoint and checkpoint is None:
+        raise UsageError(
+            f"The method {config.method!r} needs --checkpoint DIR, a folder that "
+            "`fttt finetune train` wrote."
+        )
+    over = {} if checkpoint is None else {"adapter": str(checkpoint)}
+    if "model" not in config.model_fields_set:
+        model = settings.base_model
+        if checkpoint is not None:
+            from fttt.finetune.metadata import read_info
 
-        check_model(config.model)
-        return
-    from fttt.finetune.load import check_checkpoint
+            model = read_info(checkpoint).model
+        over |= {} if model is None else {"model": model}
+    if not over:
+        return config
+    return build(RunConfig, merge(config.to_toml(), over), "the settings")
 
-    check_checkpoint(config.adapter, config.model)
+
+def _with_fixed(config: RunConfig, method: Method) -> RunConfig:
+    """The settings with what a method itself fixes (see :class:`fttt.Method`).
+
+    Raises:
+        UsageError: the budget is none that the method can spend.
+    """
+    for budget in ("token_budget", "time_budget"):
+        if method.searches and getattr(config.budget, budget) is not None:
+            raise UsageError(
+                f"The method {config.method!r} makes one search, as wide as --trials says, before "
+                f"its first verdict, so nothing can stop it half way; give --trials instead of "
+                f"--{budget.replace('_', '-')}."
+            )
+    if method.searches and config.sampling.repetition_penalty not in (None, 1):
+        raise UsageError(
+            f"The method {config.method!r} searches by the model's own probabilities, without "
+            f"--repetition-penalty {config.sampling.repetition_penalty}; leave it away."
+        )
+    over = {
+        "budget": {k: v for k, v in method.fixed.items() if k == "trials"},
+        "sampling": {k: v for k, v in method.fixed.items() if k == "temperature"},
+    }
+    return build(RunConfig, merge(config.to_toml(), over), "the settings")
 
 
 def load_weights(model: str, adapter: Path | None, *, dtype: str, device: str) -> LoadedModel:
@@ -345,3 +432,12 @@ def weights_label(config: RunConfig) -> str:
     """The model's name as file names hold it, and that of the checkpoint it starts from."""
     label = model_label(config.model)
     return label if config.adapter is None else f"{label}+{config.adapter.resolve().name}"
+
+
+def leaves(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The settings of nested tables, by their names as ``section.field``."""
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

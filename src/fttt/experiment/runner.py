@@ -13,14 +13,15 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from fttt.engine import BatchedEngine
+from fttt.engine.noise import derive_key
 from fttt.engine.request import AdapterSpec, Engine
 from fttt.errors import FTTTError, RunError
-from fttt.experiment.bench import Bench, Observer
 from fttt.experiment.cases import save_cases
 from fttt.experiment.environment import describe_environment
 from fttt.experiment.plan import Plan, check_fits
-from fttt.experiment.session import QuestionSession
-from fttt.methods import Method
+from fttt.experiment.replay import Observer, RunContext
+from fttt.experiment.session import AdapterRoom, QuestionSession
+from fttt.experiment.waves import SharedAdapter
 from fttt.models import LoadedModel
 from fttt.progress import Progress
 from fttt.store import Journal, Run, RunWriter, solved_within
@@ -32,7 +33,7 @@ __all__ = [
     "MakeEngine",
     "StoppedError",
     "ask_all",
-    "make_bench",
+    "make_context",
     "make_engine",
     "run_cells",
 ]
@@ -43,7 +44,7 @@ that some are judged while others are written."""
 
 
 class StoppedError(RunError):
-    """Ctrl-C: the run stopped cleanly and can go on."""
+    """Ctrl-C: the run stopped cleanly and can be resumed."""
 
     exit_code = 130
 
@@ -67,13 +68,13 @@ class Cell:
     resume: bool = False
 
     def open(self, loaded: LoadedModel) -> RunWriter:
-        """Begin the folder, or go on with it."""
+        """Begin the folder, or resume it."""
         if self.resume:
             return RunWriter(self.folder)
         return RunWriter.create(
             self.folder,
             config=self.plan.config.to_toml(),
-            environment=describe_environment(loaded, self.plan.method),
+            environment=describe_environment(loaded, self.plan.settled),
             questions=self.plan.questions,
             heading="# fttt run --recipe config.toml\n",
         )
@@ -84,8 +85,8 @@ class Job:
     """One question that is owed."""
 
     question: Question
-    method: Method
-    bench: Bench
+    run: RunContext
+    room: AdapterRoom
 
 
 def make_engine(plans: Sequence[Plan], loaded: LoadedModel) -> CountingEngine:
@@ -101,27 +102,36 @@ def make_engine(plans: Sequence[Plan], loaded: LoadedModel) -> CountingEngine:
         for plan in plans
     ]
     sequences = sum(len(p.questions) * width for p, width in zip(plans, widths, strict=True))
+    at_once = _at_most(loaded, plans[0])
     return BatchedEngine(
         loaded,
         max_length=max(check_fits(plan, loaded) for plan in plans),
         batch_size=plans[0].config.engine.batch_size,
-        concurrency=min(sequences, _at_most(loaded, plans[0])),
+        concurrency=min(sequences, at_once),
         adapter=next((plan.adapter_spec for plan in plans if plan.adapter_spec is not None), None),
         beams=max(w if p.method.searches else 0 for p, w in zip(plans, widths, strict=True)),
     )
 
 
-def make_bench(
+def make_context(
     plan: Plan,
     loaded: LoadedModel,
     engine: Engine,
     verifier: Verifier,
     journal: Journal,
     observer: Observer,
-) -> Bench:
+) -> RunContext:
     """What the questions of a plan share."""
-    config = plan.config
-    return Bench(
+    config, spec, shared = plan.config, plan.adapter_spec, None
+    if plan.method.shared:
+        if spec is None or plan.method.together:
+            raise TypeError(
+                f"the method {plan.method.name!r} shares an adapter; its Settings derive from "
+                "LoRASettings, and its trials are not together"
+            )
+        seed = derive_key("adapter", config.seed, "shared")
+        shared = SharedAdapter(engine, spec, seed, [question.id for question in plan.questions])
+    return RunContext(
         engine=engine,
         chat=loaded.chat,
         stop_ids=loaded.stop_ids,
@@ -131,8 +141,9 @@ def make_bench(
         seed=config.seed,
         sampling=config.sampling,
         budget=config.budget,
-        adapter_spec=plan.adapter_spec,
         method=plan.method,
+        adapter_spec=spec,
+        shared=shared,
     )
 
 
@@ -149,7 +160,7 @@ def run_cells(
 
     Raises:
         UsageError: a question does not fit the model's context, or the memory does not suffice.
-        RunError: a run could not go on; what was finished is on disk.
+        RunError: a run failed; what was finished is on disk.
         StoppedError: stopped by Ctrl-C.
     """
     cells = _rendered(cells, loaded)
@@ -206,13 +217,15 @@ class _Group:
                 writer.close()
 
     async def _run(self) -> None:
-        benches: list[Bench] = []
+        runs: list[RunContext] = []
+        copies = sum(SharedAdapter.COPIES for cell in self.cells if cell.plan.method.shared)
+        room = AdapterRoom(self.engine.adapters - copies)
         try:
             for cell in self.cells:
                 self.writers.append(cell.open(self.loaded))
                 verifier = cell.plan.task.verifier()
-                benches.append(
-                    make_bench(
+                runs.append(
+                    make_context(
                         cell.plan,
                         self.loaded,
                         self.engine,
@@ -222,24 +235,32 @@ class _Group:
                     )
                 )
             jobs = [
-                Job(question, cell.plan.method, bench)
-                for cell, bench in zip(self.cells, benches, strict=True)
+                Job(question, run, room)
+                for cell, run in zip(self.cells, runs, strict=True)
                 for question in cell.plan.questions
-                if not bench.journal.history(question.id).done
+                # an adapter of all questions is learned again from all of them
+                if run.shared is not None or not run.journal.history(question.id).done
             ]
             trials = sum(_owed(job) for job in jobs)
             stop = asyncio.Event()
             with _stop_signals(stop.set):
                 async with self.progress.watching(self.engine, len(jobs), trials):
-                    finished = await ask_all(
-                        jobs, workers=_at_most(self.loaded, self.cells[0].plan), stop=stop
-                    )
+                    finished = await ask_all(jobs, workers=self._workers(jobs), stop=stop)
         finally:
+            for run in runs:
+                if run.shared is not None:
+                    await run.shared.close()
             await self.engine.close()
-            for bench in benches:
-                await bench.verifier.close()
+            for run in runs:
+                await run.verifier.close()
         if not finished:
             raise StoppedError("The run was stopped; all that had ended is on disk.")
+
+    def _workers(self, jobs: Sequence[Job]) -> int:
+        """Questions in progress at once: all of them where they wait for one another's waves."""
+        if any(job.run.shared is not None for job in jobs):
+            return len(jobs)
+        return _at_most(self.loaded, self.cells[0].plan)
 
     def _finish(self, cell: Cell, writer: RunWriter) -> Run:
         run = writer.finish()
@@ -287,16 +308,17 @@ async def ask_all(jobs: Sequence[Job], *, workers: int, stop: asyncio.Event) -> 
 
 
 async def _ask(job: Job) -> None:
-    session = QuestionSession(job.question, job.bench)
+    session = QuestionSession(job.question, job.run, job.room)
     try:
-        await job.method.solve(job.question, session)
-        session.end_trials()
+        await job.run.method.solve(job.question, session)
+        session.leave()
     finally:
         session.close()
-    job.bench.journal.done(job.question.id)
+    if not job.run.journal.history(job.question.id).done:
+        job.run.journal.done(job.question.id)
     ledger = session.ledger
-    spared = max(0, (job.bench.budget.trials or 0) - ledger.handed_out)
-    job.bench.observer.question_ended(solved=ledger.solved, spared=spared)
+    spared = max(0, (job.run.budget.trials or 0) - ledger.handed_out)
+    job.run.observer.question_ended(solved=ledger.solved, spared=spared)
 
 
 def _first_leaf(group: BaseExceptionGroup[BaseException]) -> BaseException:
@@ -309,8 +331,8 @@ def _first_leaf(group: BaseExceptionGroup[BaseException]) -> BaseException:
 
 def _owed(job: Job) -> int:
     """Trials that a question may still need; 0 where tokens or seconds are its budget."""
-    written = len(job.bench.journal.written(job.question.id))
-    return max(0, (job.bench.budget.trials or 0) - written)
+    written = len(job.run.journal.written(job.question.id))
+    return max(0, (job.run.budget.trials or 0) - written)
 
 
 def _by_adapter(cells: Sequence[Cell]) -> list[list[int]]:

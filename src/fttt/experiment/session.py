@@ -1,33 +1,262 @@
-"""What a method sees of a run: the trials of one question, its own weights, and its budget."""
+"""What a method sees of a run: the trials of one question, adapters, and a budget."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from fttt.engine.noise import derive_key
-from fttt.experiment.attempt import QuestionAttempt
-from fttt.experiment.bench import Bench
-from fttt.experiment.ledger import Ledger
-from fttt.experiment.work import QuestionWork
-from fttt.methods import Adapter, Attempt
-from fttt.types import Completion, Question, Turn
+from fttt.errors import RunError
+from fttt.experiment.held_sequences import OwnAdapter
+from fttt.experiment.replay import Ledger, Replay, RunContext
+from fttt.experiment.waves import SharedAdapter
+from fttt.methods import Adapter, Attempt, Group
+from fttt.types import (
+    Completion,
+    Example,
+    Judged,
+    Question,
+    Scores,
+    Step,
+    Text,
+    Trial,
+    Turn,
+    Usage,
+    Verdict,
+)
 
-__all__ = ["QuestionSession"]
+__all__ = ["AdapterRoom", "QuestionAttempt", "QuestionGroup", "QuestionSession"]
+
+
+class QuestionAttempt:
+    """One trial in progress. Implements :class:`fttt.methods.Attempt`."""
+
+    def __init__(self, replay: Replay, index: int, *, ends_with_verdict: bool) -> None:
+        self._replay = replay
+        self._index = index
+        self._ends_with_verdict = ends_with_verdict
+        self._judged: Judged | None = None
+        self._loss: float | None = None
+        self._divergence: float | None = None
+        self.usage = Usage()
+        self.ended = False
+
+    @property
+    def index(self) -> int:
+        """The trial's number, from 0."""
+        return self._index
+
+    @property
+    def last(self) -> bool:
+        """Whether the budget grants no trial after this one, once this one is judged."""
+        return not self._replay.ledger.grants()
+
+    async def generate(
+        self,
+        *turns: Turn,
+        before: tuple[Text, ...] = (),
+        adapter: Adapter | None = None,
+        temperature: float | None = None,
+    ) -> Completion:
+        """Write an answer to the question followed by ``turns``."""
+        completion = await self._replay.generate(
+            turns, before, adapter=_ours(adapter), temperature=temperature, trial=self._index
+        )
+        self.usage += completion.usage
+        return completion
+
+    async def search(self, beams: int) -> tuple[Completion, ...]:
+        """Write ``beams`` answers by one beam search, the best one first."""
+        found = await self._replay.search(beams, self._index)
+        for completion in found:
+            self.usage += completion.usage
+        return found
+
+    async def verify(self, completion: Completion) -> Verdict:
+        """Judge the trial's answer; its record is written with this verdict."""
+        if self._judged is not None:
+            raise RuntimeError(
+                f"the method judged a second answer in trial {self._index}; a trial is one answer "
+                "that is judged, so ask the session for the next one"
+            )
+        verdict, usage = await self._replay.verify(completion)
+        self.usage += usage
+        self._judged = Judged(completion, verdict)
+        self._replay.count(verdict)
+        if self._ends_with_verdict:
+            self.end()
+        return verdict
+
+    async def train(
+        self, adapter: Adapter, examples: Sequence[Example], *, divergence: bool = False
+    ) -> Step:
+        """Take one optimizer step on the sum of the examples' losses."""
+        own = _ours(adapter)
+        assert own is not None
+        step, usage = await self._replay.train(own, examples, divergence=divergence)
+        self._loss, self._divergence = step.loss, step.divergence
+        self.usage += usage
+        return step
+
+    def end(self) -> None:
+        """Write the trial down, once."""
+        if self.ended:
+            return
+        if self._judged is None:
+            raise RuntimeError(f"the method ended trial {self._index} without a verdict")
+        self.ended = True
+        completion, verdict = self._judged.completion, self._judged.verdict
+        extracted = verdict.extracted
+        if self._replay.run.method.decided_by == "vote":
+            extracted = self._replay.extract(completion)  # the normal form, which is voted on
+        self._replay.record(
+            Trial(
+                question_id=self._replay.question.id,
+                trial=self._index,
+                generation=completion.generation,
+                completion=completion.text,
+                token_ids=completion.token_ids,
+                finish_reason=completion.finish_reason,
+                extracted=extracted,
+                verdict=verdict.outcome,
+                detail=verdict.detail,
+                loss=self._loss,
+                usage=self.usage,
+                score=verdict.score,
+                tests_passed=verdict.tests_passed,
+                tests_total=verdict.tests_total,
+                divergence=self._divergence,
+            )
+        )
+
+
+class QuestionGroup:
+    """Trials that are handed out together. Implements :class:`fttt.methods.Group`."""
+
+    def __init__(self, replay: Replay, trials: Sequence[QuestionAttempt], *, climbs: bool) -> None:
+        self._replay = replay
+        self._trials = list(trials)
+        self._climbs = climbs
+
+    @property
+    def trials(self) -> tuple[Attempt, ...]:
+        """The trials, without those that were not judged."""
+        return tuple(self._trials)
+
+    @property
+    def last(self) -> bool:
+        """Whether the budget grants no trial after these."""
+        return not self._replay.ledger.grants()
+
+    async def attempt(
+        self,
+        *turns: Turn,
+        before: tuple[Text, ...] = (),
+        adapter: Adapter | None = None,
+        temperature: float | None = None,
+    ) -> tuple[Judged, ...]:
+        """Write an answer for each trial at once, and judge them in their order."""
+        written = await asyncio.gather(
+            *(
+                trial.generate(*turns, before=before, adapter=adapter, temperature=temperature)
+                for trial in self._trials
+            )
+        )
+        if self._climbs:
+            pairs = zip(self._trials, written, strict=True)
+            verdicts = await asyncio.gather(*(trial.verify(answer) for trial, answer in pairs))
+            return tuple(map(Judged, written, verdicts))
+        judged: list[Judged] = []
+        for trial, answer in zip(self._trials, written, strict=True):
+            judged.append(Judged(answer, await trial.verify(answer)))
+            if judged[-1].verdict.correct:
+                break
+        for trial in self._trials[len(judged) :]:  # what they cost is the question's all the same
+            self._trials[len(judged) - 1].usage += trial.usage
+            self._replay.ledger.withdraw()
+        del self._trials[len(judged) :]
+        return tuple(judged)
+
+    async def train(
+        self, adapter: Adapter, examples: Sequence[Example], *, divergence: bool = False
+    ) -> Step:
+        """Take one step; it is the last trial's."""
+        return await self._trials[-1].train(adapter, examples, divergence=divergence)
+
+    def end(self) -> None:
+        """Write the trials down."""
+        for trial in self._trials:
+            trial.end()
+
+
+class AdapterRoom:
+    """Places for adapters in one engine, handed to questions in the order of their asking.
+
+    A question takes all the places that it will need at once, so that two questions never wait for
+    each other's second place.
+    """
+
+    def __init__(self, places: int) -> None:
+        self.places = places
+        self._free = places
+        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+
+    async def take(self, count: int) -> None:
+        """Wait for ``count`` places.
+
+        Raises:
+            RunError: there are never as many.
+        """
+        if count > self.places:
+            raise RunError(
+                f"The method opens {count} adapters at once and the engine has room for "
+                f"{self.places}; lower --batch-size or --max-new-tokens."
+            )
+        if not self._waiting and count <= self._free:
+            self._free -= count
+            return
+        future = asyncio.get_running_loop().create_future()
+        self._waiting.append((count, future))
+        try:
+            await future
+        except asyncio.CancelledError:
+            if future.done() and not future.cancelled():
+                self.give(count)
+            else:
+                self._waiting.remove((count, future))
+                self._hand_out()
+            raise
+
+    def give(self, count: int) -> None:
+        """Give ``count`` places back."""
+        self._free += count
+        self._hand_out()
+
+    def _hand_out(self) -> None:
+        while self._waiting and self._waiting[0][0] <= self._free:
+            count, future = self._waiting.popleft()
+            if not future.done():
+                self._free -= count
+                future.set_result(None)
 
 
 class QuestionSession:
     """One question's view of a run. Implements :class:`fttt.methods.Session`."""
 
-    def __init__(self, question: Question, bench: Bench) -> None:
-        self._question, self._bench = question, bench
-        self._work = QuestionWork(question, bench)
-        self._attempts: list[QuestionAttempt] = []
+    def __init__(self, question: Question, run: RunContext, room: AdapterRoom) -> None:
+        self._question, self._run, self._room = question, run, room
+        self._replay = Replay(question, run)
+        self._open: list[QuestionAttempt | QuestionGroup] = []
+        self._latest: QuestionAttempt | None = None
+        self._rounds = 0
+        self._adapters = 0
 
     @property
     def ledger(self) -> Ledger:
         """What the question has spent, and what it may."""
-        return self._work.ledger
+        return self._replay.ledger
 
     @property
     def budget(self) -> int:
@@ -36,60 +265,141 @@ class QuestionSession:
 
     async def trials(self) -> AsyncIterator[Attempt]:
         """Trials until the budget is spent, or the question is solved."""
-        ledger, together = self.ledger, self._bench.method.together
+        ledger, together = self.ledger, self._run.method.together
         while True:
             if not together:
                 self.end_trials()
                 if ledger.solved:
                     return
             elif ledger.running and not (ledger.limited_by_trials and ledger.grants()):
-                await self._work.next_verdict()
+                await self._replay.next_verdict()
                 continue
             if not ledger.grants():
                 return
-            attempt = QuestionAttempt(self._work, ledger.begin(), ends_with_verdict=together)
-            self._attempts.append(attempt)
+            if not self._open:
+                self._next_round()
+            attempt = self._begin(ends_with_verdict=together)
+            self._open.append(attempt)
             yield attempt
+
+    async def groups(self, size: int, *, climb: bool = False) -> AsyncIterator[Group]:
+        """Trials in groups of ``size`` until the budget is spent, or the question is solved."""
+        ledger = self.ledger
+        while True:
+            self.end_trials()
+            if ledger.solved and not climb:
+                return
+            members: list[QuestionAttempt] = []
+            self._next_round()
+            while len(members) < size and ledger.grants():
+                members.append(self._begin(ends_with_verdict=False))
+            if not members:
+                return
+            group = QuestionGroup(self._replay, members, climbs=climb)
+            self._open.append(group)
+            yield group
 
     @asynccontextmanager
     async def adapter(self) -> AsyncIterator[Adapter]:
-        """This question's own weights, fresh and seeded, given back at the end."""
-        bench = self._bench
-        if bench.adapter_spec is None:
+        """Weights of this question's own, fresh and seeded, or those of all questions."""
+        run, method = self._run, self._run.method
+        if run.adapter_spec is None:
             raise TypeError("a method without LoRASettings asked for an adapter")
-        seed = derive_key("adapter", bench.seed, self._question.id)
-        slot = await bench.engine.open_adapter(bench.adapter_spec, seed)
+        if run.shared is not None:
+            yield run.shared
+            return
+        if self._adapters == method.adapters:
+            raise TypeError(
+                f"the method {method.name!r} opened a further adapter beside {self._adapters}; "
+                f"give the class adapters = {self._adapters + 1}"
+            )
+        if self._adapters == 0:
+            await self._room.take(method.adapters)
+        self._adapters += 1
+        number = () if self._adapters == 1 else (self._adapters,)
         try:
-            yield slot
+            seed = derive_key("adapter", run.seed, self._question.id, *number)
+            slot = await run.engine.open_adapter(run.adapter_spec, seed)
+            try:
+                yield OwnAdapter(slot)
+            finally:
+                slot.close()
         finally:
-            slot.close()
+            self._adapters -= 1
+            if self._adapters == 0:
+                self._room.give(method.adapters)
 
     async def generate(
         self,
         *turns: Turn,
+        before: tuple[Text, ...] = (),
         adapter: Adapter | None = None,
         max_new_tokens: int | None = None,
         temperature: float | None = None,
     ) -> Completion:
         """Write something that is no answer: it spends tokens but no trial."""
-        completion = await self._work.write(
-            turns, adapter=adapter, max_new_tokens=max_new_tokens, temperature=temperature
+        completion = await self._replay.generate(
+            turns,
+            before,
+            adapter=_ours(adapter),
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
         )
-        if self._attempts and not self._attempts[-1].ended:
-            self._attempts[-1].usage += completion.usage  # it was written for the latest trial
+        self._charge(completion.usage)
         return completion
+
+    async def score(
+        self,
+        target: Turn,
+        *,
+        after: tuple[Turn, ...] = (),
+        before: tuple[Text, ...] = (),
+        adapter: Adapter | None = None,
+        top_k: int = 0,
+    ) -> Scores:
+        """Log-probabilities of a target's tokens in a conversation."""
+        example = Example(target, after, before)
+        scores = await self._replay.score(example, _ours(adapter), top_k)
+        self._charge(scores.usage)
+        return scores
 
     def extract(self, completion: Completion) -> str | None:
         """The normalised answer in a completion."""
-        return self._work.extract(completion)
+        return self._replay.extract(completion)
 
     def end_trials(self) -> None:
-        """Write down the trials that have ended and let their keys and values go."""
-        for attempt in self._attempts:
-            attempt.end()
-        self._attempts.clear()
-        self._work.release()
+        """Write down the trials that have ended, and give their cache rows back."""
+        for trial in self._open:
+            trial.end()
+        if self._open and self._run.shared is not None:
+            self._run.shared.ended(self._question.id, self._replay.round)
+        self._open.clear()
+        self._replay.release()
+
+    def leave(self) -> None:
+        """End the question: its method has returned."""
+        self.end_trials()
+        if self._run.shared is not None:
+            self._run.shared.left(self._question.id)
 
     def close(self) -> None:
-        """Let everything go without writing."""
-        self._work.close()
+        """Give everything back."""
+        self._replay.close()
+
+    def _next_round(self) -> None:
+        self._replay.round, self._rounds = self._rounds, self._rounds + 1
+
+    def _begin(self, *, ends_with_verdict: bool) -> QuestionAttempt:
+        index = self.ledger.begin()
+        self._latest = QuestionAttempt(self._replay, index, ends_with_verdict=ends_with_verdict)
+        return self._latest
+
+    def _charge(self, usage: Usage) -> None:
+        """Count what the latest trial has needed beside its answer."""
+        if self._latest is not None and not self._latest.ended:
+            self._latest.usage += usage
+
+
+def _ours(adapter: Adapter | None) -> OwnAdapter | SharedAdapter | None:
+    assert adapter is None or isinstance(adapter, OwnAdapter | SharedAdapter)
+    return adapter

@@ -8,7 +8,7 @@ from __future__ import annotations
 import gc
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from fttt.config import RunConfig, build, merge
 from fttt.errors import UsageError
-from fttt.experiment.plan import check_names, prepare, with_weights
-from fttt.experiment.resume import MAY_DIFFER, leaves, resume_plan
+from fttt.experiment.plan import MAY_DIFFER, Settled, leaves, plan_resume, plan_run, settle
 from fttt.experiment.runner import Cell, MakeEngine, run_cells
 from fttt.files import cannot_write, file_name, is_a_file, write_whole
 from fttt.methods import find_method
@@ -62,9 +61,14 @@ class Place:
     """One run of the grid before its questions are known."""
 
     name: str
-    config: RunConfig
+    settled: Settled
     group: str
     """Task and variation: what a greedy run is shared by."""
+
+    @property
+    def config(self) -> RunConfig:
+        """The settings."""
+        return self.settled.config
 
 
 class Grid:
@@ -137,10 +141,10 @@ class Grid:
             table = {key: entry} if isinstance(entry, str) else dict(entry)
             table.pop("label", None)
             values = merge(values, table)
-        config = _with_weights(build(RunConfig, values, "the sweep"))
+        settled = settle(build(RunConfig, values, "the sweep"))
         group = [_label(task, "task"), *([vary["label"]] if "label" in vary else [])]
         parts = [_label(method, "method"), *group, *([] if one_seed else [f"s{seed}"])]
-        return Place(file_name(*parts), config, "-".join(group))
+        return Place(file_name(*parts), settled, "-".join(group))
 
     def cell(self, place: Place, hard: Mapping[str, Sequence[str]]) -> Cell:
         """The place with its questions: a new run, or the one that its folder holds.
@@ -152,16 +156,17 @@ class Grid:
             UsageError: the folder's run was made by other settings.
         """
         folder = self.folder / place.name
-        config = place.config
+        settled, config = place.settled, place.config
         if place.group in hard and config.method != "greedy":
             ids = list(hard[place.group])[: self.config.hard_limit]
             over = {"data": {"questions": ids}}
             kept = config.to_toml()
             kept["data"].pop("limit", None)
-            config = build(RunConfig, merge(kept, over), "the sweep")
+            settled = replace(settled, config=build(RunConfig, merge(kept, over), "the sweep"))
         if (folder / "config.toml").is_file():
-            return Cell(resume_plan(Run.open(folder), config.to_toml()), folder, resume=True)
-        return Cell(prepare(config), folder)
+            values = settled.config.to_toml()
+            return Cell(plan_resume(Run.open(folder), values), folder, resume=True)
+        return Cell(plan_run(settled), folder)
 
 
 def run_sweep(
@@ -175,16 +180,16 @@ def run_sweep(
     """Run what is owed of a sweep; return all its runs.
 
     Args:
-        folder: where its runs lie; a folder of the same sweep goes on.
+        folder: where its runs lie; a folder of the same sweep is resumed.
         load: loads the model of a config, once it is needed.
 
     Raises:
         UsageError: the sweep or its folder is wrong, before a model is loaded.
-        RunError: a run could not go on.
+        RunError: a run failed.
     """
     grid = Grid(config, folder)
     for place in grid.places:
-        check_names(place.config)  # all of them, before the first model is loaded
+        place.settled.check_model()  # all of them, before the first model is loaded
     _check_folder(grid)
     more = {} if make_engine is None else {"make_engine": make_engine}
     runs: dict[str, Run] = {}
@@ -218,13 +223,6 @@ def _stages(
     return [p for p in places if first(p)], [p for p in places if not first(p)]
 
 
-def _with_weights(config: RunConfig) -> RunConfig:
-    """The settings with the checkpoint that the method starts from, and its model."""
-    kind = find_method(config.method)
-    settings = build(kind.Settings, config.settings, f"the settings of {config.method!r}")
-    return with_weights(config, settings)
-
-
 def _check_folder(grid: Grid) -> None:
     """Refuse a folder that is another sweep's, or holds what is no sweep."""
     path = grid.folder / GRID_FILE
@@ -235,7 +233,7 @@ def _check_folder(grid: Grid) -> None:
         if foreign:
             raise UsageError(
                 f"The folder {str(grid.folder)!r} holds other things ({foreign[0]}) and no sweep "
-                "that could go on; choose another --out."
+                "that could be resumed; choose another --out."
             )
         if path.is_file() and _drawn(path.read_text(encoding="utf-8")) != _drawn(_content(grid)):
             raise UsageError(

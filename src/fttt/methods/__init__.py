@@ -5,6 +5,7 @@ from typing import Any
 from fttt.methods.base import (
     Adapter,
     Attempt,
+    Group,
     LoRASettings,
     Method,
     MethodSettings,
@@ -16,6 +17,7 @@ __all__ = [
     "METHODS",
     "Adapter",
     "Attempt",
+    "Group",
     "LoRASettings",
     "Method",
     "MethodSettings",

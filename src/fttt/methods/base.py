@@ -10,23 +10,67 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import ClassVar, Literal, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from fttt.types import Completion, Feedback, Question, Turn, Verdict
+from fttt.types import Completion, Example, Judged, Question, Scores, Step, Text, Turn, Verdict
 
-__all__ = ["Adapter", "Attempt", "LoRASettings", "Method", "MethodSettings", "Session"]
+if TYPE_CHECKING:
+    from fttt.engine.request import AdapterSpec
+
+__all__ = ["Adapter", "Attempt", "Group", "LoRASettings", "Method", "MethodSettings", "Session"]
 
 
 class MethodSettings(BaseModel):
-    """A method's own settings; each field's description is its help text."""
+    """A method's own settings; each field's description is its help text.
+
+    What a method needs beside the model, its settings say themselves: an adapter for each question,
+    a checkpoint to start from, a trained network. Most need nothing.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    @property
+    def starts_from(self) -> Path | None:
+        """The fine-tuned checkpoint whose weights the method runs, if its settings name one."""
+        return None
+
+    @property
+    def base_model(self) -> str | None:
+        """The model that what the settings name was trained for."""
+        return None
+
+    def settled(self) -> Self:
+        """The settings with what a trained network that they name fixes.
+
+        Raises:
+            UsageError: there is no such network, or it does not go with the other settings.
+        """
+        return self
+
+    def check_model(self, model: Any) -> None:
+        """Refuse a model that the settings do not go with.
+
+        Args:
+            model: a model, or the name of one, whose weights are then not loaded.
+
+        Raises:
+            UsageError: it is such.
+        """
+
+    def fingerprint(self) -> str | None:
+        """SHA-256 of the network that the settings name, if they do."""
+        return None
+
+    def adapter(self) -> AdapterSpec | None:
+        """What the engine holds for each adapter that the method opens; ``None``: it opens none."""
+        return None
+
 
 class LoRASettings(MethodSettings):
-    """Settings of a method that trains each question's own low-rank weights.
+    """Settings of a method that trains low-rank weights at test time.
 
     A method whose ``Settings`` derive from these may ask the session for an adapter. The defaults
     are those of FTTT (arXiv 2502.15771).
@@ -34,18 +78,39 @@ class LoRASettings(MethodSettings):
 
     lr: float = Field(1e-5, gt=0, description="AdamW's learning rate, constant")
     weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay")
+    eps: float = Field(1e-8, gt=0, description="AdamW's epsilon, added to the root of its variance")
+    max_grad_norm: float | None = Field(
+        None, gt=0, description="the gradient's norm is clipped to this (never)"
+    )
     rank: int = Field(4, ge=1, description="rank of the low-rank weights")
     alpha: float = Field(16.0, gt=0, description="their scale is alpha / rank")
     dropout: float = Field(
         0.05, ge=0, lt=1, description="dropout on the adapter's input, in the train step only"
     )
     targets: tuple[str, ...] = Field(
-        ("q_proj", "v_proj"), min_length=1, description="the linear layers that carry them"
+        ("q_proj", "v_proj"),
+        min_length=1,
+        description="the linear layers that carry them (all-linear: all of the decoder layers)",
     )
+
+    def adapter(self) -> AdapterSpec | None:
+        """Low-rank weights and their AdamW."""
+        from fttt.engine.request import LoRASpec  # late: methods are listed without an engine
+
+        return LoRASpec(
+            rank=self.rank,
+            alpha=self.alpha,
+            dropout=self.dropout,
+            targets=self.targets,
+            lr=self.lr,
+            eps=self.eps,
+            weight_decay=self.weight_decay,
+            max_grad_norm=self.max_grad_norm,
+        )
 
 
 class Adapter(Protocol):
-    """One question's own weights and their optimizer; opaque to methods."""
+    """A question's own weights, or those of all questions, and their optimizer; opaque."""
 
 
 class Attempt(Protocol):
@@ -65,14 +130,21 @@ class Attempt(Protocol):
     async def generate(
         self,
         *turns: Turn,
+        before: tuple[Text, ...] = (),
         adapter: Adapter | None = None,
         temperature: float | None = None,
     ) -> Completion:
         """Write an answer to the question followed by ``turns``.
 
-        ``turns`` alternate between what the model wrote (a completion) and what the user says
-        (a text); none of them means a fresh answer. Where they do not fit into the context, the
-        oldest of them are left out. ``temperature`` overrides the run's.
+        None of them means a fresh answer. User texts that follow the question at once are part of
+        its own turn; after that, answers and user texts alternate. Where they do not fit into the
+        context, the oldest are left out.
+
+        Args:
+            turns: what follows the question.
+            before: a system text, and user texts that the question's own turn begins with.
+            adapter: the weights to write under; the base model's without.
+            temperature: overrides the run's.
         """
 
     async def search(self, beams: int) -> tuple[Completion, ...]:
@@ -86,9 +158,49 @@ class Attempt(Protocol):
         """Judge the trial's answer, once: each verdict is a trial of the budget."""
 
     async def train(
-        self, adapter: Adapter, *, after: Completion, on: Feedback | Sequence[Feedback]
-    ) -> float:
-        """Take one step on what was said after an attempt; return the loss before it."""
+        self, adapter: Adapter, examples: Sequence[Example], *, divergence: bool = False
+    ) -> Step:
+        """Take one optimizer step on the sum of the examples' losses.
+
+        Where the adapter is shared by all questions the examples are handed in, and the step is
+        taken with those of the same trial of the other questions.
+
+        Args:
+            adapter: whose weights learn.
+            examples: what they learn from; nothing is learned from none.
+            divergence: measure, after the step, how far the trained tokens' predictions are from
+                the base model's.
+        """
+
+
+class Group(Protocol):
+    """Trials that are handed out together."""
+
+    @property
+    def trials(self) -> tuple[Attempt, ...]:
+        """The trials, as many as the budget grants."""
+
+    @property
+    def last(self) -> bool:
+        """Whether the budget grants no trial after these."""
+
+    async def attempt(
+        self,
+        *turns: Turn,
+        before: tuple[Text, ...] = (),
+        adapter: Adapter | None = None,
+        temperature: float | None = None,
+    ) -> tuple[Judged, ...]:
+        """Write an answer for each trial at once, and judge them in their order.
+
+        The first success ends the group: what comes after it is not judged and counts as no trial.
+        In a group that climbs all are judged.
+        """
+
+    async def train(
+        self, adapter: Adapter, examples: Sequence[Example], *, divergence: bool = False
+    ) -> Step:
+        """Take one step, as :meth:`Attempt.train` does; it is the last trial's."""
 
 
 class Session(Protocol):
@@ -106,17 +218,44 @@ class Session(Protocol):
         question does not stop them.
         """
 
+    def groups(self, size: int, *, climb: bool = False) -> AsyncIterator[Group]:
+        """Trials in groups of ``size``, the last one smaller, until the budget is spent.
+
+        A solved question has no further group, unless it is to ``climb`` to the best score that
+        the budget allows.
+        """
+
     def adapter(self) -> AbstractAsyncContextManager[Adapter]:
-        """This question's own weights, fresh and seeded, given back at the end."""
+        """Weights of this question's own, fresh and seeded, given back at the end.
+
+        Those of a method whose adapter is ``shared`` are all questions'. A method that has two open
+        at once says so in ``adapters``.
+        """
 
     async def generate(
         self,
         *turns: Turn,
+        before: tuple[Text, ...] = (),
         adapter: Adapter | None = None,
         max_new_tokens: int | None = None,
         temperature: float | None = None,
     ) -> Completion:
         """Write something that is no answer (a critique, say): it spends tokens but no trial."""
+
+    async def score(
+        self,
+        target: Turn,
+        *,
+        after: tuple[Turn, ...] = (),
+        before: tuple[Text, ...] = (),
+        adapter: Adapter | None = None,
+        top_k: int = 0,
+    ) -> Scores:
+        """Log-probabilities of a target's tokens in a conversation, as in an :class:`Example`.
+
+        With ``top_k`` also those of the likeliest tokens at each place, so that the scores are a
+        teacher: a prompt that the student does not see, say.
+        """
 
     def extract(self, completion: Completion) -> str | None:
         """The normalised answer in a completion, for votes; ``None`` where there is none."""
@@ -145,15 +284,23 @@ class Method(ABC):
     be written ahead of their trials while the engine has room; none of them is judged ahead."""
     searches: ClassVar[bool] = False
     """Whether its trials are the beams of one search, whose width only ``trials`` can say."""
+    adapters: ClassVar[int] = 1
+    """Adapters that a question has open at once, at most."""
+    shared: ClassVar[bool] = False
+    """Whether one adapter is all questions'. Steps are then taken in waves: that of a trial, or of
+    a group, once every question has ended it, in the order of the questions; a trial is written
+    under the weights of the wave before the last, so that none waits for the slowest."""
+    needs_checkpoint: ClassVar[bool] = False
+    """Whether it runs fine-tuned weights only."""
 
     def __init__(self, settings: MethodSettings) -> None:  # noqa: B027 - most need nothing
         """Take the settings, an object of ``Settings``; a method that has any keeps them."""
 
     def conversation(self, max_new_tokens: int) -> tuple[str | int, ...]:
-        """Its longest conversation after the question, from which the engine's rows are sized.
+        """Its longest conversation beside the question, from which the engine's rows are sized.
 
-        A text stands for a user's turn, a number for as many tokens of the model's. A method that
-        passes turns to ``generate`` says here how many it needs; older ones are left out.
+        A text stands for a user's or a system's, a number for as many tokens of the model's. A
+        method that passes turns or texts says here how many it needs; older ones are left out.
         """
         return (max_new_tokens,)
 

@@ -19,6 +19,11 @@ class FinetunedSettings(MethodSettings):
         None, description="folder that `fttt finetune train` wrote (else that of --adapter)"
     )
 
+    @property
+    def starts_from(self) -> Path | None:
+        """The checkpoint."""
+        return self.checkpoint
+
 
 class Finetuned(BestOfN):
     """Sample anew after each wrong answer, from weights that were trained before the test.
@@ -30,6 +35,7 @@ class Finetuned(BestOfN):
     name = "finetuned"
     summary = "independent samples from a fine-tuned checkpoint (--checkpoint DIR)"
     Settings = FinetunedSettings
+    needs_checkpoint = True
 
     def __init__(self, settings: FinetunedSettings) -> None:
         self.settings = settings

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from fttt.methods.base import LoRASettings, Method, Session
-from fttt.types import Completion, Feedback, Question
+from fttt.types import Completion, Example, Question, user
 
 __all__ = ["FTTT"]
 
@@ -47,22 +47,21 @@ class FTTT(Method):
         return (max_new_tokens, self.settings.critique_request, critique)
 
     async def solve(self, question: Question, session: Session) -> None:
-        async with session.adapter() as adapter:
+        async with session.adapter() as own:
             async for trial in session.trials():
-                completion = await trial.generate(adapter=adapter)
-                verdict = await trial.verify(completion)
+                attempt = await trial.generate(adapter=own)
+                verdict = await trial.verify(attempt)
                 if verdict.correct or trial.last:
                     return
-                said = await self.feedback(completion, session)
-                await trial.train(adapter, after=completion, on=said)
+                await trial.train(own, await self.lessons(attempt, session))
 
-    async def feedback(self, attempt: Completion, session: Session) -> list[Feedback]:
-        """What is said after a wrong attempt; the losses of all of it are added."""
-        said = [Feedback((self.settings.feedback,))]
+    async def lessons(self, attempt: Completion, session: Session) -> list[Example]:
+        """What is learned from a wrong attempt; the losses are added."""
+        said = [Example(user(self.settings.feedback), after=(attempt,))]
         if self.settings.reflection:
-            request = self.settings.critique_request
+            request = user(self.settings.critique_request)
             critique = await session.generate(
                 attempt, request, max_new_tokens=self.settings.critique_tokens
             )
-            said.append(Feedback((request, critique)))
+            said.append(Example(critique, after=(attempt, request)))
         return said

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from fttt.methods.base import Method, MethodSettings, Session
-from fttt.types import Question, Turn
+from fttt.types import Question, Turn, user
 
 __all__ = ["Revision"]
 
@@ -45,4 +45,4 @@ class Revision(Method):
             verdict = await trial.verify(completion)
             if verdict.correct:
                 return
-            turns += [completion, self.settings.feedback]
+            turns += [completion, user(self.settings.feedback)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from fttt.methods.base import Method, MethodSettings, Session
-from fttt.types import Question, Turn
+from fttt.types import Question, Turn, user
 
 __all__ = ["SelfRefine"]
 
@@ -56,9 +56,9 @@ class SelfRefine(Method):
                 critique = await session.generate(
                     *turns, max_new_tokens=self.settings.critique_tokens
                 )
-                turns += (critique, self.settings.refine_request)
+                turns += (critique, user(self.settings.refine_request))
             completion = await trial.generate(*turns)
             verdict = await trial.verify(completion)
             if verdict.correct:
                 return
-            turns = (completion, self.settings.critique_request)
+            turns = (completion, user(self.settings.critique_request))

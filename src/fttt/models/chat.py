@@ -7,7 +7,7 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 from fttt.errors import UsageError
-from fttt.types import Completion, Turn
+from fttt.types import Completion, Text, Turn
 
 __all__ = ["ChatFormat", "check_tokenizer"]
 
@@ -54,12 +54,31 @@ class ChatFormat:
             ) from error
         self.end_ids = self._end_ids()
 
-    def rendered(self, prompt: str) -> str:
-        """Text of one user's turn and the header of the assistant's answer."""
+    def rendered(self, prompt: str, instruction: str | None = None) -> str:
+        """Text of one user's turn and the header of the assistant's answer.
+
+        Args:
+            prompt: of the user.
+            instruction: the system's turn before it; without one, the template's own.
+
+        Raises:
+            UsageError: the template knows no system's turn.
+        """
         messages = [{"role": "user", "content": prompt}]
-        return str(
-            self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        )
+        if instruction is not None:
+            messages.insert(0, {"role": "system", "content": instruction})
+        try:
+            text = self.tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True
+            )
+        except Exception as error:  # of the template's own, whatever it raises
+            if instruction is None:
+                raise
+            raise UsageError(
+                f"The chat template of {self.tokenizer.name_or_path!r} takes no system text "
+                f"({error}); put it into the user's turn."
+            ) from error
+        return str(text)
 
     @lru_cache(maxsize=4096)  # noqa: B019 - one format lives as long as its model
     def prompt_ids(self, prompt: str, rendered: str | None = None) -> tuple[int, ...]:
@@ -89,26 +108,88 @@ class ChatFormat:
                 return ids[end + 1 :]
         return ids
 
-    def conversation_ids(
-        self, prompt: str, turns: tuple[Turn, ...], rendered: str | None = None
+    def opening_ids(
+        self,
+        prompt: str,
+        rendered: str | None = None,
+        *,
+        before: tuple[Text, ...] = (),
+        behind: tuple[Text, ...] = (),
     ) -> tuple[int, ...]:
-        """Ids of a whole conversation up to the header of the next answer.
+        """Ids of the question's own turn, with texts around it, and the header of the answer.
 
         Args:
-            prompt: of the user's first turn.
-            turns: that follow it.
+            prompt: the question.
             rendered: see :meth:`prompt_ids`.
+            before: a system's text, and user texts that the turn begins with.
+            behind: user texts that the turn ends with.
+
+        Raises:
+            ValueError: a system's text that is not the first.
         """
-        ids = self.prompt_ids(prompt, rendered)
+        instruction = before[0].content if before and before[0].role == "system" else None
+        said = before if instruction is None else before[1:]
+        if any(text.role != "user" for text in (*said, *behind)):
+            raise ValueError(
+                "around a question stand one system text, the first, and user texts; "
+                "answers follow the question"
+            )
+        contents = [text.content for text in said] + [prompt] + [text.content for text in behind]
+        content = "\n\n".join(contents)
+        if instruction is None:
+            if content == prompt:
+                return self.prompt_ids(prompt, rendered)
+            if rendered is not None and rendered.count(prompt) == 1:
+                return self.encode(rendered.replace(prompt, content))
+        return self.encode(self.rendered(content, instruction))
+
+    def conversation_ids(
+        self,
+        prompt: str,
+        turns: tuple[Turn, ...],
+        rendered: str | None = None,
+        *,
+        before: tuple[Text, ...] = (),
+        header: bool = True,
+    ) -> tuple[int, ...]:
+        """Ids of a whole conversation, up to the header of the next answer if that follows.
+
+        Args:
+            prompt: the question.
+            turns: that follow it: user texts that belong to its own turn, then answers and user
+                texts in turn.
+            rendered: see :meth:`prompt_ids`.
+            before: see :meth:`opening_ids`.
+            header: whether the last turn, if it is a user's, ends with that header.
+
+        Raises:
+            ValueError: two answers in a row, or a system's text after the question.
+        """
+        own = next((n for n, turn in enumerate(turns) if not _is_user(turn)), len(turns))
+        behind = tuple(turn for turn in turns[:own] if isinstance(turn, Text))
+        ids = self.opening_ids(prompt, rendered, before=before, behind=behind)
         after: Completion | None = None
-        for turn in turns:
-            if isinstance(turn, Completion):
-                ids += turn.token_ids
-                after = turn
-            else:
-                ids += self.turn_ids(turn, after)
-                after = None
+        said: list[str] = []
+        for number, turn in enumerate(turns[own:], own + 1):
+            if isinstance(turn, Text) and turn.role == "user":
+                said.append(turn.content)
+                if number == len(turns) or not _is_user(turns[number]):
+                    last = number == len(turns)
+                    ids += self.turn_ids("\n\n".join(said), after, answer=header or not last)
+                    said, after = [], None
+                continue
+            if after is not None or (isinstance(turn, Text) and turn.role == "system"):
+                raise ValueError(
+                    "after the question, answers and user texts alternate; a system text stands "
+                    "before it"
+                )
+            after = turn if isinstance(turn, Completion) else self.given(prompt, turn.content)
+            ids += after.token_ids
         return ids
+
+    def given(self, prompt: str, answer: str) -> Completion:
+        """An answer that somebody else wrote, as if the model had written it."""
+        return Completion(answer, self.answer_ids(prompt, answer), "stop", generation=-1)
 
     def answer_ids(self, prompt: str, answer: str) -> tuple[int, ...]:
         """Ids of an answer that somebody else wrote, as the model would have sampled them.
@@ -206,6 +287,10 @@ class ChatFormat:
             return frozenset(ids[:1])
         eos = self.tokenizer.eos_token_id
         return frozenset(() if eos is None else (eos,))
+
+
+def _is_user(turn: Turn) -> bool:
+    return isinstance(turn, Text) and turn.role == "user"
 
 
 def check_tokenizer(chat: ChatFormat, name: str) -> None:

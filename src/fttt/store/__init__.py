@@ -3,7 +3,7 @@
 ``Run.open(path)`` reads a folder, finished or not. ``RunWriter`` appends to one.
 """
 
-from fttt.store.events import GenerationEvent, History
+from fttt.store.events import GenerationEvent, History, ScoreEvent
 from fttt.store.outcome import DecidedBy, Unanswered, solved_within, spent, vote, wilson
 from fttt.store.run import Run, fingerprint, open_runs
 from fttt.store.writer import Journal, MemoryJournal, RunWriter, check_free
@@ -16,6 +16,7 @@ __all__ = [
     "MemoryJournal",
     "Run",
     "RunWriter",
+    "ScoreEvent",
     "Unanswered",
     "check_free",
     "fingerprint",

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import sys
+from array import array
+from base64 import b64decode, b64encode
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from fttt.types import Completion, Trial, Usage, Verdict
+from fttt.types import Completion, Scores, Trial, Usage, Verdict
 
 __all__ = [
     "GenerationEvent",
     "History",
+    "ScoreEvent",
     "histories",
     "trial_from_json",
     "trial_to_json",
@@ -23,6 +27,7 @@ _USAGE = (
     "generations",
     "verifier_calls",
     "seconds",
+    "scored_tokens",
 )
 
 
@@ -36,6 +41,16 @@ class GenerationEvent:
     completion: Completion
 
 
+@dataclass(frozen=True, slots=True)
+class ScoreEvent:
+    """Scores that a method asked for."""
+
+    question_id: str
+    number: int
+    """Its place among all scorings of its question, from 0."""
+    scores: Scores
+
+
 @dataclass(slots=True)
 class History:
     """What the journal holds of one question."""
@@ -44,6 +59,8 @@ class History:
     """By generation number."""
     verdicts: dict[int, Verdict] = field(default_factory=dict)
     """By the number of the generation that was judged."""
+    scores: dict[int, Scores] = field(default_factory=dict)
+    """By the number of the scoring."""
     done: bool = False
     """The method has returned, and every trial is on disk."""
 
@@ -93,6 +110,50 @@ def verdict_to_json(question_id: str, generation: int, verdict: Verdict) -> dict
     }
 
 
+def score_to_json(event: ScoreEvent) -> dict[str, Any]:
+    """The journal's line for scores; log-probabilities are float32, in base 64."""
+    scores = event.scores
+    record: dict[str, Any] = {
+        "event": "score",
+        "question_id": event.question_id,
+        "score": event.number,
+        "token_ids": scores.token_ids,
+        "logprobs": _packed("f", [scores.logprobs]),
+        "seconds": round(scores.usage.seconds, 6),
+    }
+    if scores.top_ids:
+        record["top_k"] = len(scores.top_ids[0])
+        record["top_ids"] = _packed("i", scores.top_ids)
+        record["top_logprobs"] = _packed("f", scores.top_logprobs)
+    return record
+
+
+def _packed(kind: str, rows: Sequence[Sequence[float]]) -> str:
+    """Numbers as little-endian bytes of 4 each."""
+    numbers = array(kind, [number for row in rows for number in row])
+    if sys.byteorder == "big":
+        numbers.byteswap()
+    return b64encode(numbers.tobytes()).decode("ascii")
+
+
+def _unpacked(kind: str, text: str, width: int) -> tuple[tuple[Any, ...], ...]:
+    numbers = array(kind, b64decode(text))
+    if sys.byteorder == "big":
+        numbers.byteswap()
+    return tuple(tuple(numbers[n : n + width]) for n in range(0, len(numbers), width))
+
+
+def _scores(line: Mapping[str, Any]) -> Scores:
+    token_ids, width = tuple(line["token_ids"]), line.get("top_k", 0)
+    return Scores(
+        token_ids=token_ids,
+        logprobs=_unpacked("f", line["logprobs"], len(token_ids))[0],
+        top_ids=_unpacked("i", line["top_ids"], width) if width else (),
+        top_logprobs=_unpacked("f", line["top_logprobs"], width) if width else (),
+        usage=Usage(scored_tokens=len(token_ids), seconds=line["seconds"]),
+    )
+
+
 def histories(lines: Iterable[Mapping[str, Any]]) -> dict[str, History]:
     """Gather the journal's lines by question.
 
@@ -108,6 +169,8 @@ def histories(lines: Iterable[Mapping[str, Any]]) -> dict[str, History]:
             history.generations[event.completion.generation] = event
         elif kind == "verdict":
             history.verdicts[line["generation"]] = _verdict(line)
+        elif kind == "score":
+            history.scores[line["score"]] = _scores(line)
         elif kind == "done":
             history.done = True
     return found
@@ -151,6 +214,7 @@ def _generation(line: Mapping[str, Any]) -> GenerationEvent:
 
 def trial_to_json(trial: Trial) -> dict[str, Any]:
     """The line of ``trials.jsonl`` for a trial."""
+    measured = {} if trial.divergence is None else {"divergence": trial.divergence}
     return {
         "question_id": trial.question_id,
         "trial": trial.trial,
@@ -165,6 +229,7 @@ def trial_to_json(trial: Trial) -> dict[str, Any]:
         "tests_total": trial.tests_total,
         "detail": trial.detail,
         "loss": trial.loss,
+        **measured,
         "usage": {**asdict(trial.usage), "seconds": round(trial.usage.seconds, 6)},
     }
 
@@ -191,4 +256,5 @@ def trial_from_json(line: Mapping[str, Any]) -> Trial:
         score=line.get("score"),
         tests_passed=line.get("tests_passed"),
         tests_total=line.get("tests_total"),
+        divergence=line.get("divergence"),
     )

@@ -15,7 +15,9 @@ from fttt.files import cannot_write, check_unused, write_whole
 from fttt.store.events import (
     GenerationEvent,
     History,
+    ScoreEvent,
     generation_to_json,
+    score_to_json,
     trial_to_json,
     verdict_to_json,
 )
@@ -47,6 +49,9 @@ class Journal(Protocol):
     def generation(self, event: GenerationEvent) -> None:
         """Keep a generation that has just ended."""
 
+    def score(self, event: ScoreEvent) -> None:
+        """Keep scores that have just been computed."""
+
     def verdict(self, question_id: str, generation: int, verdict: Verdict) -> None:
         """Keep a verdict."""
 
@@ -70,6 +75,9 @@ class MemoryJournal:
         return frozenset()
 
     def generation(self, event: GenerationEvent) -> None:
+        pass
+
+    def score(self, event: ScoreEvent) -> None:
         pass
 
     def verdict(self, question_id: str, generation: int, verdict: Verdict) -> None:
@@ -150,6 +158,9 @@ class RunWriter:
 
     def generation(self, event: GenerationEvent) -> None:
         self._append_event(generation_to_json(event))
+
+    def score(self, event: ScoreEvent) -> None:
+        self._append_event(score_to_json(event))
 
     def verdict(self, question_id: str, generation: int, verdict: Verdict) -> None:
         self._append_event(verdict_to_json(question_id, generation, verdict))

@@ -55,16 +55,15 @@ def play(
             ``time_budget``.
     """
     from fttt.config import BudgetSection, SamplingSection, build
-    from fttt.experiment.adapters import adapter_spec
-    from fttt.experiment.bench import Bench
-    from fttt.experiment.session import QuestionSession
+    from fttt.experiment.replay import RunContext
+    from fttt.experiment.session import AdapterRoom, QuestionSession
     from fttt.methods import MethodSettings
     from fttt.progress import Quiet
     from fttt.store import MemoryJournal
 
     engine, journal = FakeEngine(script, max_length, idle), MemoryJournal()
     sampling = {"max_new_tokens": max_new_tokens}
-    bench = Bench(
+    run = RunContext(
         engine=engine,
         chat=ChatFormat(tiny_tokenizer()),
         stop_ids=(2,),
@@ -74,16 +73,16 @@ def play(
         seed=seed,
         sampling=build(SamplingSection, sampling, "play()"),
         budget=build(BudgetSection, budget, "play()"),
-        adapter_spec=adapter_spec(getattr(method, "settings", MethodSettings())),
+        adapter_spec=getattr(method, "settings", MethodSettings()).adapter(),
         method=method,
     )
     asked = question or TinyTask().load(TaskOptions())[7]
 
     async def solve() -> Usage:
-        session = QuestionSession(asked, bench)
+        session = QuestionSession(asked, run, AdapterRoom(engine.adapters))
         try:
             await method.solve(asked, session)
-            session.end_trials()
+            session.leave()
         finally:
             session.close()
         return session.ledger.usage

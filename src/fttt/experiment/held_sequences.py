@@ -1,0 +1,169 @@
+"""What a question has written, what the engine's cache holds of it, and what is written ahead."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, replace
+
+from fttt.engine.request import (
+    AdapterSlot,
+    AdapterSpec,
+    Engine,
+    GenerateRequest,
+    Generation,
+    Kept,
+    LoRASpec,
+)
+from fttt.types import Completion
+
+__all__ = ["HeldSequence", "HeldSequences", "Lookahead", "OwnAdapter"]
+
+
+@dataclass(eq=False)
+class OwnAdapter:
+    """An adapter of one question, as its method holds it."""
+
+    slot: AdapterSlot
+    steps: int = 0
+    """Optimizer steps so far: keys and values are those of the weights after as many."""
+
+
+class Lookahead:
+    """A question's next answers, begun early while the engine has idle lanes.
+
+    That is for methods whose every trial asks the same anew: a draw is named by its number, so an
+    answer is the same whenever it is written, and one that is not needed in the end leaves no
+    trace. As many are under way as trials have failed so far, so that at most twice what was needed
+    is ever written, and a hard question takes its trials in a few rounds.
+    """
+
+    def __init__(
+        self,
+        idle: Callable[[], int],
+        generate: Callable[[GenerateRequest], Coroutine[None, None, Generation]],
+    ) -> None:
+        """Take the engine's count of idle lanes, and what writes an answer."""
+        self._idle = idle
+        self._generate = generate
+        self._begun: dict[int, asyncio.Task[Generation]] = {}
+
+    async def take(
+        self, number: int, request: Callable[[int], GenerateRequest], last: int
+    ) -> Generation:
+        """The answer of a number; those after it, up to ``last``, are begun."""
+        lanes = self._idle()
+        for n in range(number, max(number, min(last, 2 * number)) + 1):
+            if n in self._begun:
+                continue
+            if n > number and lanes < 1:
+                break
+            lanes -= 1
+            self._begun[n] = asyncio.create_task(self._generate(request(n)))
+        return await self._begun.pop(number)
+
+    def close(self) -> None:
+        """Stop the answers that nobody will ask for."""
+        for task in self._begun.values():
+            if task.done() and not task.cancelled():
+                task.exception()  # of an engine that failed; whoever waited for it has been told
+            task.cancel()
+        self._begun.clear()
+
+
+@dataclass
+class HeldSequence:
+    """A conversation as the model saw it, and the cache rows that its train step may read."""
+
+    prompt_ids: tuple[int, ...]
+    completion: Completion
+    kept: Kept | None = None
+    adapter: OwnAdapter | None = None
+    steps: int = 0
+    """Of the adapter, when it was written."""
+
+    def serves(self, adapter: OwnAdapter | None) -> bool:
+        """Whether an adapter wrote it with the weights that it has now."""
+        return adapter is not None and adapter is self.adapter and adapter.steps == self.steps
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        """Prompt and completion."""
+        return self.prompt_ids + self.completion.token_ids
+
+    def release(self) -> None:
+        """Give the cache rows back. Calling it twice is harmless."""
+        if self.kept is not None:
+            self.kept.close()
+            self.kept = None
+
+
+class HeldSequences:
+    """A question's sequences by generation number, and what the engine's cache holds of them.
+
+    A sequence of the question's own adapter is held for the train step on it, until its trial ends.
+    Of the base model's sequences only the last is held, since the next one may begin as it does;
+    where a train step may read any sequence, it reads that one too.
+    """
+
+    def __init__(self, engine: Engine, spec: AdapterSpec | None) -> None:
+        """``spec`` is the question's adapters', which says what a train step reads."""
+        self._engine, self._spec = engine, spec
+        self._held: dict[int, HeldSequence] = {}
+        self._last: Kept | None = None  # of the base model
+
+    def add(self, number: int, sequence: HeldSequence) -> None:
+        """Note a sequence."""
+        self._held[number] = sequence
+
+    def learns_from(self, *, adapted: bool) -> bool:
+        """Whether train steps read what the adapter wrote, or what the base model did."""
+        return self._spec is not None and self._spec.learns_from(adapted=adapted)
+
+    async def generate(self, request: GenerateRequest) -> Generation:
+        """Generate; the base model's last sequence may begin as this one does."""
+        if request.adapter is not None:
+            return await self._engine.generate(request)
+        last, self._last = self._last, None
+        try:
+            generation = await self._engine.generate(replace(request, reuse=last))
+        finally:
+            if last is not None:
+                last.close()
+        self._release_last()
+        self._last = generation.kept
+        return replace(generation, kept=None)
+
+    def find(self, whole: tuple[int, ...], upto: int, adapter: OwnAdapter | None) -> Kept | None:
+        """Cache rows that hold the first ``upto`` tokens of a conversation for an adapter's step.
+
+        A learned adapter's are those that it wrote with the weights that it has. A predicted change
+        reads what any sequence has given below the edited layers.
+        """
+        learned = isinstance(self._spec, LoRASpec)
+        found = [
+            held.kept
+            for held in self._held.values()
+            if held.kept is not None and (not learned or held.serves(adapter))
+        ]
+        if self._last is not None and self.learns_from(adapted=False):
+            found.append(self._last)
+        for kept in found:
+            if len(kept.token_ids) >= upto and kept.token_ids[:upto] == whole[:upto]:
+                return kept
+        return None
+
+    def release(self) -> None:
+        """Give back the rows that were held for the train steps of a trial."""
+        for sequence in self._held.values():
+            sequence.release()
+
+    def close(self) -> None:
+        """Give everything back."""
+        self.release()
+        self._release_last()
+
+    def _release_last(self) -> None:
+        if self._last is not None:
+            self._last.close()
+            self._last = None

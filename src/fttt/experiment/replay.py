@@ -1,0 +1,546 @@
+"""What is done for one question: generated, scored, verified, trained; or read from the journal.
+
+``generate``, ``score`` and ``verify`` return what an earlier process has stored; ``train`` runs
+again, so that a resumed run has the weights that it had.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+from fttt.config import BudgetSection, SamplingSection
+from fttt.engine.noise import derive_key
+from fttt.engine.request import (
+    AdapterSlot,
+    AdapterSpec,
+    BeamRequest,
+    Engine,
+    GenerateRequest,
+    Generation,
+    Lesson,
+    ScoreRequest,
+    Target,
+    TrainRequest,
+)
+from fttt.errors import FTTTError, RunError
+from fttt.experiment.held_sequences import HeldSequence, HeldSequences, Lookahead, OwnAdapter
+from fttt.experiment.waves import SharedAdapter
+from fttt.methods import Method
+from fttt.models.chat import ChatFormat
+from fttt.store import GenerationEvent, Journal, ScoreEvent
+from fttt.types import (
+    Completion,
+    Example,
+    Question,
+    Scores,
+    Step,
+    Teacher,
+    Text,
+    Trial,
+    Turn,
+    Usage,
+    Verdict,
+)
+from fttt.verifiers.verifier import Verifier, extract_answer, verify_completion
+
+__all__ = ["Ledger", "Observer", "Replay", "RunContext"]
+
+_DIVERGENCE_TOP_K = 20
+"""Likeliest tokens of a place that are compared one by one; all others are taken as one."""
+
+
+class Observer(Protocol):
+    """Somebody who watches a run."""
+
+    def trial_ended(self, trial: Trial) -> None:
+        """A trial ended in this process."""
+
+    def question_ended(self, *, solved: bool, spared: int) -> None:
+        """A question's method returned; ``spared`` trials of its budget were not needed."""
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """What the questions of one run share."""
+
+    engine: Engine
+    chat: ChatFormat
+    stop_ids: tuple[int, ...]
+    verifier: Verifier
+    journal: Journal
+    observer: Observer
+    seed: int
+    sampling: SamplingSection
+    budget: BudgetSection
+    method: Method
+    adapter_spec: AdapterSpec | None = None
+    shared: SharedAdapter | None = None
+    """The adapter of all questions, for a method that has one."""
+
+
+@dataclass
+class Ledger:
+    """One question's account under the rule of its run; every method's budget is counted here."""
+
+    rule: BudgetSection
+    usage: Usage = field(default_factory=Usage)
+    handed_out: int = 0
+    """Trials that were begun."""
+    free: int = 0
+    """Of those, the ones that ended without an answer and cost nothing."""
+    judged: int = 0
+    solved: bool = False
+
+    @property
+    def trials(self) -> int:
+        """The trials that the rule grants."""
+        return self.rule.trials if self.rule.trials is not None else sys.maxsize
+
+    @property
+    def running(self) -> int:
+        """Trials that are not judged yet."""
+        return self.handed_out - self.judged
+
+    @property
+    def limited_by_trials(self) -> bool:
+        """Whether the number of trials is the only limit, so that all may be begun at once."""
+        return self.rule.token_budget is None and self.rule.time_budget is None
+
+    def grants(self) -> bool:
+        """Whether one more trial may begin, those in progress counted as answered."""
+        if self.handed_out - self.free >= self.trials:
+            return False
+        if self.rule.unanswered == "retry" and self.handed_out >= 2 * self.trials + 1:
+            return False
+        if self.usage.generated_tokens >= (self.rule.token_budget or math.inf):
+            return False
+        return self.usage.seconds < (self.rule.time_budget or math.inf)
+
+    def begin(self) -> int:
+        """Begin a trial; return its number."""
+        self.handed_out += 1
+        return self.handed_out - 1
+
+    def withdraw(self) -> None:
+        """Take back the last trial, which will not be judged."""
+        self.handed_out -= 1
+
+    def judge(self, verdict: Verdict) -> None:
+        """Count the verdict that a trial ended with."""
+        self.judged += 1
+        self.solved = self.solved or verdict.correct
+        if self.rule.unanswered == "retry" and not verdict.answered:
+            self.free += 1
+
+    def spend(self, usage: Usage) -> None:
+        """Add what something cost."""
+        self.usage += usage
+
+
+MethodAdapter = OwnAdapter | SharedAdapter
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """A target's tokens and all that stands before them."""
+
+    before_ids: tuple[int, ...]
+    target_ids: tuple[int, ...]
+    fixed: int
+    """Tokens whose keys and values are constants of a step: up to the last answer before the
+    target, the question at least."""
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        return self.before_ids + self.target_ids
+
+
+class Replay:
+    """One question's way through engine, verifier and journal, every cost of it in the ledger."""
+
+    def __init__(self, question: Question, run: RunContext) -> None:
+        self.question = question
+        self.run = run
+        self.ledger = Ledger(run.budget)
+        self.round = 0
+        """Number of the trial, or group of trials, in progress."""
+        self._history = run.journal.history(question.id)
+        self._recorded = run.journal.written(question.id)
+        self._sequences = HeldSequences(run.engine, run.adapter_spec)
+        self._generations = 0
+        self._scorings = 0
+        self._ahead = Lookahead(lambda: run.engine.idle, self._sequences.generate)
+        self._judged = asyncio.Event()
+
+    async def generate(
+        self,
+        turns: tuple[Turn, ...],
+        before: tuple[Text, ...] = (),
+        *,
+        adapter: MethodAdapter | None = None,
+        max_new_tokens: int | None = None,
+        temperature: float | None = None,
+        trial: int | None = None,
+    ) -> Completion:
+        """Generate, or take from the journal what an earlier process generated here."""
+        run = self.run
+        number, self._generations = self._generations, self._generations + 1
+        longest = run.sampling.max_new_tokens
+        new_tokens = min(longest, max_new_tokens) if max_new_tokens else longest
+        if (turns or before) and type(run.method).conversation is Method.conversation:
+            raise TypeError(
+                f"the method {run.method.name!r} continues a conversation without saying how "
+                "long it may grow; give it a conversation() of its own"
+            )
+        prompt_ids = self._prompt_ids(turns, before, run.engine.max_length - new_tokens)
+        own = adapter if isinstance(adapter, OwnAdapter) else None
+        past = self._history.generations.get(number)
+        if past is not None:
+            self._check_replay(past, prompt_ids, trial)
+            kept, completion = None, past.completion
+        else:
+            first = GenerateRequest(
+                prompt_ids=prompt_ids,
+                max_new_tokens=new_tokens,
+                temperature=run.sampling.temperature if temperature is None else temperature,
+                top_p=run.sampling.top_p,
+                top_k=run.sampling.top_k or 0,
+                min_p=run.sampling.min_p or 0.0,
+                repetition_penalty=run.sampling.repetition_penalty or 1.0,
+                stop_ids=run.stop_ids,
+                adapter=await self._slot(adapter),
+                keep=self._keeps(adapter, trial),
+                awaited=trial is not None
+                and self._sequences.learns_from(adapted=adapter is not None),
+            )
+
+            def request(n: int) -> GenerateRequest:
+                key = derive_key("generation", run.seed, self.question.id, n)
+                return replace(first, noise_key=key)
+
+            if run.method.fresh and number == trial and self.ledger.limited_by_trials:
+                generation = await self._ahead.take(number, request, self.ledger.trials - 1)
+            else:
+                generation = await self._sequences.generate(request(number))
+            kept = generation.kept
+            completion = self._completion(number, len(prompt_ids), generation)
+            run.journal.generation(GenerationEvent(self.question.id, trial, completion))
+        steps = own.steps if own else 0
+        self._sequences.add(number, HeldSequence(prompt_ids, completion, kept, own, steps))
+        self.ledger.spend(completion.usage)
+        return completion
+
+    async def search(self, beams: int, trial: int) -> tuple[Completion, ...]:
+        """Search, or take from the journal what an earlier process found.
+
+        The journal must hold all beams: those of two searches may differ in rounding.
+        """
+        run, first = self.run, self._generations
+        self._generations += beams
+        if not run.method.searches:
+            raise TypeError(
+                f"the method {run.method.name!r} searches without saying so; "
+                "give the class searches = True"
+            )
+        new_tokens = run.sampling.max_new_tokens
+        prompt_ids = self._prompt_ids((), (), run.engine.max_length - new_tokens)
+        past = [self._history.generations.get(first + n) for n in range(beams)]
+        events = [event for event in past if event is not None]
+        if len(events) == beams:
+            for n, event in enumerate(events):
+                self._check_replay(event, prompt_ids, trial + n)
+        else:
+            found = await run.engine.beam(BeamRequest(prompt_ids, beams, new_tokens, run.stop_ids))
+            events = [
+                GenerationEvent(
+                    self.question.id,
+                    trial + n,
+                    self._completion(first + n, len(prompt_ids), beam, of=beams),
+                )
+                for n, beam in enumerate(found)
+            ]
+            for event in events:
+                run.journal.generation(event)
+        for event in events:
+            completion = event.completion
+            self._sequences.add(completion.generation, HeldSequence(prompt_ids, completion))
+            self.ledger.spend(completion.usage)
+        return tuple(event.completion for event in events)
+
+    async def score(
+        self, example: Example, adapter: MethodAdapter | None = None, top_k: int = 0
+    ) -> Scores:
+        """Score an example's target, or take its scores from the journal."""
+        number, self._scorings = self._scorings, self._scorings + 1
+        scores = self._history.scores.get(number)
+        if scores is None:
+            scores = await self._scores(example, adapter, top_k)
+            self.run.journal.score(ScoreEvent(self.question.id, number, scores))
+        self.ledger.spend(scores.usage)
+        return scores
+
+    async def verify(self, completion: Completion) -> tuple[Verdict, Usage]:
+        """Verify, or take the verdict from the journal."""
+        past = self._history.verdicts.get(completion.generation)
+        if past is None:
+            start = time.perf_counter()
+            try:
+                verdict = await verify_completion(
+                    self.run.verifier,
+                    self.question,
+                    completion.text,
+                    cut=completion.finish_reason == "length",
+                )
+            except FTTTError:
+                raise
+            except Exception as error:  # a user's own verifier is allowed to be wrong
+                detail = f"the verifier raised {type(error).__name__}: {error}"
+                verdict = Verdict("incorrect", None, detail)
+            past = replace(verdict, seconds=time.perf_counter() - start)
+            self.run.journal.verdict(self.question.id, completion.generation, past)
+        usage = Usage(verifier_calls=1, seconds=past.seconds)
+        self.ledger.spend(usage)
+        return past, usage
+
+    async def train(
+        self, adapter: MethodAdapter, examples: Sequence[Example], *, divergence: bool = False
+    ) -> tuple[Step, Usage]:
+        """Take one optimizer step on the sum of the examples' losses, or hand them in for one."""
+        examples = [example for example in examples if _counts(example)]
+        if not examples:
+            return Step(None), Usage()
+        lessons = tuple(self._lesson(example, adapter) for example in examples)
+        if isinstance(adapter, SharedAdapter):
+            adapter.hand_in(self.question.id, self.round, lessons)
+            tokens = sum(w != 0 for x in lessons for t in x.targets for w in t.weights)
+            step, usage = Step(None, tokens), Usage(trained_tokens=tokens)
+        else:
+            trained = await self.run.engine.train(TrainRequest(adapter.slot, lessons))
+            adapter.steps += 1
+            step = Step(trained.loss, trained.trained_tokens)
+            usage = Usage(trained_tokens=trained.trained_tokens, seconds=trained.seconds)
+        self.ledger.spend(usage)
+        if divergence:
+            far, cost = await self._divergence(examples, adapter)
+            self.ledger.spend(cost)
+            step, usage = replace(step, divergence=far), usage + cost
+        return step, usage
+
+    def count(self, verdict: Verdict) -> None:
+        """Count a trial's verdict and wake whoever waits for room in the budget."""
+        self.ledger.judge(verdict)
+        self._judged.set()
+
+    async def next_verdict(self) -> None:
+        """Wait until one more trial is counted."""
+        self._judged.clear()
+        await self._judged.wait()
+
+    def extract(self, completion: Completion) -> str | None:
+        """The normalised answer in a completion."""
+        cut = completion.finish_reason == "length"
+        return extract_answer(self.run.verifier, self.question, completion.text, cut=cut)
+
+    def record(self, trial: Trial) -> None:
+        """Write a trial down, unless an earlier process has."""
+        if trial.trial not in self._recorded:
+            self.run.journal.trial(trial)
+            self.run.observer.trial_ended(trial)
+
+    def release(self) -> None:
+        """Give back the cache rows that were held for the train steps of trials."""
+        self._sequences.release()
+
+    def close(self) -> None:
+        """Give everything back."""
+        self._ahead.close()
+        self._sequences.close()
+
+    async def _slot(self, adapter: MethodAdapter | None) -> AdapterSlot | None:
+        if isinstance(adapter, SharedAdapter):
+            return await adapter.weights(self.round)
+        return None if adapter is None else adapter.slot
+
+    def _keeps(self, adapter: MethodAdapter | None, trial: int | None) -> bool:
+        """Whether a train step, or another generation of the base model, may follow."""
+        if isinstance(adapter, SharedAdapter):
+            return False  # the step is taken under other weights
+        if adapter is not None:
+            return trial is not None and self._sequences.learns_from(adapted=True)
+        return self.ledger.trials > 1 and not self.run.method.together
+
+    def _completion(
+        self, number: int, prompt_tokens: int, generation: Generation, of: int = 1
+    ) -> Completion:
+        """What the engine wrote; ``of`` so many that were written at once, each has a share."""
+        return Completion(
+            text=self.run.chat.decode(generation.token_ids),
+            token_ids=generation.token_ids,
+            finish_reason=generation.finish_reason,
+            generation=number,
+            usage=Usage(
+                prompt_tokens=prompt_tokens,
+                generated_tokens=len(generation.token_ids),
+                generations=1,
+                seconds=generation.seconds / of,
+            ),
+        )
+
+    def _prompt_ids(
+        self, turns: tuple[Turn, ...], before: tuple[Text, ...], room: int, *, header: bool = True
+    ) -> tuple[int, ...]:
+        """The conversation in token ids; its oldest answers are left out until it fits."""
+        chat, question = self.run.chat, self.question
+
+        def ids() -> tuple[int, ...]:
+            return chat.conversation_ids(
+                question.prompt, turns, question.rendered, before=before, header=header
+            )
+
+        found = ids()
+        while len(found) > room and len(turns) >= 2:
+            turns = turns[2:]
+            found = ids()
+        return found
+
+    def _conversation(self, example: Example) -> Conversation:
+        """An example in token ids."""
+        chat, target, after = self.run.chat, example.target, example.after
+        room, prompt = self.run.engine.max_length, self.question.prompt
+        answers = [n for n, turn in enumerate(after) if not _is_user(turn)]
+        last = answers[-1] + 1 if answers else 0
+        answered = 0 < last == len(after)
+        if isinstance(target, Text) and (target.role == "system" or _is_user(target) != answered):
+            raise ValueError(
+                "the target of an example is an answer after the question or a user text, or a "
+                f"user text after an answer; this one is a {target.role} text after {after!r}"
+            )
+        before_ids = self._prompt_ids(after, example.before, room, header=not answered)
+        if isinstance(target, Completion):
+            target_ids = target.token_ids
+        elif target.role == "assistant":
+            target_ids = chat.answer_ids(prompt, target.content)
+        else:
+            end = after[-1]
+            answer = end if isinstance(end, Completion) else chat.given(prompt, end.content)
+            target_ids = chat.turn_ids(target.content, answer, answer=False)
+        fixed = len(before_ids)
+        if 0 < last < len(after):  # what the user says after the last answer has a gradient
+            fixed = len(self._prompt_ids(after[:last], example.before, room, header=False))
+        return Conversation(before_ids, target_ids, fixed)
+
+    def _lesson(self, example: Example, adapter: MethodAdapter) -> Lesson:
+        """What the engine is asked to learn from an example."""
+        found = self._conversation(example)
+        whole, fixed = found.token_ids, found.fixed
+        if example.whole:
+            target = Target(whole[1:], _mean_weights(example.weight, len(whole) - 1), after=1)
+        else:
+            quiet = len(found.before_ids) - fixed
+            target = Target(
+                whole[fixed:],
+                (0.0,) * quiet + _mean_weights(example.weight, len(found.target_ids)),
+                after=fixed,
+                teacher=_padded(example.teacher, quiet),
+                form=example.form,
+            )
+        own = adapter if isinstance(adapter, OwnAdapter) else None
+        kept = self._sequences.find(whole, fixed, own) if own is not None else None
+        if not example.whole and fixed == len(whole[:fixed] if kept is None else kept.token_ids):
+            target = replace(target, after=None)
+        return Lesson(whole[:fixed] if kept is None else kept, (target,))
+
+    async def _scores(self, example: Example, adapter: MethodAdapter | None, top_k: int) -> Scores:
+        found = self._conversation(example)
+        own = adapter if isinstance(adapter, OwnAdapter) else None
+        kept = self._sequences.find(found.token_ids, found.fixed, own) if own else None
+        scored = await self.run.engine.score(
+            ScoreRequest(
+                context=found.before_ids if kept is None else kept,
+                token_ids=found.target_ids if kept is None else found.token_ids[found.fixed :],
+                adapter=await self._slot(adapter),
+                top_k=top_k,
+                after=None if kept is None else found.fixed,
+            )
+        )
+        tokens = len(found.target_ids)
+        return Scores(
+            token_ids=found.target_ids,
+            logprobs=scored.logprobs[-tokens:],
+            top_ids=scored.top_ids[-tokens:],
+            top_logprobs=scored.top_logprobs[-tokens:],
+            usage=Usage(scored_tokens=tokens, seconds=scored.seconds),
+        )
+
+    async def _divergence(
+        self, examples: Sequence[Example], adapter: MethodAdapter
+    ) -> tuple[float, Usage]:
+        """Mean KL divergence of the adapter's predictions from the base model's at the targets."""
+        both = await asyncio.gather(
+            *(
+                self._scores(example, which, _DIVERGENCE_TOP_K)
+                for example in examples
+                for which in (adapter, None)
+            )
+        )
+        places = [
+            _kl(now, base, place)
+            for example, now, base in zip(examples, both[::2], both[1::2], strict=True)
+            for place in range(len(now.token_ids))
+            if not isinstance(example.weight, tuple) or example.weight[place]
+        ]
+        usage = sum((scores.usage for scores in both), Usage())
+        return sum(places) / max(1, len(places)), usage
+
+    def _check_replay(
+        self, past: GenerationEvent, prompt_ids: tuple[int, ...], trial: int | None
+    ) -> None:
+        found = (past.trial, past.completion.usage.prompt_tokens)
+        if found != (trial, len(prompt_ids)):
+            raise RunError(
+                f"Generation {past.completion.generation} of the question {self.question.id!r} was "
+                "made by another version or from other data, so the run cannot be resumed from it; "
+                "start a new run."
+            )
+
+
+def _is_user(turn: Turn) -> bool:
+    return isinstance(turn, Text) and turn.role == "user"
+
+
+def _counts(example: Example) -> bool:
+    """Whether anything of an example carries a loss."""
+    return any(example.weight) if isinstance(example.weight, tuple) else bool(example.weight)
+
+
+def _mean_weights(weight: float | tuple[float, ...], tokens: int) -> tuple[float, ...]:
+    """Each token's part of a mean over the target's tokens, times its weight."""
+    each = weight if isinstance(weight, tuple) else (weight,) * tokens
+    return tuple(one / tokens for one in each)
+
+
+def _padded(teacher: Teacher | None, quiet: int) -> Teacher | None:
+    """The teacher of a target behind ``quiet`` tokens that carry no loss."""
+    if teacher is None or not quiet:
+        return teacher
+    none: tuple[tuple[()], ...] = ((),) * quiet
+    return Teacher(none + teacher.token_ids, none + teacher.weights, (0.0,) * quiet + teacher.tail)
+
+
+def _kl(now: Scores, base: Scores, place: int) -> float:
+    """KL divergence of two predictions, in nats, over the tokens that both list and all others."""
+    one = dict(zip(now.top_ids[place], now.top_logprobs[place], strict=True))
+    two = dict(zip(base.top_ids[place], base.top_logprobs[place], strict=True))
+    common = one.keys() & two.keys()
+    total = sum(math.exp(one[token]) * (one[token] - two[token]) for token in common)
+    rest_one = 1 - sum(math.exp(one[token]) for token in common)
+    rest_two = 1 - sum(math.exp(two[token]) for token in common)
+    if rest_one > 1e-6:
+        total += rest_one * math.log(rest_one / max(rest_two, 1e-9))
+    return max(0.0, total)
