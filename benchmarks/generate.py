@@ -3,7 +3,7 @@
     python benchmarks/generate.py                # smollm2-135m, batch 1 and 16
 
 Answers end where the model ends them, so `transformers` runs each batch until its longest answer
-is done while the engine's lanes go on with what is left. Both sides take turns; the tokens are
+is done while the engine's lanes continue with what is left. Both sides take turns; the tokens are
 compared and the ratio is that of the medians.
 """
 

@@ -52,7 +52,7 @@ def test_fttt_starts_from_a_checkpoint_and_says_so(
 
 
 @pytest.mark.parametrize("kind", ["lora", "prefix"])
-def test_a_run_goes_on_with_the_same_weights_only(
+def test_a_run_resumes_with_the_same_weights_only(
     make_checkpoint: Make, capsys: pytest.CaptureFixture[str], kind: str
 ) -> None:
     tuned = make_checkpoint(kind)

@@ -44,7 +44,7 @@ train = partial(call, "finetune", "train")
         (["lora", "--dtype", "float16"], "Training in float16 needs its losses scaled"),
         (["lora", "--device", "cuda:1"], "--device cannot be 'cuda:1' here"),
         (["lora", "--resume", "nowhere"], "leave everything else away"),
-        (["--resume", "nowhere"], "'nowhere' holds no fine-tuning to go on with"),
+        (["--resume", "nowhere"], "'nowhere' holds no fine-tuning to resume"),
     ],
 )
 def test_bad_input_is_one_sentence_before_a_model_is_loaded(
@@ -120,7 +120,7 @@ def test_the_published_settings_are_filled_in_and_run_again_as_a_recipe(
     assert other["settings"]["rank"] == 3
 
 
-def test_a_killed_process_is_gone_on_from(
+def test_a_killed_training_is_resumed(
     model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = [

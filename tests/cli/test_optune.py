@@ -43,7 +43,7 @@ def test_what_cannot_be_trained_on_is_refused(capsys: pytest.CaptureFixture[str]
     assert "'--attempts': Input should be greater" in capsys.readouterr().err
 
 
-def test_a_training_is_begun_and_gone_on_with(
+def test_a_training_is_begun_and_resumed(
     model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert optune("generate", "--model", model, "--attempts", "3", "--out", "r", *COMMON) == 0

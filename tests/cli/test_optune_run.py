@@ -142,7 +142,7 @@ def test_a_run_equals_one_question_at_a_time(
     assert differ >= QUESTIONS  # the changes are seen in what is written
 
 
-def test_a_torn_run_goes_on_with_the_changes_it_had(flags: list[str], tmp_path: Path) -> None:
+def test_a_torn_run_resumes_with_the_changes_it_had(flags: list[str], tmp_path: Path) -> None:
     words = ["run", "optune", *flags, "--temperature", "1.0", "--schedule", "accumulate"]
     assert call(*words, "--out", "whole") == 0
     assert call(*words, "--out", "torn") == 0

@@ -98,7 +98,7 @@ def test_two_processes_end_where_one_does(tmp_path: Path) -> None:
     assert_same(tmp_path / "one", tmp_path / "two", "adapter_model.safetensors")
 
 
-def test_weights_that_are_shared_out_are_trained_saved_and_gone_on_with(tmp_path: Path) -> None:
+def test_weights_that_are_shared_out_are_trained_saved_and_resumed(tmp_path: Path) -> None:
     # gemma's embeddings are tied; with so few tokens at once, processes would run unequal passes
     model = save_tiny_model(tmp_path / "tiny", "gemma")
     words = [

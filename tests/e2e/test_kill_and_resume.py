@@ -100,7 +100,7 @@ def test_killed_interrupted_and_resumed_equals_uninterrupted(tmp_path: Path, mod
 
 
 @pytest.mark.slow
-def test_a_full_disk_says_so_and_the_run_goes_on_later(tmp_path: Path, model: Path) -> None:
+def test_a_full_disk_says_so_and_the_run_resumes_later(tmp_path: Path, model: Path) -> None:
     out = tmp_path / "out"
     script = (
         "import resource, sys\n"

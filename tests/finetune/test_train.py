@@ -1,4 +1,4 @@
-"""Training: it learns, exactly what it should, and goes on where it was stopped."""
+"""Training: it learns, exactly what it should, and resumes where it was stopped."""
 
 from __future__ import annotations
 

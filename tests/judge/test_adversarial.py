@@ -108,7 +108,7 @@ def test_what_is_hardly_a_program_fails_with_a_reason(name: str) -> None:
             problem = Problem("", "def check(f):\n    assert f(1, 2) == 3\n", "add")
             judgement = await sandbox.judge(Submission(problem, ODD[name]))
             after = await sandbox.judge(Submission(problem, "def add(a, b): return a + b"))
-            assert after.passed, "the sandbox goes on"
+            assert after.passed, "the sandbox still works"
             return judgement
         finally:
             await sandbox.close()

@@ -1,4 +1,4 @@
-"""Training on a tiny model: killed and gone on with, and by two processes as by one."""
+"""Training on a tiny model: killed and resumed, and by two processes as by one."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def test_a_step_is_the_mean_gradient_shortened_only_where_it_is_too_long(
     assert made.skipped == 2
 
 
-def test_a_killed_training_goes_on_as_if_it_had_not_been(
+def test_a_killed_training_resumes_as_if_it_had_not_been(
     attempts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
@@ -146,7 +146,7 @@ def test_a_killed_training_goes_on_as_if_it_had_not_been(
     monkeypatch.undo()
     assert read_info(killed).step == 3
     trained = train(attempts, killed, clip=0.5, schedule="cosine", warmup=0.2)
-    assert 0 not in trained.validation  # it went on
+    assert 0 not in trained.validation  # it was resumed
     equal(whole, killed)
 
 
@@ -250,13 +250,13 @@ def test_bad_input_is_refused_before_a_model_is_loaded(
     refused("needs the package 'accelerate'.*pip install")
 
 
-def test_a_training_goes_on_under_its_own_settings_only(attempts: Path, tmp_path: Path) -> None:
+def test_a_training_resumes_under_its_own_settings_only(attempts: Path, tmp_path: Path) -> None:
     own = settings(attempts)
     resumed(own, settings(attempts, max_steps=9, batch_tokens=5), tmp_path)
-    with pytest.raises(UsageError, match=r"begun with lr = 0.001 and cannot go on with 0.1"):
+    with pytest.raises(UsageError, match=r"begun with lr = 0.001 and cannot resume with 0.1"):
         resumed(own, settings(attempts, lr=0.1), tmp_path)
     cosine = settings(attempts, schedule="cosine")
-    with pytest.raises(UsageError, match=r"max_steps = None and cannot go on with 9"):
+    with pytest.raises(UsageError, match=r"max_steps = None and cannot resume with 9"):
         resumed(cosine, settings(attempts, schedule="cosine", max_steps=9), tmp_path)
-    with pytest.raises(UsageError, match=r"holds no OpTune training to go on with"):
+    with pytest.raises(UsageError, match=r"holds no OpTune training to resume"):
         read_settings(tmp_path)

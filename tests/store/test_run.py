@@ -240,7 +240,7 @@ def test_a_folder_that_could_not_be_opened_is_let_go(tmp_path: Path) -> None:
     RunWriter(tmp_path / "run").close()
 
 
-def test_the_clock_goes_on_where_it_stopped(tmp_path: Path) -> None:
+def test_the_clock_continues_where_it_stopped(tmp_path: Path) -> None:
     create(tmp_path / "run").close()
     path = tmp_path / "run" / "events.jsonl"
     path.write_text('{"event":"done","question_id":"q/0","at":100.5}\n')

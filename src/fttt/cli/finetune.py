@@ -53,7 +53,7 @@ def train_command(
     out: Annotated[
         Path | None, typer.Option(help="folder to begin (else one under outputs/)")
     ] = None,
-    resume: Annotated[Path | None, typer.Option(help="folder to go on with")] = None,
+    resume: Annotated[Path | None, typer.Option(help="folder to resume")] = None,
     recipe: Recipe = None,
     dry_run: DryRun = False,
 ) -> None:
@@ -107,14 +107,14 @@ _LENGTHS = ("epochs", "max_steps")
 def _resume(folder: Path, flags: dict[str, Any], *, given: bool) -> None:
     if flags or given:
         raise UsageError(
-            f"--resume goes on with the settings in {str(folder / 'config.toml')!r}; leave "
+            f"--resume keeps the settings in {str(folder / 'config.toml')!r}; leave "
             "everything else away, or train anew with --recipe and that file."
         )
     file = folder / "config.toml"
     values = read_toml(file) if file.is_file() else {}
     if "training" not in values:
         raise UsageError(
-            f"The folder {str(folder)!r} holds no fine-tuning to go on with: there is no "
+            f"The folder {str(folder)!r} holds no fine-tuning to resume: there is no "
             "config.toml of `fttt finetune train` in it; name one that was given as its --out."
         )
     from fttt.finetune.finetune_plan import plan_finetune, processes

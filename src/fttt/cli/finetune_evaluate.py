@@ -47,7 +47,7 @@ def evaluate_command(
     judge_url: JudgeURL = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="folder of the runs; that of an unfinished evaluation goes on"),
+        typer.Option(help="folder of the runs; that of an unfinished evaluation is resumed"),
     ] = None,
 ) -> None:
     """Greedy decoding on all questions, then independent samples on the hard ones.

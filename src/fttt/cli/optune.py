@@ -60,7 +60,7 @@ def generate_command(
     out: Annotated[
         Path | None, typer.Option(help="run folder to begin (else one under outputs/)")
     ] = None,
-    resume: Annotated[Path | None, typer.Option(help="run folder to go on with")] = None,
+    resume: Annotated[Path | None, typer.Option(help="run folder to resume")] = None,
 ) -> None:
     """Make attempts at a training split, judge them, and keep them in a run folder."""
     own: dict[str, Any] = {"method": "sample"}
@@ -105,7 +105,7 @@ def train_command(
     out: Annotated[
         Path | None, typer.Option(help="folder to begin (outputs/optune-TASK-MODEL-sSEED)")
     ] = None,
-    resume: Annotated[Path | None, typer.Option(help="training folder to go on with")] = None,
+    resume: Annotated[Path | None, typer.Option(help="training folder to resume")] = None,
     recipe: Recipe = None,
 ) -> None:
     """Train the network on attempts and gold solutions; several processes share the work."""
@@ -114,7 +114,7 @@ def train_command(
     if shuffle_attempts or constant_input:
         flags["ablation"] = "shuffle-attempts" if shuffle_attempts else "constant-input"
     if resume is not None and out is not None:
-        raise UsageError("--resume goes on in its own folder; leave --out away.")
+        raise UsageError("--resume continues in its own folder; leave --out away.")
     file = {} if recipe is None else read_toml(recipe)
     build(OpTuneConfig, merge({"attempts_from": "?"}, file), str(recipe))  # its own faults first
     _train(merge(file, flags), out, resume)

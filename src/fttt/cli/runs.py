@@ -87,7 +87,7 @@ def run_command(
     out: Annotated[
         Path | None, typer.Option(help="run folder to begin (else one under outputs/)")
     ] = None,
-    resume: Annotated[Path | None, typer.Option(help="run folder to go on with")] = None,
+    resume: Annotated[Path | None, typer.Option(help="run folder to resume")] = None,
     recipe: Recipe = None,
     dry_run: DryRun = False,
 ) -> None:
@@ -119,7 +119,7 @@ def run_flags(
 ) -> None:
     """Carry out a run: flags over file over defaults, in a new folder or in ``resume``."""
     if resume is not None and out is not None:
-        raise UsageError("--resume goes on in its own folder; leave --out away.")
+        raise UsageError("--resume continues in its own folder; leave --out away.")
     file = None if recipe is None else read_toml(recipe)
     if resume is not None:
         _resume(resume, merge(file or {}, flags))
@@ -155,8 +155,8 @@ def _resume(folder: Path, flags: dict[str, Any]) -> None:
     method = flags.get("method", run.method)
     if method != run.method:
         raise UsageError(
-            f"The run in {str(folder)!r} is one of {run.method!r} and cannot go on as {method!r}; "
-            f"go on with it by `fttt run --resume {folder}`, or start a new run."
+            f"The run in {str(folder)!r} is one of {run.method!r}, not of {method!r}; "
+            f"resume it by `fttt run --resume {folder}`, or start a new run."
         )
     plan = plan_resume(run, merge(run.config, flags))
     if run.finished:
@@ -212,7 +212,7 @@ def sweep_command(
     ],
     out: Annotated[
         Path | None,
-        typer.Option(help="folder of the runs; that of an unfinished sweep goes on"),
+        typer.Option(help="folder of the runs; that of an unfinished sweep is resumed"),
     ] = None,
 ) -> None:
     """Run methods x tasks x seeds x settings with the model loaded once; end in one table."""

@@ -193,5 +193,5 @@ def cannot_save(folder: Path, error: Exception) -> RunError:
     first = str(error).strip().splitlines()[0]
     return RunError(
         f"{str(folder)!r} could not be saved ({first}); what was saved earlier is whole: free some "
-        "space and go on from it with --resume."
+        "space and resume from it with --resume."
     )

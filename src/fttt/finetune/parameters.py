@@ -232,7 +232,7 @@ def export(model: Any, settings: Section, folder: Path, base_model: str, state: 
 
 
 def write_trained(model: nn.Module, folder: Path) -> None:
-    """Write the trained weights as they are in training, to go on from."""
+    """Write the trained weights as they are in training, to resume from."""
     state = {n: p.detach().contiguous() for n, p in model.named_parameters() if p.requires_grad}
     save_file(state, folder / TRAINED_FILE)
 

@@ -97,7 +97,7 @@ class SolutionTrainer(Trainer):
         Args:
             settings: of the method.
             describe: makes a checkpoint's description of step, epoch, counts and validation loss.
-            counts: at zero, or of the checkpoint that is gone on from.
+            counts: at zero, or of the checkpoint that is resumed.
             batch_tokens: tokens that run at once.
             tokenizer: goes into the folder of a whole model.
             train_dataset: what is learned.
@@ -245,7 +245,7 @@ class SolutionTrainer(Trainer):
         """
         root = Path(str(self.args.output_dir))
         folder = root / f"checkpoint-{self.state.global_step}"
-        # nothing goes on from the last one, so its optimizer state need not be written
+        # nothing resumes from the last one, so its optimizer state need not be written
         self.args.save_only_model = self.state.global_step >= self.state.max_steps
         try:
             super()._save_checkpoint(model, trial)

@@ -43,12 +43,12 @@ __all__ = ["optimizer", "train", "training_arguments"]
 
 CHECKPOINTS = "checkpoints"
 FSDP_FILE = "pytorch_model_fsdp.bin"
-"""The weights in a checkpoint that FSDP goes on with."""
+"""The weights in a checkpoint that FSDP resumes from."""
 STATE_FILES = (
     "optimizer*", "scheduler.pt", "scaler.pt", "rng_state*", "trainer_state.json",
     "trained.safetensors", FSDP_FILE,
 )  # fmt: skip
-"""What a checkpoint holds only for training to go on."""
+"""What a checkpoint holds only for training to resume."""
 LEAST_EVERY = 50
 
 
@@ -58,7 +58,7 @@ def train(plan: FinetunePlan, folder: Path, *, resume: bool = False) -> Finetune
     Args:
         plan: what to train, checked.
         folder: new or empty, or with ``resume`` that of an earlier training.
-        resume: go on from the last checkpoint in ``folder``, if there is one.
+        resume: start from the last checkpoint in ``folder``, if there is one.
 
     Raises:
         RunError: training diverged, memory or disk ran out; checkpoints stay.
@@ -94,7 +94,7 @@ def train(plan: FinetunePlan, folder: Path, *, resume: bool = False) -> Finetune
 
 
 def _check_launch(begin: Path) -> None:
-    """FSDP writes what it goes on with in its own form.
+    """FSDP writes what it resumes from in its own form.
 
     Raises:
         UsageError: ``begin`` was written under the other launch.
@@ -104,7 +104,7 @@ def _check_launch(begin: Path) -> None:
     how = "without --use_fsdp" if sharded() else "with the `accelerate launch --use_fsdp` of then"
     raise UsageError(
         f"The checkpoint {str(begin)!r} was written {'without' if sharded() else 'with'} FSDP; "
-        f"go on with it {how}."
+        f"resume it {how}."
     )
 
 
@@ -313,7 +313,7 @@ def _finish_together(folder: Path, state: TrainerState, last: Path, device: str)
 
 
 def _finish(folder: Path, state: TrainerState, spent: Counts) -> FinetuneInfo:
-    """Move the result out of its checkpoint and drop what was only there to go on from.
+    """Move the result out of its checkpoint and drop what was only there to resume from.
 
     The result are the last weights, or the best ones where training stops early by validation.
     """

@@ -241,7 +241,7 @@ def context_of(config: Any) -> int:
     names = ("max_position_embeddings", "n_positions", "max_seq_len")
     most = next(filter(None, (getattr(text, name, None) for name in names)), UNBOUNDED)
     rotary = getattr(text, "rope_parameters", None) or {}
-    if rotary.get("rope_type") == "dynamic":  # its frequencies go on for so many times more
+    if rotary.get("rope_type") == "dynamic":  # its frequencies hold for so many times more
         most *= rotary["factor"]
     return int(most)
 

@@ -75,7 +75,7 @@ class OpTuneCheckpoint:
 
 @dataclass(frozen=True, slots=True)
 class TrainingState:
-    """What training needs to go on as if it had never stopped.
+    """What training needs to resume as if it had never stopped.
 
     Random numbers need no state: each is drawn from a key that names its seed, epoch and example.
     """
@@ -154,7 +154,7 @@ def load_checkpoint(source: str | Path, device: str = "cpu") -> OpTuneCheckpoint
 
 
 def check_training(source: str | Path) -> None:
-    """Refuse a checkpoint that training cannot go on from, without loading it.
+    """Refuse a checkpoint that training cannot resume from, without loading it.
 
     Raises:
         UsageError: a file of it is missing or torn.
@@ -166,7 +166,7 @@ def check_training(source: str | Path) -> None:
 
 
 def load_training(source: str | Path) -> TrainingState:
-    """What a training folder's newest checkpoint holds to go on from, on the CPU.
+    """What a training folder's newest checkpoint holds to resume from, on the CPU.
 
     Raises:
         UsageError: the files are missing or torn.

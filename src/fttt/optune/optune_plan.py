@@ -26,7 +26,7 @@ OTHER_EPOCHS = 3
 FREE = frozenset(
     {"device", "batch_tokens", "max_steps", "validate_every", "checkpoint_every", "tracker"}
 )
-"""Settings that may differ when a training goes on."""
+"""Settings that may differ when a training is resumed."""
 TRACKERS = {
     "tensorboard": "tensorboard", "wandb": "wandb", "comet_ml": "comet_ml", "aim": "aim",
     "mlflow": "mlflow", "clearml": "clearml", "dvclive": "dvclive", "swanlab": "swanlab",
@@ -92,14 +92,14 @@ def read_settings(folder: Path) -> OpTuneConfig:
     values = read_toml(folder / CONFIG) if (folder / CONFIG).is_file() else {}
     if "attempts_from" not in values:
         raise UsageError(
-            f"The folder {str(folder)!r} holds no OpTune training to go on with: there is no "
+            f"The folder {str(folder)!r} holds no OpTune training to resume: there is no "
             f"{CONFIG} of `fttt optune train` in it; name one that was given as its --out."
         )
     return build(OpTuneConfig, values, str(folder / CONFIG))
 
 
 def resumed(own: OpTuneConfig, asked: OpTuneConfig, folder: Path) -> None:
-    """Refuse to go on with a training under other settings than its own.
+    """Refuse to resume a training under other settings than its own.
 
     Raises:
         UsageError: a setting that shapes what is learned differs, or the checkpoint is broken.
@@ -112,7 +112,7 @@ def resumed(own: OpTuneConfig, asked: OpTuneConfig, folder: Path) -> None:
         if before.get(name) != after.get(name) and name not in free:
             raise UsageError(
                 f"The training in {str(folder)!r} was begun with {name} = {before.get(name)!r} and "
-                f"cannot go on with {after.get(name)!r}; leave that setting away, or begin a new "
+                f"cannot resume with {after.get(name)!r}; leave that setting away, or begin a new "
                 "training."
             )
     if any(folder.glob("step-*")):

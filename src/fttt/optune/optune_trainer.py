@@ -65,7 +65,7 @@ class TrainingResult:
     base_loss: float | None
     """Validation loss of the unchanged model."""
     validation: dict[int, float]
-    """Validation loss by step, since the training went on."""
+    """Validation loss by step, since the training was last resumed."""
     shuffled_loss: float | None
     """Validation loss at the end where each question is read another's attempt: as low as the
     other one where the network makes nothing of what it reads."""
@@ -181,7 +181,7 @@ class OpTuneTrainer:
     def _reusable_bytes(self) -> int:
         """What may be kept for reuse: on a GPU a share of the computer's free memory.
 
-        On a CPU nothing, so that a training that was killed goes on with the very same numbers:
+        On a CPU nothing, so that a resumed training repeats the very same numbers:
         what is reused was computed in another batch, and so rounded in another way.
         """
         if self.loaded.device.startswith("cpu"):

@@ -117,7 +117,7 @@ def _states(trials: Sequence[Trial], decided_by: DecidedBy) -> list[bool]:
 def pass_curve(runs: Sequence[Run], ids: Sequence[str], ks: Sequence[int]) -> dict[int, Floats]:
     """Unbiased pass@k of each question, for runs of independent samples; empty where not so.
 
-    The samples of several seeds are pooled. It holds for runs that went on after a correct
+    The samples of several seeds are pooled. It holds for runs that continued after a correct
     sample. A run that stops at its first correct sample is left out: there the share solved
     within k trials is already unbiased, and Chen's estimator, which takes the number of samples
     as fixed, would not be.

@@ -147,7 +147,7 @@ def check_finished(runs: Sequence[Run]) -> None:
         if run.owed:
             raise UsageError(
                 f"The run {str(run.path)!r} is unfinished: {len(run.owed)} of its "
-                f"{len(run.questions)} questions still owe trials; go on with it by "
+                f"{len(run.questions)} questions still owe trials; resume it by "
                 f"`fttt run --resume {run.path}`, or add --intersection to use the rest, or "
                 "--trials to use what every question has had."
             )
@@ -261,7 +261,7 @@ def _finished(side: Sequence[Run]) -> tuple[str, ...]:
     if not ids:
         raise UsageError(
             f"The run {str(side[0].path)!r} has no finished question, so there is nothing to "
-            f"report; go on with it by `fttt run --resume {side[0].path}`."
+            f"report; resume it by `fttt run --resume {side[0].path}`."
         )
     return ids
 

@@ -254,7 +254,7 @@ def test_a_value_too_large_to_cross_is_refused_and_says_so(
         assert remote(2) == "xx"
         with pytest.raises(Refused, match="at most 1000 may cross"):
             remote("x" * 2000)
-        assert remote([3][0]) == "xxx", "the border goes on"
+        assert remote([3][0]) == "xxx", "the border still holds"
         return tester.refused
 
     assert "may cross" in ask({"f": lambda n: "x" * n}, use)

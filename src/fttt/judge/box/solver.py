@@ -73,7 +73,7 @@ class Solver(Peer):
         """Take note of what the tests are like; says what the submission means by some names.
 
         ``classes`` are those of the prompt; where attributes are named, the submission may have
-        gone on with the class, and then it is its own.
+        continued the class, and then it is its own.
         """
         for name, attributes in classes.items():
             found = self._namespace.get(name)

@@ -129,7 +129,7 @@ class Tester(Peer):
         shared: dict[str, list[str] | None] = {}
         for name, value in space.items():
             if isinstance(value, type) and value.__module__ == "tests":
-                # The submission may go on with the class that the prompt ends in.
+                # The submission may continue the class that the prompt ends in.
                 shared[name] = sorted(vars(value)) if name == tests.last else None
         for name, (home, attribute) in analysis.standard.items():
             found = importlib.import_module(home)
