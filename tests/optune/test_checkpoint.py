@@ -124,7 +124,7 @@ def test_a_torn_or_foreign_checkpoint_is_refused_before_it_is_loaded(
 
 
 def test_reading_what_a_checkpoint_is_for_loads_no_torch() -> None:
-    script = "import sys, fttt.optune, fttt.cli.optune; sys.exit('torch' in sys.modules)"
+    script = "import sys, fttt.optune, fttt.cli.trainings; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
 

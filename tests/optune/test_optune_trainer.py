@@ -21,7 +21,7 @@ from fttt.experiment.runner import Cell, run_cells
 from fttt.models import load_model
 from fttt.optune import load_checkpoint, read_info
 from fttt.optune.gradient import Sums
-from fttt.optune.optune_plan import plan_training, read_settings, resumed
+from fttt.optune.optune_plan import check_resumable, plan_training, read_settings
 from fttt.optune.optune_trainer import OpTuneTrainer, ProcessGroup, TrainingResult, learning_rate
 from fttt.progress import Quiet, StepProgress
 from fttt.testing import save_tiny_model
@@ -128,7 +128,7 @@ def test_a_step_is_the_mean_gradient_shortened_only_where_it_is_too_long(
     assert made.skipped == 2
 
 
-def test_a_killed_training_resumes_as_if_it_had_not_been(
+def test_a_killed_training_resumes_as_if_it_had_never_stopped(
     attempts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
@@ -250,13 +250,13 @@ def test_bad_input_is_refused_before_a_model_is_loaded(
     refused("needs the package 'accelerate'.*pip install")
 
 
-def test_a_training_resumes_under_its_own_settings_only(attempts: Path, tmp_path: Path) -> None:
+def test_a_training_is_resumed_under_its_own_settings_only(attempts: Path, tmp_path: Path) -> None:
     own = settings(attempts)
-    resumed(own, settings(attempts, max_steps=9, batch_tokens=5), tmp_path)
-    with pytest.raises(UsageError, match=r"begun with lr = 0.001 and cannot resume with 0.1"):
-        resumed(own, settings(attempts, lr=0.1), tmp_path)
+    check_resumable(own, settings(attempts, max_steps=9, batch_tokens=5), tmp_path)
+    with pytest.raises(UsageError, match=r"begun with lr = 0.001 and cannot be resumed with 0.1"):
+        check_resumable(own, settings(attempts, lr=0.1), tmp_path)
     cosine = settings(attempts, schedule="cosine")
-    with pytest.raises(UsageError, match=r"max_steps = None and cannot resume with 9"):
-        resumed(cosine, settings(attempts, schedule="cosine", max_steps=9), tmp_path)
+    with pytest.raises(UsageError, match=r"max_steps = None and cannot be resumed with 9"):
+        check_resumable(cosine, settings(attempts, schedule="cosine", max_steps=9), tmp_path)
     with pytest.raises(UsageError, match=r"holds no OpTune training to resume"):
         read_settings(tmp_path)

@@ -36,6 +36,7 @@ __all__ = [
     "RunFolders",
     "ask_judge",
     "found_data",
+    "say",
     "say_how_to_resume",
     "with_flags",
 ]
@@ -211,21 +212,27 @@ def ask_judge(url: str | None) -> None:
 def found_data(task: Task, split: str) -> Path | None:
     """``./datasets``, where it holds the task's split; it is then said."""
     folder = local_data(task, split)
-    if folder is not None and os.environ.get("RANK", "0") == "0":  # one process says it
+    if folder is not None:
         typer.echo(local_note(task.name), err=True)
     return folder
 
 
 @contextmanager
 def say_how_to_resume(command: str, folder: Path) -> Iterator[None]:
-    """Print the command that resumes what has begun in ``folder`` and failed.
+    """Print the command that resumes what has begun in ``folder`` and failed or was interrupted.
 
     Nothing is printed where the error names the command, or where resuming would fail again.
     """
     try:
         yield
-    except RunError as error:
+    except (RunError, KeyboardInterrupt) as error:
         helps = not isinstance(error, DivergedError) and command not in str(error)
         if helps and any(folder.glob("*.toml")):
-            typer.echo(f"fttt: Resume with {command}.", err=True)
+            say(f"fttt: Resume with {command}.", err=True)
         raise
+
+
+def say(line: str, *, err: bool = False) -> None:
+    """Print a line, in the first of several processes only."""
+    if os.environ.get("RANK", "0") == "0":  # as accelerate and torchrun number them
+        typer.echo(line, err=err)

@@ -16,6 +16,8 @@ from fttt.store import Run
 __all__ = ["Evaluated", "evaluated", "evaluation"]
 
 SAMPLES = "finetuned"
+KEPT = 0.9
+"""Share of a trained change that merged weights should hold."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,17 @@ class Evaluated:
         """What ``environment.json`` says of the checkpoint and its training."""
         facts: Mapping[str, Any] = self.greedy.environment["adapter"]
         return facts
+
+    @property
+    def note(self) -> str | None:
+        """A warning that the evaluated weights hold too little of what was trained."""
+        kept = self.facts.get("change_kept", 1.0)
+        if kept >= KEPT:
+            return None
+        return (
+            f"In {self.greedy.environment['dtype']} the weights hold {100 * kept:.0f} % of the "
+            f"change trained in {self.facts['folder']}; --dtype float32 holds all of it."
+        )
 
 
 def evaluation(

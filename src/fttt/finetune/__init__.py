@@ -1,1 +1,1 @@
-"""Fine-tuning on gold solutions: the baselines that learn before the test and not during it."""
+"""Fine-tuning on gold solutions: the baselines that learn before the test, not during it."""

@@ -1,29 +1,33 @@
-"""Everything about a fine-tuning that can be wrong before a model is loaded."""
+"""A fine-tuning's settings, questions and model, checked before any weights are loaded."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
-from fttt.config import SETTINGS, FinetuneConfig, build, merge
+from fttt.config import SETTINGS, FinetuneConfig, build, merge, read_toml
 from fttt.config.run_config import Section
 from fttt.errors import UsageError
 from fttt.files import file_name, model_label
 from fttt.finetune.metadata import METHODS, ModelShape, model_shape
 from fttt.registry import unknown_name
 from fttt.tasks import Task, TaskOptions, get_task, load_questions, task_name
+from fttt.tasks.benchmark_data import local_data, local_note
 from fttt.training import check_trainable, refuse_float16
 from fttt.types import Question
 
 __all__ = [
     "FinetunePlan",
     "check_names",
-    "label",
     "plan_finetune",
     "processes",
     "published",
+    "read_settings",
+    "settle_finetune",
     "sharded",
 ]
 
@@ -36,10 +40,12 @@ LEARNING_RATES = {
     "ln-tuning": 4e-4,
     "prefix": 2e-4,
 }
-"""Published for Llama-3.1-8B and Mistral-7B (arXiv 2502.15771), which differ in one."""
+"""As published for Llama-3.1-8B and Mistral-7B (arXiv 2502.15771), which differ in one method."""
 MISTRAL_PREFIX_RATE = 5e-5
 EPOCHS = {"mbpp": 100.0, "gsm8k": 10.0, "math500": 3.0}
 OTHER_EPOCHS = 10.0
+LENGTHS = {"epochs", "max_steps"}
+"""Settings of which one says how long to train."""
 
 
 @dataclass(frozen=True)
@@ -50,27 +56,78 @@ class FinetunePlan:
     """Resolved: learning rate, epochs and the method's settings are filled in."""
     settings: Section
     questions: tuple[Question, ...]
-    architecture: ModelShape
+    shape: ModelShape
+    """Of the base model."""
     trained_parameters: int
+    notes: tuple[str, ...] = ()
+    """What was found without being asked for, a sentence each."""
+
+    @property
+    def folder_name(self) -> str:
+        """The output folder's name without ``--out``, but for the time.
+
+        Raises:
+            UsageError: there are several processes, which would each choose another time.
+        """
+        if processes()[1] > 1:
+            raise UsageError("With several processes the folder must be named; give --out DIR.")
+        config = self.config
+        label = model_label(config.model)
+        return file_name("finetune", config.method, config.task, label, f"s{config.seed}")
 
 
 def processes() -> tuple[int, int]:
-    """This process's place and how many there are, as ``accelerate launch`` says it."""
+    """This process's rank and the number of processes, as ``accelerate launch`` sets them."""
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def sharded() -> bool:
-    """Whether the processes share the weights out, as ``accelerate launch --use_fsdp`` says it."""
+    """Whether FSDP shards the weights over the processes (``accelerate launch --use_fsdp``)."""
     return os.environ.get("ACCELERATE_USE_FSDP", "").lower() in {"1", "true"}
 
 
-def label(config: FinetuneConfig) -> str:
-    """What a fine-tuning is called in the names of folders."""
-    return file_name(config.method, config.task, model_label(config.model), f"s{config.seed}")
+def settle_finetune(flags: Mapping[str, Any], recipe: Path | None = None) -> FinetuneConfig:
+    """Flags over a recipe over defaults.
+
+    Args:
+        flags: only what was given on the command line, in the recipe's shape.
+        recipe: a TOML file.
+
+    Raises:
+        UsageError: no method, or a key or value that is not allowed.
+    """
+    file = {} if recipe is None else read_toml(recipe)
+    if "method" not in flags and "method" not in file:
+        raise UsageError(
+            "No method was given; write `fttt finetune train METHOD ...` with full, lora, adapter, "
+            "ia3, ln-tuning or prefix."
+        )
+    if recipe is not None:
+        build(FinetuneConfig, merge({"method": "?"}, file), str(recipe))  # the file's own faults
+    if LENGTHS & set(flags.get("training", {})):  # a length given replaces the recipe's
+        kept = {k: v for k, v in file.get("training", {}).items() if k not in LENGTHS}
+        file = {**file, "training": kept}
+    return build(FinetuneConfig, merge(file, flags), "the command line")
+
+
+def read_settings(folder: Path) -> FinetuneConfig:
+    """The settings of the fine-tuning in ``folder``, to resume it.
+
+    Raises:
+        UsageError: there is none.
+    """
+    file = folder / "config.toml"
+    values = read_toml(file) if file.is_file() else {}
+    if "training" not in values:
+        raise UsageError(
+            f"The folder {str(folder)!r} holds no fine-tuning to resume: there is no config.toml "
+            "of `fttt finetune train` in it; name one that was given as its --out."
+        )
+    return build(FinetuneConfig, values, str(file))
 
 
 def published(method: str, model_type: str, task: str) -> tuple[float, float]:
-    """The published learning rate and number of epochs, and their like for other tasks."""
+    """The published learning rate and number of epochs; other tasks have a default for both."""
     rate = LEARNING_RATES[method]
     if method == "prefix" and model_type == "mistral":
         rate = MISTRAL_PREFIX_RATE
@@ -78,11 +135,11 @@ def published(method: str, model_type: str, task: str) -> tuple[float, float]:
 
 
 def check_names(config: FinetuneConfig) -> tuple[FinetuneConfig, Section, Task]:
-    """Resolve the method's settings and refuse what is wrong in itself, without data or model.
+    """Resolve the method's settings and check them without data or model.
 
     Raises:
-        UsageError: an unknown method, task or setting, a task that has nothing to learn from,
-            options that exclude each other, or a package that is missing.
+        UsageError: an unknown method, task or setting, a task without a training split, options
+            that exclude each other, or a package that is not installed.
     """
     if config.method not in METHODS:
         raise unknown_name("fine-tuning method", config.method, METHODS)
@@ -107,15 +164,24 @@ def check_names(config: FinetuneConfig) -> tuple[FinetuneConfig, Section, Task]:
 def plan_finetune(config: FinetuneConfig) -> FinetunePlan:
     """Find method, task, questions and model, without loading weights.
 
+    Data are looked for in ``./datasets`` where no folder is given.
+
     Raises:
-        UsageError: any of them does not exist or does not go with the others.
+        UsageError: any of them does not exist, or they do not fit together.
     """
     config, settings, task = check_names(config)
+    notes: tuple[str, ...] = ()
+    if config.data.data_dir is None:
+        folder = local_data(task, config.data.split)
+        if folder is not None:
+            over = {"data": {"data_dir": str(folder)}}
+            config = build(FinetuneConfig, merge(config.to_toml(), over), "the settings")
+            notes = (local_note(task.name),)
     from fttt.models import context_of, load_config, pick_device, pick_dtype
 
     pick_dtype(config.engine.dtype, pick_device(config.engine.device))
-    shape_of: Any = load_config(config.model)
-    _check_prefix(settings, context_of(shape_of))
+    model_config: Any = load_config(config.model)
+    _check_prefix(settings, context_of(model_config))
     data = config.data
     options = TaskOptions(
         data.data_dir, data.split, data.prompt, data.seed, data.prompt_style or "own"
@@ -126,15 +192,15 @@ def plan_finetune(config: FinetuneConfig) -> FinetunePlan:
 
     from fttt.finetune.parameters import count_trained, on_meta
 
-    trained = count_trained(on_meta(shape_of, settings))
-    shape = model_shape(shape_of)
+    trained = count_trained(on_meta(model_config, settings))
+    shape = model_shape(model_config)
     rate, epochs = published(config.method, shape.model_type, config.task)
     given = config.training
-    over: dict[str, Any] = {"training": {"lr": given.lr or rate}}
+    training: dict[str, Any] = {"lr": given.lr or rate}
     if given.max_steps is None:
-        over["training"]["epochs"] = given.epochs or epochs
-    config = build(FinetuneConfig, merge(config.to_toml(), over), "the settings")
-    return FinetunePlan(config, settings, tuple(questions), shape, trained)
+        training["epochs"] = given.epochs or epochs
+    config = build(FinetuneConfig, merge(config.to_toml(), {"training": training}), "the settings")
+    return FinetunePlan(config, settings, tuple(questions), shape, trained, notes)
 
 
 def _check_prefix(settings: Section, context: int) -> None:
@@ -165,16 +231,16 @@ def _check_options(config: FinetuneConfig, settings: Section) -> None:
     if training.epochs is not None and training.max_steps is not None:
         raise UsageError("--epochs and --max-steps both say how long to train; give one of them.")
     if training.early_stop is not None and config.data.held_out == 0:
-        raise UsageError("--early-stop needs a validation loss; leave --held-out away or above 0.")
+        raise UsageError("--early-stop needs a validation loss; choose --held-out above 0.")
     if training.gradient_checkpointing and config.method == "prefix":
         raise UsageError(
-            "The method 'prefix' cannot take --gradient-checkpointing: its keys and values are "
-            "handed over in a cache; lower --batch-tokens instead."
+            "The method 'prefix' cannot take --gradient-checkpointing, since its keys and values "
+            "are passed in a cache; lower --batch-tokens instead."
         )
     if getattr(settings, "optimizer", "adamw") == "adamw-8bit" and find_spec("torchao") is None:
         raise UsageError(
             "The optimizer 'adamw-8bit' needs the package 'torchao', which is not installed; "
-            "run: pip install torchao, or leave the setting away."
+            "run: pip install torchao, or leave the setting out."
         )
     if (
         getattr(settings, "weights", "float32") == "bfloat16"
@@ -187,20 +253,20 @@ def _check_options(config: FinetuneConfig, settings: Section) -> None:
 
 
 def _check_sharded(config: FinetuneConfig, settings: Section) -> None:
-    """What FSDP can take; each of these would fail, or be lost, only while it trains or saves."""
+    """Refuse what FSDP cannot do and would fail at, or lose, only while training or saving."""
     if config.method != "full":
         raise UsageError(
             f"FSDP is for the method 'full'; launch {config.method!r} with --multi_gpu."
         )
     if getattr(settings, "optimizer", "adamw") != "adamw":
         raise UsageError(
-            "FSDP cannot share out moments in 8 bits; leave weights and optimizer at float32 and "
-            "adamw, or train on one GPU."
+            "FSDP cannot shard 8-bit moments; leave weights and optimizer at float32 and adamw, "
+            "or train on one GPU."
         )
     if os.environ.get("FSDP_VERSION", "1") != "2":
-        raise UsageError("FSDP serves in version 2 only; add --fsdp_version 2.")
+        raise UsageError("Only version 2 of FSDP is supported; add --fsdp_version 2.")
     if os.environ.get("FSDP_STATE_DICT_TYPE") != "FULL_STATE_DICT":
         raise UsageError(
-            "With FSDP the weights must be saved as one; "
+            "With FSDP the weights must be saved whole; "
             "add --fsdp_state_dict_type FULL_STATE_DICT to `accelerate launch`."
         )

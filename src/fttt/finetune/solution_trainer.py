@@ -44,17 +44,17 @@ __all__ = [
 ]
 
 SAVING_ERRORS = (OSError, RuntimeError, SafetensorError)
-"""What a full disk shows as; torch raises a RuntimeError."""
+"""Errors by which a full disk shows; torch raises a RuntimeError."""
 
 
 @dataclass
 class Counts:
-    """What a training has cost so far, over all processes."""
+    """The cost of a training so far, over all processes."""
 
     tokens: int = 0
     trained_tokens: int = 0
     seconds: float = 0.0
-    """Of earlier processes; those of this one begin at ``since``."""
+    """Before the last resume; this process counts from ``since``."""
     since: float = field(default_factory=time.perf_counter)
 
     @property
@@ -63,22 +63,22 @@ class Counts:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints in a folder that were written to their end, by step."""
+    """The whole checkpoints in a folder, by step."""
     found = [p.parent for p in folder.glob(f"checkpoint-*/{INFO_FILE}")]
     return sorted(found, key=lambda p: int(p.name.rpartition("-")[2]))
 
 
 def best_checkpoint(state: TrainerState, folder: Path) -> Path | None:
-    """The checkpoint in ``folder`` with the lowest validation loss, where training looks for it.
+    """The checkpoint in ``folder`` with the lowest validation loss, if the trainer records it.
 
-    The state names it by the path that the folder had then, from the working folder of then.
+    The state names it by a path that may have been relative, or moved since.
     """
     best = state.best_model_checkpoint
     return None if best is None else folder / Path(best).name
 
 
 class SolutionTrainer(Trainer):
-    """Trains on gold solutions."""
+    """:class:`transformers.Trainer` on gold solutions, in packed passes."""
 
     def __init__(
         self,
@@ -92,16 +92,16 @@ class SolutionTrainer(Trainer):
         eval_dataset: list[GoldExample],
         **trainer: Any,
     ) -> None:
-        """Take what :class:`transformers.Trainer` takes, and beside:
+        """Set up as :class:`transformers.Trainer`, whose arguments are taken too.
 
         Args:
-            settings: of the method.
-            describe: makes a checkpoint's description of step, epoch, counts and validation loss.
-            counts: at zero, or of the checkpoint that is resumed.
-            batch_tokens: tokens that run at once.
-            tokenizer: goes into the folder of a whole model.
-            train_dataset: what is learned.
-            eval_dataset: what the validation loss is of; may be empty.
+            settings: the method's.
+            describe: makes a checkpoint's metadata of step, epoch, counts and validation loss.
+            counts: zero, or those of the checkpoint to resume from.
+            batch_tokens: tokens of one pass.
+            tokenizer: saved with a whole model.
+            train_dataset: the training examples.
+            eval_dataset: the examples of the validation loss; may be empty.
         """
         super().__init__(
             data_collator=collate,
@@ -118,22 +118,22 @@ class SolutionTrainer(Trainer):
         self._tokenizer = tokenizer
         whole: Any = self.model
         half = torch.bfloat16 if self.args.bf16 else None
-        # FSDP puts other weights in the place of those that fused kernels would hold
+        # FSDP replaces the weights that fused kernels would hold
         self._packed = PackedPasses(whole, dtype=half, fused=not self.is_fsdp_enabled)
         self._bound = 2 * math.log(whole.config.get_text_config().vocab_size)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """As ever, in packed passes."""
+        """:meth:`transformers.Trainer.train` in packed passes."""
         with self._packed:
             return super().train(*args, **kwargs)
 
     def training_step(
         self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None
     ) -> Tensor:
-        """Add up the gradient of one whole step.
+        """Accumulate the gradient of one whole step.
 
         Raises:
-            DivergedError: the loss says so; the weights are those before.
+            DivergedError: the loss is too high or not finite; the weights are still unchanged.
         """
         model.train()
         own, everyone = self._share(inputs["samples"], self.train_dataset)
@@ -157,10 +157,10 @@ class SolutionTrainer(Trainer):
         return total
 
     def _share(self, samples: list[GoldExample], of: Any) -> tuple[list[GoldExample], int]:
-        """This process's samples that count, and how many count in all processes.
+        """This process's samples that count, and the number that count in all processes.
 
-        Where the samples ``of`` a pass do not divide, each process's last batch is filled up with
-        some from the beginning; those do not count, and for some process all may be such.
+        Where the dataset ``of`` a pass does not divide evenly, the loader fills each process's last
+        batch up with samples from the beginning. Those do not count; a process may have no others.
         """
         size = self.args.per_device_train_batch_size
         everyone = size * self.args.world_size
@@ -171,8 +171,8 @@ class SolutionTrainer(Trainer):
     def _passes(self, own: list[GoldExample], other: GoldExample) -> list[tuple[SampleGroup, bool]]:
         """The groups of a batch, and whether they count.
 
-        Every process runs one pass at least, and under FSDP as many as the others; it runs
-        ``other`` for nothing where it has no more samples of its own.
+        Every process runs at least one pass, and under FSDP as many as the others; where it has no
+        more samples of its own, it runs ``other`` with a weight of zero.
         """
         cuts = groups(own, self._batch_tokens)
         most = 1
@@ -192,7 +192,7 @@ class SolutionTrainer(Trainer):
         self.counts.trained_tokens += trained
 
     def _check(self, loss: float, what: str) -> None:
-        """A guess among all tokens costs ln V; twice that is no learning any more."""
+        """Refuse a loss above twice that of a uniform guess, ln V, or above twice the first."""
         if math.isfinite(loss) and loss <= self._bound:
             return
         kept = checkpoints(Path(str(self.args.output_dir)))
@@ -203,7 +203,7 @@ class SolutionTrainer(Trainer):
         )
         raise DivergedError(
             f"Training diverged: {what} is {loss:.4g} at a learning rate of "
-            f"{self._get_learning_rate():.3g}; {last}: train again with a lower --lr."
+            f"{self._get_learning_rate():.3g}; {last}; train again with a lower --lr."
         )
 
     def prediction_step(
@@ -222,10 +222,10 @@ class SolutionTrainer(Trainer):
         return self.accelerator.reduce(total, "sum") / everyone, None, None
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """As ever, and keep the loss for the checkpoint that follows.
+        """:meth:`transformers.Trainer.evaluate`; keeps the loss for the checkpoint that follows.
 
         Raises:
-            DivergedError: the loss says so; nothing is saved of it.
+            DivergedError: the loss is too high or not finite; no checkpoint is written of it.
         """
         metrics: dict[str, float] = super().evaluate(*args, **kwargs)
         self.validation_loss = metrics["eval_loss"]
@@ -234,12 +234,12 @@ class SolutionTrainer(Trainer):
         return metrics
 
     def info(self) -> FinetuneInfo:
-        """What a checkpoint of now says of itself."""
+        """The metadata of a checkpoint written now."""
         epoch = float(self.state.epoch or 0.0)
         return self._describe(self.state.global_step, epoch, self.counts, self.validation_loss)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Write a checkpoint beside the earlier ones, which go only once it is whole.
+        """Write a checkpoint beside the earlier ones, which are deleted once it is whole.
 
         Its ``finetune.json`` is written last and marks it as whole.
         """
@@ -261,7 +261,7 @@ class SolutionTrainer(Trainer):
                     shutil.rmtree(other)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """Write the weights, and no arguments object that would have to be unpickled."""
+        """Write the weights without the trainer's pickled arguments."""
         folder = Path(str(output_dir))
         folder.mkdir(parents=True, exist_ok=True)
         model: Any = self.accelerator.unwrap_model(self.model)
@@ -279,7 +279,7 @@ class SolutionTrainer(Trainer):
             read_trained(whole, Path(resume_from_checkpoint))
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
-        """As ever, but a tied weight is saved once, and its other name is not missing."""
+        """The same, except that the second name of a tied weight is not missing."""
         whole: Any = self.model
         tied = whole._tied_weights_keys or {}
         missing = [key for key in load_result.missing_keys if key not in tied]
@@ -287,7 +287,7 @@ class SolutionTrainer(Trainer):
 
 
 def has_stopped(state: Any, patience: int | None) -> bool:
-    """Whether so many validations up to a ``TrainerState`` have not lowered the loss."""
+    """Whether the last ``patience`` validations of a ``TrainerState`` did not lower the loss."""
     if patience is None:
         return False
     since: int = state.global_step - (state.best_global_step or 0)
@@ -295,36 +295,30 @@ def has_stopped(state: Any, patience: int | None) -> bool:
 
 
 class EarlyStop(TrainerCallback):
-    """Stops once so many validations have not lowered the loss; each one is saved."""
+    """Stops after ``patience`` validations without a lower loss; each one has a checkpoint."""
 
     def __init__(self, patience: int) -> None:
         self._patience = patience
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """The trainer has compared the validation loss with the best one before it saves."""
+        """Stop if it is time; the trainer has compared the validation loss before it saves."""
         control.should_training_stop |= has_stopped(state, self._patience)
 
 
 class ShowSteps(TrainerCallback):
-    """Shows step, losses, tokens/s and the time left."""
+    """Shows the step, the losses, tokens/s and the time left."""
 
-    def __init__(self, progress: StepProgress) -> None:
-        self.trainer: SolutionTrainer | None = None
-        """Set once it is made."""
-        self._progress = progress
-        self._began = time.monotonic()
-        self._first_tokens = 0
+    def __init__(self, trainer: SolutionTrainer, progress: StepProgress) -> None:
+        self._trainer, self._progress = trainer, progress
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Begin to show."""
-        assert self.trainer is not None
-        self._began, self._first_tokens = time.monotonic(), self.trainer.counts.tokens
+        """Start the clock."""
+        self._began, self._first_tokens = time.monotonic(), self._trainer.counts.tokens
         self._progress.begin(state.global_step, state.max_steps)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Show one step more."""
-        trainer = self.trainer
-        assert trainer is not None
+        """Show the state after a step."""
+        trainer = self._trainer
         taken = max(time.monotonic() - self._began, 1e-9)
         rate = (trainer.counts.tokens - self._first_tokens) / taken
         self._progress.validation = trainer.validation_loss

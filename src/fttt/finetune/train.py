@@ -1,7 +1,7 @@
-"""Carries out a fine-tuning and leaves its result in a folder.
+"""Runs a fine-tuning, from its first step or from its last checkpoint, to its result in a folder.
 
-The folder holds ``config.toml`` (runs again as a recipe), ``tensorboard/``, ``checkpoints/`` while
-it trains, and at its end the trained weights with ``finetune.json``.
+The folder holds ``config.toml`` (which is a recipe, too), ``tensorboard/``, ``checkpoints/`` during
+training, and at the end the trained weights with ``finetune.json``.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import math
 import os
 import shutil
 from collections.abc import Sequence
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from fnmatch import fnmatch
 from importlib import import_module
@@ -23,7 +24,14 @@ from fttt.config import FinetuneConfig, to_toml
 from fttt.config.finetune_config import FullSettings
 from fttt.engine.selfcheck import check_outputs
 from fttt.errors import RunError, UsageError
-from fttt.finetune.finetune_plan import FinetunePlan, processes, sharded
+from fttt.files import begin_folder, held_folder
+from fttt.finetune.finetune_plan import (
+    FinetunePlan,
+    plan_finetune,
+    processes,
+    read_settings,
+    sharded,
+)
 from fttt.finetune.metadata import INFO_FILE, FinetuneInfo, publish, read_info, write_info
 from fttt.finetune.parameters import prepare
 from fttt.finetune.solution_trainer import (
@@ -39,7 +47,7 @@ from fttt.models import LoadedModel, load_model, pick_device, pick_dtype
 from fttt.progress import StepProgress
 from fttt.training import GoldExample, gold_examples, held_out
 
-__all__ = ["optimizer", "train", "training_arguments"]
+__all__ = ["optimizer", "resume_training", "train", "training_arguments"]
 
 CHECKPOINTS = "checkpoints"
 FSDP_FILE = "pytorch_model_fsdp.bin"
@@ -48,38 +56,63 @@ STATE_FILES = (
     "optimizer*", "scheduler.pt", "scaler.pt", "rng_state*", "trainer_state.json",
     "trained.safetensors", FSDP_FILE,
 )  # fmt: skip
-"""What a checkpoint holds only for training to resume."""
+"""Files of a checkpoint that only resuming needs."""
 LEAST_EVERY = 50
+"""Steps between two checkpoints, at least, where ``every`` is not set."""
 
 
 def train(plan: FinetunePlan, folder: Path, *, resume: bool = False) -> FinetuneInfo:
-    """Train, and write the result into ``folder``.
+    """Train, and write the result into ``folder``, which one training at a time may use.
 
     Args:
-        plan: what to train, checked.
-        folder: new or empty, or with ``resume`` that of an earlier training.
+        plan: the settings, checked.
+        folder: new or empty; with ``resume``, the folder of an earlier training.
         resume: start from the last checkpoint in ``folder``, if there is one.
 
     Raises:
-        RunError: training diverged, memory or disk ran out; checkpoints stay.
+        UsageError: the folder is not empty, or another process trains in it.
+        RunError: training diverged, or memory or disk ran out; checkpoints stay.
     """
+    first = processes()[0] == 0
+    if first and not resume:
+        begin_folder(folder, "fttt finetune train --resume")
+    with held_folder(folder) if first else nullcontext():
+        return _train(plan, folder, resume)
+
+
+def resume_training(folder: Path) -> FinetuneInfo:
+    """Resume the training in ``folder``; what is finished is only read.
+
+    Raises:
+        UsageError: there is no training in the folder, or its model or data are gone.
+        RunError: see :func:`train`.
+    """
+    config = read_settings(folder)
+    if (folder / INFO_FILE).is_file():
+        return read_info(folder)
+    return train(plan_finetune(config), folder, resume=True)
+
+
+def _train(plan: FinetunePlan, folder: Path, resume: bool) -> FinetuneInfo:
     rank, _ = processes()
-    begin = checkpoints(folder / CHECKPOINTS)[-1:] if resume else []
-    if begin:
-        _check_launch(begin[0])
-        state = TrainerState.load_from_json(str(begin[0] / "trainer_state.json"))
+    last = next(reversed(checkpoints(folder / CHECKPOINTS)), None) if resume else None
+    if last is not None:
+        _check_launch(last)
+        state = TrainerState.load_from_json(str(last / "trainer_state.json"))
         early = has_stopped(state, plan.config.training.early_stop)
-        if early or state.global_step >= state.max_steps:  # it was stopped after its last step
-            return _finish_together(folder, state, begin[0], plan.config.engine.device)
+        if early or state.global_step >= state.max_steps:  # killed after its last step
+            return _finish_together(folder, state, last, plan.config.engine.device)
+    progress = StepProgress(f"finetune {plan.config.method}", shown=rank == 0)
+    progress.say(
+        f"{plan.trained_parameters:,} trained parameters, learning rate "
+        f"{plan.config.training.lr:g}, into {folder}"
+    )
     try:
-        trainer, progress = _trainer(plan, folder, begin[0] if begin else None)
-        if rank == 0 and not resume:  # only now is it known that nothing is refused
-            folder.mkdir(parents=True, exist_ok=True)
+        trainer = _trainer(plan, folder, last, progress)
+        if rank == 0 and not resume:  # only now are all checks passed
             (folder / "config.toml").write_text(to_toml(plan.config), encoding="utf-8")
-        try:
-            trainer.train(resume_from_checkpoint=str(begin[0]) if begin else None)
-        finally:
-            progress.close()
+        with closing(progress):
+            trainer.train(resume_from_checkpoint=str(last) if last else None)
     except torch.OutOfMemoryError as error:
         raise RunError(
             "The device is out of memory; lower --batch-tokens or use --gradient-checkpointing, "
@@ -89,31 +122,30 @@ def train(plan: FinetunePlan, folder: Path, *, resume: bool = False) -> Finetune
     if rank == 0:
         info = _finish(folder, trainer.state, trainer.counts)
     trainer.accelerator.wait_for_everyone()
-    trainer.accelerator.end_training()  # or a process may die of another's having gone
+    trainer.accelerator.end_training()  # else a process may fail because another one has ended
     return info
 
 
-def _check_launch(begin: Path) -> None:
-    """FSDP writes what it resumes from in its own form.
+def _check_launch(checkpoint: Path) -> None:
+    """FSDP writes the weights to resume from in its own form.
 
     Raises:
-        UsageError: ``begin`` was written under the other launch.
+        UsageError: the checkpoint was written with FSDP and this launch is without, or vice versa.
     """
-    if (begin / FSDP_FILE).is_file() == sharded():
+    if (checkpoint / FSDP_FILE).is_file() == sharded():
         return
-    how = "without --use_fsdp" if sharded() else "with the `accelerate launch --use_fsdp` of then"
+    how = "without --use_fsdp" if sharded() else "by the same `accelerate launch --use_fsdp`"
     raise UsageError(
-        f"The checkpoint {str(begin)!r} was written {'without' if sharded() else 'with'} FSDP; "
-        f"resume it {how}."
+        f"The checkpoint {str(checkpoint)!r} was written {'without' if sharded() else 'with'} "
+        f"FSDP; resume it {how}."
     )
 
 
 def _trainer(
-    plan: FinetunePlan, folder: Path, begin: Path | None
-) -> tuple[SolutionTrainer, StepProgress]:
+    plan: FinetunePlan, folder: Path, last: Path | None, progress: StepProgress
+) -> SolutionTrainer:
     config, settings = plan.config, plan.settings
     loaded, half = _load(plan)
-    progress = StepProgress(f"finetune {config.method}", shown=processes()[0] == 0)
     train_set, validation = _examples(plan, loaded, progress)
     set_seed(config.seed)
     model = prepare(loaded.model, settings)
@@ -131,7 +163,7 @@ def _trainer(
             method=config.method,  # type: ignore[arg-type] # checked by the plan
             model=config.model,
             base_model=loaded.name,
-            architecture=plan.architecture,
+            architecture=plan.shape,
             task=config.task,
             seed=config.seed,
             settings=dict(config.settings),
@@ -144,11 +176,10 @@ def _trainer(
             validation_loss=loss,
         )
 
-    shown = ShowSteps(progress)
     trainer = SolutionTrainer(
         settings=settings,
         describe=describe,
-        counts=_counts(begin),
+        counts=_counts(last),
         batch_tokens=config.training.batch_tokens,
         tokenizer=loaded.tokenizer,
         model=model,
@@ -156,20 +187,20 @@ def _trainer(
         train_dataset=train_set,
         eval_dataset=validation,
         optimizer_cls_and_kwargs=optimizer(config, settings),
-        callbacks=[shown, *_callbacks(config, folder)],
+        callbacks=_callbacks(config, folder),
     )
-    if half and sharded():  # or gradients would be added up over the processes in bfloat16
+    if half and sharded():  # else gradients would be summed over the processes in bfloat16
         plugin: Any = trainer.accelerator.state.fsdp_plugin
         plugin.mixed_precision_policy = replace(
             plugin.mixed_precision_policy, reduce_dtype=torch.float32
         )
     trainer.remove_callback(PrinterCallback)
-    shown.trainer = trainer
-    return trainer, progress
+    trainer.add_callback(ShowSteps(trainer, progress))
+    return trainer
 
 
 def _load(plan: FinetunePlan) -> tuple[LoadedModel, bool]:
-    """The model where and as it is trained, and whether it is computed in bfloat16 by autocast."""
+    """The model in its training precision and place; whether autocast computes in bfloat16."""
     config = plan.config
     device = pick_device(config.engine.device)
     compute = pick_dtype(config.engine.dtype, device)
@@ -179,7 +210,7 @@ def _load(plan: FinetunePlan) -> tuple[LoadedModel, bool]:
         half = half and weights == torch.float32
     where = device.type
     if sharded():
-        where = "cpu"  # each process keeps its own part of it on its device
+        where = "cpu"  # each process keeps only its shard on its device
     elif where == "cuda":
         where = f"cuda:{os.environ.get('LOCAL_RANK', torch.cuda.current_device())}"
     loaded = load_model(config.model, dtype=str(weights).removeprefix("torch."), device=where)
@@ -190,21 +221,21 @@ def _load(plan: FinetunePlan) -> tuple[LoadedModel, bool]:
 def _examples(
     plan: FinetunePlan, loaded: LoadedModel, progress: StepProgress
 ) -> tuple[list[GoldExample], list[GoldExample]]:
-    """What is trained on and what is validated on."""
+    """The training set and the validation set."""
     data = plan.config.data
     prefix = getattr(plan.settings, "length", 0)
     most = min(data.max_length, loaded.max_context - prefix)
-    all_of_them = gold_examples(plan.questions, loaded.chat)
-    fitting = [e for e in all_of_them if e.length <= most]
+    examples = gold_examples(plan.questions, loaded.chat)
+    fitting = [e for e in examples if e.length <= most]
     kept = held_out([e.question_id for e in fitting], data.held_out, plan.config.seed)
     learned = [e for e in fitting if e.question_id not in kept]
     if not learned:
         raise UsageError(
-            f"None of the {len(all_of_them)} solutions fits into {most} tokens with its question; "
+            f"None of the {len(examples)} solutions fits into {most} tokens with its question; "
             f"{'raise --max-length' if most == data.max_length else 'the context is too short'}."
         )
-    if len(fitting) < len(all_of_them):
-        progress.say(f"{len(all_of_them) - len(fitting)} samples over {most:,} tokens are left out")
+    if len(fitting) < len(examples):
+        progress.say(f"{len(examples) - len(fitting)} samples over {most:,} tokens are left out")
     return learned, [e for e in fitting if e.question_id in kept]
 
 
@@ -216,10 +247,10 @@ def training_arguments(
     Args:
         config: resolved.
         folder: for checkpoints.
-        samples: that are trained on.
+        samples: number of training samples.
         validates: whether there are validation samples.
         half: compute in bfloat16 by autocast.
-        cpu: train there even if there is a GPU.
+        cpu: train on the CPU even if there is a GPU.
     """
     training = config.training
     _, world = processes()
@@ -227,7 +258,7 @@ def training_arguments(
     every = training.every or max(LEAST_EVERY, per_epoch)
     steps = training.max_steps or math.ceil(per_epoch * (training.epochs or 1.0))
     own = training.samples // world
-    # else `accelerate launch --mixed_precision` would have its way where ``half`` is false
+    # else `accelerate launch --mixed_precision` would decide where ``half`` is false
     os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16" if half else "no"
     arguments = TrainingArguments(
         output_dir=str(folder),
@@ -237,7 +268,7 @@ def training_arguments(
         max_steps=training.max_steps or -1,
         learning_rate=training.lr or 0.0,
         lr_scheduler_type="cosine",
-        # of a share ``transformers`` makes one step at least, whose rate is 0
+        # ``transformers`` would turn a share into at least one step, with a rate of 0
         warmup_steps=round(training.warmup * steps),
         weight_decay=training.weight_decay,
         max_grad_norm=training.clip,
@@ -262,17 +293,17 @@ def training_arguments(
         disable_tqdm=True,
     )
     if world == 1 and not cpu:
-        # several GPUs without a launcher: one is used, and not torch's DataParallel
+        # several GPUs without a launcher: use one of them, not torch's DataParallel
         _ = arguments.device
         arguments._n_gpu = 1
     return arguments
 
 
-def _counts(begin: Path | None) -> Counts:
-    """What was spent before."""
-    if begin is None:
+def _counts(checkpoint: Path | None) -> Counts:
+    """Tokens and seconds up to a checkpoint."""
+    if checkpoint is None:
         return Counts()
-    before = read_info(begin)
+    before = read_info(checkpoint)
     return Counts(before.tokens, before.trained_tokens, before.seconds)
 
 
@@ -301,7 +332,7 @@ def _callbacks(config: FinetuneConfig, folder: Path) -> Sequence[Any]:
 
 
 def _finish_together(folder: Path, state: TrainerState, last: Path, device: str) -> FinetuneInfo:
-    """Finish once every process has seen that nothing is left to train; one of them does."""
+    """Finish, in one process, once all processes have seen that nothing is left to train."""
     others: Any = import_module("accelerate").PartialState(cpu=pick_device(device).type == "cpu")
     info = read_info(last)
     others.wait_for_everyone()
@@ -313,9 +344,9 @@ def _finish_together(folder: Path, state: TrainerState, last: Path, device: str)
 
 
 def _finish(folder: Path, state: TrainerState, spent: Counts) -> FinetuneInfo:
-    """Move the result out of its checkpoint and drop what was only there to resume from.
+    """Move the result out of its checkpoint, and delete what only resuming needed.
 
-    The result are the last weights, or the best ones where training stops early by validation.
+    The result is the last weights, or the best ones where training stops early by validation.
     """
     last = folder / CHECKPOINTS / f"checkpoint-{state.global_step}"
     chosen = best_checkpoint(state, folder / CHECKPOINTS) or last
@@ -337,7 +368,7 @@ def _finish(folder: Path, state: TrainerState, spent: Counts) -> FinetuneInfo:
 
 
 def _place(file: Path, target: Path) -> None:
-    """Let ``target`` be the file, by a second name where the file system has such, else a copy."""
+    """Make ``target`` a hard link to the file, or a copy on a file system without links."""
     try:
         os.link(file, target)
     except OSError:

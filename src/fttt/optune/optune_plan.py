@@ -1,12 +1,14 @@
-"""Everything about a training that can be wrong before a model is loaded."""
+"""A training's settings, attempts, questions and layers, checked before weights are loaded."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
-from fttt.config import RunConfig, build, merge, read_toml
+from fttt.config import RunConfig, build, merge, read_toml, resolve
 from fttt.config.optune_config import OpTuneConfig
 from fttt.errors import UsageError
 from fttt.files import file_name
@@ -18,7 +20,16 @@ from fttt.tasks import TaskOptions, get_task, load_questions, task_name
 from fttt.training import check_trainable, refuse_float16
 from fttt.types import Question
 
-__all__ = ["CONFIG", "OpTunePlan", "default_folder", "plan_training", "read_settings", "resumed"]
+__all__ = [
+    "CONFIG",
+    "OpTunePlan",
+    "attempt_flags",
+    "check_resumable",
+    "default_folder",
+    "plan_training",
+    "read_settings",
+    "settle_training",
+]
 
 CONFIG = "config.toml"
 EPOCHS = {"mbpp": 10, "gsm8k": 3, "math500": 3}
@@ -26,13 +37,13 @@ OTHER_EPOCHS = 3
 FREE = frozenset(
     {"device", "batch_tokens", "max_steps", "validate_every", "checkpoint_every", "tracker"}
 )
-"""Settings that may differ when a training is resumed."""
+"""Settings that may change when a training is resumed."""
 TRACKERS = {
     "tensorboard": "tensorboard", "wandb": "wandb", "comet_ml": "comet_ml", "aim": "aim",
     "mlflow": "mlflow", "clearml": "clearml", "dvclive": "dvclive", "swanlab": "swanlab",
     "trackio": "trackio",
 }  # fmt: skip
-"""What ``accelerate`` can log to, and the package that it needs."""
+"""The trackers of ``accelerate``, and the package that each of them needs."""
 
 
 @dataclass(frozen=True)
@@ -50,11 +61,66 @@ class OpTunePlan:
     layers: tuple[EditedLayer, ...]
 
 
+def attempt_flags(
+    flags: Mapping[str, Any], attempts: int | None, *, resumes: bool
+) -> dict[str, Any]:
+    """The settings of a run that makes attempts to learn from.
+
+    Args:
+        flags: only what was given on the command line, in a recipe's shape.
+        attempts: at each question (10).
+        resumes: whether the run resumes an earlier one, whose settings are the defaults.
+
+    Raises:
+        UsageError: the task has no training split, or another split was given.
+    """
+    own: dict[str, Any] = {"method": "sample"}
+    if not resumes:
+        own |= {"data": {"split": "train"}, "budget": {"trials": 10}}
+    if attempts is not None:
+        own["budget"] = {"trials": attempts}
+    flags = merge(own, flags)
+    if not resumes:
+        config = resolve(flags)
+        check_trainable(get_task(config.task, **config.data.options), config.data.split)
+    return flags
+
+
+def settle_training(
+    flags: Mapping[str, Any], recipe: Path | None = None, resume: Path | None = None
+) -> OpTuneConfig:
+    """Flags over a recipe over the settings of the training to resume over defaults.
+
+    Args:
+        flags: only what was given on the command line.
+        recipe: a TOML file.
+        resume: the folder of the training to resume.
+
+    Raises:
+        UsageError: a key or value that is not allowed, no attempts, or a training that cannot be
+            resumed with these settings.
+    """
+    file = {} if recipe is None else read_toml(recipe)
+    build(OpTuneConfig, merge({"attempts_from": "?"}, file), str(recipe))  # the file's own faults
+    given = merge(file, flags)
+    if resume is not None:
+        before = read_settings(resume)
+        config = build(OpTuneConfig, merge(before.to_toml(), given), "the command line")
+        check_resumable(before, config, resume)
+        return config
+    if "attempts_from" not in given:
+        raise UsageError(
+            "No attempts were given; name a run folder by --from, as `fttt optune generate` "
+            "makes one."
+        )
+    return build(OpTuneConfig, given, "the command line")
+
+
 def plan_training(config: OpTuneConfig) -> OpTunePlan:
     """Find attempts, task, questions and model, without loading weights.
 
     Raises:
-        UsageError: any of them does not exist or does not go with the others.
+        UsageError: any of them does not exist, or they do not fit together.
     """
     _check_packages(config)
     refuse_float16(config.dtype)
@@ -75,7 +141,7 @@ def plan_training(config: OpTuneConfig) -> OpTunePlan:
 
 
 def default_folder(plan: OpTunePlan) -> Path:
-    """Where a training goes without ``--out``; every process of it finds the same name."""
+    """The training folder without ``--out``; all processes derive the same name."""
     from fttt.models.locate import find_model
 
     ablation = "" if plan.config.ablation == "none" else f"-{plan.config.ablation}"
@@ -84,11 +150,7 @@ def default_folder(plan: OpTunePlan) -> Path:
 
 
 def read_settings(folder: Path) -> OpTuneConfig:
-    """The settings of the training in ``folder``.
-
-    Raises:
-        UsageError: there is none.
-    """
+    """The settings of the training in ``folder``."""
     values = read_toml(folder / CONFIG) if (folder / CONFIG).is_file() else {}
     if "attempts_from" not in values:
         raise UsageError(
@@ -98,29 +160,25 @@ def read_settings(folder: Path) -> OpTuneConfig:
     return build(OpTuneConfig, values, str(folder / CONFIG))
 
 
-def resumed(own: OpTuneConfig, asked: OpTuneConfig, folder: Path) -> None:
-    """Refuse to resume a training under other settings than its own.
-
-    Raises:
-        UsageError: a setting that shapes what is learned differs, or the checkpoint is broken.
-    """
-    before, after = own.to_toml(), asked.to_toml()
+def check_resumable(old: OpTuneConfig, new: OpTuneConfig, folder: Path) -> None:
+    """Refuse other settings that would change what is learned, and a broken checkpoint."""
+    before, after = old.to_toml(), new.to_toml()
     free = FREE
-    if own.schedule != "constant" or own.warmup > 0:
+    if old.schedule != "constant" or old.warmup > 0:
         free = FREE - {"max_steps"}  # the learning rate depends on it
     for name in sorted({*before, *after}):
         if before.get(name) != after.get(name) and name not in free:
             raise UsageError(
                 f"The training in {str(folder)!r} was begun with {name} = {before.get(name)!r} and "
-                f"cannot resume with {after.get(name)!r}; leave that setting away, or begin a new "
-                "training."
+                f"cannot be resumed with {after.get(name)!r}; leave that setting out, or start a "
+                "new training."
             )
     if any(folder.glob("step-*")):
         check_training(folder)
 
 
 def _questions(attempts: Run, config: OpTuneConfig) -> list[Question]:
-    """The attempts' questions as the task has them, worked solutions included."""
+    """The attempts' questions as the task has them, with their worked solutions."""
     made = build(RunConfig, attempts.config, f"{attempts.path}/{CONFIG}")
     data = made.data
     task = get_task(made.task, **data.options)
@@ -133,8 +191,8 @@ def _questions(attempts: Run, config: OpTuneConfig) -> list[Question]:
         new = found.get(old.id)
         if new is None or fingerprint(new) != fingerprint(old):
             raise UsageError(
-                f"The question {old.id!r} of {str(attempts.path)!r} has changed or is gone; bring "
-                "the data of that run back (--data-dir), or generate attempts anew."
+                f"The question {old.id!r} of {str(attempts.path)!r} has changed or is missing; "
+                "restore the data of that run (--data-dir), or generate new attempts."
             )
         questions.append(new)
     if all(question.solution is None for question in questions):
@@ -156,5 +214,5 @@ def _check_packages(config: OpTuneConfig) -> None:
         if find_spec(package) is None:
             raise UsageError(
                 f"Training needs the package {package!r}, which is not installed; "
-                "run: pip install 'fttt[train]' (or --tracker none to do without a tracker)."
+                "run: pip install 'fttt[train]' (or use --tracker none)."
             )

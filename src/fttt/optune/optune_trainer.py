@@ -12,7 +12,7 @@ import math
 import os
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from importlib import import_module
 from itertools import islice
@@ -22,12 +22,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fttt.config import to_toml
 from fttt.config.optune_config import OpTuneConfig
 from fttt.engine.memory import current, free_bytes
 from fttt.engine.selfcheck import check_outputs
 from fttt.engine.sequences import prepared
 from fttt.errors import DivergedError, RunError, UsageError
-from fttt.models import LoadedModel, pick_device
+from fttt.files import begin_folder, held_folder
+from fttt.models import LoadedModel, load_model, pick_device
 from fttt.optune.attempts import AttemptExample, attempt_examples, in_windows, with_ablation
 from fttt.optune.checkpoint import (
     OpTuneInfo,
@@ -38,11 +40,18 @@ from fttt.optune.checkpoint import (
 )
 from fttt.optune.gradient import GradientRunner
 from fttt.optune.network import OpTuneNetwork
-from fttt.optune.optune_plan import OpTunePlan
+from fttt.optune.optune_plan import CONFIG, OpTunePlan
 from fttt.progress import StepProgress
 from fttt.training import gold_examples, held_out
 
-__all__ = ["Examples", "OpTuneTrainer", "ProcessGroup", "TrainingResult", "prepare_examples"]
+__all__ = [
+    "Examples",
+    "OpTuneTrainer",
+    "ProcessGroup",
+    "TrainingResult",
+    "prepare_examples",
+    "train",
+]
 
 
 @dataclass(frozen=True)
@@ -57,7 +66,7 @@ class Examples:
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What came of a training."""
+    """The result of a training."""
 
     step: int
     skipped: int
@@ -70,6 +79,33 @@ class TrainingResult:
     """Validation loss at the end where each question is read another's attempt: as low as the
     other one where the network makes nothing of what it reads."""
     examples_per_second: float
+
+
+def train(plan: OpTunePlan, folder: Path, *, resume: bool = False) -> TrainingResult:
+    """Train a network in ``folder``, which one training at a time may use.
+
+    Args:
+        plan: the settings, checked.
+        folder: new or empty; with ``resume``, the folder of an earlier training.
+        resume: start from the newest checkpoint in ``folder``.
+
+    Raises:
+        UsageError: the folder is not empty, another process trains in it, or the engine cannot
+            reproduce the model's outputs.
+        RunError: see :meth:`OpTuneTrainer.run`.
+    """
+    if not resume:
+        begin_folder(folder, "fttt optune train --resume")
+    config = plan.config
+    processes = ProcessGroup(config.device, config.tracker, folder)
+    with held_folder(folder) if processes.main else nullcontext():
+        loaded = load_model(plan.model, dtype=config.dtype, device=processes.device)
+        progress = StepProgress("optune", shown=processes.main)
+        trainer = OpTuneTrainer(plan, loaded, folder, processes, progress)
+        if processes.main and not resume:  # only now are all checks passed
+            text = f"# fttt optune train --recipe {CONFIG}\n" + to_toml(config)
+            (folder / CONFIG).write_text(text, encoding="utf-8")
+        return trainer.run()
 
 
 def prepare_examples(plan: OpTunePlan, loaded: LoadedModel) -> Examples:
