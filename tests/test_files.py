@@ -20,7 +20,7 @@ from fttt.files import (
     output_folder,
     write_whole,
 )
-from fttt.store.lines import LineFile, read_lines
+from fttt.store.line_file import LineFile, read_lines
 
 
 @pytest.fixture

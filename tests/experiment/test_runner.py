@@ -17,7 +17,7 @@ from fttt.errors import RunError, UsageError
 from fttt.experiment.plan import Plan, check_fits
 from fttt.experiment.runner import Cell
 from fttt.store import Run
-from fttt.store.lines import LineFile
+from fttt.store.line_file import LineFile
 from fttt.testing import FakeEngine, fake_model
 from fttt.types import Trial, Usage
 
@@ -160,7 +160,7 @@ def test_a_full_disk_stops_the_run_and_loses_nothing(
 
     write = os.write
     with monkeypatch.context() as patch:
-        patch.setattr("fttt.store.lines.os.write", full)
+        patch.setattr("fttt.store.line_file.os.write", full)
         with pytest.raises(RunError, match=r"Cannot write '.*': No space left on device"):
             play_plan(made)
     resumed = play_plan(made, resume=True)

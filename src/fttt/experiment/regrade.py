@@ -11,7 +11,7 @@ from fttt.config import RunConfig, build
 from fttt.experiment.plan import task_of
 from fttt.files import cannot_write
 from fttt.store import Run, RunWriter, check_free
-from fttt.store.lines import read_lines
+from fttt.store.line_file import read_lines
 from fttt.types import Question, Trial, Verdict
 from fttt.verifiers.verifier import Verifier, extract_answer, verify_completion
 

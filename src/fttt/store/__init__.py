@@ -3,10 +3,15 @@
 ``Run.open(path)`` reads a folder, finished or not. ``RunWriter`` appends to one.
 """
 
-from fttt.store.events import GenerationEvent, History, ScoreEvent
+from fttt.store.journal import GenerationEvent, History, Journal, MemoryJournal, ScoreEvent
 from fttt.store.outcome import DecidedBy, Unanswered, solved_within, spent, vote, wilson
-from fttt.store.run import Run, fingerprint, open_runs
-from fttt.store.writer import Journal, MemoryJournal, RunWriter, check_free
+from fttt.store.run_folder import (
+    Run,
+    RunWriter,
+    check_free,
+    fingerprint,
+    open_runs,
+)
 
 __all__ = [
     "DecidedBy",

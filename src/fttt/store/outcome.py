@@ -1,4 +1,4 @@
-"""How the trials of a question make its outcome: the first correct one, or a vote.
+"""How the trials of a question make its outcome, and the figures of ``summary.json``.
 
 Everything that counts trials counts them here, so that a summary, a curve and a comparison agree.
 """
@@ -6,12 +6,13 @@ Everything that counts trials counts them here, so that a summary, a curve and a
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, Literal
 
-from fttt.types import Trial
+from fttt.types import Record, Trial, Usage
 
-__all__ = ["DecidedBy", "Unanswered", "solved_within", "spent", "vote", "wilson"]
+__all__ = ["DecidedBy", "Unanswered", "solved_within", "spent", "summarize", "vote", "wilson"]
 
 DecidedBy = Literal["first", "vote"]
 """``first``: a question is solved by its first correct trial; ``vote``: by its most frequent
@@ -75,3 +76,62 @@ def wilson(successes: int, total: int, confidence: float = 0.95) -> tuple[float,
     middle = share + z * z / (2 * total)
     half = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
     return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
+
+
+def summarize(
+    records: Sequence[Record],
+    *,
+    head: Mapping[str, Any],
+    budget: int | None,
+    decided_by: DecidedBy,
+    unanswered: Unanswered,
+    seconds: float,
+) -> dict[str, Any]:
+    """Sum up a run.
+
+    Args:
+        head: method, task, model and seed, which come first.
+        budget: trials a question, or ``None`` where another budget held; ``accuracy_at`` then
+            reaches to the most trials that a question had.
+        seconds: wall time of the run.
+    """
+    counted = [spent(record.trials, unanswered) for record in records]
+    reach = budget if budget is not None else max((c[-1] for c in counted if c), default=1)
+
+    def accuracy(trials: float) -> float:
+        solved = sum(
+            solved_within(r.trials, trials, decided_by=decided_by, unanswered=unanswered)
+            for r in records
+        )
+        return solved / len(records) if records else 0.0
+
+    total = len(records)
+    solved = round(accuracy(float("inf")) * total)
+    trials_total = sum(len(record.trials) for record in records)
+    usage = Usage()
+    for record in records:
+        usage += record.usage
+    summary: dict[str, Any] = {
+        **head,
+        "questions": total,
+        "solved": solved,
+        "accuracy": solved / total if total else 0.0,
+        "ci95": list(wilson(solved, total)),
+        "accuracy_at": {str(k): accuracy(k) for k in _powers_of_two(reach)},
+        "trials_total": trials_total,
+        "trials_mean": trials_total / total if total else 0.0,
+        "unanswered": sum(t.verdict == "unanswered" for r in records for t in r.trials),
+        "usage": asdict(usage),
+        "seconds": seconds,
+        "decided_by": decided_by,
+    }
+    best = [record.score for record in records if record.score is not None]
+    if best:
+        summary["score"] = sum(best) / len(best)
+    if decided_by == "vote":
+        summary["vote_accuracy_at"] = {str(k): accuracy(k) for k in range(1, reach + 1)}
+    return summary
+
+
+def _powers_of_two(reach: int) -> list[int]:
+    return [1 << n for n in range(max(reach, 1).bit_length())]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from fttt.errors import RunError, UsageError
-from fttt.store.lines import LineFile, read_lines
+from fttt.store.line_file import LineFile, read_lines
 
 LAST = '{"n":2,"text":"ä\\n"}\n'.encode()
 
@@ -82,7 +82,7 @@ def test_a_line_that_did_not_fit_leaves_whole_lines(tmp_path: Path) -> None:
 import resource, sys
 from pathlib import Path
 from fttt.errors import RunError
-from fttt.store.lines import LineFile
+from fttt.store.line_file import LineFile
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 file = LineFile(Path(sys.argv[1]))
 for n in range(100):

@@ -1,4 +1,4 @@
-"""The journal's facts, and what they say of one question."""
+"""The journal of a run: each fact on disk before the next step, and the history of a question."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ from array import array
 from base64 import b64decode, b64encode
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from fttt.types import Completion, Scores, Trial, Usage, Verdict
 
 __all__ = [
     "GenerationEvent",
     "History",
+    "Journal",
+    "MemoryJournal",
     "ScoreEvent",
     "histories",
     "trial_from_json",
@@ -258,3 +260,56 @@ def trial_from_json(line: Mapping[str, Any]) -> Trial:
         tests_total=line.get("tests_total"),
         divergence=line.get("divergence"),
     )
+
+
+class Journal(Protocol):
+    """Where a run's facts go, each before the next step begins."""
+
+    def history(self, question_id: str) -> History:
+        """What an earlier process wrote of a question; empty where there was none."""
+
+    def written(self, question_id: str) -> frozenset[int]:
+        """Numbers of the trials of a question that an earlier process wrote."""
+
+    def generation(self, event: GenerationEvent) -> None:
+        """Keep a generation that has just ended."""
+
+    def score(self, event: ScoreEvent) -> None:
+        """Keep scores that have just been computed."""
+
+    def verdict(self, question_id: str, generation: int, verdict: Verdict) -> None:
+        """Keep a verdict."""
+
+    def trial(self, trial: Trial) -> None:
+        """Keep a trial that has just ended."""
+
+    def done(self, question_id: str) -> None:
+        """Keep that a question's method has returned."""
+
+
+class MemoryJournal:
+    """A journal without a folder, for a question asked from Python."""
+
+    def __init__(self) -> None:
+        self.trials: list[Trial] = []
+
+    def history(self, question_id: str) -> History:
+        return History()
+
+    def written(self, question_id: str) -> frozenset[int]:
+        return frozenset()
+
+    def generation(self, event: GenerationEvent) -> None:
+        pass
+
+    def score(self, event: ScoreEvent) -> None:
+        pass
+
+    def verdict(self, question_id: str, generation: int, verdict: Verdict) -> None:
+        pass
+
+    def trial(self, trial: Trial) -> None:
+        self.trials.append(trial)
+
+    def done(self, question_id: str) -> None:
+        pass
