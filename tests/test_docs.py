@@ -86,6 +86,23 @@ def test_the_example_of_a_method_runs(tmp_path: Path, monkeypatch: pytest.Monkey
     assert [r.temperature for r in scene.engine.generations] == [1.0, 0.5]
 
 
+def test_the_example_of_a_learner_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = re.search(r"```python\n# distill\.py.*?\n(.*?)```", page("methods.md"), flags=re.DOTALL)
+    assert code is not None
+    assert len(code.group(1).splitlines()) <= 40
+    (tmp_path / "distill_from_docs.py").write_text(code.group(1))
+    monkeypatch.chdir(tmp_path)
+    from fttt.methods import find_method
+    from fttt.testing import play
+
+    method = find_method("distill_from_docs:Distill")
+    scene = play(method(method.Settings()), ["1", "2", "7"], trials=4)
+    assert [trial.verdict for trial in scene.trials] == ["incorrect", "correct"]
+    (lesson,) = scene.engine.trainings[0].lessons
+    assert lesson.targets[0].teacher is not None
+    assert lesson.targets[0].after == len(scene.engine.generations[0].prompt_ids)
+
+
 def test_the_example_of_a_task_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code = re.search(r"```python\n# backwards\.py\n(.*?)```", page("tasks.md"), flags=re.DOTALL)
     assert code is not None

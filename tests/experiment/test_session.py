@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from fttt.errors import RunError
+from fttt.experiment.session import AdapterRoom
 from fttt.methods.base import LoRASettings, Method, MethodSettings, Session
 from fttt.methods.best_of_n import BestOfN
 from fttt.testing import TinyVerifier, play, tiny_tokenizer
-from fttt.types import Example, Question, Verdict, user
+from fttt.types import Example, Question, Verdict, system, user
 from fttt.verifiers.number import NumberVerifier
 
 
@@ -201,3 +204,115 @@ def test_answers_are_extracted_for_votes_and_budget_is_told() -> None:
 
     play(Looks(MethodSettings()), ["is 3", "none"], trials=2)
     assert seen == [2, (0, "3"), (1, None)]
+
+
+class Groups(Method):
+    """Asks in groups, with a system's text and a hint in the question's own turn."""
+
+    name = "groups"
+    summary = "for tests"
+
+    def __init__(self, settings: LoRASettings, *, climb: bool = False) -> None:
+        self.settings, self.climb = settings, climb
+        self.judged: list[list[str]] = []
+
+    def conversation(self, max_new_tokens: int) -> tuple[str | int, ...]:
+        return ("Be brief.", "Not 1.", max_new_tokens)
+
+    async def solve(self, question: Question, session: Session) -> None:
+        async with session.adapter() as own:
+            async for group in session.groups(3, climb=self.climb):
+                judged = await group.attempt(
+                    user("Not 1."), before=(system("Be brief."),), adapter=own
+                )
+                self.judged.append([one.completion.text for one in judged])
+                await group.train(own, [Example(one.completion) for one in judged])
+
+
+def test_a_group_ends_at_its_first_success_and_its_texts_are_the_questions() -> None:
+    method = Groups(LoRASettings())
+    scene = play(method, ["1", "2", "3", "4", "7", "5"], trials=8)
+    assert method.judged == [["1", "2", "3"], ["4", "7"]]
+    assert [(t.trial, t.completion, t.verdict) for t in scene.trials] == [
+        (0, "1", "incorrect"), (1, "2", "incorrect"), (2, "3", "incorrect"),
+        (3, "4", "incorrect"), (4, "7", "correct"),
+    ]  # fmt: skip
+    assert scene.engine.conversations[0] == (
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nWrite the number 7.\n\nNot 1."
+        "<|im_end|>\n<|im_start|>assistant\n"
+    )
+    # what was written and not judged costs all the same
+    assert scene.usage.generated_tokens == 12
+    assert sum(t.usage.generated_tokens for t in scene.trials) == 12
+    assert [len(request.lessons) for request in scene.engine.trainings] == [3, 2]
+    # an attempt's loss is on its tokens in the bare conversation, not in the one it was written in
+    assert all(isinstance(x.context, tuple) for x in scene.engine.trainings[0].lessons)
+    assert [t.loss for t in scene.trials] == [None, None, 3.0, None, 1.0]
+
+
+def test_a_group_that_climbs_judges_all_and_continues_after_a_success() -> None:
+    method = Groups(LoRASettings(), climb=True)
+    scene = play(method, ["7", "2", "3", "4"], trials=4)
+    assert method.judged == [["7", "2", "3"], ["4"]]
+    assert len(scene.trials) == 4
+
+
+class Two(Method):
+    """Opens two adapters."""
+
+    name = "two"
+    summary = "for tests"
+    Settings = LoRASettings
+    adapters = 2
+
+    def __init__(self, settings: LoRASettings) -> None:
+        self.settings = settings
+
+    async def solve(self, question: Question, session: Session) -> None:
+        async with session.adapter() as one, session.adapter() as two:
+            async for trial in session.trials():
+                attempt = await trial.generate(adapter=one if trial.index % 2 else two)
+                if not (await trial.verify(attempt)).correct:
+                    await trial.train(one, [Example(attempt)])
+
+
+def test_two_adapters_differ_and_a_row_is_read_by_the_one_that_wrote_it() -> None:
+    scene = play(Two(LoRASettings()), ["1", "2", "7"], trials=4)
+    one, two = scene.engine.slots
+    assert one.seed != two.seed
+    assert [r.adapter for r in scene.engine.generations] == [two, one, two]
+    contexts = [r.lessons[0].context for r in scene.engine.trainings]
+    assert isinstance(contexts[0], tuple), "the first attempt was the other adapter's"
+    assert contexts[1] is scene.engine.kept[1]
+
+
+def test_a_second_adapter_is_declared() -> None:
+    class Undeclared(Two):
+        name = "undeclared"
+        adapters = 1
+
+    with pytest.raises(TypeError, match=r"'undeclared' opened a further.*adapters = 2"):
+        play(Undeclared(LoRASettings()), ["7"], trials=1)
+
+
+def test_places_for_two_adapters_are_taken_at_once_and_too_many_are_refused() -> None:
+    async def main() -> list[str]:
+        room, done = AdapterRoom(3), []
+
+        async def question(name: str) -> None:
+            await room.take(2)
+            await asyncio.sleep(0.001)
+            done.append(name)
+            room.give(2)
+
+        cancelled = asyncio.create_task(question("cancelled"))
+        others = [asyncio.create_task(question(name)) for name in ("a", "b", "c")]
+        await asyncio.sleep(0)
+        others[0].cancel()
+        await asyncio.gather(cancelled, *others, return_exceptions=True)
+        with pytest.raises(RunError, match="4 adapters at once and the engine has room for 3"):
+            await room.take(4)
+        await room.take(3)  # nothing was lost
+        return done
+
+    assert asyncio.run(main()) == ["cancelled", "b", "c"]
