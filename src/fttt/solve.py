@@ -191,7 +191,7 @@ def _load(model: str, adapter: Path | None, dtype: str, device: str) -> LoadedMo
 
 
 async def _solve(plan: Plan, loaded: LoadedModel, verifier: Verifier, *, borrowed: bool) -> Result:
-    from fttt.experiment.runner import Job, ask_all, make_context, make_engine
+    from fttt.experiment.runner import OwedQuestion, ask_all, make_context, make_engine
     from fttt.experiment.session import AdapterRoom
     from fttt.progress import Quiet
     from fttt.store import MemoryJournal, solved_within, vote
@@ -201,8 +201,8 @@ async def _solve(plan: Plan, loaded: LoadedModel, verifier: Verifier, *, borrowe
     engine, run = make_engine([plan], loaded), None
     try:
         run = make_context(plan, loaded, engine, verifier, journal, Quiet())
-        job = Job(question, run, AdapterRoom(engine.adapters))
-        await ask_all([job], workers=1, stop=asyncio.Event())
+        owed = OwedQuestion(question, run, AdapterRoom(engine.adapters))
+        await ask_all([owed], workers=1, stop=asyncio.Event())
     finally:
         if run is not None and run.shared is not None:
             await run.shared.close()

@@ -32,7 +32,7 @@ def regrade(run: Run, out: Path) -> tuple[Run, list[Change]]:
     """Judge every stored completion again and write a copy of the run with the new verdicts.
 
     Which trials were made stays as it was: a question that was solved too early by a wrong verdict
-    has no more of them, and one that went on after a right answer keeps the later ones. The copy
+    has no more of them, and one that continued after a right answer keeps the later ones. The copy
     of an unfinished run is unfinished.
 
     Raises:

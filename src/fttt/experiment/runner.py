@@ -81,7 +81,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Job:
+class OwedQuestion:
     """One question that is owed."""
 
     question: Question
@@ -234,18 +234,18 @@ class _Group:
                         self.progress,
                     )
                 )
-            jobs = [
-                Job(question, run, room)
+            owed = [
+                OwedQuestion(question, run, room)
                 for cell, run in zip(self.cells, runs, strict=True)
                 for question in cell.plan.questions
                 # an adapter of all questions is learned again from all of them
                 if run.shared is not None or not run.journal.history(question.id).done
             ]
-            trials = sum(_owed(job) for job in jobs)
+            trials = sum(_owed(one) for one in owed)
             stop = asyncio.Event()
             with _stop_signals(stop.set):
-                async with self.progress.watching(self.engine, len(jobs), trials):
-                    finished = await ask_all(jobs, workers=self._workers(jobs), stop=stop)
+                async with self.progress.watching(self.engine, len(owed), trials):
+                    finished = await ask_all(owed, workers=self._workers(owed), stop=stop)
         finally:
             for run in runs:
                 if run.shared is not None:
@@ -256,10 +256,10 @@ class _Group:
         if not finished:
             raise StoppedError("The run was stopped; all that had ended is on disk.")
 
-    def _workers(self, jobs: Sequence[Job]) -> int:
+    def _workers(self, owed: Sequence[OwedQuestion]) -> int:
         """Questions in progress at once: all of them where they wait for one another's waves."""
-        if any(job.run.shared is not None for job in jobs):
-            return len(jobs)
+        if any(one.run.shared is not None for one in owed):
+            return len(owed)
         return _at_most(self.loaded, self.cells[0].plan)
 
     def _finish(self, cell: Cell, writer: RunWriter) -> Run:
@@ -276,7 +276,7 @@ class _Group:
         return run
 
 
-async def ask_all(jobs: Sequence[Job], *, workers: int, stop: asyncio.Event) -> bool:
+async def ask_all(owed: Sequence[OwedQuestion], *, workers: int, stop: asyncio.Event) -> bool:
     """Ask every question, ``workers`` of them at once, until ``stop`` is set.
 
     Returns whether every question was asked to its end.
@@ -284,13 +284,13 @@ async def ask_all(jobs: Sequence[Job], *, workers: int, stop: asyncio.Event) -> 
     Raises:
         FTTTError: the first error of any question; the others were stopped.
     """
-    owed = iter(jobs)
+    queue = iter(owed)
 
     async def work() -> None:
-        for job in owed:
-            await _ask(job)
+        for one in queue:
+            await _ask(one)
 
-    tasks = [asyncio.create_task(work()) for _ in range(min(workers, len(jobs)))]
+    tasks = [asyncio.create_task(work()) for _ in range(min(workers, len(owed)))]
     everything = asyncio.gather(*tasks)
     stopper = asyncio.create_task(stop.wait())
     first: set[asyncio.Future[Any]] = {everything, stopper}
@@ -307,18 +307,18 @@ async def ask_all(jobs: Sequence[Job], *, workers: int, stop: asyncio.Event) -> 
         await asyncio.gather(*tasks, stopper, everything, return_exceptions=True)
 
 
-async def _ask(job: Job) -> None:
-    session = QuestionSession(job.question, job.run, job.room)
+async def _ask(one: OwedQuestion) -> None:
+    session = QuestionSession(one.question, one.run, one.room)
     try:
-        await job.run.method.solve(job.question, session)
+        await one.run.method.solve(one.question, session)
         session.leave()
     finally:
         session.close()
-    if not job.run.journal.history(job.question.id).done:
-        job.run.journal.done(job.question.id)
+    if not one.run.journal.history(one.question.id).done:
+        one.run.journal.done(one.question.id)
     ledger = session.ledger
-    spared = max(0, (job.run.budget.trials or 0) - ledger.handed_out)
-    job.run.observer.question_ended(solved=ledger.solved, spared=spared)
+    spared = max(0, (one.run.budget.trials or 0) - ledger.handed_out)
+    one.run.observer.question_ended(solved=ledger.solved, spared=spared)
 
 
 def _first_leaf(group: BaseExceptionGroup[BaseException]) -> BaseException:
@@ -329,10 +329,10 @@ def _first_leaf(group: BaseExceptionGroup[BaseException]) -> BaseException:
     return next((error for error in leaves if isinstance(error, FTTTError)), leaves[0])
 
 
-def _owed(job: Job) -> int:
+def _owed(one: OwedQuestion) -> int:
     """Trials that a question may still need; 0 where tokens or seconds are its budget."""
-    written = len(job.run.journal.written(job.question.id))
-    return max(0, (job.run.budget.trials or 0) - written)
+    written = len(one.run.journal.written(one.question.id))
+    return max(0, (one.run.budget.trials or 0) - written)
 
 
 def _by_adapter(cells: Sequence[Cell]) -> list[list[int]]:
