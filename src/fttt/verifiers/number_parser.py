@@ -11,7 +11,15 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
-__all__ = ["Number", "Numeral", "may_continue", "parse_number", "plain_letters", "scan_numbers"]
+__all__ = [
+    "Number",
+    "Numeral",
+    "may_continue",
+    "parse_number",
+    "plain_letters",
+    "repeating_decimal",
+    "scan_numbers",
+]
 
 _LONGEST = 1000
 """Digits of a number; longer ones are noise, and parsing them costs quadratic time."""
@@ -546,7 +554,7 @@ def _decimal(text: str, place: int) -> tuple[Fraction | None, int, bool]:
     if further is not None:
         cycle = _CYCLE.search(decimals) if len(decimals) <= _LOOK_BACK else None
         again = "" if cycle is None else cycle[1] or cycle[2]
-        return (_cyclic(digits, decimals, again) if again else None), further.end(), False
+        return (repeating_decimal(digits, decimals, again) if again else None), further.end(), False
     exponent = _EXPONENT.match(text, end)
     if exponent is not None:
         power = int(exponent[1])
@@ -561,10 +569,10 @@ def _repeated(whole: str, match: re.Match[str]) -> Fraction | None:
     again = match["bar"] or match["one"] or match["bracket"]
     if again is None:
         again = re.sub("[^0-9]", "", match["dots"] or match["marked"])
-    return _cyclic(whole, first, again)
+    return repeating_decimal(whole, first, again)
 
 
-def _cyclic(whole: str, first: str, again: str) -> Fraction:
+def repeating_decimal(whole: str, first: str, again: str) -> Fraction:
     """The value of ``whole.first`` followed by ``again`` without end."""
     value = int(whole + first or "0") + Fraction(int(again), 10 ** len(again) - 1)
     return value / Fraction(10) ** len(first)

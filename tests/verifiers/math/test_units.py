@@ -4,8 +4,15 @@ from fractions import Fraction
 
 import pytest
 
-from fttt.verifiers.math.notation import scan
-from fttt.verifiers.math.units import Suffix, is_unit, read_suffix, same_things
+from fttt.verifiers.math.lexer import scan
+from fttt.verifiers.math.syntax_tree import match_brackets
+from fttt.verifiers.math.units import (
+    Suffix,
+    UnitLetters,
+    read_suffix,
+    same_things,
+    suffix_start,
+)
 
 
 def suffix(text: str) -> Suffix | None:
@@ -88,11 +95,26 @@ def test_factors() -> None:
     assert suffix("dozen") == Suffix(Fraction(12))
 
 
-def test_letters_that_are_units() -> None:
-    assert is_unit("km")
-    assert is_unit("mph")
-    assert not is_unit("m")  # one letter is a variable unless it is marked
-    assert not is_unit("xy")
+@pytest.mark.parametrize(
+    ("text", "units", "start"),
+    [
+        ("5km", "marked", 1),
+        ("5mph", "marked", 1),
+        ("5km", "none", None),
+        ("5m", "marked", None),  # one letter is a variable unless it is marked
+        ("5m", "all", 1),
+        (r"5\text{m}", "marked", 1),
+        ("5xy", "all", None),
+        ("(2x)cm", "all", 4),
+        (r"5\frac{\text{m}}{\text{s}}", "marked", 1),
+        ("90' ", "none", 1),
+        (r"3^{\text{rd}}", "none", 1),
+    ],
+)
+def test_letters_that_are_units(text: str, units: UnitLetters, start: int | None) -> None:
+    tokens = scan(text)
+    end = len(tokens)
+    assert suffix_start(tokens, match_brackets(tokens), 0, end, units) == (start or end)
 
 
 def test_things_in_common() -> None:

@@ -9,14 +9,26 @@ size in them, so that ``1\text{ m}`` is ``100\text{ cm}`` and no ``5\text{ mg}``
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Literal
 
-from fttt.verifiers.math.notation import Token
-from fttt.verifiers.math.symbols import word_set
+from fttt.verifiers.math.lexer import FUNCTIONS, Token, word_set
+from fttt.verifiers.math.syntax_tree import outside
 
-__all__ = ["Suffix", "Unit", "currency", "degree_of", "is_unit", "read_suffix", "same_things"]
+__all__ = [
+    "Suffix",
+    "Unit",
+    "UnitLetters",
+    "currency",
+    "degree_of",
+    "is_count",
+    "read_suffix",
+    "same_things",
+    "suffix_start",
+    "word_at",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,11 +254,6 @@ _ORDINALS = frozenset({"st", "nd", "rd", "th"})
 _NAME = re.compile(r"(?=.*[aeiouyAEIOUY])[A-Za-z][A-Za-z'-]{2,}")
 
 
-def is_unit(name: str) -> bool:
-    """Whether a run of letters outside ``\\text`` is the symbol or name of a unit."""
-    return len(name) > 1 and _find(name) is not None
-
-
 def currency(code: str) -> Unit:
     """The unit of a currency by its code."""
     return Unit(((code, 1),))
@@ -280,11 +287,11 @@ def read_suffix(tokens: Sequence[Token], unit: Unit | None = None) -> Suffix | N
 
     ``unit`` is that of a currency which stands before the number.
     """
-    reader = _Reader(tokens, unit or _NONE)
+    reader = _SuffixParser(tokens, unit or _NONE)
     return reader.read()
 
 
-class _Reader:
+class _SuffixParser:
     """Reads ``thousand square meters per hour`` and the like, once."""
 
     def __init__(self, tokens: Sequence[Token], unit: Unit) -> None:
@@ -448,3 +455,90 @@ def _joined(tokens: Sequence[Token]) -> list[Token]:
             continue
         flat.append(token)
     return flat
+
+
+# ---- where a suffix begins
+
+UnitLetters = Literal["none", "marked", "all"]
+r"""Which letters may be units: none; those in ``\text`` and names of two letters or more; all."""
+_UNIT_LETTERS = frozenset("mgshLlNJWVAKCFt")
+
+
+def word_at(tokens: Sequence[Token], place: int) -> str:
+    """The word at an index, in lower case; empty without one."""
+    if place >= len(tokens) or tokens[place].kind != "word":
+        return ""
+    return tokens[place].text.lower()
+
+
+def is_count(tokens: Sequence[Token], place: int) -> bool:
+    """Whether the token is a number, and no power of a unit."""
+    return tokens[place].kind == "number" and not tokens[place - 1].sign("^", "{", "-")
+
+
+def suffix_start(
+    tokens: Sequence[Token], partner: Mapping[int, int], low: int, high: int, units: UnitLetters
+) -> int:
+    """The index at which the words or units behind an expression begin; ``high`` without any.
+
+    Args:
+        tokens: the tokens of the whole answer.
+        partner: the closing bracket of each opening one.
+        low: the first token of the expression.
+        high: the end of the span.
+        units: which letters may be units.
+    """
+    for place in outside(partner, low, high)[1:]:
+        token, before = tokens[place], tokens[place - 1]
+        if token.sign("^") and word_at(tokens, place + 2) in _ORDINALS:
+            return place
+        ended = before.kind in ("number", "letter") or before.sign("}", ")", "]", "%", "!")
+        ended = ended or before.command("pi", "infty")
+        if not ended and token.kind != "word":
+            continue
+        if token.sign("'", '"') and before.kind == "number":
+            return place
+        if token.kind == "word" and token.text not in FUNCTIONS - {"min", "max", "sec"}:
+            return place
+        if token.command("sec", "min") and place == high - 1:
+            return place
+        above = tokens[place + 1 : partner.get(place + 1, place) + 1]
+        if token.command("frac") and _are_upright(above):
+            return place
+        if token.kind == "letter" and _is_symbol(tokens[place:high], before, units):
+            return place
+        if token.sign("*") and place + 1 < high:
+            if word_at(tokens, place + 1):
+                return high
+            if _is_symbol(tokens[place + 1 : high], before, units):
+                return place + 1
+    return high
+
+
+def _are_upright(group: Sequence[Token]) -> bool:
+    """Whether a group holds words or upright letters, and nothing else."""
+    letters = [token for token in group if not token.sign("{", "}")]
+    return bool(letters) and all(t.kind == "word" or t.upright for t in letters)
+
+
+def _is_symbol(tokens: Sequence[Token], before: Token, units: UnitLetters) -> bool:
+    """Whether letters behind a number are the symbol of a unit, and the rest continues it."""
+    if units == "none":
+        return False
+    run = [tokens[0].text]
+    for token in tokens[1:]:
+        if token.kind != "letter" or token.spaced or token.upright != tokens[0].upright:
+            break
+        run.append(token.text)
+    name = "".join(run)
+    if name == "\\mu" and tokens[1:] and tokens[1].kind in ("letter", "word"):
+        name += f" {tokens[1].text}"
+    if len(name) == 1:
+        allowed = tokens[0].upright or (units == "all" and before.kind != "letter")
+        if not allowed or name not in _UNIT_LETTERS:
+            return False
+    elif before.kind == "letter" or _find(name) is None:
+        return False
+    after = next((n for n in range(1, len(tokens)) if is_count(tokens, n)), len(tokens))
+    suffix = read_suffix(tokens[:after])
+    return suffix is not None and suffix.unit is not None

@@ -6,9 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fttt.verifiers.math.notation import NotUnderstoodError
-from fttt.verifiers.math.parser import readings
-from fttt.verifiers.math.tree import Node
+from fttt.verifiers.math.answer_parser import readings
+from fttt.verifiers.math.lexer import NotUnderstoodError
 
 
 def head(answer: str) -> str:
@@ -88,16 +87,6 @@ def test_kinds(answer: str, kind: str) -> None:
 def test_what_is_not_understood(answer: str) -> None:
     with pytest.raises(NotUnderstoodError):
         readings(answer)
-
-
-def test_precedence() -> None:
-    x, two, three = Node("var", data="x"), *(readings(n)[0] for n in "23")
-    assert readings("2+3x")[0] == Node("add", (two, Node("mul", (three, x))))
-    assert readings("-x^2")[0] == Node("neg", (Node("pow", (x, two)),))
-    assert readings(r"\sin 2x + 3")[0].head == "add"
-    assert readings(r"\sin x \cos x")[0].head == "mul"
-    assert readings(r"\sin^{-1} x")[0] == Node("call", (x,), "arcsin")
-    assert readings(r"|x||x|")[0].head == "mul"
 
 
 def test_ambiguous_notation_has_two_readings() -> None:

@@ -1,26 +1,44 @@
-r"""The normal form of an answer, in which equal answers are mostly the same text, for votes.
+r"""Normal forms of answers: one text for equal answers, for votes and for a string rule.
 
-It is made without computing values, in the caller's own process: expressions become sums of
-products of powers with rational coefficients, roots of whole numbers are taken apart, names, units
-and dress are left out, lists are sorted and inequalities become intervals. So ``\frac12`` and
+:func:`normal_form` works without numerical values, in the caller's own process: expressions become
+sums of products of powers with rational coefficients, roots of whole numbers are factored, names,
+units and layout are dropped, lists are sorted and inequalities become intervals. So ``\frac12`` and
 ``0.5``, ``x = 2\sqrt2`` and ``\sqrt8``, ``x > 3`` and ``(3, \infty)`` have one form each. Two
-forms that differ may still be equal (an identity of sines, say): they vote apart.
+different forms may still be equal (an identity of sines, say): they vote apart.
+
+:func:`strict_form` is the string rule of the MATH benchmark, for comparison with published figures,
+written from its description (Hendrycks et al. 2021): two answers are equal if their LaTeX is the
+same string without spaces, delimiters, units on the right, percent and degree signs, and with one
+way to write a fraction or root. ``0.25`` and ``\frac14`` differ by it; use it only where a figure
+was published with it.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Iterable
 from fractions import Fraction
 from functools import lru_cache
 
-from fttt.verifiers.math.notation import NotUnderstoodError, scan, spelled
-from fttt.verifiers.math.parser import readings
-from fttt.verifiers.math.tree import EXPRESSIONS, Name, Node, renamed, walk
+from fttt.verifiers.math.answer_parser import readings
+from fttt.verifiers.math.lexer import NotUnderstoodError, scan, spelled
+from fttt.verifiers.math.syntax_tree import (
+    EXPRESSIONS,
+    OPPOSITE,
+    Name,
+    Node,
+    ascending,
+    both_signs,
+    has_both_signs,
+    operands,
+    renamed,
+    walk,
+)
 from fttt.verifiers.number_parser import Number, parse_number
 
-__all__ = ["normal_form"]
+__all__ = ["normal_form", "strict_form"]
 
 Monomial = tuple[tuple[str, Fraction], ...]
 """Atoms (variables, constants, primes, functions) and their powers, sorted."""
@@ -35,12 +53,12 @@ _LARGEST_FACTORIAL = 60
 
 
 class _TooLongError(Exception):
-    """The form would be longer than an answer is worth."""
+    """The form is too long, or the answer has none."""
 
 
 @lru_cache(maxsize=4096)
 def normal_form(answer: str) -> str:
-    """The form of an answer; of one that is not understood it is what it is spelled with."""
+    """The form of an answer; without one its tokens, or its text without extra spaces."""
     number = parse_number(answer)
     if number is not None:
         return str(number.plain)
@@ -55,11 +73,9 @@ def normal_form(answer: str) -> str:
 
 
 def _form(node: Node) -> str:
-    """The form of whatever an answer is."""
+    """The form of a tree."""
     if node.head in EXPRESSIONS:
-        if any(part.head in ("pm", "mp") for part in walk(node)):
-            return _listed(_form(_one_sign(node, head)) for head in ("pm", "mp"))
-        return _text(_sum(node))
+        return _listed(map(_form, both_signs(node))) if has_both_signs(node) else _text(_sum(node))
     if node.head in ("quantity", "member"):
         return _form(node.args[0])
     if node.head == "named":
@@ -84,7 +100,7 @@ def _form(node: Node) -> str:
             return _form(parts[0])
     if node.head in ("union", "inter"):
         sign = " U " if node.head == "union" else " ^ "
-        return sign.join(sorted(_form(arg) for arg in _operands(node, node.head)))
+        return sign.join(sorted(_form(arg) for arg in operands(node, node.head)))
     if node.head == "minus":
         return _without_form(node)
     if node.head == "numbers":
@@ -108,13 +124,14 @@ def _listed(forms: Iterable[str]) -> str:
 
 
 def _list_form(node: Node) -> str:
-    """Values in their order of size; what has names of its own as a tuple by these."""
+    """Values in order of size; values with different names as a tuple in order of the names."""
     parts = node.args
     if not parts:
         return "emptyset"
     last = parts[-1]
     if len(parts) > 1 and last.head == "member" and isinstance(last.data, Name):  # "2n\\pi, n in Z"
-        inner = [renamed(_value(part), {last.data.text: "k"}) for part in parts[:-1]]
+        values = [part.args[0] if part.head == "named" else part for part in parts[:-1]]
+        inner = [renamed(value, {last.data.text: "k"}) for value in values]
         return f"{_listed(map(_form, inner))}, k in {_form(last.args[0])}"
     names = [part.data[0][0].text for part in parts if part.head == "named"]
     if len(names) == len(parts) > 1 and len(set(names)) == len(parts) and node.head == "list":
@@ -125,34 +142,15 @@ def _list_form(node: Node) -> str:
         return " U ".join(sorted(map(_form, parts)))
     if any(part.head == "dots" for part in parts):
         return ", ".join("..." if part.head == "dots" else _form(part) for part in parts)
-    return _listed(one for part in parts for one in _spread(part))
-
-
-def _value(node: Node) -> Node:
-    return node.args[0] if node.head == "named" else node
-
-
-def _spread(node: Node) -> tuple[str, ...]:
-    if node.head in EXPRESSIONS and any(part.head in ("pm", "mp") for part in walk(node)):
-        return tuple(_form(_one_sign(node, head)) for head in ("pm", "mp"))
-    return (_form(node),)
-
-
-def _one_sign(node: Node, plus: str) -> Node:
-    if node.head in ("pm", "mp"):
-        inner = _one_sign(node.args[0], plus)
-        return inner if node.head == plus else Node("neg", (inner,))
-    return Node(node.head, tuple(_one_sign(arg, plus) for arg in node.args), node.data)
-
-
-def _operands(node: Node, head: str) -> list[Node]:
-    if node.head != head:
-        return [node]
-    return [part for arg in node.args for part in _operands(arg, head)]
+    return _listed(
+        _form(one)
+        for part in parts
+        for one in (both_signs(part) if part.head in EXPRESSIONS else (part,))
+    )
 
 
 def _without_form(node: Node) -> str:
-    """All real numbers but for some as intervals, any other difference as it is."""
+    """The real numbers without a few as intervals; any other difference as written."""
     whole, without = node.args
     points = [_sum(arg) for arg in without.args] if without.head == "set" else []
     if whole.data == "R" and points and all(set(point) <= {()} for point in points):
@@ -182,20 +180,15 @@ def _ratio_form(node: Node) -> str:
     return ":".join(str(n // common) for n in whole)
 
 
-# Relations
-
-_TURNED = {"<": ">", ">": "<", "<=": ">=", ">=": "<="}
+# ---- relations
 
 
 def _relation_form(node: Node) -> str:
-    """An equation solved for ``y`` or equal to nought; a linear inequality as an interval."""
+    """An equation solved for ``y`` or set to zero; a linear inequality as an interval."""
     if any(arg.head not in EXPRESSIONS for arg in node.args):
         raise _TooLongError
-    if len(node.args) == 3 and all(sign in _TURNED for sign in node.data):
-        low, middle, high = node.args
-        signs = node.data
-        if signs[0][0] == ">":
-            low, high, signs = high, low, (_TURNED[signs[1]], _TURNED[signs[0]])
+    if len(node.args) == 3 and all(sign in OPPOSITE for sign in node.data):
+        (low, middle, high), signs = ascending(node)
         if middle.head == "var" and signs[0][0] == signs[1][0] == "<":
             brackets = "(["[signs[0] == "<="] + ")]"[signs[1] == "<="]
             return f"{brackets[0]}{_form(low)}, {_form(high)}{brackets[1]}"
@@ -213,22 +206,22 @@ def _relation_form(node: Node) -> str:
         solved = _solved(difference, "y") if "y" in variables else None
         return _text(_monic(difference)) + " = 0" if solved is None else _text(solved[0])
     solved = _solved(difference, next(iter(variables))) if len(variables) == 1 else None
-    if solved is None or sign not in (*_TURNED, "!="):
+    if solved is None or sign not in (*OPPOSITE, "!="):
         factor = _leading(difference)
-        turned = _TURNED.get(sign, sign) if factor < 0 else sign
+        turned = OPPOSITE.get(sign, sign) if factor < 0 else sign
         return f"{_text(_monic(difference))} {turned} 0"
     value, slope = solved
     bound = _text(value)
     if sign == "!=":
         return f"(-infty, {bound}) U ({bound}, infty)"
-    sign = _TURNED[sign] if slope < 0 else sign
+    sign = OPPOSITE[sign] if slope < 0 else sign
     if sign[0] == "<":
         return f"(-infty, {bound}{')' if sign == '<' else ']'}"
     return f"{'(' if sign == '>' else '['}{bound}, infty)"
 
 
 def _solved(difference: Sum, name: str) -> tuple[Sum, Fraction] | None:
-    """The value of a variable that makes the difference nought, and its own coefficient."""
+    """The value of a variable that makes the difference zero, and its coefficient."""
     alone = ((name, Fraction(1)),)
     slope = difference.get(alone)
     rest = {term: c for term, c in difference.items() if term != alone}
@@ -245,7 +238,7 @@ def _monic(one: Sum) -> Sum:
     return _scaled(one, 1 / _leading(one)) if one else one
 
 
-# Sums of products
+# ---- sums of products
 
 _CONSTANTS = {"pi", "e", "i", "infty"}
 
@@ -284,12 +277,12 @@ def _times(first: Sum, second: Sum) -> Sum:
             term, extra = _joined(one, other)
             total = _plus(total, {term: value * factor * extra})
     for value in total.values():
-        _constant(value)  # no longer than it may be
+        _constant(value)  # raises if it is too large
     return total
 
 
 def _joined(first: Monomial, second: Monomial) -> tuple[Monomial, Fraction]:
-    """The product of two terms, and what of it is a number: powers of primes and of ``i``."""
+    """The product of two terms, and its rational part from powers of primes and of ``i``."""
     powers = dict(first)
     for name, power in second:
         powers[name] = powers.get(name, Fraction(0)) + power
@@ -371,7 +364,7 @@ def _number_power(prime: int, power: Fraction) -> Sum:
 
 
 def _factors(value: int) -> list[tuple[int, int]]:
-    """Prime factors as far as they are small; what is left counts as a prime."""
+    """The small prime factors and the rest, which counts as a prime."""
     if value.bit_length() > _BITS:
         raise _TooLongError
     found = []
@@ -498,3 +491,39 @@ def _term_text(term: Monomial, value: Fraction) -> str:
     for degree, inside in sorted(roots.items()):
         factors.append(f"sqrt({inside})" if degree == 2 else f"{inside}^(1/{degree})")
     return "*".join(factors)
+
+
+# ---- the string rule of the MATH benchmark
+
+_DROPPED = ("\\left", "\\right", "^{\\circ}", "^\\circ", "\\$", "\\%")
+_FRACTION = re.compile(r"\\frac(?:([^\s{])([^\s{])|([^\s{])(?=\{))")
+_ROOT = re.compile(r"\\sqrt([^\s{\[])")
+_SLASH = re.compile(r"(-?\d+)/(-?\d+)")
+
+
+def strict_form(answer: str) -> str:
+    """The string that the benchmark's rule compares."""
+    text = answer.replace("\n", "").replace("\\!", "").replace("\\\\", "\\")
+    text = text.replace("tfrac", "frac").replace("dfrac", "frac")
+    for dropped in _DROPPED:
+        text = text.replace(dropped, "")
+    text = text.split("\\text{ ")[0]
+    text = text.replace(" .", " 0.").replace("{.", "{0.")
+    if text.startswith("."):
+        text = f"0{text}"
+    left, equals, right = text.partition("=")
+    if equals and "=" not in right and len(left) <= 2:
+        text = right  # "k = 5", where the name has at most two characters
+    text = _ROOT.sub(r"\\sqrt{\1}", text).replace(" ", "")
+    text = _FRACTION.sub(_braces, text)
+    if text == "0.5":
+        return "\\frac{1}{2}"
+    slash = _SLASH.fullmatch(text)
+    return f"\\frac{{{int(slash[1])}}}{{{int(slash[2])}}}" if slash else text
+
+
+def _braces(match: re.Match[str]) -> str:
+    top, bottom, lone = match.groups()
+    if top:
+        return f"\\frac{{{top}}}{{{bottom}}}"
+    return f"\\frac{{{lone}}}"

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fttt.verifiers.math.equality import equivalent
-from fttt.verifiers.math.notation import NotUnderstoodError
-from fttt.verifiers.math.values import UndecidedError
-from fttt.verifiers.math.verifier import judge_quickly
+from fttt.verifiers.math import judge_quickly
+from fttt.verifiers.math.answer_equality import equivalent
+from fttt.verifiers.math.evaluation import UndecidedError
+from fttt.verifiers.math.lexer import NotUnderstoodError
 
 ROUGHLY = ("approx", "about", "nearly")
 """An exact answer is right where the gold one is rounded, though not the other way round."""

@@ -1,9 +1,9 @@
-r"""What an expression is worth at a point.
+r"""Evaluation of expressions at a point, and comparison of the values.
 
-Rational expressions have exact values; all others are computed to 60 digits, and where two agree
-in 50 of them they are equal. Functions without a meaning of their own (``f(x)``, ``a_n``) have
-some value at each argument, always the same one. What would be too large or take too long is not
-computed, so that no answer can hold up the process that judges it.
+Rational expressions have exact values; others are computed to 60 digits, and two values that agree
+in 50 of them are equal. Functions without a definition (``f(x)``, ``a_n``) have an arbitrary but
+fixed value at each argument. A value that would be too large or take too long is not computed, so
+that no answer can block the process that judges it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 from mpmath import MPContext  # type: ignore[import-untyped]
 
-from fttt.verifiers.math.tree import Node, names_of
+from fttt.verifiers.math.syntax_tree import Node, names_of
 
 __all__ = [
     "EQUAL",
@@ -41,21 +41,21 @@ Value = Any
 """A ``Fraction``, or mpmath's real or complex number."""
 
 mp = MPContext()
-"""Numbers of this module: a context of its own, so that nobody else's precision changes."""
+"""A context of its own, so that the precision of other users of mpmath stays the same."""
 _DIGITS = 60
 mp.dps = _DIGITS
 EQUAL = Fraction(1, 10**50)
-"""Relative difference of two numbers that count as the same one."""
+"""Relative difference of two numbers that count as equal."""
 ROUGH = Fraction(1, 10**10)
-"""The same for what is computed as a limit (an infinite sum, an integral)."""
+"""The same for values computed as a limit (an infinite sum, an integral)."""
 _LIMIT_STEPS = 4000
-"""What one limit, integral or sum without end counts for."""
+"""Operations that a limit, an integral or an infinite sum counts for."""
 _ABOUT = Fraction(1, 20)
-"""The same for what is said to be approximate."""
+"""Relative difference of two values in a stated approximation."""
 _BITS = 1 << 20
-"""Size of an exact number; larger ones are not decided."""
+"""Size of an exact number; larger ones are undecided."""
 STEPS = 100_000
-"""Operations of one comparison; a longer one is not decided."""
+"""Operations of one comparison; a longer one is undecided."""
 
 
 class UndefinedError(Exception):
@@ -63,11 +63,11 @@ class UndefinedError(Exception):
 
 
 class UndecidedError(Exception):
-    """The expression is too large or too long to compute."""
+    """The expression is too large or takes too long to compute."""
 
 
 class Evaluation:
-    """Computes expressions at one point."""
+    """Evaluates expressions at one point."""
 
     def __init__(
         self, point: Mapping[str, Fraction], *, real: bool, seed: int = 0, budget: list[int]
@@ -77,8 +77,8 @@ class Evaluation:
         Args:
             point: the values of the variables.
             real: whether only real numbers are values.
-            seed: tells points apart for functions without a meaning.
-            budget: operations left, in a list of one, since several evaluations share it.
+            seed: the number of the point, for the values of functions without a definition.
+            budget: operations left, in a list of one that several evaluations share.
         """
         self.point = dict(point)
         self.real = real
@@ -123,7 +123,7 @@ class Evaluation:
         return self.unknown(node.data, ()) if value is None else value
 
     def unknown(self, name: str, arguments: tuple[Value, ...]) -> Value:
-        """Some value of a function at its arguments, always the same one."""
+        """An arbitrary but fixed value of a function at its arguments."""
         key = ",".join(str(a) if isinstance(a, Fraction) else mp.nstr(a, 15) for a in arguments)
         draw = random.Random(f"{name}({key}){self.seed}")
         return Fraction(draw.choice((-1, 1)) * draw.randint(101, 997), draw.randint(101, 499))
@@ -301,25 +301,14 @@ class Evaluation:
         """Trigonometric and hyperbolic functions and their inverses."""
         _check_size(value, 10**12)
         short = name.removeprefix("arc")
-        function = {
-            "sin": mp.sin, "cos": mp.cos, "tan": mp.tan, "cot": mp.cot, "sec": mp.sec,
-            "csc": mp.csc, "sinh": mp.sinh, "cosh": mp.cosh, "tanh": mp.tanh, "coth": mp.coth,
-            "sech": mp.sech, "csch": mp.csch,
-        }[short]  # fmt: skip
-        x = real_number(value)
         try:
-            if name == short:
-                result = function(x)
-                small = abs(result) < mp.mpf(10) ** (5 - mp.dps)
-                return Fraction(0) if small and name in ("sin", "cos", "tan", "cot") else result
-            inverse = {
-                "sin": mp.asin, "cos": mp.acos, "tan": mp.atan, "cot": mp.acot, "sec": mp.asec,
-                "csc": mp.acsc, "sinh": mp.asinh, "cosh": mp.acosh, "tanh": mp.atanh,
-                "coth": mp.acoth, "sech": mp.asech, "csch": mp.acsch,
-            }[short]  # fmt: skip
-            result = inverse(x)
+            function = getattr(mp, name if name == short else f"a{short}")
+            result = function(real_number(value))
         except (ZeroDivisionError, ValueError) as error:
             raise UndefinedError(f"{name} of that number") from error
+        if name == short:
+            small = abs(result) < mp.mpf(10) ** (5 - mp.dps)
+            return Fraction(0) if small and name in ("sin", "cos", "tan", "cot") else result
         if self.real and mp.im(result) != 0:
             raise UndefinedError(f"{name} of that number")
         return result
@@ -391,7 +380,7 @@ class Evaluation:
         )
 
     def numerically(self, compute: Callable[[], Value]) -> Value:
-        """What a limiting process gives, where two precisions agree on it."""
+        """The result of a limiting process, if two precisions agree on it."""
         self.rough = True
         self.budget[0] -= _LIMIT_STEPS
         found = []
@@ -409,7 +398,7 @@ class Evaluation:
 
 
 def real_number(value: Value) -> Value:
-    """A value as mpmath's number."""
+    """A value as a number of mpmath."""
     if isinstance(value, Fraction):
         return mp.mpf(value.numerator) / value.denominator
     return value
@@ -450,7 +439,7 @@ def _check_size(value: Value, largest: int) -> None:
 
 
 def _check_power(base: Value, exponent: Value) -> None:
-    """Refuse powers whose very size is too large to compute."""
+    """Refuse a power that is too large to compute."""
     size = abs(mp.log(abs(real_number(base)))) * abs(real_number(exponent))
     if not size < 10_000_000:
         raise UndecidedError("a power that is too large")
@@ -474,19 +463,9 @@ def _choice(name: str, values: list[Value]) -> Value:
         raise UndefinedError(f"{name} of complex numbers")
     if name in ("max", "min"):
         return (max if name == "max" else min)(values, key=real_number)
-    total = 0 if name == "gcd" else 1
-    for value in values:
-        if not isinstance(value, Fraction) or value.denominator != 1 or value == 0:
-            raise UndefinedError(f"{name} of what is no whole number")
-        common = _gcd(total, int(value))
-        total = common if name == "gcd" else abs(total * int(value)) // common
-    return Fraction(total)
-
-
-def _gcd(first: int, second: int) -> int:
-    while second:
-        first, second = second, first % second
-    return abs(first)
+    if not all(isinstance(v, Fraction) and v.denominator == 1 and v != 0 for v in values):
+        raise UndefinedError(f"{name} of what is no whole number")
+    return Fraction((math.gcd if name == "gcd" else math.lcm)(*map(int, values)))
 
 
 def _stepped(name: str, value: Value) -> Value:
@@ -500,7 +479,7 @@ def _stepped(name: str, value: Value) -> Value:
     return Fraction(int(mp.floor(value) if name == "floor" else mp.ceil(value)))
 
 
-# Comparing
+# ---- comparison of values
 
 
 def evaluate(node: Node) -> Value:
@@ -514,7 +493,7 @@ def evaluate(node: Node) -> Value:
 
 
 def near(first: Value, second: Value) -> bool:
-    """Whether two values are the same number, as far as 50 digits tell."""
+    """Whether two values are equal in 50 digits."""
     if isinstance(first, Fraction) and isinstance(second, Fraction):
         return first == second
     return close(first, second, EQUAL)
@@ -528,7 +507,7 @@ def is_less(first: Value, second: Value) -> bool:
 
 
 def is_about(first: Value, second: Value, place: Fraction) -> bool:
-    """Whether two values are the same but for one in a decimal place, and for a twentieth."""
+    """Whether two values differ by at most one in a decimal place, and by a twentieth."""
     difference = abs(combined(operator.sub, first, second))
     return close(first, second, _ABOUT) and not is_less(place, difference)
 
@@ -541,7 +520,7 @@ def combined(operation: Callable[[Value, Value], Value], first: Value, second: V
 
 
 def close(first: Value, second: Value, tolerance: Fraction) -> bool:
-    """Whether two values differ by no more than a part of the larger one."""
+    """Whether two values differ by at most a fraction of the larger one."""
     if _is_infinite(first) or _is_infinite(second):
         return bool(real_number(first) == real_number(second))
     one, other = real_number(first), real_number(second)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fttt.verifiers.math.notation import NotUnderstoodError, scan, spelled
+from fttt.verifiers.math.lexer import NotUnderstoodError, scan, spelled
 
 
 def texts(answer: str) -> list[str]:

@@ -1,25 +1,50 @@
-r"""From an answer to a tree that says what it means, or to the reason why it is not understood.
+r"""Parser of answers: the syntax tree of a whole answer, or the reason why it has none.
 
-An answer is split at its separators (``,``, ``;``, "and", "or"), each part at its relations
-(``=``, ``<``, ``\in``), each side at its set operations and colons; what is left is an expression
-with perhaps words around it. An expression is read by the usual precedence of operators.
+An answer is split at its separators (``,``, ``;``, "and", "or"), each part at its relations (``=``,
+``<``, ``\in``), each side at its set operations and colons. The rest is an expression, perhaps with
+a unit of measurement, a currency or words around it.
 """
 
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 from functools import lru_cache
 
-from fttt.verifiers.math.measures import MeasureReader, Units
-from fttt.verifiers.math.names import NEGATIVES, name_of, words_of
-from fttt.verifiers.math.notation import Commas, NotUnderstoodError, Token, scan
-from fttt.verifiers.math.symbols import FUNCTIONS, word_set
-from fttt.verifiers.math.tree import EXPRESSIONS, Name, Node, names_of
-from fttt.verifiers.math.units import Suffix, currency
+from fttt.verifiers.math.expression_parser import ExpressionParser
+from fttt.verifiers.math.lexer import (
+    FUNCTIONS,
+    Commas,
+    NotUnderstoodError,
+    Token,
+    scan,
+    word_set,
+)
+from fttt.verifiers.math.syntax_tree import (
+    EXPRESSIONS,
+    NEGATIVES,
+    Name,
+    Node,
+    name_of,
+    names_of,
+    number,
+    words_of,
+)
+from fttt.verifiers.math.units import (
+    Suffix,
+    UnitLetters,
+    currency,
+    degree_of,
+    is_count,
+    read_suffix,
+    suffix_start,
+    word_at,
+)
 
-__all__ = ["Units", "readings"]
+__all__ = ["readings"]
 
 _SEPARATORS = (",", ";", "\\\\")
+_QUANTIFIERS = word_set("all any every each real")
 _RELATIONS = {"=", "!=", "<", ">", "<=", ">="}
 _RELATION_COMMANDS = {"approx": "~", "in": "in", "notin": "notin", "equiv": "=="}
 _SET_OPERATIONS = {"cup": "union", "cap": "inter", "setminus": "minus"}
@@ -28,7 +53,7 @@ _BEFORE = word_set(
     "exactly just only answer therefore thus so hence either both final total result value the "
     "correct choice option"
 )
-"""Words before an answer that say nothing of its value."""
+"""Words before an answer that have no influence on its value."""
 _CURRENCIES = {"usd": "USD", "us": "USD", "eur": "EUR", "gbp": "GBP", "rs": "INR", "inr": "INR"}
 _ROUGHLY = word_set("approximately about around roughly nearly almost circa approx")
 """Words before a value that is rounded."""
@@ -41,56 +66,56 @@ _BASE_WORDS |= {"eight": "8", "nine": "9", "ten": "10", "twelve": "12", "sixteen
 _CLOCK = re.compile(r"\d{1,2}(?::[0-5]\d){1,2}")
 _GROUPS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _UNSPACED = re.compile(r",(?!\s|\\[ ,;:]|\d{3}(?!\d))|,(?<=[^\d],)\d{3}(?!\d)")
-"""Commas that stand neither before a space nor between groups of digits."""
+"""Commas neither before a space nor between groups of digits."""
 _POINTS = 2
-"""Letters side by side that name a segment."""
+"""Adjacent letters that name a segment."""
 
 
 @lru_cache(maxsize=1024)
-def readings(text: str, units: Units = "marked") -> tuple[Node, ...]:
-    """The trees that an answer may be: more than one where its notation is ambiguous.
+def readings(text: str, units: UnitLetters = "marked") -> tuple[Node, ...]:
+    """The syntax trees of an answer: more than one where its notation is ambiguous.
 
     A slash before a product (``1/2x``) and commas between groups of three digits (``100,200``)
     have two readings.
 
     Raises:
-        NotUnderstoodError: there is none.
+        NotUnderstoodError: the answer has no tree.
     """
-    first, ambiguous = _read(text, units)
+    first, ambiguous = _parse(text, units)
     found = [first]
     if ambiguous:
-        found.append(_read(text, units, tight=True)[0])
+        found.append(_parse(text, units, tight=True)[0])
     if _GROUPS.search(text):
-        found.append(_read(text, units, commas="never")[0])
+        found.append(_parse(text, units, commas="never")[0])
         if not _UNSPACED.search(text) and "," in _GROUPS.sub("", text):
-            found.append(_read(text, units, commas="everywhere")[0])
+            found.append(_parse(text, units, commas="everywhere")[0])
     return tuple(dict.fromkeys(found))
 
 
-def _read(
-    text: str, units: Units, *, tight: bool = False, commas: Commas = "outside"
+def _parse(
+    text: str, units: UnitLetters, *, tight: bool = False, commas: Commas = "outside"
 ) -> tuple[Node, bool]:
     try:
-        return _read_once(text, units, tight=tight, commas=commas)
+        return _parse_once(text, units, tight=tight, commas=commas)
     except RecursionError:
         raise NotUnderstoodError("an expression that is too deep") from None
-    except IndexError:  # a look at the token behind the last one
+    except IndexError:  # a lookahead behind the last token
         raise NotUnderstoodError("an answer that ends too early") from None
 
 
-def _read_once(text: str, units: Units, *, tight: bool, commas: Commas) -> tuple[Node, bool]:
+def _parse_once(text: str, units: UnitLetters, *, tight: bool, commas: Commas) -> tuple[Node, bool]:
     tokens = scan(text, commas=commas)
     if len(tokens) > 1 and tokens[0].kind == "letter" and tokens[1].sign(")"):  # "E) a wheel"
         tokens = (tokens[0], Token("sign", ":"), *tokens[2:])
     try:
-        reader = _AnswerReader(tokens, units, tight=tight)
+        parser = _AnswerParser(tokens, units, tight=tight)
     except NotUnderstoodError:
-        reader = _AnswerReader(_round_brackets(tokens), units, tight=tight)
-    return reader.answer(0, len(tokens)), reader.ambiguous
+        parser = _AnswerParser(_with_round_brackets(tokens), units, tight=tight)
+    return parser.answer(0, len(tokens)), parser.ambiguous
 
 
-def _round_brackets(tokens: tuple[Token, ...]) -> tuple[Token, ...]:
-    """Open intervals as ``(1, 2)`` that are written ``]1, 2[``."""
+def _with_round_brackets(tokens: tuple[Token, ...]) -> tuple[Token, ...]:
+    """The tokens of open intervals written as ``]1, 2[`` in the form ``(1, 2)``."""
     found, depth = [], 0
     for place, token in enumerate(tokens):
         before = tokens[place - 1] if place else Token("sign", ",")
@@ -104,13 +129,20 @@ def _round_brackets(tokens: tuple[Token, ...]) -> tuple[Token, ...]:
     return tuple(found)
 
 
-class _AnswerReader(MeasureReader):
-    """Reads whole answers; the expressions in them are the parent's work."""
+class _AnswerParser(ExpressionParser):
+    """Parses spans of tokens as whole answers."""
+
+    def __init__(self, tokens: tuple[Token, ...], units: UnitLetters, *, tight: bool) -> None:
+        super().__init__(tokens, tight=tight)
+        self.units = units
+
+    def word(self, place: int) -> str:
+        return word_at(self.tokens, place)
 
     # Lists
 
     def answer(self, low: int, high: int) -> Node:
-        """What the span says: a list of parts, or its only part."""
+        """The answer in the span: a list of parts, or its only part."""
         low, high = self.trimmed(low, high)
         high = self.without_quantifier(low, high)
         arrows = [n for n in self.outside(low, high) if self.tokens[n].command("Rightarrow")]
@@ -144,17 +176,16 @@ class _AnswerReader(MeasureReader):
         return low, high
 
     def without_quantifier(self, low: int, high: int) -> int:
-        """Where the span ends without ``for all x`` behind it."""
-        words = ["for", ["all", "any", "every", "each", "real"]]
+        """The end of the span without ``for all x`` behind it."""
         for place in self.outside(low, high)[1:]:
-            if self.word(place) == words[0] and self.word(place + 1) in words[1]:
+            if self.word(place) == "for" and self.word(place + 1) in _QUANTIFIERS:
                 while self.tokens[place - 1].sign(",", ";", "(", ":"):
                     place -= 1
                 return place
         return high
 
     def parts(self, low: int, high: int) -> tuple[list[tuple[int, int]], set[str]]:
-        """The spans between separators, and which separators those are."""
+        """The spans between separators, and the separators."""
         spans, joints, start = [], set(), low
         for place in [*self.outside(low, high), high]:
             if place < high:
@@ -181,15 +212,15 @@ class _AnswerReader(MeasureReader):
         return spans, joints
 
     def is_condition(self, place: int) -> bool:
-        """Whether brackets hold where a variable is from: ``2k\\pi (k \\in \\mathbb{Z})``."""
+        """Whether brackets hold the domain of a variable: ``2k\\pi (k \\in \\mathbb{Z})``."""
         if not self.tokens[place].sign("("):
             return False
         return self.tokens[place + 2].command("in") and self.tokens[place + 1].kind == "letter"
 
-    # Answers that are no mathematics
+    # Answers without mathematics
 
     def special(self, low: int, high: int) -> Node | None:
-        """A choice by its letter, a numeral with its base, a time, words; ``None`` for others."""
+        """A choice by its letter, a number with its base, a time, words; ``None`` for the rest."""
         return (
             self.choice(low, high)
             or self.based(low, high)
@@ -220,7 +251,7 @@ class _AnswerReader(MeasureReader):
         return Node("choice", data=letter.text) if letter.upright and not separator else None
 
     def chosen(self, letter: Token, low: int, high: int) -> Node:
-        """A choice with what stands behind its letter, where that is understood."""
+        """A choice with the answer behind its letter, if that can be parsed."""
         try:
             inner = (self.answer(low, high),) if low < high else ()
         except NotUnderstoodError:
@@ -257,7 +288,7 @@ class _AnswerReader(MeasureReader):
         return Node("time", data=(numbers, half))
 
     def words(self, low: int, high: int) -> Node | None:
-        """Words and nothing else, or a name in capitals; all real numbers are those."""
+        """An answer in words, or a name in capitals; "all real numbers" is a set."""
         span = self.tokens[low:high]
         text = words_of(span)
         reals = _ALL_REALS.match(text)
@@ -291,13 +322,13 @@ class _AnswerReader(MeasureReader):
         return inner.args if inner.head in ("list", "named") else (inner,)
 
     def phrase(self, low: int, high: int) -> Node:
-        """Words with numbers among them that say more than a value, to be compared as words."""
+        """Words and numbers that are more than a value, to be compared as words."""
         return Node("text", data=words_of(self.tokens[low:high]))
 
     # Relations
 
     def part(self, low: int, high: int) -> Node:
-        """One part of a list: a relation, a statement of membership, or a value."""
+        """A part of a list: a relation, a statement of membership, or a value."""
         low, high = self.trimmed(low, high)
         if low >= high:
             raise NotUnderstoodError("an empty part")
@@ -316,7 +347,7 @@ class _AnswerReader(MeasureReader):
             first, *signs = signs
             spans = spans[1:]
             if len(spans) == 1:
-                return rounded(self.side(*spans[0])) if first == "~" else self.side(*spans[0])
+                return _rounded(self.side(*spans[0])) if first == "~" else self.side(*spans[0])
         if "in" in signs or "notin" in signs:
             if signs != ["in"]:
                 raise NotUnderstoodError("a membership of that kind")
@@ -354,7 +385,7 @@ class _AnswerReader(MeasureReader):
         return self.side(low, high)
 
     def equation(self, spans: list[tuple[int, int]], signs: list[str]) -> Node:
-        """Names and the values that they have, or an equation between expressions."""
+        """Names with their values, or an equation between expressions."""
         names = [name_of(self.tokens, self.partner, *span) for span in spans]
         values = [self.side(*s) for s, name in zip(spans, names, strict=True) if name is None]
         known = [name for name in names if name is not None]
@@ -413,7 +444,7 @@ class _AnswerReader(MeasureReader):
             elif verbs and not any(self.word(n) in NEGATIVES for n in range(low, verbs[0])):
                 low = verbs[0] + 1
             elif word in _ROUGHLY:
-                return rounded(self.side(low + 1, high))
+                return _rounded(self.side(low + 1, high))
             elif word in _BEFORE:
                 low += 1
             else:
@@ -431,9 +462,8 @@ class _AnswerReader(MeasureReader):
         """Set operations, ratios, or an expression."""
         if low >= high:
             raise NotUnderstoodError("a value that is missing")
-        operations = [
-            n for n in self.outside(low, high) if self.tokens[n].command(*_SET_OPERATIONS)
-        ]
+        places = self.outside(low, high)
+        operations = [n for n in places if self.tokens[n].command(*_SET_OPERATIONS)]
         if not operations and self.tokens[low].text.startswith("set "):
             operations = [  # "R - {0}"
                 n
@@ -459,8 +489,7 @@ class _AnswerReader(MeasureReader):
     def bracket(self, opening: str) -> Node:
         if opening != "\\{":
             return super().bracket(opening)
-        low, high = self.enclosed()
-        return self.set(low, high)
+        return self.set(*self.enclosed())
 
     def set(self, low: int, high: int) -> Node:
         r"""The set between braces: its elements, or ``\{x \mid \ldots\}``."""
@@ -468,15 +497,11 @@ class _AnswerReader(MeasureReader):
             return Node("set")
         bars = [n for n in self.outside(low, high) if self.tokens[n].sign("|", ":")]
         for bar in bars[:1]:
-            head = (
-                self.part(low, bar)
-                if name_of(self.tokens, self.partner, low, bar) is None
-                else None
-            )
+            name = name_of(self.tokens, self.partner, low, bar)
+            head = self.part(low, bar) if name is None else None
             conditions = self.answer(bar + 1, high)
             listed = conditions.args if conditions.head == "list" else (conditions,)
             joint = conditions.data if conditions.head == "list" else "and"
-            name = name_of(self.tokens, self.partner, low, bar)
             if head is not None and head.head == "member" and head.data is not None:
                 return Node("builder", (head, *listed), (head.data, joint))
             if name is not None:
@@ -487,13 +512,87 @@ class _AnswerReader(MeasureReader):
         inner = self.answer(low, high)
         return Node("set", inner.args if inner.head == "list" else (inner,))
 
+    # Quantities
 
-def rounded(node: Node) -> Node:
-    """A value that is said to be approximate."""
+    def measure(self, low: int, high: int, unit: Suffix | None) -> Node | None:
+        """An expression, its currency and the words behind it; ``None`` for other words."""
+        signs = [n for n in self.outside(low, high) if self.tokens[n].text.startswith("currency ")]
+        if signs:
+            return self.money(low, signs[0], high)
+        temperature = self.temperature(low, high)
+        if temperature is not None:
+            return temperature
+        end = suffix_start(self.tokens, self.partner, low, high, self.units)
+        value = self.value(low, end)
+        if end < high:
+            return self.with_suffix(value, unit, end, high) if value.head in EXPRESSIONS else None
+        if unit is not None:
+            return Node("quantity", (value,), unit) if value.head in EXPRESSIONS else None
+        if value.head == "degree":
+            return Node("quantity", value.args, Suffix(unit=degree_of(None)))
+        return value
+
+    def money(self, low: int, sign: int, high: int) -> Node | None:
+        """A value with the sign of a currency before or behind it."""
+        unit = Suffix(unit=currency(self.tokens[sign].text.removeprefix("currency ")))
+        if sign == low:
+            return self.measure(low + 1, high, unit)
+        if sign == high - 1:
+            return Node("quantity", (self.value(low, sign),), unit)
+        if sign > low + 1 or not self.tokens[low].sign("-"):
+            raise NotUnderstoodError("a currency within an expression")
+        inner = self.measure(sign + 1, high, unit)  # "-$5"
+        if inner is None or inner.head != "quantity":
+            return None
+        return Node("quantity", (Node("neg", inner.args),), inner.data)
+
+    def with_suffix(self, value: Node, unit: Suffix | None, low: int, high: int) -> Node | None:
+        """A value and the unit or things behind it."""
+        after = next((n for n in range(low + 1, high) if is_count(self.tokens, n)), high)
+        suffix = read_suffix(self.tokens[low:after], unit.unit if unit is not None else None)
+        if suffix is None:
+            return None
+        if suffix.factor != 1:
+            value = Node("mul", (value, number(suffix.factor)))
+            suffix = Suffix(Fraction(1), suffix.unit, suffix.things)
+        if suffix.unit is not None and suffix.unit.powers == (("%", 1),):
+            return Node("percent", (value,))
+        node = Node("quantity", (value,), suffix)
+        if after == high:
+            return node
+        rest = self.measure(after, high, None)  # "5 feet 6 inches"
+        return None if rest is None else self.mixed_quantity([node, rest])
+
+    def temperature(self, low: int, high: int) -> Node | None:
+        """Degrees of Celsius or Fahrenheit."""
+        last = self.tokens[high - 1]
+        before = [t for t in self.tokens[low : high - 1] if not t.sign("{", "}")]
+        if last.text not in ("C", "F") or len(before) < 3 or not before[-1].command("circ"):
+            return None
+        node = self.expression(low, high - 1)
+        if node.head != "degree":
+            return None
+        return Node("quantity", node.args, Suffix(unit=degree_of(last.text)))
+
+    def mixed_quantity(self, parts: list[Node]) -> Node | None:
+        """``2 hours and 30 minutes`` as one quantity; ``None`` for other parts."""
+        if len(parts) != 2 or any(part.head != "quantity" for part in parts):
+            return None
+        first, second = (part.data.unit for part in parts)
+        if first is None or second is None or first.powers != second.powers:
+            return None
+        if first.scale <= second.scale:
+            return None
+        larger = Node("mul", (number(first.scale / second.scale), parts[0].args[0]))
+        return Node("quantity", (Node("add", (larger, parts[1].args[0])),), parts[1].data)
+
+
+def _rounded(node: Node) -> Node:
+    """A value that is stated as approximate."""
     return Node("list", (node,), "~~")
 
 
 def _occurs(name: Name, value: Node) -> bool:
-    """Whether a variable stands in its own value, so that the whole is an equation."""
+    """Whether a variable is in its own value, so that the whole is an equation."""
     members = name.params if name.kind == "tuple" else (name.text,)
     return name.kind in ("var", "tuple") and bool(names_of(value) & set(members))

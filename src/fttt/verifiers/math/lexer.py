@@ -1,43 +1,178 @@
-r"""The letters, numbers, commands and words that an answer is written with.
+r"""Lexer of mathematical answers: from LaTeX, plain text or Unicode to one list of tokens.
 
 The same answer comes as LaTeX (``\dfrac{1}{2}``), as plain text (``1/2``, ``sqrt(3)``) and in
-Unicode (``½``, ``√3``). :func:`scan` turns each into one list of tokens: dress (fonts, colours,
-spaces, ``\left``) is taken off, each command has one name, and a number is one token that carries
-its exact value. What stands in ``\text`` is scanned as words.
+Unicode (``½``, ``√3``). :func:`scan` maps these to the same tokens: fonts, colours, spaces and
+``\left`` are dropped, each command has one name, and a number is one token with its exact value.
+The content of ``\text`` is scanned as words.
 """
 
 from __future__ import annotations
 
 import re
+import unicodedata
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
 
-from fttt.verifiers.math.symbols import (
-    ALIGNED,
-    ARGUMENTS,
-    CLOSING,
-    COLOURS,
-    CURRENCIES,
-    CURRENCY_WORDS,
-    DRESS,
-    FUNCTIONS,
-    GONE,
-    GREEK,
-    OPENING,
-    OTHER_NAMES,
-    PLAIN_COMMANDS,
-    SAME_COMMAND,
-    SHORT_AFTER_WORDS,
-    SHORT_WORDS,
-    SIGN_COMMANDS,
-    SPACES,
-    TEXTS,
-    WORD_COMMANDS,
-    in_ascii,
-)
+from fttt.verifiers.number_parser import plain_letters, repeating_decimal
 
-__all__ = ["Commas", "NotUnderstoodError", "Token", "scan", "spelled"]
+__all__ = [
+    "ACCENTS",
+    "ALIGNED",
+    "FIGURES",
+    "FUNCTIONS",
+    "Commas",
+    "NotUnderstoodError",
+    "Token",
+    "scan",
+    "spelled",
+    "word_set",
+]
+
+# ---- vocabulary
+
+
+def word_set(text: str) -> frozenset[str]:
+    """The words of a line as a set."""
+    return frozenset(text.split())
+
+
+def pairs(text: str) -> dict[str, str]:
+    """A table from a line of keys, each followed by its value."""
+    words = text.split()
+    return dict(zip(words[::2], words[1::2], strict=True))
+
+
+GREEK = word_set(
+    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho "
+    "sigma tau upsilon phi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Upsilon Phi Psi"
+    " Omega ell hbar"
+)
+FUNCTIONS = word_set(
+    "sin cos tan cot sec csc sinh cosh tanh coth sech csch arcsin arccos arctan arccot arcsec"
+    " arccsc arcsinh arccosh arctanh ln log lg exp sqrt cbrt abs floor ceil max min gcd lcm "
+    "sgn"
+)
+"""Functions with known values. All but ``sqrt`` take any argument behind them."""
+OTHER_NAMES = pairs(
+    "asin arcsin acos arccos atan arctan cosec csc tg tan ctg cot arctg arctan arsinh arcsinh "
+    "arcosh arccosh artanh arctanh sign sgn inf infty infinity infty oo infty ceiling ceil"
+)
+PLAIN_COMMANDS = (
+    FUNCTIONS | (GREEK - {"xi", "nu", "mu", "eta", "chi", "ell"}) | set(OTHER_NAMES) | {"lim"}
+)
+"""Names of commands that are also read without a backslash."""
+SHORT_WORDS = word_set("and or is the for all any are not per yes odd none nor but")
+"""Words of fewer than four letters that are words outside ``\\text`` too."""
+SHORT_AFTER_WORDS = word_set("of to at by as an if no in on")
+"""Words of two letters that are words behind a word, else products."""
+ACCENTS = word_set("overline bar dot ddot hat widehat tilde widetilde vec")
+ALIGNED = frozenset({"aligned", "align", "gathered", "split", "equation", "alignedat"})
+"""Environments of lines with one equation each."""
+FIGURES = frozenset(["angle", "triangle", "odot", "parallelogram", "square"])
+"""Commands before the points of a figure."""
+
+_COMMAND_LETTERS = pairs(
+    "∞ infty ≤ le ⩽ le ≥ ge ⩾ ge ≠ ne ≈ approx ± pm ∓ mp ∈ in ∉ notin ∅ "
+    "emptyset \u222a cup ∩ cap \u2216 setminus "
+    "⟨ langle 〈 langle ⟩ rangle 〉 rangle ⌊ lfloor ⌋ rfloor ⌈ lceil ⌉ rceil "
+    "… dots ⋯ dots ∠ angle △ triangle ∆ Delta ∑ sum ∏ prod ∫ int → to ⇒ Rightarrow ≡ equiv "
+    "\u2223 mid ∧ land \u2228 lor ∀ forall ϕ phi µ mu Ω Omega λ lambda Λ Lambda"
+) | {
+    unicodedata.lookup(f"GREEK {'SMALL' if name.islower() else 'CAPITAL'} LETTER {name}"): name
+    for name in GREEK - {"ell", "hbar", "lambda", "Lambda"}
+}
+"""The name of the command that a letter stands for."""
+_CHARACTERS = {
+    **{letter: f"\\{name} " for letter, name in _COMMAND_LETTERS.items()},
+    **{
+        c: f"\\mathbb{{{unicodedata.normalize('NFKC', c)}}}"
+        for c in "\u211d\u2124\u2115\u211a\u2102"
+    },
+    **dict.fromkeys("\u2014\u02d7", "-"),
+    **dict.fromkeys("\u200b\u200c\u200d\u2060\ufeff\u2061\u2062\u2063\u2064", ""),
+    **dict.fromkeys("\u2018\u2032\u02b9", "'"),
+    **dict.fromkeys("·\u00d7", "*"),
+    **dict.fromkeys("\u00b0\u00ba\u02da", "^\\circ "),
+    **{"÷": "/", "¢": "\\text{ cents}", "√": " sqrt ", "∛": " cbrt "},
+    **{"ⁿ": "^{n}", "ₙ": "_{n}", "ᵀ": "^{T}"},
+}
+"""Characters that stand for others, once those of numbers are in ASCII."""
+_TRANSLATION = str.maketrans(_CHARACTERS)
+_RAISED = "\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079\u207a\u207b\u207d\u207e"
+_LOWERED = "\u2080\u2081\u2082\u2083\u2084\u2085\u2086\u2087\u2088\u2089\u208a\u208b\u208d\u208e"
+_SCRIPTS = ((re.compile(f"[{_RAISED}]+"), "^"), (re.compile(f"[{_LOWERED}]+"), "_"))
+_TO_LINE = str.maketrans(_RAISED + _LOWERED, 2 * "0123456789+-()")
+
+_SAME = (
+    "frac dfrac tfrac cfrac sfrac nicefrac; binom dbinom tbinom; le leq leqslant leqq; "
+    "ge geq geqslant geqq; ne neq; emptyset varnothing; mod bmod; circ degree; phi varphi; "
+    "dots ldots cdots dotsc dotsb dotsm dotso vdots ddots; epsilon varepsilon; theta vartheta; "
+    "setminus smallsetminus backslash; cup bigcup; cap bigcap; to rightarrow longrightarrow; "
+    "Rightarrow implies Longrightarrow; Leftrightarrow iff Longleftrightarrow; "
+    "angle measuredangle; vec overrightarrow; mathbb Bbb"
+)
+SAME_COMMAND = {name: group.split()[0] for group in _SAME.split(";") for name in group.split()[1:]}
+"""The one name of a command with several."""
+SIGN_COMMANDS = pairs(
+    "times * cdot * ast * star * bullet * div / lt < gt > le <= ge >= ne != colon : vert | mid | "
+    "lbrace \\{ rbrace \\} lbrack [ rbrack ] lparen ( rparen ) Vert || prime ' lvert lvert "
+    "rvert rvert langle langle rangle rangle lfloor lfloor rfloor rfloor lceil lceil rceil rceil"
+)
+"""Commands that are signs."""
+WORD_COMMANDS = {"land": "and", "wedge": "and", "lor": "or", "vee": "or", "forall": "for all"}
+SPACES = word_set(
+    "quad qquad enspace thinspace medspace thickspace nobreakspace space hfill break newline "
+    "displaystyle textstyle scriptstyle scriptscriptstyle limits nolimits strut mathstrut bf "
+    "rm it sf tt cal normalfont bfseries itshape boldmath big Big bigg Bigg bigl bigr Bigl "
+    "Bigr biggl biggr Biggl Biggr bigm Bigm notag nonumber noindent centering large Large "
+    "small negthinspace checkmark square Box blacksquare qed"
+)
+"""Commands of layout; most of them are spaces of some kind."""
+FONTS = word_set(
+    "mathbf boldsymbol pmb bm mathit mathsf mathtt mathcal mathscr mathfrak mathnormal emph "
+    "underline uline boxed fbox ensuremath textup textsl smash mathbin mathrel mathop mathord"
+    " mathpunct bold underbar"
+)
+"""Commands that only change the font or frame of their argument."""
+COLOURS = frozenset({"color", "textcolor", "colorbox", "bbox", "href"})
+GONE = frozenset({"phantom", "hphantom", "vphantom", "hspace", "vspace", "tag", "label", "kern"})
+TEXTS = word_set(
+    "text mbox hbox textbf textit textrm textnormal textsf texttt textsc textmd textbb mathrm"
+    " operatorname mathup"
+)
+ARGUMENTS = {"frac": 2, "binom": 2, "sqrt": 1, "overline": 1, "bar": 1, "dot": 1, "vec": 1}
+ARGUMENTS |= dict.fromkeys(("hat", "widehat", "tilde", "widetilde", "ddot", "mathbb"), 1)
+OPENING = frozenset({"(", "[", "\\{", "langle", "lfloor", "lceil", "lvert"})
+CLOSING = frozenset({")", "]", "\\}", "rangle", "rfloor", "rceil", "rvert"})
+_VULGAR = re.compile(r"[\u00bc-\u00be\u2150-\u215e]")
+_COMBINING = re.compile(r"(\d)[\u0304\u0305\u0307]")
+CURRENCIES = {"$": "USD", "\u20ac": "EUR", "\u00a3": "GBP", "\u00a5": "JPY", "\u20b9": "INR"}
+CURRENCY_WORDS = frozenset({"USD", "EUR", "GBP", "INR", "JPY", "CNY", "Rs"})
+
+
+def in_ascii(text: str) -> str:
+    """``text`` with commands instead of special characters."""
+    if text.isascii():
+        return text
+    text = _COMBINING.sub(r"\\dot{\1}", plain_letters(text))
+    for pattern, mark in _SCRIPTS:
+        text = pattern.sub(rf"{mark}{{\g<0>}}", text).translate(_TO_LINE)
+    text = _VULGAR.sub(_fraction, text).translate(_TRANSLATION)
+    return "".join(c if c.isascii() or c in CURRENCIES else _plain(c) for c in text)
+
+
+def _fraction(match: re.Match[str]) -> str:
+    top, _, bottom = unicodedata.normalize("NFKC", match[0]).partition("\u2044")
+    return f"\\frac{{{top}}}{{{bottom}}}"
+
+
+def _plain(character: str) -> str:
+    """A full-width or otherwise styled character as the plain one."""
+    return unicodedata.normalize("NFKC", character).translate(_TRANSLATION)
+
+
+# ---- tokens
 
 Commas = Literal["outside", "never", "everywhere"]
 Kind = Literal["number", "letter", "command", "word", "sign"]
@@ -49,15 +184,15 @@ _LONGEST_NUMBER = 1000
 
 
 class NotUnderstoodError(Exception):
-    """The answer is written in a way that nothing here reads; the message says which part."""
+    """The answer cannot be parsed; the message names the part."""
 
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    r"""One piece of an answer.
+    r"""A token of an answer.
 
-    ``number`` carries its ``value``; a ``letter`` is one letter or Greek letter; a ``command`` is
-    a function, operator or constant by its LaTeX name without the backslash; a ``word`` has two
+    A ``number`` has a ``value``; a ``letter`` is one letter or Greek letter; a ``command`` is a
+    function, operator or constant by its LaTeX name without the backslash; a ``word`` has two
     letters or more, or stands alone in ``\text``; a ``sign`` is punctuation, a bracket or an
     operator.
     """
@@ -66,9 +201,9 @@ class Token:
     text: str
     value: Fraction | None = None
     spaced: bool = False
-    """Whether white space stands before it."""
+    """Whether white space precedes it."""
     upright: bool = False
-    r"""Whether it stands in ``\text`` or the like."""
+    r"""Whether it is in ``\text`` or the like."""
 
     def sign(self, *texts: str) -> bool:
         return self.kind == "sign" and self.text in texts
@@ -78,7 +213,7 @@ class Token:
 
 
 _SURE = r"(?:\{,\}\s*|,\s*\\!\s*|\\!\s*,\s*|\\[,;: ]\s*|~|\s)"
-"""What stands between thousands and nowhere else."""
+"""Separators of thousands that have no other meaning."""
 _PLAIN = r"\d+(?:\.\d+)?|\.\d+"
 _NUMBERS = {
     commas: re.compile(
@@ -97,12 +232,14 @@ _LETTERS = re.compile(r"[A-Za-z]+")
 _TEXT_WORD = re.compile(r"[A-Za-z]+(?:['-][A-Za-z]+)*")
 _ROW_SPACE = re.compile(r"\*?\s*\[\s*-?[\d.]+\s*[a-z]{2}\s*\]")
 _ALSO_WORDS = PLAIN_COMMANDS - FUNCTIONS - {"pi", "infinity"} | {"min", "max", "sec", "abs"}
-"""Names of commands that are other words in ``\\text``."""
+"""Names of commands that are ordinary words in ``\\text``."""
 _ONE_LETTER = re.compile(r"\s*\{\s*([A-Za-z])\s*\}")
 _SENTENCE = re.compile(r"\s*[A-Za-z][A-Za-z'-]*(?:\s+[A-Za-z'-]+)+[.!]?\s*")
 _HALF_OF_DAY = re.compile(r"([ap])\.?\s?m(?:\.|\b)", re.IGNORECASE)
 _COMMAND = re.compile(r"\\([A-Za-z]+\*?|.)", re.DOTALL)
+_BAR, _SYSTEM = re.compile(r"[|<>]|\\vert"), re.compile(r"\\\{\s*\\begin")
 _LONG_SIGN = re.compile(r"\*\*|<=|>=|!=|=<|=>|->|\.\.\.+|==|:=")
+_ESCAPED = pairs("{ \\{ } \\} | || % % & & _ _ # #") | {"$": "currency USD"}
 _SAME_SIGN = {"**": "^", "=<": "<=", "=>": "Rightarrow", "->": "to", "==": "=", ":=": "="}
 
 
@@ -110,8 +247,8 @@ def scan(text: str, *, commas: Commas = "outside") -> tuple[Token, ...]:
     """The tokens of an answer.
 
     Args:
-        text: the answer as it was written.
-        commas: where ``1,234`` is one number, not two: outside brackets, nowhere or everywhere.
+        text: the answer as written.
+        commas: where ``1,234`` is one number, not two: outside brackets, never or everywhere.
 
     Raises:
         NotUnderstoodError: a group that does not end, or too deep.
@@ -120,18 +257,17 @@ def scan(text: str, *, commas: Commas = "outside") -> tuple[Token, ...]:
     if _SENTENCE.fullmatch(text) and any(len(word) > 3 for word in _TEXT_WORD.findall(text)):
         text = f"\\text{{{text}}}"
     scanner = _Scanner(text, commas)
-    scanner.run()
+    while scanner.place < len(text):
+        scanner.one()
     return tuple(scanner.tokens)
 
 
 def spelled(tokens: tuple[Token, ...]) -> str:
-    """The tokens in one spelling; two answers with the same one are the same answer.
+    """The tokens as text; two answers with the same text are the same answer.
 
     Words are lower case, and a group of braces around one token counts as that token.
     """
-    parts = [
-        _spell(token) for token in tokens if not token.sign(".", ":") or token is not tokens[-1]
-    ]
+    parts = [_spell(t) for t in tokens if not t.sign(".", ":") or t is not tokens[-1]]
     return re.sub(r"\{ (\S+) \}", r"\1", " ".join(parts))
 
 
@@ -145,7 +281,7 @@ def _spell(token: Token) -> str:
 
 
 class _Scanner:
-    """Walks over an answer once. Signs before arguments and within ``\\text`` differ."""
+    """Scans an answer in one pass."""
 
     def __init__(self, text: str, commas: Commas) -> None:
         self.text = text
@@ -156,12 +292,8 @@ class _Scanner:
         self.brackets = 0
         self.groups = 0
         self.aligned = False
-        """Whether ``&`` only says where lines are aligned."""
+        """Whether ``&`` is an alignment mark of equations."""
         self.keep_dollars = len(re.findall(r"(?<!\\)\$", text)) % 2 == 1
-
-    def run(self) -> None:
-        while self.place < len(self.text):
-            self.one()
 
     def add(
         self, kind: Kind, text: str, value: Fraction | None = None, upright: bool = False
@@ -172,7 +304,7 @@ class _Scanner:
             self.brackets += (text in OPENING) - (text in CLOSING)
 
     def one(self) -> None:
-        """Scan the next token, or what is between tokens."""
+        """Scan the next token, or the text between tokens."""
         character = self.text[self.place]
         if character.isspace() or character == "~":
             self.spaced = True
@@ -192,13 +324,13 @@ class _Scanner:
         elif character in CURRENCIES:
             self.place += 1
             if character != "$" or self.keep_dollars:
-                self.add("sign", "currency", upright=True)
-                self.tokens[-1] = Token("sign", f"currency {CURRENCIES[character]}")
+                self.spaced = False
+                self.add("sign", f"currency {CURRENCIES[character]}")
         else:
             self.other()
 
     def joins(self) -> bool:
-        """Whether a comma before three digits belongs to their number."""
+        """Whether a comma before three digits is part of a number."""
         return self.commas == "everywhere" or (self.commas == "outside" and self.brackets == 0)
 
     def half_of_day(self) -> re.Match[str] | None:
@@ -225,24 +357,21 @@ class _Scanner:
             self.add("sign", sign, upright=upright)
 
     def number(self, commas: bool, upright: bool = False) -> bool:
-        match = _REPEATING.match(self.text, self.place)
-        if match:
+        if match := _REPEATING.match(self.text, self.place):
             value = _repeating(match)
-        else:
-            match = _NUMBERS[commas].match(self.text, self.place)
-            if match is None:
-                return False
+        elif match := _NUMBERS[commas].match(self.text, self.place):
             value = _decimal(match)
+        else:
+            return False
         self.place = match.end()
         self.add("number", re.sub(r"[^\d.eE]", "", match[0]), value, upright)
         return True
 
     def letters(self, run: str) -> None:
         """Letters without a backslash: a function, a word or a product of variables."""
-        command = OTHER_NAMES.get(run, run)
         before = self.tokens[-1] if self.tokens else None
         if len(run) > 1 and run in PLAIN_COMMANDS:
-            self.add("command", command)
+            self.add("command", OTHER_NAMES.get(run, run))
         elif (
             run in CURRENCY_WORDS
             or run.lower() in SHORT_WORDS
@@ -261,7 +390,7 @@ class _Scanner:
             self.add("word", run)
 
     def group(self) -> None:
-        """A group in braces; its braces are tokens, but round one of ``\\text``."""
+        """A group in braces, which are tokens."""
         self.nest(1)
         self.add("sign", "{")
         self.place += 1
@@ -279,7 +408,7 @@ class _Scanner:
             raise NotUnderstoodError(f"more than {_DEEPEST} groups in one another")
 
     def inside(self) -> str:
-        """The text of the group, or the single letter, that stands next; the place moves on."""
+        """The text of the next group or single letter; moves behind it."""
         while self.place < len(self.text) and self.text[self.place].isspace():
             self.place += 1
         start = self.place
@@ -300,8 +429,8 @@ class _Scanner:
         if match is None:
             raise NotUnderstoodError("a backslash at the end")
         self.place = match.end()
-        name = match[1].rstrip("*")
-        name = SAME_COMMAND.get(name, name)
+        bare = match[1].rstrip("*")
+        name = SAME_COMMAND.get(bare, bare)
         if not name.isalpha():
             self.escaped(name)
         elif name in ("left", "right", "middle") or re.fullmatch(r"[bB]igg?[lrm]?", name):
@@ -317,7 +446,7 @@ class _Scanner:
             self.inside()
         elif name in TEXTS:
             self.words(self.inside(), operator=name == "operatorname")
-        elif name in DRESS:
+        elif name in FONTS:
             if match := _ONE_LETTER.match(self.text, self.place):  # "\\mathcal{O}(n)"
                 self.place = match.end()
                 self.add("letter", match[1])
@@ -346,14 +475,8 @@ class _Scanner:
             self.add("sign", "\\\\")
             if match := _ROW_SPACE.match(self.text, self.place):
                 self.place = match.end()
-        elif name in "{}":
-            self.add("sign", f"\\{name}")
-        elif name == "$":
-            self.add("sign", "currency USD")
-        elif name == "|":
-            self.add("sign", "||")
-        elif name in "%&_#":
-            self.add("sign", name)
+        elif name in _ESCAPED:
+            self.add("sign", _ESCAPED[name])
         else:
             raise NotUnderstoodError(f"\\{name}")
 
@@ -362,24 +485,14 @@ class _Scanner:
         rest = self.text[self.place :].lstrip()
         self.place = len(self.text) - len(rest)
         closes = name == "right" or name.endswith("r")
+        bar = _BAR.match(rest)
         if rest.startswith(".") and name in ("left", "right", "middle"):
             self.place += 1
-        elif rest.startswith("\\{") and self.opens_system(rest[2:]):
-            self.place += 2
-        elif rest.startswith("|") and name != "middle":
-            self.place += 1
-            self.add("sign", "rvert" if closes else "lvert")
-        elif rest.startswith(("<", ">")) and name != "middle":
-            self.place += 1
-            self.add("sign", "rangle" if closes else "langle")
-        elif rest.startswith("\\vert") and name != "middle":
-            self.place += 5
-            self.add("sign", "rvert" if closes else "lvert")
-
-    @staticmethod
-    def opens_system(rest: str) -> bool:
-        """Whether a brace before lines of equations is never closed."""
-        return rest.lstrip().startswith("\\begin") and r"\right." in rest
+        elif _SYSTEM.match(rest) and r"\right." in rest:
+            self.place += 2  # the brace before lines of equations, which has no closing brace
+        elif bar is not None and name != "middle":
+            self.place += len(bar[0])
+            self.add("sign", ("r" if closes else "l") + ("angle" if bar[0] in "<>" else "vert"))
 
     def environment(self, name: str) -> None:
         kind = self.inside()
@@ -455,19 +568,17 @@ class _Scanner:
         elif match := _TEXT_WORD.match(self.text, self.place):
             self.place = match.end()
             word = match[0]
-            name = OTHER_NAMES.get(word, word)
             if len(word) == 1:
                 self.add("letter", word, upright=True)
             elif word in PLAIN_COMMANDS and (operator or word not in _ALSO_WORDS):
-                self.add("command", name)
+                self.add("command", OTHER_NAMES.get(word, word))
             else:
                 self.add("word", word, upright=True)
-        elif character.isspace() or character in "~\\{}" or self.number(self.joins(), upright=True):
-            if character in "{}":
-                self.place += 1
-            elif character == "\\" or character.isspace() or character == "~":
-                self.one()
-        else:
+        elif character in "{}":
+            self.place += 1
+        elif character.isspace() or character in "~\\":
+            self.one()
+        elif not self.number(self.joins(), upright=True):
             self.other(upright=True)
 
 
@@ -480,11 +591,9 @@ def _decimal(match: re.Match[str]) -> Fraction:
 
 
 def _repeating(match: re.Match[str]) -> Fraction:
-    whole, first = match["whole"], match["first"]
     again = match["bar"] or match["one"] or match["round"]
     if again is None:
         again = match["from"] + (match["between"] + match["till"] if match["till"] else "")
     if len(match[0]) > _LONGEST_NUMBER:
         raise NotUnderstoodError(f"a number of more than {_LONGEST_NUMBER} digits")
-    value = Fraction(int(again), 10 ** len(again) - 1) + int(whole + first or 0)
-    return value / Fraction(10) ** len(first)
+    return repeating_decimal(match["whole"], match["first"], again)
