@@ -104,6 +104,9 @@ def test_a_search_is_made_again_only_where_beams_are_missing(
         (folder / "trials.jsonl").unlink()
         events = folder / "events.jsonl"
         events.write_text("".join(events.read_text().splitlines(keepends=True)[:kept]))
+        lines = [{**line, "text": line["completion"]} for line in open_lines(whole, "trials")]
+        pending = folder / "pending.jsonl"
+        pending.write_text("".join(json.dumps(line) + "\n" for line in lines[:kept]))
         again: list[FakeEngine] = []
         resumed = play_plan(made, folder.name, resume=True, engines=again)
         assert len(again[0].searches) == (kept < 3)
@@ -112,6 +115,23 @@ def test_a_search_is_made_again_only_where_beams_are_missing(
 
 def open_lines(run: Run, name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run.path / f"{name}.jsonl").read_text().splitlines()]
+
+
+def test_a_folder_killed_when_events_held_the_answers_is_resumed(
+    plan: MakePlan, play_plan: Play, tmp_path: Path
+) -> None:
+    """Written on 2026-11-28, before answers were kept once; as version 0.1 wrote it."""
+    made = plan("fttt", trials=3, count=2, settings={"reflection": True})
+    whole = play_plan(made, "whole")
+    shutil.copytree(Path(__file__).parent / "killed_run", tmp_path / "killed")
+    before = Run.open(tmp_path / "killed")
+    assert [len(record.trials) for record in before.records] == [1, 1]
+    assert [len(history.generations) for history in before.histories.values()] == [4, 3]
+    engines: list[FakeEngine] = []
+    resumed = play_plan(made, "killed", resume=True, engines=engines)
+    assert facts(resumed) == facts(whole)
+    assert engines[0].completions == 3  # a critique, and each question's last answer
+    assert not (resumed.path / "pending.jsonl").exists()
 
 
 def test_a_finished_run_asks_nothing_again(plan: MakePlan, play_plan: Play) -> None:

@@ -52,7 +52,8 @@ def test_what_is_written_comes_back(tmp_path: Path) -> None:
     verdict = Verdict("incorrect", "5", "expected 6", 0.5, "5 is incorrect", 0.25, 1, 4)
     writer.generation(GenerationEvent("q/0", 0, completion))
     writer.verdict("q/0", 0, verdict)
-    writer.trial(trial("q/0", 0))
+    ended = trial("q/0", 0, completion="text", token_ids=(5, 6))
+    writer.trial(ended)
     writer.trial(trial("q/1", 0, "correct"))
     writer.done("q/1")
     writer.close()
@@ -61,7 +62,7 @@ def test_what_is_written_comes_back(tmp_path: Path) -> None:
     assert (run.method, run.model, run.task, run.seed) == ("fttt", "tiny", "toy", 7)
     assert run.trial_budget == 4
     assert run.questions == QUESTIONS
-    assert run.trials == (trial("q/0", 0), trial("q/1", 0, "correct"))
+    assert run.trials == (ended, trial("q/1", 0, "correct"))
     assert [record.solved for record in run.records] == [False, True]
     assert run.records[0].usage == Usage(4, 3, 2, 1, 1, 0.25)
     history = run.histories["q/0"]
@@ -70,6 +71,59 @@ def test_what_is_written_comes_back(tmp_path: Path) -> None:
     assert not history.done
     assert run.histories["q/1"].done
     assert not run.finished
+
+
+def answer(question: str, number: int, trial: int | None = 0) -> GenerationEvent:
+    usage = Usage(prompt_tokens=4, generated_tokens=3, generations=1)
+    text = f"answer {number}"
+    return GenerationEvent(question, trial, Completion(text, (1, 2, 3), "stop", number, usage))
+
+
+def test_what_an_answer_says_is_kept_once(tmp_path: Path) -> None:
+    writer = create(tmp_path / "run")
+    writer.generation(answer("q/0", 0))
+    writer.generation(answer("q/0", 1, None))  # a critique, which is no trial
+    writer.verdict("q/0", 0, Verdict("incorrect"))
+    kept = Run.open(tmp_path / "run").histories  # a killed run has all of it
+    assert kept["q/0"].generations == {0: answer("q/0", 0), 1: answer("q/0", 1, None)}
+    writer.trial(trial("q/0", 0))
+    writer.done("q/0")
+    run = writer.finish()
+    assert run.histories["q/0"].generations == kept["q/0"].generations
+    assert not (run.path / "pending.jsonl").exists()
+    events = [json.loads(line) for line in (run.path / "events.jsonl").read_text().splitlines()]
+    assert [event.get("text") for event in events] == [None, "answer 1", None, None]
+    assert ["token_ids" in event for event in events] == [False, True, False, False]
+
+
+def test_an_answer_without_a_trial_stays_pending(tmp_path: Path) -> None:
+    writer = create(tmp_path / "run")
+    writer.generation(answer("q/0", 0))
+    writer.close()
+    writer = RunWriter(tmp_path / "run")
+    assert writer.finish().histories["q/0"].generations == {0: answer("q/0", 0)}
+
+
+def test_an_answer_that_a_power_cut_took_was_never_made(tmp_path: Path) -> None:
+    writer = create(tmp_path / "run")
+    for number in range(2):
+        writer.generation(answer("q/0", number, number))
+        writer.verdict("q/0", number, Verdict("incorrect"))
+    writer.trial(trial("q/0", 0))
+    writer.trial(trial("q/0", 1))
+    writer.done("q/0")
+    writer.close()
+    (tmp_path / "run" / "pending.jsonl").unlink()
+    lines = (tmp_path / "run" / "trials.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "run" / "trials.jsonl").write_text(lines[0])
+    history = Run.open(tmp_path / "run").histories["q/0"]
+    assert list(history.generations) == list(history.verdicts) == [0]
+    assert not history.done
+    writer = RunWriter(tmp_path / "run")
+    writer.generation(answer("q/0", 1, 1))
+    writer.verdict("q/0", 1, Verdict("correct"))
+    assert Run.open(tmp_path / "run").histories["q/0"].verdicts[1] == Verdict("correct")
+    writer.close()
 
 
 def test_the_lines_have_the_contracts_fields(tmp_path: Path) -> None:
@@ -225,8 +279,9 @@ def test_a_foreign_trial_is_named(tmp_path: Path) -> None:
     (tmp_path / "run" / "trials.jsonl").write_text('{"question_id": "other"}\n{"x": 1}\n')
     with pytest.raises(UsageError, match=r"line 1 of trials.jsonl is no trial"):
         _ = Run.open(tmp_path / "run").trials
+    (tmp_path / "run" / "trials.jsonl").unlink()
     (tmp_path / "run" / "events.jsonl").write_text('{"event": "done"}\n{"x": 1}\n')
-    with pytest.raises(UsageError, match=r"events.jsonl holds a foreign line"):
+    with pytest.raises(UsageError, match=r"events.jsonl .* holds a foreign line"):
         _ = Run.open(tmp_path / "run").histories
 
 

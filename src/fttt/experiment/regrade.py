@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fttt.config import RunConfig, build
 from fttt.experiment.plan import task_of
-from fttt.files import cannot_write
 from fttt.store import Run, RunWriter, check_free
-from fttt.store.line_file import read_lines
 from fttt.types import Question, Trial, Verdict
 from fttt.verifiers.verifier import Verifier, extract_answer, verify_completion
 
@@ -44,16 +41,15 @@ def regrade(run: Run, out: Path) -> tuple[Run, list[Change]]:
     verifier = task_of(config).verifier()
     graded = asyncio.run(_judge(run, verifier))
     environment = {**run.environment, "regraded_from": str(run.path)}
-    RunWriter.create(
+    writer = RunWriter.create(
         out,
         config=run.config,
         environment=environment,
         questions=run.questions,
         heading=f"# regraded from {run.path}\n",
-    ).close()
-    _copy_journal(run.path / "events.jsonl", out / "events.jsonl")
-    writer = RunWriter(out)
+    )
     try:
+        writer.copy_journal(run)
         for trial, verdict in graded:
             writer.verdict(trial.question_id, trial.generation, verdict)
             writer.trial(trial)
@@ -100,16 +96,3 @@ async def _again(
         tests_total=verdict.tests_total,
     )
     return again, verdict
-
-
-def _copy_journal(source: Path, target: Path) -> None:
-    """Copy what was generated and what is done; the verdicts are written anew."""
-    if not source.exists():
-        return
-    try:
-        with target.open("w", encoding="utf-8") as file:
-            for line in read_lines(source):
-                if line.get("event") != "verdict":
-                    file.write(json.dumps(line, ensure_ascii=False, separators=(",", ":")) + "\n")
-    except OSError as error:
-        raise cannot_write(target, error) from error

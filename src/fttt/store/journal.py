@@ -77,22 +77,52 @@ class History:
 
 
 def generation_to_json(event: GenerationEvent) -> dict[str, Any]:
-    """The journal's line for a generation."""
+    """The journal's line for a generation; what an answer says stands in its trial's line."""
     completion = event.completion
     record: dict[str, Any] = {
         "event": "generation",
         "question_id": event.question_id,
         "trial": event.trial,
         "generation": completion.generation,
-        "text": completion.text,
-        "token_ids": completion.token_ids,
-        "finish_reason": completion.finish_reason,
+        **({} if event.trial is not None else _content(completion)),
         "prompt_tokens": completion.usage.prompt_tokens,
         "seconds": round(completion.usage.seconds, 6),
     }
     if completion.logprobs is not None:
         record["logprobs"] = completion.logprobs
     return record
+
+
+def answer_to_json(event: GenerationEvent) -> dict[str, Any]:
+    """The line of ``pending.jsonl`` for an answer whose trial has not ended."""
+    place = {"question_id": event.question_id, "generation": event.completion.generation}
+    return {**place, **_content(event.completion)}
+
+
+def _content(completion: Completion) -> dict[str, Any]:
+    return {
+        "text": completion.text,
+        "token_ids": completion.token_ids,
+        "finish_reason": completion.finish_reason,
+    }
+
+
+def answer_contents(
+    trials: Iterable[Trial], pending: Iterable[Mapping[str, Any]]
+) -> dict[tuple[str, int], Mapping[str, Any]]:
+    """Text, token ids and finish reason of each answer, by question and generation.
+
+    Raises:
+        KeyError, TypeError: a line of ``pending.jsonl`` lacks a field or holds a wrong one.
+    """
+    contents = {(line["question_id"], line["generation"]): line for line in pending}
+    for trial in trials:
+        contents[trial.question_id, trial.generation] = {
+            "text": trial.completion,
+            "token_ids": trial.token_ids,
+            "finish_reason": trial.finish_reason,
+        }
+    return contents
 
 
 def verdict_to_json(question_id: str, generation: int, verdict: Verdict) -> dict[str, Any]:
@@ -156,25 +186,41 @@ def _scores(line: Mapping[str, Any]) -> Scores:
     )
 
 
-def histories(lines: Iterable[Mapping[str, Any]]) -> dict[str, History]:
+def histories(
+    lines: Iterable[Mapping[str, Any]], contents: Mapping[tuple[str, int], Mapping[str, Any]]
+) -> dict[str, History]:
     """Gather the journal's lines by question.
+
+    An answer whose content is lost, as by a power cut, was never made: its question is not done.
+
+    Args:
+        lines: the journal. Until 2026-11-28 its lines held what answers said themselves.
+        contents: what answers say, see :func:`answer_contents`.
 
     Raises:
         KeyError, TypeError: a line lacks a field or holds a wrong one.
     """
     found: dict[str, History] = {}
+    lost: set[tuple[str, int]] = set()
     for line in lines:
         history = found.setdefault(line["question_id"], History())
         kind = line["event"]
         if kind == "generation":
-            event = _generation(line)
-            history.generations[event.completion.generation] = event
+            place = line["question_id"], line["generation"]
+            content = line if "text" in line else contents.get(place)
+            if content is None:
+                lost.add(place)
+            else:
+                history.generations[line["generation"]] = _generation(line, content)
         elif kind == "verdict":
-            history.verdicts[line["generation"]] = _verdict(line)
+            if (line["question_id"], line["generation"]) not in lost:
+                history.verdicts[line["generation"]] = _verdict(line)
         elif kind == "score":
             history.scores[line["score"]] = _scores(line)
         elif kind == "done":
             history.done = True
+    for question_id, _ in lost:
+        found[question_id].done = False
     return found
 
 
@@ -192,16 +238,16 @@ def _verdict(line: Mapping[str, Any]) -> Verdict:
     )
 
 
-def _generation(line: Mapping[str, Any]) -> GenerationEvent:
-    token_ids = tuple(line["token_ids"])
+def _generation(line: Mapping[str, Any], content: Mapping[str, Any]) -> GenerationEvent:
+    token_ids = tuple(content["token_ids"])
     logprobs = line.get("logprobs")
     return GenerationEvent(
         line["question_id"],
         line["trial"],
         Completion(
-            text=line["text"],
+            text=content["text"],
             token_ids=token_ids,
-            finish_reason=line["finish_reason"],
+            finish_reason=content["finish_reason"],
             generation=line["generation"],
             usage=Usage(
                 prompt_tokens=line["prompt_tokens"],

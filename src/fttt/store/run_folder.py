@@ -21,6 +21,8 @@ from fttt.store.journal import (
     GenerationEvent,
     History,
     ScoreEvent,
+    answer_contents,
+    answer_to_json,
     generation_to_json,
     histories,
     score_to_json,
@@ -39,6 +41,7 @@ ENVIRONMENT = "environment.json"
 QUESTIONS = "questions.jsonl"
 TRIALS = "trials.jsonl"
 EVENTS = "events.jsonl"
+PENDING = "pending.jsonl"
 SUMMARY = "summary.json"
 
 
@@ -165,9 +168,12 @@ class Run:
     def histories(self) -> Mapping[str, History]:
         """The journal by question: every generation (critiques too), verdict and end."""
         try:
-            return histories(_lines(self.path / EVENTS))
+            contents = answer_contents(self.trials, _lines(self.path / PENDING))
+            return histories(_lines(self.path / EVENTS), contents)
         except (KeyError, TypeError, ValueError) as error:
-            raise UsageError(_broken(self.path, f"{EVENTS} holds a foreign line")) from error
+            raise UsageError(
+                _broken(self.path, f"{EVENTS} (or {PENDING}) holds a foreign line")
+            ) from error
 
     @cached_property
     def records(self) -> tuple[Record, ...]:
@@ -282,7 +288,12 @@ def open_runs(paths: Iterable[str | Path]) -> list[Run]:
 
 
 class RunWriter:
-    """The journal of a run folder, held by one process at a time."""
+    """The journal of a run folder, held by one process at a time.
+
+    What an answer says is written twice while its run works, and stays once: into
+    ``pending.jsonl`` before anything follows from it, and into its trial's line when the trial
+    ends. The first file is removed when the run is finished.
+    """
 
     def __init__(self, path: Path) -> None:
         """Take hold of an existing run folder; torn last lines are cut off.
@@ -297,6 +308,7 @@ class RunWriter:
             on_error.callback(self._events.close)
             self._trials = LineFile(path / TRIALS)
             on_error.callback(self._trials.close)
+            self._answers: LineFile | None = None
             self._read(Run.open(path))
             on_error.pop_all()
 
@@ -309,6 +321,13 @@ class RunWriter:
         for question_id, history in self._histories.items():
             # a power cut may keep the journal's last lines and lose those of the trials
             history.done = history.done and history.judged <= self.written(question_id)
+        self._pending = {
+            (question_id, number)
+            for question_id, history in self._histories.items()
+            for number, event in history.generations.items()
+            if event.trial is not None
+        } - {(trial.question_id, trial.generation) for trial in run.trials}
+        """Answers, by question and generation, whose trials have not ended."""
         self._began = time.monotonic() - run.seconds
 
     @classmethod
@@ -348,6 +367,8 @@ class RunWriter:
         return frozenset(self._written.get(question_id, ()))
 
     def generation(self, event: GenerationEvent) -> None:
+        if event.trial is not None:
+            self._append_pending(answer_to_json(event))
         self._append_event(generation_to_json(event))
 
     def score(self, event: ScoreEvent) -> None:
@@ -358,9 +379,19 @@ class RunWriter:
 
     def trial(self, trial: Trial) -> None:
         self._trials.append(trial_to_json(trial))
+        self._pending.discard((trial.question_id, trial.generation))
 
     def done(self, question_id: str) -> None:
         self._append_event({"event": "done", "question_id": question_id})
+
+    def copy_journal(self, run: Run) -> None:
+        """Take over the facts of another run, its clock included, but not its verdicts."""
+        for line in _lines(run.path / PENDING):
+            self._append_pending(line)
+        for line in _lines(run.path / EVENTS):
+            if line.get("event") != "verdict":
+                self._events.append(line)
+        self._began -= run.seconds
 
     @property
     def seconds(self) -> float:
@@ -370,6 +401,8 @@ class RunWriter:
     def finish(self) -> Run:
         """Write ``summary.json``, once every question is done, and read the folder again.
 
+        ``pending.jsonl`` is removed, unless an answer in it belongs to no trial.
+
         Raises:
             RunError: it cannot be written.
         """
@@ -378,6 +411,8 @@ class RunWriter:
         run = Run.open(self.path)
         summary = json.dumps(run.summarize(seconds), indent=2, ensure_ascii=False) + "\n"
         try:
+            if not self._pending:  # the trials are on disk, since their file is closed
+                (self.path / PENDING).unlink(missing_ok=True)
             write_whole(self.path / SUMMARY, summary)
         except OSError as error:
             command = f"fttt run --resume {self.path}"
@@ -387,9 +422,16 @@ class RunWriter:
 
     def close(self) -> None:
         """Sync and let the folder go. Calling it twice is harmless."""
-        with ExitStack() as both:
-            both.callback(self._trials.close)
-            both.callback(self._events.close)
+        with ExitStack() as files:
+            for file in (self._trials, self._events, self._answers):
+                if file is not None:
+                    files.callback(file.close)
+
+    def _append_pending(self, record: Mapping[str, Any]) -> None:
+        if self._answers is None:
+            self._answers = LineFile(self.path / PENDING)
+        self._pending.add((record["question_id"], record["generation"]))
+        self._answers.append(record)
 
     def _append_event(self, record: dict[str, Any]) -> None:
         self._events.append({**record, "at": round(self.seconds, 3)})
