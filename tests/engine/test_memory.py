@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from fttt.engine import LoRASpec
-from fttt.engine.adapters import count_parameters, target_layers
+from fttt.engine.adapters import target_layers
 from fttt.engine.cache import KVCache
 from fttt.engine.heads import Heads, read_heads
 from fttt.engine.memory import FILES, _left
-from fttt.engine.plan import STATE_BYTES, plan_memory
+from fttt.engine.plan import plan_memory
 from fttt.engine.scheduler import Patience
 from fttt.errors import UsageError
 from fttt.testing import tiny_model
@@ -77,9 +77,9 @@ def test_the_plan_counts_what_is_allocated() -> None:
     )  # fmt: skip
     cached = sum(t.numel() * t.element_size() for t in [*held.keys.values(), *held.values.values()])
     assert made.cache_bytes == cached
-    parameters = count_parameters(tiny_model().model, LoRASpec())
-    assert made.adapter_bytes == 50 * parameters * STATE_BYTES
-    assert STATE_BYTES + 4 <= 16  # with the gradient of a train step
+    layers = target_layers(tiny_model().model, LoRASpec()).values()
+    parameters = sum(4 * (layer.in_features + layer.out_features) for layer in layers)
+    assert made.adapter_bytes == 50 * parameters * 4 * 4  # weights, two moments, and a copy
     assert "50 adapters" in made.describe()
 
 
@@ -99,7 +99,7 @@ def test_the_last_row_for_a_finished_sequence_is_given_up_before_a_batch_size_is
     least = plan(batch_size=4, concurrency=4)
     free = least.total_bytes - least.weight_bytes
     monkeypatch.setattr("fttt.engine.plan.free_bytes", lambda device: free)
-    assert plan(batch_size=4, concurrency=5) == least
+    assert plan(batch_size=4, concurrency=5, adapters=4) == least
 
 
 def test_one_question_learns_where_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,6 +114,36 @@ def test_one_question_learns_where_memory_is_short(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("fttt.engine.plan.free_bytes", lambda device: 2**20)
     with pytest.raises(UsageError, match=r"^1 sequence of 64 tokens and 1 adapter of .* free some"):
         plan(**alone)
+
+
+def test_adapters_are_as_many_as_are_wanted_or_fit_and_never_fewer_than_the_least(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert plan(adapters=3).slots == 3
+    assert plan(adapters=100).slots == 100
+    assert plan(adapters=3, least_adapters=4).slots == 4
+    assert plan(adapter=None, adapters=3).slots == 0
+    usual = plan(concurrency=8, adapters=8)
+    free = usual.total_bytes - usual.weight_bytes
+    monkeypatch.setattr("fttt.engine.plan.free_bytes", lambda device: free)
+    assert plan(concurrency=8, adapters=8 * 10**4, least_adapters=9).slots < 8 * 10**4
+    with pytest.raises(UsageError, match=r"80000 adapters of .* lower rank or on fewer layers"):
+        plan(concurrency=8, adapters=8 * 10**4, least_adapters=8 * 10**4)
+
+
+def test_a_plan_counts_what_the_target_layers_are_given() -> None:
+    few, many = (
+        plan(adapter=LoRASpec(targets=targets)) for targets in [("q_proj",), ("all-linear",)]
+    )
+    model = tiny_model().model
+    inputs = [
+        sum(layer.in_features for layer in target_layers(model, made).values())
+        for made in (LoRASpec(targets=("q_proj",)), LoRASpec(targets=("all-linear",)))
+    ]
+    more = 1.25 * 8 * (inputs[1] - inputs[0]) * few.train_tokens
+    assert many.working_bytes - few.working_bytes > 0.99 * more
+    heads = [n for n in target_layers(model, LoRASpec(targets=("all-linear",))) if "head" in n]
+    assert heads == []
 
 
 def test_an_unknown_projection_is_refused_by_name() -> None:

@@ -104,7 +104,7 @@ def _adapters_for_all(patch: pytest.MonkeyPatch) -> None:
     right = LoRABank._gather
 
     def gather(self: LoRABank, batch: Batch) -> tuple[Tensor, ...]:
-        batch.slot_B = batch.slot_B.clamp(min=0)
+        batch.slots = tuple(max(slot, 0) for slot in batch.slots)
         return right(self, batch)
 
     patch.setattr(LoRABank, "_gather", gather)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fttt.engine import (
     BatchedEngine,
@@ -22,7 +23,7 @@ from fttt.engine import (
 )
 from fttt.engine.batch import by_length
 from fttt.engine.request import Kept
-from fttt.errors import RunError
+from fttt.errors import RunError, UsageError
 from fttt.models import LoadedModel
 from fttt.testing import tiny_model
 from fttt.types import Teacher
@@ -35,12 +36,18 @@ FEEDBACK = ("Your answer is incorrect.", "No.", "Wrong again, think.")
 class Alone:
     """The published procedure for one question: PEFT, a cache, torch's AdamW, batch size 1."""
 
-    def __init__(self, loaded: LoadedModel, factors: list[tuple[Any, Any]]) -> None:
+    def __init__(
+        self, loaded: LoadedModel, factors: list[tuple[Any, Any]], spec: LoRASpec = SPEC
+    ) -> None:
         from peft import LoraConfig, get_peft_model
 
+        all_linear = spec.targets == ("all-linear",)
         config = LoraConfig(
-            r=SPEC.rank, lora_alpha=int(SPEC.alpha), target_modules=list(SPEC.targets)
+            r=spec.rank,
+            lora_alpha=int(spec.alpha),
+            target_modules="all-linear" if all_linear else list(spec.targets),
         )
+        self.spec = spec
         self.model = get_peft_model(copy.deepcopy(loaded.model), config)
         self.pairs = [
             (m.lora_A["default"].weight, m.lora_B["default"].weight)
@@ -51,10 +58,11 @@ class Alone:
             for (a, b), (a0, b0) in zip(self.pairs, factors, strict=True):
                 a.copy_(a0)
                 b.copy_(b0)
-        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
-            parameters, lr=SPEC.lr, betas=SPEC.betas, eps=SPEC.eps, weight_decay=SPEC.weight_decay
-        )
+            self.parameters, lr=spec.lr, betas=spec.betas, eps=spec.eps,
+            weight_decay=spec.weight_decay,
+        )  # fmt: skip
 
     def greedy(self, prompt: tuple[int, ...], tokens: int) -> tuple[int, ...]:
         ids = list(prompt)
@@ -77,6 +85,8 @@ class Alone:
             loss = loss + torch.nn.functional.cross_entropy(logits, ids[0, 1:])
         self.optimizer.zero_grad()
         loss.backward()
+        if self.spec.max_grad_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self.parameters, self.spec.max_grad_norm)
         self.optimizer.step()
         return float(loss.detach())
 
@@ -181,6 +191,285 @@ def test_a_pass_pads_little_and_leaves_no_target_out(lengths: list[int], tokens:
         assert len(own) == 1 or padded <= 1.25 * min(tokens, sum(own) + trainer._WORTH_A_PASS)
 
 
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        ("llama", {"max_grad_norm": 0.5}),
+        ("llama", {"max_grad_norm": 1e9, "eps": 1e-3}),
+        ("qwen3", {"targets": ("all-linear",), "weight_decay": 0.1, "rank": 3}),
+        ("gemma3", {"targets": ("all-linear",), "max_grad_norm": 0.3}),
+    ],
+)
+def test_every_setting_is_that_of_torch_and_peft(family: str, changes: dict[str, Any]) -> None:
+    loaded = tiny_model(family)
+    spec = replace(SPEC, **changes)
+    prompt = loaded.chat.prompt_ids("Hello, how are you?")
+    one = [target(loaded, text) for text in FEEDBACK]
+
+    async def main() -> tuple[list[Any], list[float], list[Any]]:
+        engine = BatchedEngine(loaded, max_length=200, adapter=spec)
+        slot = await engine.open_adapter(spec, seed=3)
+        before = [(a.clone(), b.clone()) for a, b in slot.bank.factors(slot.index)]
+        losses = [
+            (await engine.train(TrainRequest(slot, (Lesson(prompt, (t,)),)))).loss for t in one * 2
+        ]
+        after = [(a.clone(), b.clone()) for a, b in slot.bank.factors(slot.index)]
+        await engine.close()
+        return before, losses, after
+
+    before, losses, after = asyncio.run(main())
+    alone = Alone(loaded, before, spec)
+    assert losses == pytest.approx([alone.step(prompt, [t.token_ids]) for t in one * 2], rel=1e-4)
+    for (a, b), (a_alone, b_alone) in zip(after, alone.pairs, strict=True):
+        torch.testing.assert_close(a, a_alone.detach(), rtol=1e-3, atol=5e-5)
+        torch.testing.assert_close(b, b_alone.detach(), rtol=1e-3, atol=5e-5)
+
+
+def one_step(
+    loaded: LoadedModel,
+    lessons: list[Lesson],
+    patch: pytest.MonkeyPatch,
+    spec: LoRASpec = SPEC,
+    **settings: Any,
+) -> tuple[tuple[float, ...], torch.Tensor, list[Any]]:
+    """Losses, the gradient, and the factors of a step from weights that say something."""
+    found: list[torch.Tensor] = []
+    update = adapters.LoRABank.step
+
+    def noted(bank: Any, slots: Any, gradient_QP: torch.Tensor) -> Any:
+        found.append(gradient_QP.clone())
+        return update(bank, slots, gradient_QP)
+
+    async def main() -> tuple[tuple[float, ...], list[Any]]:
+        engine = BatchedEngine(loaded, max_length=200, adapter=spec, **settings)
+        slot = await engine.open_adapter(spec, seed=3)
+        generator = torch.Generator().manual_seed(1)
+        for _, b in slot.bank.factors(slot.index):
+            b.copy_(torch.randn(b.shape, generator=generator) * 0.1)
+        factors = [(a.clone(), b.clone()) for a, b in slot.bank.factors(slot.index)]
+        trained = await engine.train(TrainRequest(slot, tuple(lessons)))
+        assert engine._cache.free == engine.plan.rows
+        await engine.close()
+        assert trained.loss == pytest.approx(sum(trained.losses))
+        return trained.losses, factors
+
+    with patch.context() as patched:
+        patched.setattr(adapters.LoRABank, "step", noted)
+        losses, factors = asyncio.run(main())
+    (gradient_QP,) = found
+    return losses, gradient_QP[0], factors
+
+
+PLACES = (5, 9, 5, 30)
+TEACHERS = [
+    Teacher(((5, 6), (9, 2), (7, 1), (3, 4)), ((0.6, 0.3), (0.2, 0.1), (0.5, 0.5), (0.0, 0.9)),
+            (0.1, 0.7, 0.0, 0.1)),
+    Teacher(((5,), (9, 2, 1), (7, 1), ()), ((-0.6,), (0.2, -0.1, 0.3), (0.5, -0.5), ()),
+            (0.6, -0.4, 0.0, 3.0)),
+]  # fmt: skip
+FORMS = [
+    Target(PLACES, (0.25, -0.5, 0.0, 1.0)),
+    Target(PLACES, (0.25,) * 4, after=6),
+    Target(PLACES, (0.25, 0.0, 0.5, -0.1), form="unlikelihood"),
+    *(Target(PLACES, (0.25, 0.5, 0.1, 1.0), teacher=teacher) for teacher in TEACHERS),
+]
+
+
+def reference(
+    loaded: LoadedModel, factors: list[Any], context: tuple[int, ...], one: Target
+) -> tuple[float, torch.Tensor]:
+    """Loss and gradient in float64, by the formulas as they are written down."""
+    wide = replace(loaded, model=copy.deepcopy(loaded.model).double())
+    alone = Alone(wide, [(a.double(), b.double()) for a, b in factors])
+    model = alone.model.double().eval()
+    start = context[: one.after]
+    with torch.no_grad():
+        cache = model(torch.tensor([start[:-1]]), use_cache=True).past_key_values
+    ids = torch.tensor([start[-1:] + one.token_ids])
+    log_p = model(ids[:, :-1], past_key_values=cache).logits[0].log_softmax(-1)
+    loss = torch.zeros((), dtype=torch.float64)
+    for t, (token, weight) in enumerate(zip(one.token_ids, one.weights, strict=True)):
+        if one.teacher is not None:
+            named = list(one.teacher.token_ids[t])
+            tail = 1 - log_p[t, named].exp().sum()
+            term = -one.teacher.tail[t] * tail.log()
+            for k, w in zip(named, one.teacher.weights[t], strict=True):
+                term = term - w * log_p[t, k]
+        elif one.form == "unlikelihood":
+            term = -(1 - log_p[t, token].exp()).log()
+        else:
+            term = -log_p[t, token]
+        loss = loss + weight * term
+    loss.backward()
+    parts = [p.grad.flatten() for pair in alone.pairs for p in pair if p.grad is not None]
+    return float(loss.detach()), torch.cat(parts)
+
+
+@pytest.mark.parametrize("one", FORMS, ids=["labels", "inside", "unlikely", "teacher", "signed"])
+def test_a_form_is_its_formula(one: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = tiny_model()
+    context = tuple(range(40, 52))
+    losses, gradient, factors = one_step(loaded, [Lesson(context, (one,))], monkeypatch)
+    expected, expected_gradient = reference(loaded, factors, context, one)
+    assert losses == pytest.approx([expected], rel=1e-4, abs=1e-6)
+    scale = float(expected_gradient.abs().max())
+    torch.testing.assert_close(gradient.double(), expected_gradient, rtol=1e-3, atol=1e-4 * scale)
+
+
+def test_what_is_certain_has_a_finite_loss_and_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unlearning a token that is all but certain, and a teacher that names every token."""
+    loaded = tiny_model()
+    loaded.model.lm_head.weight.data *= 2e4
+    vocabulary = tuple(range(loaded.model.config.vocab_size))
+    everything = Teacher((vocabulary,), ((0.0,) * len(vocabulary),), (1.0,))
+    targets = [Target((1,), (1.0,), teacher=everything)]
+    targets += [Target((token,), (1.0,), form="unlikelihood") for token in vocabulary]
+    lesson = Lesson(tuple(range(40, 52)), tuple(targets))
+    losses, gradient, _ = one_step(loaded, [lesson], monkeypatch)
+    assert losses[0] == max(losses[1:]) == 100
+    assert sorted(losses[1:])[:-1] == pytest.approx([0] * (len(vocabulary) - 1))
+    assert bool(gradient.isfinite().all())
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3", "qwen3_5"])
+@pytest.mark.parametrize("tokens", [1024, 16], ids=["at once", "in passes"])
+def test_a_groups_gradient_is_the_sum_of_single_ones(
+    family: str, tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where lessons have one context, where rows are few, and where one is too long."""
+    loaded = tiny_model(family)
+    contexts = [tuple(range(40, 52)), tuple(range(30, 37))]
+    lessons = [
+        Lesson(contexts[0], (FORMS[0], FORMS[3])),
+        Lesson(contexts[1], (FORMS[2],)),
+        Lesson(contexts[0], (Target(tuple(range(60, 95)), (-0.1,) * 35),)),
+        Lesson(contexts[0][:9], (FORMS[1],)),
+        Lesson(contexts[1], (FORMS[4],)),
+    ]
+    monkeypatch.setattr("fttt.engine.plan.TRAIN_TOKENS", tokens)
+    losses, gradient, _ = one_step(loaded, lessons, monkeypatch, batch_size=1)
+    singles = [
+        one_step(loaded, [Lesson(lesson.context, (one,))], monkeypatch)
+        for lesson in lessons
+        for one in lesson.targets
+    ]
+    assert losses == pytest.approx([loss for (loss,), _, _ in singles], rel=1e-4, abs=1e-5)
+    total = torch.stack([own for _, own, _ in singles]).sum(0)
+    scale = float(total.abs().max())
+    torch.testing.assert_close(gradient, total, rtol=1e-3, atol=1e-4 * scale)
+    again = one_step(loaded, lessons, monkeypatch, batch_size=1)
+    assert torch.equal(again[1], gradient)  # in the same order each time
+
+
+def test_no_pass_holds_the_logits_of_all_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = tiny_model()
+    vocabulary = loaded.model.config.vocab_size
+    monkeypatch.setattr("fttt.engine.sequences.LOGIT_BYTES", 4 * vocabulary * 40)  # of 40 tokens
+    largest = 0
+
+    class Watched(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None):  # type: ignore[no-untyped-def]
+            nonlocal largest
+            out = func(*args, **(kwargs or {}))
+            for tensor in out if isinstance(out, tuple | list) else [out]:
+                if isinstance(tensor, torch.Tensor) and tensor.shape[-1:] == (vocabulary,):
+                    largest = max(largest, tensor.numel() // vocabulary)
+            return out
+
+    ids = tuple(range(3, 153))
+    teacher = Teacher(((5, 6),) * 150, ((0.5, 0.2),) * 150, (0.3,) * 150)
+    targets = Target(ids, (0.1,) * 150), Target(ids, (0.1,) * 150, None, teacher)
+    lessons = [Lesson(ids[:9], targets)]
+    with Watched():
+        one_step(loaded, lessons, monkeypatch)
+    assert largest == 40
+
+
+def test_a_long_sequence_holds_little_more_than_its_layers_inputs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loaded = tiny_model(layers=6)
+    ids = tuple(n % 200 for n in range(180))
+    lessons = [Lesson((4, 5), (Target(ids, (0.01,) * 180),))]
+
+    def held(tokens: int) -> int:
+        """Numbers that the layers keep for the gradient."""
+        kept: dict[int, int] = {}
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes() // 4
+            return tensor
+
+        monkeypatch.setattr("fttt.engine.plan.TRAIN_TOKENS", tokens)
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            one_step(loaded, lessons, monkeypatch)
+        return sum(kept.values())
+
+    assert held(16) < 0.5 * held(1024)
+
+
+def test_a_copy_goes_on_as_its_source_would() -> None:
+    loaded = tiny_model()
+    spec = replace(SPEC, dropout=0.3)
+    one = target(loaded, FEEDBACK[0])
+    prompt = loaded.chat.prompt_ids("Hello")
+    lesson = (Lesson(prompt, (one, replace(one, form="unlikelihood"))),)
+
+    async def main() -> None:
+        engine = BatchedEngine(loaded, max_length=200, adapter=spec, adapters=3)
+        assert engine.adapters == 3
+        source = await engine.open_adapter(spec, seed=7)
+        await engine.train(TrainRequest(source, lesson))
+        twin = await engine.open_adapter(spec, seed=0, copy_of=source)
+        for _ in range(2):
+            step = await engine.train(TrainRequest(source, lesson))
+            same = await engine.train(TrainRequest(twin, lesson))
+            assert same.losses == step.losses
+        bank = source.bank
+        assert torch.equal(bank.weights_SP[source.index], bank.weights_SP[twin.index])
+        other = await engine.open_adapter(spec, seed=7)
+        assert (await engine.train(TrainRequest(other, lesson))).losses != step.losses
+        waiting = asyncio.create_task(engine.open_adapter(spec, 1, copy_of=source))
+        await asyncio.sleep(0)
+        source.close()
+        with pytest.raises(RunError, match="was closed"):
+            await waiting
+        with pytest.raises(RunError, match="was closed"):
+            await engine.open_adapter(spec, 1, copy_of=source)
+        with pytest.raises(RunError, match="was closed"):
+            await engine.train(TrainRequest(source, lesson))
+        elsewhere = BatchedEngine(tiny_model(), max_length=200, adapter=spec)
+        with pytest.raises(RunError, match="not an adapter of this engine"):
+            await elsewhere.open_adapter(spec, 1, copy_of=twin)
+        assert await engine.open_adapter(spec, 1)  # the place was given back
+        await elsewhere.close()
+        await engine.close()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("one", "said"),
+    [
+        (Target((1, 2), (1.0,)), "2 tokens has 1 weights"),
+        (Target((), ()), "0 tokens"),
+        (Target((1,), (1.0,), after=5), "after 5 of a context's 4"),
+        (Target((1,), (1.0,), after=0), "after 0"),
+        (Target((1,), (1.0,), teacher=TEACHERS[0]), "teacher of 4 places"),
+        (Target((1,) * 2000, (1.0,) * 2000), "lower --max-new-tokens"),
+    ],
+)
+def test_a_target_that_does_not_fit_is_refused(one: Target, said: str) -> None:
+    async def main() -> None:
+        engine = BatchedEngine(tiny_model(), max_length=200, adapter=SPEC)
+        slot = await engine.open_adapter(SPEC, 0)
+        with pytest.raises(UsageError, match=said):
+            await engine.train(TrainRequest(slot, (Lesson((1, 2, 3, 4), (one,)),)))
+        await engine.close()
+
+    asyncio.run(main())
+
+
 def test_repeated_steps_do_not_grow_their_context() -> None:
     loaded = tiny_model()
     one = target(loaded, FEEDBACK[0])
@@ -243,7 +532,7 @@ def test_dropout_draws_anew_for_every_layer_token_and_update(
     mask = adapters.keep_mask
 
     def noted(key_B: torch.Tensor, token_BT: torch.Tensor, *rest: Any) -> torch.Tensor:
-        drawn.append((int(key_B[0]), tuple(token_BT[0].tolist())))
+        drawn.append((int(key_B[0]), tuple(token_BT.flatten().tolist())))
         return mask(key_B, token_BT, *rest)
 
     monkeypatch.setattr(adapters, "keep_mask", noted)

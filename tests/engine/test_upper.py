@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fttt.engine.sequences import pack_sequences, prepared
-from fttt.engine.trainer import run_model
+from fttt.engine.sequences import pack_sequences, prepared, run_model
 from fttt.engine.upper import upper_part
 from fttt.testing import tiny_model
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,8 +29,17 @@ from fttt.engine.request import LoRASpec
 from fttt.engine.slots import Bank
 from fttt.errors import UsageError
 
-__all__ = ["LoRABank", "count_parameters", "layers_by_name", "target_layers"]
+__all__ = [
+    "AdapterNeeds",
+    "LoRABank",
+    "decoder_layers",
+    "layers_by_name",
+    "lora_needs",
+    "target_layers",
+]
 
+STEP_NUMBERS = 2**26
+"""Parameters, of all questions together, that a step updates at once."""
 ALL_LINEAR = "all-linear"
 """Among the targets of a spec, as PEFT has it: every linear layer within the decoder layers."""
 
@@ -85,10 +95,59 @@ def layers_by_name(model: nn.Module, names: Sequence[str]) -> dict[str, nn.Linea
     return {name: linear[name] for name in names}
 
 
-def count_parameters(model: nn.Module, spec: LoRASpec) -> int:
-    """P: the trained parameters of one question."""
-    layers = target_layers(model, spec).values()
-    return sum(spec.rank * (m.in_features + m.out_features) for m in layers)
+def decoder_layers(model: Any) -> list[nn.Module]:
+    """The layers of a model's decoder, in order; none where they are no plain list."""
+    count = model.config.get_text_config().num_hidden_layers
+    lists = (m for m in model.base_model.modules() if isinstance(m, nn.ModuleList))
+    return list(next((layers for layers in lists if len(layers) == count), ()))
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterNeeds:
+    """What adapters of one kind take of the memory, in bytes, and of a run."""
+
+    slot: int
+    """Of an open adapter."""
+    token: int
+    """Of a token of a train pass."""
+    long_token: int
+    """Of a token of a sequence that is longer than a pass; 0 where each must fit one."""
+    question: int
+    """Of each question of a train step, beside its tokens."""
+    questions: int
+    """Most that are taken in one step."""
+    share: float
+    """Of a GPU's memory that a train pass may take where it holds more tokens than it must."""
+    hidden: int = 0
+    """Width of the hidden states that are kept of each token."""
+    keeps: bool = True
+    """Whether steps read the rows of finished sequences."""
+
+
+def lora_needs(model: Any, spec: LoRASpec, layer_bytes: int) -> AdapterNeeds:
+    """What a spec's adapters take, beside a decoder layer's ``layer_bytes`` a token.
+
+    Inputs of the target layers are held in float32, before and after dropout; a slot has weights,
+    two moments and, while tokens run, a copy of the weights; a step another one and the gradient.
+    """
+    config = model.config.get_text_config()
+    targets = target_layers(model, spec)
+    parameters = sum(spec.rank * (m.in_features + m.out_features) for m in targets.values())
+    inputs: Counter[str] = Counter()
+    for name, layer in targets.items():
+        number = re.search(r"\.\d+\.", name)
+        inputs[number.group() if number else ""] += 8 * layer.in_features
+    token = layer_bytes * config.num_hidden_layers + inputs.total()
+    hidden_bytes = config.hidden_size * next(model.parameters()).element_size()
+    long_token = hidden_bytes * config.num_hidden_layers + layer_bytes + max(inputs.values())
+    return AdapterNeeds(
+        slot=16 * parameters,
+        token=token,
+        long_token=long_token if decoder_layers(model) else token,
+        question=8 * parameters,
+        questions=256,
+        share=0.25,
+    )
 
 
 class LoRABank(Bank):
@@ -127,17 +186,18 @@ class LoRABank(Bank):
         return [(a_BRI[0], b_BOR[0]) for a_BRI, b_BOR in shaped]
 
     @contextmanager
-    def applied(self, batch: Batch, weights_BP: Tensor | None = None) -> Iterator[None]:
+    def applied(self, batch: Batch, weights_UP: Tensor | None = None) -> Iterator[None]:
         """Add each segment's adapter to the model's layers for one forward pass.
 
-        ``weights_BP`` replaces the stored weights, segment by segment, where gradients are wanted.
+        ``weights_UP`` replaces the stored weights where gradients are wanted, in the order of
+        ``batch.groups``.
         """
         if not batch.adapted:
             yield
             return
         self._batch = batch
-        if weights_BP is not None:
-            self._parts = self._split(weights_BP)
+        if weights_UP is not None:
+            self._parts = self._split(weights_UP)
         elif not (batch.mode == "decode" and batch.token_ids_N.is_cuda):
             self._parts = self._gather(batch)
         try:
@@ -154,37 +214,43 @@ class LoRABank(Bank):
             derive_key("dropout", self._seeds[slot], self._updates[slot], *([n] if n else []))
             for slot, n in targets
         ]
-        self._dropout_key_B = torch.tensor(keys, device=batch.token_ids_N.device)
+        if self.spec.dropout > 0:
+            self._dropout_key_B = torch.tensor(keys, device=batch.token_ids_N.device)
 
     def step(self, slots: Sequence[int], gradient_QP: Tensor) -> list[bool]:
         """One AdamW step (Loshchilov and Hutter 2019) of each slot's own weights.
 
         A slot whose gradient is not finite is left as it was; the answer says which were updated.
         """
-        spec = self.spec
-        finite_Q = gradient_QP.isfinite().all(-1)
-        index_Q = torch.tensor(slots, device=gradient_QP.device)[finite_Q]
-        grad = gradient_QP[finite_Q]
+        spec, size = self.spec, max(1, STEP_NUMBERS // len(slots))
+        updated = [bool(finite) for finite in gradient_QP.isfinite().all(-1).tolist()]
+        chosen = [n for n, done in enumerate(updated) if done]
+        index_Q = torch.tensor(slots, device=gradient_QP.device)[chosen]
+        if len(chosen) < len(slots):
+            gradient_QP = gradient_QP[chosen]
+        scale_Q1 = torch.ones(len(chosen), 1, device=gradient_QP.device)
         if spec.max_grad_norm is not None:  # with the constant of torch.nn.utils.clip_grad_norm_
-            norm_Q1 = grad.norm(dim=-1, keepdim=True)
-            grad = grad * (spec.max_grad_norm / (norm_Q1 + 1e-6)).clamp(max=1)
+            norm_Q1 = gradient_QP.norm(dim=-1, keepdim=True)
+            scale_Q1 = (spec.max_grad_norm / (norm_Q1 + 1e-6)).clamp(max=1)
         self.steps_S[index_Q] += 1
         t_Q1 = self.steps_S[index_Q, None].double()
         beta1, beta2 = spec.betas
-        moment = self.moment_SP[index_Q].lerp_(grad, 1 - beta1)
-        square = self.square_SP[index_Q].mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
-        step_size = (spec.lr / (1 - beta1**t_Q1)).float()
-        denominator = square.sqrt() / (1 - beta2**t_Q1).sqrt().float() + spec.eps
-        weights = self.weights_SP[index_Q] * (1 - spec.lr * spec.weight_decay)
-        self.weights_SP[index_Q] = weights - step_size * (moment / denominator)
-        self.moment_SP[index_Q] = moment
-        self.square_SP[index_Q] = square
+        step_Q1 = (spec.lr / (1 - beta1**t_Q1)).float()
+        root_Q1 = (1 - beta2**t_Q1).sqrt().float()
+        for start in range(0, self.parameters, size):  # so that copies stay small
+            part = slice(start, start + size)
+            grad = gradient_QP[:, part] * scale_Q1
+            moment = self.moment_SP[index_Q, part].lerp_(grad, 1 - beta1)
+            square = self.square_SP[index_Q, part].mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
+            weights = self.weights_SP[index_Q, part] * (1 - spec.lr * spec.weight_decay)
+            weights -= step_Q1 * (moment / (square.sqrt() / root_Q1 + spec.eps))
+            self.weights_SP[index_Q, part] = weights
+            self.moment_SP[index_Q, part] = moment
+            self.square_SP[index_Q, part] = square
         self._cached = None
-        updated = [bool(u) for u in finite_Q.tolist()]
-        for slot, done in zip(slots, updated, strict=True):
-            if done:
-                self._updates[slot] += 1
-                self.changed(slot)
+        for slot in (slots[n] for n in chosen):
+            self._updates[slot] += 1
+            self.changed(slot)
         return updated
 
     def fill(self, index: int, seed: int) -> None:
@@ -210,12 +276,14 @@ class LoRABank(Bank):
         self._cached = None
 
     def _gather(self, batch: Batch) -> tuple[Tensor, ...]:
-        """Weights of each segment; zeros where a segment has no adapter."""
-        slots = batch.slots
+        """Weights of each slot of a pass; kept for the next one, since decode steps are many."""
+        slots = batch.groups.slots
         if self._cached is None or self._cached[0] != slots:
-            weights_BP = self.weights_SP[batch.slot_B.clamp(min=0)]
-            weights_BP = torch.where((batch.slot_B >= 0)[:, None], weights_BP, 0.0)
-            self._cached = (slots, self._split(weights_BP))
+            if len(slots) == 1:
+                weights_UP = self.weights_SP[slots[0] : slots[0] + 1]
+            else:
+                weights_UP = self.weights_SP[torch.tensor(slots, device=self.weights_SP.device)]
+            self._cached = (slots, self._split(weights_UP))
         return self._cached[1]
 
     def _split(self, weights_BP: Tensor) -> tuple[Tensor, ...]:
@@ -244,24 +312,46 @@ class LoRABank(Bank):
                     a_at=layer.a_at, b_at=layer.b_at, rank=self.spec.rank, scale=self.scale,
                 )  # fmt: skip
                 return output
-            x_BTI = batch.by_segment(inputs[0]).float()
-            if self._dropout_key_B is not None and self.spec.dropout > 0:
-                x_BTI = self._dropped(x_BTI, batch, layer)
-            a_BRI, b_BOR = self._factors(self._parts, layer)
-            if batch.inside is not None and len(batch.inside) < a_BRI.shape[0]:
-                a_BRI, b_BOR = a_BRI[list(batch.inside)], b_BOR[list(batch.inside)]
-            delta = (x_BTI @ a_BRI.transpose(1, 2)) @ b_BOR.transpose(1, 2) * self.scale
-            return output + batch.as_given(delta, output).to(output.dtype)
+            a_URI, b_UOR = self._factors(self._parts, layer)
+            if batch.inside is not None:
+                return self._add_inside(inputs[0], output, batch, layer, a_URI, b_UOR)
+            x_NI = inputs[0].flatten(0, -2).float()
+            if len(x_NI) != len(batch.position_N):
+                raise UsageError(
+                    f"A layer that carries an adapter is given {len(x_NI)} of the "
+                    f"{len(batch.position_N)} tokens of a pass, as an expert of a mixture is; "
+                    "choose other target layers."
+                )
+            if self._dropout_key_B is not None:
+                key_N = self._dropout_key_B[batch.segment_N]
+                x_NI = x_NI * self._mask(key_N, batch.position_N[:, None], layer)[:, 0]
+            return batch.groups.add(output, batch.groups.product(x_NI, a_URI, b_UOR) * self.scale)
 
         return add
 
-    def _dropped(self, x_BTI: Tensor, batch: Batch, layer: Layer) -> Tensor:
-        """Drop inputs at random: by question, update, layer, position and feature."""
-        assert self._dropout_key_B is not None
-        tokens, width = x_BTI.shape[1:]
-        at_T = torch.arange(tokens, device=x_BTI.device)
-        token_BT = (batch.past_B[:, None] + at_T) * len(self._layers) + layer.index
+    def _add_inside(
+        self, x: Tensor, output: Tensor, batch: Batch, layer: Layer, a_URI: Tensor, b_UOR: Tensor
+    ) -> Tensor:
+        """Within a mixer, which runs some segments as a batch."""
+        assert batch.inside is not None
+        groups = torch.tensor([batch.groups.group_of[n] for n in batch.inside], device=x.device)
+        x_BTI = batch.by_segment(x).float()
+        if self._dropout_key_B is not None:
+            own_B = torch.tensor(batch.inside, device=x.device)
+            at_T = torch.arange(x_BTI.shape[1], device=x.device)
+            token_BT = batch.past_B[own_B, None] + at_T
+            x_BTI = x_BTI * self._mask(self._dropout_key_B[own_B], token_BT, layer)
+        own_B = (groups >= 0).nonzero()[:, 0]
+        groups = groups[own_B]
+        delta = (x_BTI[own_B] @ a_URI[groups].transpose(1, 2)) @ b_UOR[groups].transpose(1, 2)
+        out_BTO = output.view(*x_BTI.shape[:2], -1)
+        delta = (delta * self.scale).to(output.dtype)
+        return out_BTO.index_add(0, own_B, delta).view_as(output)
+
+    def _mask(self, key_B: Tensor, token_BT: Tensor, layer: Layer) -> Tensor:
+        """Which inputs are dropped at random: by question, update, layer, position and feature."""
         mask = keep_mask
-        if x_BTI.is_cuda:
+        if key_B.is_cuda:
             from fttt.engine.kernels import keep_mask as mask
-        return x_BTI * mask(self._dropout_key_B, token_BT, width, self.spec.dropout)
+        token_BT = token_BT * len(self._layers) + layer.index
+        return mask(key_B, token_BT, layer.inputs, self.spec.dropout)

@@ -22,7 +22,17 @@ from torch import Tensor
 if TYPE_CHECKING:
     from fttt.engine.cache import KVCache
 
-__all__ = ["Batch", "Block", "Current", "Mode", "Segment", "by_length", "noting"]
+__all__ = [
+    "Batch",
+    "Block",
+    "Current",
+    "Mode",
+    "Ragged",
+    "Segment",
+    "SlotGroups",
+    "by_length",
+    "noting",
+]
 
 Mode = Literal["prefill", "decode", "train"]
 
@@ -52,6 +62,83 @@ class Block:
     row_B: Tensor
     begins: tuple[bool, ...]
     """Whether a segment's sequence begins with it."""
+
+
+class Ragged:
+    """Sequences of different lengths, packed end to end or padded to the longest one."""
+
+    def __init__(self, lengths: tuple[int, ...], device: torch.device) -> None:
+        self.lengths, self._device = lengths, device
+        self.longest = max(lengths)
+        self.ends = tuple(accumulate(lengths))
+        self.uniform = min(lengths) == self.longest
+        """Whether padding is a reshape."""
+
+    @cached_property
+    def owner_N(self) -> Tensor:
+        """The sequence that each packed token belongs to."""
+        lengths = torch.tensor(self.lengths, device=self._device)
+        return torch.repeat_interleave(torch.arange(len(lengths), device=self._device), lengths)
+
+    @cached_property
+    def pad_BT(self) -> Tensor:
+        """Where to read each padded token in the packed row; padding reads token 0."""
+        length_B1 = torch.tensor(self.lengths).unsqueeze(1)
+        start_B1 = torch.tensor(self.ends).unsqueeze(1) - length_B1
+        step_1T = torch.arange(self.longest).unsqueeze(0)
+        index = torch.where(step_1T < length_B1, start_B1 + step_1T, 0)
+        return index.to(self._device)
+
+    @cached_property
+    def unpad_N(self) -> Tensor:
+        """Where to read each packed token in the padded block, flattened to ``[B * T]``."""
+        places = enumerate(zip(self.ends, self.lengths, strict=True))
+        shift = [n * self.longest - end + own for n, (end, own) in places]
+        at_N = torch.arange(self.ends[-1], device=self._device)
+        return at_N + torch.tensor(shift, device=self._device)[self.owner_N]
+
+    def pad(self, x_ND: Tensor) -> Tensor:
+        """``[N, ...] -> [B, T, ...]``."""
+        if self.uniform:
+            padded: Tensor = x_ND.unflatten(0, (len(self.lengths), -1))
+            return padded
+        return _pad(x_ND, self.pad_BT, self.unpad_N)
+
+    def unpad(self, x_BTD: Tensor) -> Tensor:
+        """``[B, T, ...] -> [N, ...]``; T may be more than the longest sequence."""
+        flat = x_BTD[:, : self.longest].flatten(0, 1)
+        return flat if self.uniform else _unpad(flat, self.unpad_N)
+
+
+@dataclass(frozen=True, slots=True)
+class SlotGroups:
+    """The tokens of a pass by the adapter that they run under; those of the base model left out."""
+
+    slots: tuple[int, ...]
+    """Each once, in the order of their first segments."""
+    group_of: tuple[int, ...]
+    """The place of each segment's slot among them, -1 for the base model."""
+    ragged: Ragged
+    """The tokens of each slot."""
+    where_M: Tensor | None
+    """The places of these tokens in the packed row; ``None`` where that are all, in order."""
+
+    def product(self, x_NI: Tensor, a_URI: Tensor, b_UOR: Tensor) -> Tensor:
+        """``(x Aᵀ) Bᵀ`` of each slot's tokens, ``[M, O]``."""
+        x_MI = x_NI if self.where_M is None else x_NI[self.where_M]
+        groups = self.ragged
+        if len(groups.lengths) * groups.longest > 2 * groups.ends[-1] + 64:  # mostly padding
+            parts = zip(x_MI.split(groups.lengths), a_URI, b_UOR, strict=True)
+            return torch.cat([(x @ a.T) @ b.T for x, a, b in parts])
+        y_UTO = (groups.pad(x_MI) @ a_URI.transpose(1, 2)) @ b_UOR.transpose(1, 2)
+        return groups.unpad(y_UTO)
+
+    def add(self, output: Tensor, delta_MO: Tensor) -> Tensor:
+        """Add it to a layer's output of all tokens, ``[1, N, O]`` or ``[N, O]``."""
+        delta_MO = delta_MO.to(output.dtype)
+        if self.where_M is None:
+            return output + delta_MO.view_as(output)
+        return output.flatten(0, -2).index_add(0, self.where_M, delta_MO).view_as(output)
 
 
 @dataclass
@@ -126,14 +213,40 @@ class Batch:
         )
 
     @cached_property
+    def ragged(self) -> Ragged:
+        """The segments' lengths."""
+        return Ragged(self.lengths, self.token_ids_N.device)
+
+    @property
     def longest(self) -> int:
         """T: tokens in the longest segment."""
-        return max(self.lengths)
+        return self.ragged.longest
 
-    @cached_property
+    @property
     def ends(self) -> tuple[int, ...]:
         """Where each segment ends in the packed row."""
-        return tuple(accumulate(self.lengths))
+        return self.ragged.ends
+
+    @cached_property
+    def groups(self) -> SlotGroups:
+        """The tokens by adapter."""
+        slots = tuple(dict.fromkeys(slot for slot in self.slots if slot >= 0))
+        place = {slot: group for group, slot in enumerate(slots)}
+        group_of = tuple(place.get(slot, -1) for slot in self.slots)
+        if slots == self.slots:
+            return SlotGroups(slots, group_of, self.ragged, None)
+        own: list[list[int]] = [[] for _ in slots]
+        for group, end, length in zip(group_of, self.ends, self.lengths, strict=True):
+            if group >= 0:
+                own[group] += range(end - length, end)
+        where = [at for places in own for at in places]
+        device = self.token_ids_N.device
+        return SlotGroups(
+            slots,
+            group_of,
+            Ragged(tuple(map(len, own)), device),
+            None if where == list(range(self.ends[-1])) else torch.tensor(where, device=device),
+        )
 
     @cached_property
     def whole_N(self) -> Tensor:
@@ -143,33 +256,15 @@ class Batch:
         wholes = torch.tensor(self.wholes, device=self.token_ids_N.device)
         return wholes[self.segment_N]
 
-    @cached_property
+    @property
     def segment_N(self) -> Tensor:
         """The segment that each packed token belongs to."""
-        lengths = torch.tensor(self.lengths, device=self.token_ids_N.device)
-        return torch.repeat_interleave(
-            torch.arange(len(self.lengths), device=lengths.device), lengths
-        )
+        return self.ragged.owner_N
 
     @cached_property
     def row_N(self) -> Tensor:
         """The cache row that each packed token belongs to."""
         return self.row_B if self.mode == "decode" else self.row_B[self.segment_N]
-
-    @cached_property
-    def pad_BT(self) -> Tensor:
-        """Where to read each padded token in the packed row; padding reads token 0."""
-        length_B1 = torch.tensor(self.lengths).unsqueeze(1)
-        start_B1 = (torch.tensor(self.ends) - torch.tensor(self.lengths)).unsqueeze(1)
-        step_1T = torch.arange(self.longest).unsqueeze(0)
-        index = torch.where(step_1T < length_B1, start_B1 + step_1T, 0)
-        return index.to(self.token_ids_N.device)
-
-    @cached_property
-    def unpad_N(self) -> Tensor:
-        """Where to read each packed token in the padded block, flattened to ``[B * T]``."""
-        within = self.position_N - self.past_B[self.segment_N]
-        return self.segment_N * self.longest + within
 
     @cached_property
     def blocks(self) -> tuple[Block, ...]:
@@ -208,22 +303,13 @@ class Batch:
             tuple(self.pasts[n] + start == 0 for n, start in parts),
         )
 
-    @property
-    def uniform(self) -> bool:
-        """Whether all segments are of one length, so that padding is a reshape."""
-        return self.mode == "decode" or len(set(self.lengths)) == 1
-
     def pad(self, x_ND: Tensor) -> Tensor:
         """``[N, ...] -> [B, T, ...]``."""
-        if self.uniform:
-            padded: Tensor = x_ND.unflatten(0, (self.row_B.shape[0], -1))
-            return padded
-        return _pad(x_ND, self.pad_BT, self.unpad_N)
+        return x_ND[:, None] if self.mode == "decode" else self.ragged.pad(x_ND)
 
     def unpad(self, x_BTD: Tensor) -> Tensor:
         """``[B, T, ...] -> [N, ...]``; T may be more than the longest segment."""
-        flat = x_BTD[:, : self.longest].flatten(0, 1) if self.lengths else x_BTD.flatten(0, 1)
-        return flat if self.uniform else _unpad(flat, self.unpad_N)
+        return x_BTD.flatten(0, 1) if self.mode == "decode" else self.ragged.unpad(x_BTD)
 
     def by_segment(self, x: Tensor) -> Tensor:
         """What a linear layer is given, ``[1, N, D]`` or ``[N, D]``, as ``[B, T, D]``.
@@ -233,10 +319,6 @@ class Batch:
         if self.inside is None:
             return self.pad(x.flatten(0, -2))
         return x if x.dim() == 3 else x.unflatten(0, (len(self.inside), -1))
-
-    def as_given(self, x_BTD: Tensor, like: Tensor) -> Tensor:
-        """Back again, in the shape of the layer's output."""
-        return (self.unpad(x_BTD) if self.inside is None else x_BTD).view_as(like)
 
 
 @dataclass

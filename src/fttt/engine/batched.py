@@ -49,11 +49,11 @@ from fttt.engine.request import (
 from fttt.engine.rotary import edge_of
 from fttt.engine.scheduler import Patience
 from fttt.engine.selfcheck import check_outputs
-from fttt.engine.sequences import Scorer
+from fttt.engine.sequences import Scorer, run_model
 from fttt.engine.slots import Slot
 from fttt.engine.stand_ins import stand_ins_for
 from fttt.engine.states import Mixers
-from fttt.engine.trainer import check_targets, run_model
+from fttt.engine.trainer import check_targets
 from fttt.errors import RunError, UsageError
 from fttt.models.loader import LoadedModel
 
@@ -75,6 +75,8 @@ class BatchedEngine:
         concurrency: int = 1,
         adapter: AdapterSpec | None = None,
         beams: int = 0,
+        adapters: int | None = None,
+        least_adapters: int = 1,
     ) -> None:
         """Plan the memory and take it.
 
@@ -85,25 +87,16 @@ class BatchedEngine:
             concurrency: questions that are in progress at once.
             adapter: per-question weights, where methods train.
             beams: the widest beam search, where methods search.
+            adapters: how many are wanted open at once; ``None``: one a question.
+            least_adapters: how many of them there must be, however small the memory is.
 
         Raises:
             UsageError: the plan does not fit the memory or the model's context, or the engine
                 cannot reproduce the model's outputs.
         """
-        if max_length > loaded.max_context:
-            raise UsageError(
-                f"Sequences of {max_length} tokens do not fit the model's context of "
-                f"{loaded.max_context}; lower --max-new-tokens or leave out longer questions."
-            )
+        _check_length(loaded, max_length, beams)
         with current(loaded.device):
             check_outputs(loaded.model, loaded.name)
-            edge = edge_of(loaded.model)
-            if beams and edge is not None and max_length > edge:
-                raise UsageError(
-                    f"A beam search of {max_length} tokens goes past the {edge} after which the "
-                    "rotary frequencies of this model change; lower --max-new-tokens or take "
-                    "another method."
-                )
             self.plan = plan_memory(
                 loaded,
                 max_length=max_length,
@@ -111,6 +104,8 @@ class BatchedEngine:
                 concurrency=concurrency,
                 adapter=adapter,
                 beams=beams,
+                adapters=adapters,
+                least_adapters=least_adapters,
             )
             self.max_length = max_length
             self.reset_counters()
@@ -216,7 +211,7 @@ class BatchedEngine:
             raise RunError("This engine was built without adapters, so it cannot train.")
         assert self._bank is not None
         self._bank.index_of(request.adapter)
-        check_targets(request, self.max_length)
+        check_targets(request, self.max_length, self.plan.train_longest)
         self._learner.check(request)
         self._start()
         job: TrainJob = Job(request, asyncio.get_running_loop().create_future())
@@ -507,3 +502,22 @@ class BatchedEngine:
         self._searcher.clear()
         if self._bank is not None:
             self._bank.fail(error)
+
+
+def _check_length(loaded: LoadedModel, max_length: int, beams: int) -> None:
+    """Refuse sequences that the model cannot run.
+
+    Raises:
+        UsageError: they are longer than its context, or than a search may follow.
+    """
+    if max_length > loaded.max_context:
+        raise UsageError(
+            f"Sequences of {max_length} tokens do not fit the model's context of "
+            f"{loaded.max_context}; lower --max-new-tokens or leave out longer questions."
+        )
+    edge = edge_of(loaded.model)
+    if beams and edge is not None and max_length > edge:
+        raise UsageError(
+            f"A beam search of {max_length} tokens goes past the {edge} after which the rotary "
+            "frequencies of this model change; lower --max-new-tokens or take another method."
+        )

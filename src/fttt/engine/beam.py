@@ -22,7 +22,7 @@ from fttt.engine.cache import KVCache
 from fttt.engine.decoder import Uncaptured, capturable
 from fttt.engine.jobs import Job
 from fttt.engine.request import BeamRequest, Generation
-from fttt.engine.trainer import run_model
+from fttt.engine.sequences import run_model
 from fttt.errors import RunError
 
 __all__ = ["BeamJob", "BeamSearcher"]

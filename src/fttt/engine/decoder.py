@@ -17,8 +17,8 @@ from fttt.engine.batch import Batch, Segment
 from fttt.engine.cache import KVCache
 from fttt.engine.noise import uniform
 from fttt.engine.sampler import Shape, sample, shaped, token_logprobs
+from fttt.engine.sequences import run_model
 from fttt.engine.slots import Bank
-from fttt.engine.trainer import run_model
 from fttt.errors import DivergedError
 
 __all__ = [

@@ -10,19 +10,22 @@ and O outputs of a layer, S slots, Q questions of one train step.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fttt.engine.adapters import layers_by_name
+from fttt.engine.adapters import AdapterNeeds, layers_by_name
 from fttt.engine.batch import Batch
 from fttt.engine.factors import Delta, FactoredDelta
 from fttt.engine.request import WeightDeltaSpec
 from fttt.engine.slots import Bank
+from fttt.engine.upper import upper_part
 
-__all__ = ["DeltaBank", "changed", "delta_bytes"]
+__all__ = ["DeltaBank", "changed", "delta_needs"]
 
 
 @contextmanager
@@ -73,14 +76,35 @@ def delta_dtype(model: nn.Module) -> torch.dtype:
     return weight.dtype if weight.is_cuda else torch.float32
 
 
-def delta_bytes(model: nn.Module, spec: WeightDeltaSpec) -> int:
-    """What one question's changes take.
+def delta_needs(model: Any, spec: WeightDeltaSpec, layer_bytes: int) -> AdapterNeeds:
+    """What a spec's changes take, beside a decoder layer's ``layer_bytes`` a token.
+
+    A token of a pass that takes factors and predicts changes holds what the first edited layer is
+    given, twice, and activations from there on; inputs and output gradients of the edited weights,
+    as they are and as a network rewrites them, in float32. A question holds its changes in float32,
+    twice.
 
     Raises:
         UsageError: a layer that the model does not have.
     """
-    layers = layers_by_name(model, spec.layers).values()
-    return delta_dtype(model).itemsize * sum(layer.weight.numel() for layer in layers)
+    config = model.config.get_text_config()
+    layers = layers_by_name(model, spec.layers)
+    numbers = [int(n) for name in layers for n in re.findall(r"\.(\d+)\.", name)[:1]]
+    above = config.num_hidden_layers - min(numbers, default=0)
+    widths = [layer.in_features + layer.out_features for layer in layers.values()]
+    given = 2 * config.hidden_size * next(model.parameters()).element_size()
+    weights = sum(layer.weight.numel() for layer in layers.values())
+    hidden = config.hidden_size if upper_part(model, spec.layers) is not None else 0
+    return AdapterNeeds(
+        slot=delta_dtype(model).itemsize * weights,
+        token=given + layer_bytes * above + 12 * (sum(widths) + max(widths)),
+        long_token=0,
+        question=8 * weights,
+        questions=256 if next(model.parameters()).is_cuda else 16,
+        share=0.1,
+        hidden=hidden,
+        keeps=hidden > 0,
+    )
 
 
 class DeltaBank(Bank):

@@ -179,14 +179,15 @@ class LessonQueue(deque[TrainJob]):
         for job in [job for job in self if job.answer.cancelled()]:
             self.remove(job)
 
-    def next_pass(self, cache: KVCache, tokens: int) -> list[TrainJob]:
-        """Take requests of different adapters until ``tokens`` or the rows are reached, one at
-        least.
+    def next_pass(self, cache: KVCache, tokens: int, questions: int) -> list[TrainJob]:
+        """Take up to ``questions`` requests of different adapters, one at least.
+
+        No more are taken once ``tokens`` or the rows are reached.
         """
         taken: list[TrainJob] = []
         adapters: set[object] = set()
         total, rows = 0, cache.free + cache.kept
-        while self:
+        while self and len(taken) < questions:
             request = self[0].request
             rows -= len(request.lessons)
             if taken and (total >= tokens or rows < 0 or request.adapter in adapters):

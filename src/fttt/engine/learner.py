@@ -77,7 +77,8 @@ class LoRALearner:
 
     def run(self, queue: LessonQueue) -> list[Learned]:
         """Take as many requests as one pass holds and carry them out; an error leaves them."""
-        jobs = queue.next_pass(self._cache, self._plan.train_tokens)
+        plan = self._plan
+        jobs = queue.next_pass(self._cache, plan.train_tokens, plan.train_questions)
         try:
             losses = train_step(
                 self._model,

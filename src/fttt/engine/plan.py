@@ -6,19 +6,17 @@ says at once which option to change.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from fttt.engine.adapters import count_parameters, layers_by_name
-from fttt.engine.deltas import delta_bytes
+from fttt.engine.adapters import AdapterNeeds, lora_needs
+from fttt.engine.deltas import delta_needs
 from fttt.engine.heads import read_heads
 from fttt.engine.memory import free_bytes
 from fttt.engine.request import AdapterSpec, LoRASpec, WeightDeltaSpec
 from fttt.engine.states import Mixers
-from fttt.engine.upper import upper_part
 from fttt.errors import RunError, UsageError
 from fttt.models.loader import LoadedModel
 
@@ -27,12 +25,10 @@ __all__ = ["MemoryPlan", "plan_memory"]
 TRAIN_TOKENS = 1024
 """Of a train pass on a CPU, where the memory allows it."""
 DEFAULT_BATCH = {"cpu": 16, "cuda": 1024}
-DELTA_BYTES = 2**32
-"""Most that the predicted changes of weights of one train pass take, beyond one question's."""
+QUESTION_BYTES = 2**32
+"""Most that the questions of one train pass take beside its tokens, beyond one question's."""
 LOGIT_BYTES = 2**28
 """Of float32 logits that are held at once where a loss is taken in chunks."""
-STATE_BYTES = 12
-"""Of each trained parameter: the weight and two moments, float32; 4 more in a train step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +49,10 @@ class MemoryPlan:
     """Tokens of one prefill pass."""
     train_tokens: int
     """Tokens of one train pass, whose activations are held for the gradient."""
+    train_longest: int
+    """Tokens of the longest target of a train step."""
     train_questions: int
-    """Questions whose changes of weights are predicted at once."""
+    """Questions that take a step at once."""
     search_lanes: int
     """Beams, of one question or more, that are searched at once; 0 where none are asked for."""
     weight_bytes: int
@@ -85,13 +83,6 @@ class MemoryPlan:
         )
 
 
-def hidden_width(model: Any, adapter: AdapterSpec | None) -> int:
-    """Width of what is kept of the layers below the edited ones; 0 where there are none below."""
-    if not isinstance(adapter, WeightDeltaSpec) or upper_part(model, adapter.layers) is None:
-        return 0
-    return int(model.config.get_text_config().hidden_size)
-
-
 def plan_memory(
     loaded: LoadedModel,
     *,
@@ -100,13 +91,16 @@ def plan_memory(
     concurrency: int,
     adapter: AdapterSpec | None,
     beams: int = 0,
+    adapters: int | None = None,
+    least_adapters: int = 1,
 ) -> MemoryPlan:
     """Size the engine for sequences of ``max_length`` tokens.
 
     A batch size that was asked for is kept or refused, never lowered; without one, as many
     sequences run as the free memory takes, 1,024 on a GPU and 16 on a CPU at most. Where train
     steps read rows, up to as many rows again hold finished sequences until then. Where methods
-    search, there is room for the ``beams`` of one question at least.
+    search, there is room for the ``beams`` of one question at least. So many ``adapters`` as are
+    wanted (``None``: one a question) are open at once, or as fit, ``least_adapters`` at least.
 
     Raises:
         UsageError: it does not fit; the sentence names the options to change.
@@ -114,14 +108,14 @@ def plan_memory(
     device = torch.device(loaded.device)
     prefix = loaded.prefix.length if loaded.prefix else 0
     capacity = -(-(prefix + max_length + 8) // 16) * 16  # room for the steps between two looks
-    slot_bytes = _slot_bytes(loaded, adapter)
-    hidden = hidden_width(loaded.model, adapter)
+    needs = adapter_needs(loaded.model, adapter)
     mixers = Mixers(loaded.model)
-    row_bytes, layer_bytes = _row_bytes(loaded.model, hidden, capacity)
+    row_bytes, layer_bytes = _row_bytes(loaded.model, needs.hidden, capacity)
     row_bytes += mixers.row_bytes
+    most = (concurrency if adapters is None else max(adapters, least_adapters)) if adapter else 0
     passes, smaller = (
-        _passes(loaded, device, adapter, max_length, mixers.token_bytes, least)
-        for least in (TRAIN_TOKENS, min(TRAIN_TOKENS, max_length))
+        _passes(loaded, device, needs, max_length, mixers.token_bytes, least, most)
+        for least in (TRAIN_TOKENS, min(TRAIN_TOKENS // 4, max_length))
     )
     lane_bytes = _search_bytes(loaded, layer_bytes, max_length) if beams else 0
     free = free_bytes(device)
@@ -131,17 +125,16 @@ def plan_memory(
             f"{beams}, or lower --trials."
         )
     wanted = max(1, beams, min(batch_size or DEFAULT_BATCH[device.type], concurrency))
-    keeps = isinstance(adapter, LoRASpec) or hidden > 0
-    rows = max(wanted, min(2 * wanted, concurrency)) if keeps else wanted
-    slots = concurrency if adapter else 0
+    rows = max(wanted, min(2 * wanted, concurrency)) if needs.keeps else wanted
+    slots = most
 
     def needed() -> int:
         working = max(passes.working, wanted * lane_bytes)
-        return int((rows + 1) * row_bytes + slots * slot_bytes + working)
+        return int((rows + 1) * row_bytes + slots * needs.slot + working)
 
     while needed() > free:
-        if slots > rows:
-            slots = max(rows, slots * 7 // 8)
+        if slots > max(rows, least_adapters):
+            slots = max(rows, least_adapters, slots * 7 // 8)
         elif rows > wanted:
             rows = max(wanted, rows * 7 // 8)
         elif passes is not smaller:  # fewer feedback turns to a train pass
@@ -150,24 +143,23 @@ def plan_memory(
             wanted = rows = max(1, beams, wanted * 7 // 8)
         else:
             held = f"{_count(wanted, 'sequence')} of {max_length} tokens"
-            if adapter:
-                held += f" and {_count(slots, 'adapter')} of {slot_bytes / 2**20:.0f} MiB"
-            option = "--trials" if wanted == beams else "--batch-size"
-            raise _too_large(held, needed(), free, device, None if wanted == 1 else option)
+            option = None if wanted == 1 else "--trials" if wanted == beams else "--batch-size"
+            raise _too_large(held, slots, needs.slot, needed(), free, device, option)
     weights = sum(p.numel() * p.element_size() for p in loaded.model.parameters())
     return MemoryPlan(
         batch_size=wanted,
         rows=rows,
         capacity=capacity,
         slots=slots,
-        hidden=hidden,
+        hidden=needs.hidden,
         prefill_tokens=passes.prefill_tokens,
         train_tokens=passes.train_tokens,
+        train_longest=passes.train_longest,
         train_questions=passes.train_questions,
         search_lanes=wanted if beams else 0,
         weight_bytes=weights,
         cache_bytes=(rows + 1) * row_bytes,
-        adapter_bytes=slots * slot_bytes,
+        adapter_bytes=slots * needs.slot,
         working_bytes=max(passes.working, wanted * lane_bytes),
     )
 
@@ -181,13 +173,22 @@ def _row_bytes(model: Any, hidden: int, capacity: int) -> tuple[int, int]:
 
 
 def _too_large(
-    held: str, needed: int, free: int, device: torch.device, option: str | None
+    held: str,
+    slots: int,
+    slot: int,
+    needed: int,
+    free: int,
+    device: torch.device,
+    option: str | None,
 ) -> UsageError:
     gib = 2.0**30
     lower = "free some memory or lower" if option is None else f"lower {option} or"
+    adapters = f" and {_count(slots, 'adapter')} of {slot / 2**20:.0f} MiB" if slots else ""
+    large = slots * slot > free / 2
+    smaller = ", or take adapters of a lower rank or on fewer layers" if large else ""
     return UsageError(
-        f"{held} need {needed / gib:.1f} GiB beside the model and {max(free, 0) / gib:.1f} GiB are "
-        f"free on {device}; {lower} --max-new-tokens."
+        f"{held}{adapters} need {needed / gib:.1f} GiB beside the model and "
+        f"{max(free, 0) / gib:.1f} GiB are free on {device}; {lower} --max-new-tokens{smaller}."
     )
 
 
@@ -201,6 +202,7 @@ class _Passes:
 
     prefill_tokens: int
     train_tokens: int
+    train_longest: int
     train_questions: int
     working: int
 
@@ -208,10 +210,11 @@ class _Passes:
 def _passes(
     loaded: LoadedModel,
     device: torch.device,
-    adapter: AdapterSpec | None,
+    needs: AdapterNeeds,
     max_length: int,
     scanned: int,
     least: int,
+    adapters: int,
 ) -> _Passes:
     """Size the passes by what each of their tokens and questions holds.
 
@@ -219,31 +222,41 @@ def _passes(
     token takes in a layer that carries state; in a train pass such layers are run again one by one.
     """
     config: Any = loaded.model.config.get_text_config()
-    itemsize = next(loaded.model.parameters()).element_size()
-    layer_bytes = (12 * config.hidden_size + 4 * _inner_width(config)) * itemsize
-    if isinstance(adapter, WeightDeltaSpec):
-        token_bytes, question_bytes = _delta_train_bytes(loaded, adapter, layer_bytes)
-        share, least = 0.1, max(least, max_length)  # an attempt is run as a whole
-    else:  # activations of all layers, what adapters on two linear layers of each read (in float32,
-        # before and after dropout), and logits in float32 with their gradient
-        held = layer_bytes + 16 * config.hidden_size
-        token_bytes = held * config.num_hidden_layers + 12 * config.vocab_size
-        question_bytes = 0
-        share = 0.25
-    layer_bytes += scanned
-    token_bytes += 3 * scanned  # with what its gradient is taken of
-    prefill, train, questions = 2048, least, 16
+    layer_bytes = activation_bytes(loaded.model) + scanned
+    longest = max_length + TRAIN_TOKENS  # what is said after an attempt is longer than a row
+    if not needs.long_token:
+        least = max(least, max_length)
+    token_bytes = needs.token + 3 * scanned  # with what its gradient is taken of
+    prefill, train = 2048, least
     if device.type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory
         prefill = int(min(32768, max(2048, total * 0.05 // layer_bytes)))
-        train = int(max(least, min(16384, total * share // token_bytes)))
-        questions = 256
-    trains = train * token_bytes if adapter else 0
-    if question_bytes:
-        questions = max(1, min(questions, DELTA_BYTES // question_bytes))
-        trains += questions * question_bytes + min(3 * LOGIT_BYTES, 12 * config.vocab_size * train)
-    working = int(1.25 * max(prefill * layer_bytes, trains)) + 2**28  # a quarter may be padding
-    return _Passes(prefill, train, questions, working)
+        train = int(max(least, min(16384, total * needs.share // token_bytes)))
+    questions = max(1, min(needs.questions, adapters))
+    if needs.question:
+        questions = max(1, min(questions, QUESTION_BYTES // needs.question))
+    tokens = max(train * token_bytes, longest * (needs.long_token + 3 * scanned))
+    logits = min(3 * LOGIT_BYTES, 12 * config.vocab_size * max(train, longest))
+    # a quarter may be padding
+    trains = 1.25 * tokens + logits + questions * needs.question if adapters else 0
+    working = int(max(1.25 * prefill * layer_bytes, trains)) + 2**28
+    return _Passes(prefill, train, max(train, longest), questions, working)
+
+
+def adapter_needs(model: Any, adapter: AdapterSpec | None) -> AdapterNeeds:
+    """What adapters of a spec take; nothing where there are none."""
+    if isinstance(adapter, LoRASpec):
+        return lora_needs(model, adapter, activation_bytes(model))
+    if isinstance(adapter, WeightDeltaSpec):
+        return delta_needs(model, adapter, activation_bytes(model))
+    return AdapterNeeds(0, 1, 1, 0, 0, 0.0, keeps=False)
+
+
+def activation_bytes(model: Any) -> int:
+    """What a token's activations take in a decoder layer."""
+    config: Any = model.config.get_text_config()
+    itemsize = next(model.parameters()).element_size()
+    return int((12 * config.hidden_size + 4 * _inner_width(config)) * itemsize)
 
 
 def _inner_width(config: Any) -> int:
@@ -251,34 +264,6 @@ def _inner_width(config: Any) -> int:
     names = ("intermediate_size", "ffn_dim", "ffn_hidden_size", "n_inner")
     width = next(filter(None, (getattr(config, name, None) for name in names)), None)
     return max(width) if isinstance(width, list | tuple) else int(width or 4 * config.hidden_size)
-
-
-def _slot_bytes(loaded: LoadedModel, adapter: AdapterSpec | None) -> int:
-    """What one question's own weights take."""
-    if adapter is None:
-        return 0
-    if isinstance(adapter, WeightDeltaSpec):
-        return delta_bytes(loaded.model, adapter)
-    return STATE_BYTES * count_parameters(loaded.model, adapter)
-
-
-def _delta_train_bytes(
-    loaded: LoadedModel, spec: WeightDeltaSpec, layer_bytes: int
-) -> tuple[int, int]:
-    """What a token and a question of a pass hold that takes factors and predicts changes.
-
-    What the first edited layer is given, twice, and activations from there on; inputs and output
-    gradients of the edited weights, as they are and as a network rewrites them, in float32; the
-    changes in float32, twice.
-    """
-    config: Any = loaded.model.config.get_text_config()
-    layers = layers_by_name(loaded.model, spec.layers)
-    numbers = [int(n) for name in layers for n in re.findall(r"\.(\d+)\.", name)[:1]]
-    above = config.num_hidden_layers - min(numbers, default=0)
-    widths = [layer.in_features + layer.out_features for layer in layers.values()]
-    given = 2 * config.hidden_size * next(loaded.model.parameters()).element_size()
-    token_bytes = given + layer_bytes * above + 12 * (sum(widths) + max(widths))
-    return token_bytes, 8 * sum(layer.weight.numel() for layer in layers.values())
 
 
 def _search_bytes(loaded: LoadedModel, layer_bytes: int, max_length: int) -> int:

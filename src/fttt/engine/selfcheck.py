@@ -51,9 +51,8 @@ from fttt.engine.cache import KVCache
 from fttt.engine.families import interface
 from fttt.engine.memory import current
 from fttt.engine.request import LoRASpec
-from fttt.engine.sequences import pack_sequences, prepared
+from fttt.engine.sequences import pack_sequences, prepared, run_model
 from fttt.engine.states import Mixers
-from fttt.engine.trainer import run_model
 from fttt.errors import UsageError
 from fttt.models import cache_folder
 

@@ -3,7 +3,8 @@
 What learns from question, attempt and feedback together, or from a gold solution, runs the model
 through this module: OpTune's factors and its training.
 
-Axes: N packed tokens, B sequences, M tokens that carry a loss, D hidden width, V vocabulary.
+Axes: N packed tokens, B sequences, M tokens that carry a loss (m of them at once), K tokens of a
+teacher, D hidden width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -27,12 +28,21 @@ from fttt.engine.request import ScoreRequest
 from fttt.engine.slots import Bank, slot_index
 from fttt.engine.stand_ins import stand_ins_for
 from fttt.engine.states import Mixers
-from fttt.engine.trainer import run_model
 from fttt.errors import RunError, UsageError
 from fttt.models.loader import Prefix
 
-__all__ = ["Scorer", "pack_sequences", "prepared", "run_layers", "weighted_nll"]
+__all__ = [
+    "Scorer",
+    "pack_sequences",
+    "prepared",
+    "run_layers",
+    "run_model",
+    "weighted_loss",
+    "weighted_nll",
+]
 
+FLOOR = -100.0
+"""The least that the log-probability of all tokens that are not named is taken for."""
 Score = tuple[tuple[float, ...], tuple[tuple[int, ...], ...], tuple[tuple[float, ...], ...]]
 """Log-probabilities of given tokens, and the likeliest ones with theirs."""
 
@@ -83,20 +93,44 @@ def pack_sequences(
 def weighted_nll(
     model: Any, batch: Batch, where_M: Tensor, label_M: Tensor, weight_M: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """``sum_m weight_m · NLL_m`` of the labels at packed positions, without holding all logits.
+    """``sum_m weight_m · NLL_m`` of the labels at packed positions, as :func:`weighted_loss`.
+
+    Returns:
+        The sum, differentiable where the hidden states are, and ``NLL_M``, which is not.
+    """
+    tail_M = torch.zeros_like(weight_M)
+    loss, log_MK, _ = weighted_loss(
+        model, batch, where_M, label_M[:, None], weight_M[:, None], tail_M
+    )
+    return loss, -log_MK[:, 0]
+
+
+def weighted_loss(
+    model: Any, batch: Batch, where_M: Tensor, id_MK: Tensor, weight_MK: Tensor, tail_M: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``-sum_mk weight_mk log p_mk - sum_m tail_m log(1 - sum_k p_mk)`` at packed positions.
 
     The output layer runs chunk by chunk, and the gradient into the hidden states is taken at once,
     so that memory does not grow with tokens times vocabulary. The output layer itself, and the
     weights, receive no gradient.
 
+    Args:
+        model: under the engine's attention.
+        batch: the pass.
+        where_M: the positions that predict.
+        id_MK: tokens; where a row has fewer than K, one of them again, with a weight of zero.
+        weight_MK: of each token's log-probability.
+        tail_M: weight of the log-probability of all others together.
+
     Returns:
-        The sum, differentiable where the hidden states are, and ``NLL_M``, which is not.
+        The sum, differentiable where the hidden states are; ``log p``, ``[M, K]``; and ``[M]``, the
+        log-probability of all other tokens, zero where no position asks for it.
     """
     output = run_layers(model, batch)
     hidden_MD = output.last_hidden_state[0, where_M]
-    apply: Any = _ChunkedNLL.apply
-    loss, nll_M = apply(hidden_MD, label_M, weight_M, model, batch, type(output))
-    return loss, nll_M
+    apply: Any = _ChunkedLoss.apply
+    loss, log_MK, rest_M = apply(hidden_MD, id_MK, weight_MK, tail_M, model, batch, type(output))
+    return loss, log_MK, rest_M
 
 
 class Scorer:
@@ -204,6 +238,19 @@ class Scorer:
         return found
 
 
+def run_model(model: Any, batch: Batch, where: Tensor | slice) -> Tensor:
+    """One forward pass; logits ``[M, V]`` at the packed positions ``where``."""
+    output = model(
+        input_ids=batch.token_ids_N[None],
+        position_ids=batch.position_N[None],
+        use_cache=False,
+        logits_to_keep=where if isinstance(where, Tensor) else 0,
+        fttt_batch=batch,
+    )
+    logits: Tensor = output.logits[0]
+    return logits
+
+
 def run_layers(model: Any, batch: Batch) -> Any:
     """The decoder's pass without the output layer."""
     return model.base_model(
@@ -221,43 +268,55 @@ def _chunks(model: Any, tokens: int) -> Iterator[slice]:
         yield slice(start, start + size)
 
 
-class _ChunkedNLL(torch.autograd.Function):
+class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
         hidden_MD: Tensor,
-        label_M: Tensor,
-        weight_M: Tensor,
+        id_MK: Tensor,
+        weight_MK: Tensor,
+        tail_M: Tensor,
         model: Any,
         batch: Batch,
         form: type[ModelOutput],
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         wanted = ctx.needs_input_grad[0]
+        tails = bool((tail_M != 0).any())
         gradient_MD = torch.empty_like(hidden_MD) if wanted else None
-        nll: list[Tensor] = []
+        log_MK = torch.empty(id_MK.shape, device=id_MK.device)
+        rest_M = torch.zeros(len(id_MK), device=id_MK.device)
         for part in _chunks(model, hidden_MD.shape[0]):
             with torch.set_grad_enabled(wanted):
                 hidden = hidden_MD[part].detach().requires_grad_(wanted)
                 logits = _head(model, batch, form, hidden)
-            label_m1 = label_M[part, None]
-            log_p_mV = logits.detach().log_softmax(-1, dtype=torch.float32)
-            nll.append(-log_p_mV.gather(1, label_m1)[:, 0])
+            id_mK, weight_mK, tail_m1 = id_MK[part], weight_MK[part], tail_M[part, None]
+            log_mV = logits.detach().log_softmax(-1, dtype=torch.float32)
+            log_MK[part] = log_mK = log_mV.gather(1, id_mK)
+            if tails:
+                log_mV.scatter_(1, id_mK, float("-inf"))
+                rest_m1 = log_mV.logsumexp(-1, keepdim=True)
+                tail_m1 = torch.where(rest_m1 > FLOOR, tail_m1, 0.0)  # no slope below the floor
+                rest_M[part] = rest_m1.clamp_(min=FLOOR)[:, 0]
             if gradient_MD is not None:
                 # Written out, since autograd would hold several of these large tensors.
-                one = log_p_mV.new_ones(label_m1.shape)
-                up_mV = log_p_mV.exp_().scatter_add_(1, label_m1, -one)
-                up_mV *= weight_M[part, None]
+                up_mV = log_mV.exp()
+                up_mV *= weight_mK.sum(-1, keepdim=True) + tail_m1
+                if tails:
+                    up_mV -= log_mV.sub_(rest_m1).exp_().mul_(tail_m1)
+                    whole_mK = log_mK.exp() * (weight_mK.sum(-1, keepdim=True) + tail_m1)
+                    up_mV.scatter_(1, id_mK, whole_mK)
+                up_mV.scatter_add_(1, id_mK, -weight_mK)
                 gradient_MD[part] = torch.autograd.grad(logits, hidden, up_mV.to(logits.dtype))[0]
-        nll_M = torch.cat(nll)
         if gradient_MD is not None:
             ctx.save_for_backward(gradient_MD)
-        ctx.mark_non_differentiable(nll_M)
-        return (nll_M * weight_M).sum(), nll_M
+        ctx.mark_non_differentiable(log_MK, rest_M)
+        loss = -(weight_MK * log_MK).sum() - (tail_M * rest_M).sum()
+        return loss, log_MK, rest_M
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient_MD,) = ctx.saved_tensors
-        return (gradients[0] * gradient_MD).to(gradient_MD.dtype), None, None, None, None, None
+        return (gradients[0] * gradient_MD).to(gradient_MD.dtype), *(None,) * 6
 
 
 def _head(model: Any, batch: Batch, form: type[ModelOutput], hidden_MD: Tensor) -> Tensor:

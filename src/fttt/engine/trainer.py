@@ -11,26 +11,28 @@ teacher, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from fttt.engine.adapters import LoRABank
+from fttt.engine.adapters import LoRABank, decoder_layers
 from fttt.engine.batch import Batch, Segment, by_length
 from fttt.engine.cache import KeptRow, KVCache
 from fttt.engine.request import Target, TrainRequest
+from fttt.engine.sequences import weighted_loss
 from fttt.engine.slots import slot_index
 from fttt.errors import UsageError
 
-__all__ = ["check_targets", "run_model", "train_step", "worth_padding"]
+__all__ = ["check_targets", "train_step", "worth_padding"]
 
 _WORTH_A_PASS = 1024
 """Tokens of padding that cost about as much as the launches of one more pass."""
-FLOOR = -100.0
-"""The least that the log-probability of all tokens that a teacher does not name is taken for."""
 
 
 @dataclass(slots=True)
@@ -82,8 +84,8 @@ Fill = Callable[[Sequence[Segment]], None]
 """Runs segments into their cache rows."""
 
 
-def check_targets(request: TrainRequest, max_length: int) -> None:
-    """Refuse a request whose numbers do not fit each other, or a row.
+def check_targets(request: TrainRequest, max_length: int, longest: int) -> None:
+    """Refuse a request whose numbers do not fit each other, a row, or a pass of ``longest`` tokens.
 
     Raises:
         UsageError: it is such.
@@ -104,10 +106,10 @@ def check_targets(request: TrainRequest, max_length: int) -> None:
                     f"A target of {places} tokens has {len(target.weights)} weights and a teacher "
                     f"of {teacher} places; give one for each of one token or more."
                 )
-            if after > max_length:
+            if after > max_length or places > longest:
                 raise UsageError(
-                    f"A target's context of {after} tokens does not fit the {max_length} of a row; "
-                    "lower --max-new-tokens."
+                    f"A target of {places} tokens after {after} does not fit a train step of "
+                    f"{longest} after {max_length}; lower --max-new-tokens."
                 )
 
 
@@ -137,15 +139,17 @@ def train_step(
         segments = [lesson.segment(target) for lesson, _, target in owned]
         for part in _parts(cache, [lesson for lesson, _, _ in owned], segments, tokens, fill):
             batch = Batch.pack("train", [segments[n] for n in part], cache)
-            questions = [owned[n][0].question for n in part]
+            owner = {slots[owned[n][0].question]: owned[n][0].question for n in part}
+            questions = [owner[slot] for slot in batch.groups.slots]
             with torch.enable_grad():
-                weights_BP = weights_QP.index_select(
-                    0, torch.tensor(questions, device=cache.device)
-                )
-            with torch.enable_grad(), bank.applied(batch, weights_BP):
-                bank.drop_out([(slots[owned[n][0].question], owned[n][1]) for n in part], batch)
-                loss_B = _losses(model, batch, [owned[n][2] for n in part])
-                loss_B.sum().backward()
+                weights_UP = weights_QP
+                if questions != list(range(len(slots))):
+                    weights_UP = weights_QP[torch.tensor(questions, device=cache.device)]
+            again = _rerun(model) if len(part) * batch.longest > 1.25 * tokens else nullcontext()
+            with torch.enable_grad(), bank.applied(batch, weights_UP), again:
+                bank.drop_out([(owned[n][0].slot, owned[n][1]) for n in part], batch)
+                total, loss_B = _losses(model, batch, [owned[n][2] for n in part])
+                total.backward()
             for n, loss in zip(part, loss_B.tolist(), strict=True):
                 losses[owned[n][0].question][owned[n][1]] = loss
         for lesson in now:
@@ -154,6 +158,25 @@ def train_step(
     assert weights_QP.grad is not None
     bank.step(slots, weights_QP.grad)
     return [tuple(own) for own in losses]
+
+
+@contextmanager
+def _rerun(model: nn.Module) -> Iterator[None]:
+    """Let decoder layers hold their inputs alone, and run again for the gradient one by one.
+
+    So a sequence that is longer than a pass takes little more than a layer's activations.
+    """
+
+    def held(forward: Callable[..., Any]) -> Callable[..., Any]:
+        return partial(
+            checkpoint, forward,
+            use_reentrant=False, preserve_rng_state=False, determinism_check="none",
+        )  # fmt: skip
+
+    with ExitStack() as stack:
+        for layer in decoder_layers(model):
+            stack.enter_context(patch.object(layer, "forward", held(layer.forward)))
+        yield
 
 
 def _contexts(requests: Sequence[TrainRequest], slots: Sequence[int]) -> list[ContextTargets]:
@@ -263,8 +286,8 @@ def _with_one_past(
     return [n for n in waiting if segments[n].past in {0, chosen[id(owners[n])]}]
 
 
-def _losses(model: nn.Module, batch: Batch, targets: Sequence[Target]) -> Tensor:
-    """The loss of each segment's target, ``[B]``.
+def _losses(model: nn.Module, batch: Batch, targets: Sequence[Target]) -> tuple[Tensor, Tensor]:
+    """The sum of the losses, differentiable, and that of each segment's target, ``[B]``.
 
     Every form is a teacher's: a label has its own token with a weight of 1, and what is unlearned
     has it with none and a tail of 1.
@@ -282,32 +305,23 @@ def _losses(model: nn.Module, batch: Batch, targets: Sequence[Target]) -> Tensor
             segment_of.append(b)
             teacher = target.teacher
             label = 1.0 if target.form == "nll" else 0.0
-            ids.append((target.token_ids[t],) if teacher is None else teacher.token_ids[t])
+            own = (target.token_ids[t],)
+            if teacher is not None and not teacher.token_ids[t]:  # all tokens as one: certain
+                ids.append(own)
+                weights.append([0.0])
+                tails.append(0.0)
+                continue
+            ids.append(own if teacher is None else teacher.token_ids[t])
             weights.append([w * x for x in ([label] if teacher is None else teacher.weights[t])])
             tails.append(w * (1 - label if teacher is None else teacher.tail[t]))
     device = batch.token_ids_N.device
     where_M, segment_M = torch.tensor([where, segment_of], dtype=torch.int64, device=device)
     widest = max(map(len, ids), default=0)
     id_MK = torch.tensor([[*i, *(i[:1] * (widest - len(i)))] for i in ids], device=device)
-    weight_MK = torch.tensor([[*w, *([0.0] * (widest - len(w)))] for w in weights], device=device)
+    id_MK = id_MK.view(len(ids), widest).long()
+    padded = [[*w, *([0.0] * (widest - len(w)))] for w in weights]
+    weight_MK = torch.tensor(padded, device=device).view(len(ids), widest)
     tail_M = torch.tensor(tails, device=device)
-    logits_MV = run_model(model, batch, where_M).float()
-    all_M = logits_MV.logsumexp(-1)
-    loss_M = -(weight_MK * (logits_MV.gather(1, id_MK) - all_M[:, None])).sum(-1)
-    if any(tails):
-        others_MV = logits_MV.scatter(1, id_MK, float("-inf"))
-        loss_M = loss_M - tail_M * (others_MV.logsumexp(-1) - all_M).clamp(min=FLOOR)
-    return torch.zeros(len(targets), device=device).index_add(0, segment_M, loss_M)
-
-
-def run_model(model: Any, batch: Batch, where: Tensor | slice) -> Tensor:
-    """One forward pass; logits ``[M, V]`` at the packed positions ``where``."""
-    output = model(
-        input_ids=batch.token_ids_N[None],
-        position_ids=batch.position_N[None],
-        use_cache=False,
-        logits_to_keep=where if isinstance(where, Tensor) else 0,
-        fttt_batch=batch,
-    )
-    logits: Tensor = output.logits[0]
-    return logits
+    total, log_MK, rest_M = weighted_loss(model, batch, where_M, id_MK, weight_MK, tail_M)
+    loss_M = -(weight_MK * log_MK).sum(-1) - tail_M * rest_M
+    return total, torch.zeros(len(targets), device=device).index_add(0, segment_M, loss_M)
