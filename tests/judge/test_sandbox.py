@@ -182,8 +182,10 @@ def box_processes(sandbox: Sandbox) -> list[psutil.Process]:
     """The processes of the boxes that run: their first ones, then those below."""
     assert sandbox._running is not None
     top = psutil.Process(sandbox._running.zygote.process.pid)
-    below = [process for process in top.children(recursive=True) if process.name() != "bwrap"]
-    return below[1:]  # the zygote comes before those that it made
+    while (below := top.children())[0].name() == "bwrap":
+        top = below[0]
+    (zygote,) = below
+    return [box for keeper in zygote.children() for box in keeper.children(recursive=True)]
 
 
 SLOW = "import time\ntime.sleep(0.5)\n" + RIGHT
@@ -424,8 +426,8 @@ def test_a_killed_owner_leaves_nothing_behind(tmp_path: Path) -> None:
     assert owner.stdout.readline() == b"up\n"
     deadline = time.monotonic() + 20
     process = psutil.Process(owner.pid)
-    # bubblewrap's two, the zygote, and two of each box.
-    while len(children := process.children(recursive=True)) < 7:
+    # bubblewrap's two, the zygote, two keepers, and two of each box.
+    while len(children := process.children(recursive=True)) < 9:
         assert time.monotonic() < deadline, children
         time.sleep(0.02)
     owner.kill()

@@ -321,7 +321,7 @@ class Sandbox:
         known = self._prepared.get(problem)
         with contextlib.ExitStack() as open_files:
             read, write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-            open_files.callback(os.close, read)
+            verdict_pipe = open_files.enter_context(os.fdopen(read, "rb", buffering=0))
             try:
                 source = _in_memory(json.dumps({"source": submission.source}).encode("ascii"))
                 open_files.callback(os.close, source)
@@ -335,17 +335,18 @@ class Sandbox:
             finally:
                 os.close(write)
             running.ends[number] = end
-            ended = await self._wait(running, number, end)
-            # The box is gone and so is every holder of the pipe's other end.
-            with contextlib.suppress(BlockingIOError):
-                verdict = os.read(read, _VERDICT_BYTES)
+            try:
+                ended = await self._wait(running, end)
+            except asyncio.CancelledError:
+                verdict_pipe.close()  # which ends the box
+                await asyncio.wait([end], timeout=_GRACE_SECONDS)
+                raise
+            verdict = verdict_pipe.read(_VERDICT_BYTES) or b""
             if known is None:
                 self._prepared.keep(problem, tests)
         return _judgement(ended, verdict, time.monotonic() - begin)
 
-    async def _wait(
-        self, running: _Running, number: int, end: asyncio.Future[dict[str, Any]]
-    ) -> dict[str, Any]:
+    async def _wait(self, running: _Running, end: asyncio.Future[dict[str, Any]]) -> dict[str, Any]:
         patience = self.limits.wall_seconds + self.limits.waiting_seconds + _GRACE_SECONDS
         try:
             async with asyncio.timeout(patience):
@@ -356,12 +357,6 @@ class Sandbox:
                 return end.result()
             running.fail()
             raise _ZygoteLost("a box did not end at its wall limit") from None
-        except asyncio.CancelledError:
-            if number in running.ends:
-                with contextlib.suppress(OSError):
-                    running.zygote.control.send(json.dumps({"kill": number}).encode())
-                await asyncio.wait([end], timeout=_GRACE_SECONDS)
-            raise
 
     async def close(self) -> None:
         """End the zygote and with it every box. Calling it twice is harmless."""

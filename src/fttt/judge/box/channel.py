@@ -13,6 +13,10 @@ MAX_MESSAGE = 64 * 1024 * 1024
 """The most bytes that one message may have."""
 
 _LENGTH = struct.Struct(">I")
+_ENCODE = json.JSONEncoder(separators=(",", ":")).encode
+_DECODE = json.JSONDecoder().raw_decode
+_PART = 1 << 16
+"""The bytes to ask the socket for, at least: a message and its length then come at once."""
 
 
 class BrokenBorder(BaseException):
@@ -28,11 +32,13 @@ class Channel:
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
+        self._rest = b""
+        """What has come of the next message."""
 
     @staticmethod
     def pack(message: dict[str, Any]) -> bytes:
         """A message as it is sent; raises :class:`ValueError` where it is too large."""
-        body = json.dumps(message, separators=(",", ":")).encode("ascii")
+        body = _ENCODE(message).encode("ascii")
         if len(body) > MAX_MESSAGE:
             raise ValueError(f"a value of {len(body)} bytes; at most {MAX_MESSAGE} may cross")
         return _LENGTH.pack(len(body)) + body
@@ -54,7 +60,10 @@ class Channel:
         if length > MAX_MESSAGE:
             raise BrokenBorder(f"a value of {length} bytes; at most {MAX_MESSAGE} may cross")
         try:
-            message = json.loads(self._read(length))
+            text = self._read(length).decode("ascii")
+            message, end = _DECODE(text)
+            if end != len(text):
+                raise ValueError("more than one value")
         except (ValueError, RecursionError) as error:
             raise BrokenBorder(f"a message that is not JSON: {type(error).__name__}") from error
         if type(message) is not dict:
@@ -62,17 +71,19 @@ class Channel:
         return message
 
     def _read(self, length: int) -> bytes:
-        parts = []
-        while length:
+        parts, missing = [self._rest], length - len(self._rest)
+        while missing > 0:
             try:
-                part = self._connection.recv(min(length, 1 << 20))
+                part = self._connection.recv(max(missing, _PART))
             except OSError as error:
                 raise BrokenBorder("the other process ended") from error
             if not part:
                 raise BrokenBorder("the other process ended")
             parts.append(part)
-            length -= len(part)
-        return b"".join(parts)
+            missing -= len(part)
+        found = b"".join(parts)
+        self._rest = found[length:]
+        return found[:length]
 
 
 class Item:

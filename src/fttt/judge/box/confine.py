@@ -9,7 +9,7 @@ from typing import Any
 
 from . import system
 
-__all__ = ["INSIDE", "NAMESPACES", "SCRATCH", "confine", "leave_root"]
+__all__ = ["INSIDE", "NAMESPACES", "SCRATCH", "confine", "leave_root", "map_ids"]
 
 NAMESPACES = {
     "user": system.NEW_USER,
@@ -58,7 +58,7 @@ def confine(
     Raises :class:`OSError` where one does not hold: a box is closed as announced or not at all.
     """
     if "user" in layers:
-        _map_ids(*ids)
+        map_ids(*ids)
     if "mount" in layers:
         system.mount_tmpfs(SCRATCH, f"size={limits['scratch_bytes']},nr_inodes=4096,mode=0700")
         system.mount_tmpfs("/proc", "size=4k,mode=0555", read_only=True)
@@ -79,7 +79,8 @@ def confine(
         system.load_filter(program)
 
 
-def _map_ids(uid: int, gid: int) -> None:
+def map_ids(uid: int, gid: int) -> None:
+    """Be user and group :data:`INSIDE` in this process's new user namespace, and nobody else."""
     for name, line in (
         ("setgroups", "deny"),
         ("uid_map", f"{INSIDE} {uid} 1"),

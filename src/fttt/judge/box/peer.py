@@ -19,7 +19,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from .channel import BrokenBorder, Channel, Item
-from .registry import CandidateError, Registry
+from .registry import Registry
 from .remote import waiting
 from .replicas import LARGE, Group, Incoming, Outgoing
 from .values import Malformed
@@ -30,17 +30,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Peer", "Refused"]
 
-# These steer the interpreter: raised out of a call, they would end a loop, an ``all()`` or the
-# whole check as if nothing were wrong.
-_STEERING = (StopIteration, StopAsyncIteration, GeneratorExit, SystemExit, KeyboardInterrupt)
-_ENDS = {
-    "next": StopIteration,
-    "send": StopIteration,
-    "throw": StopIteration,
-    "anext": StopAsyncIteration,
-    "asend": StopAsyncIteration,
-    "athrow": StopAsyncIteration,
-}
 _CACHED = 16  # groups
 _PATIENT = 16  # messages between two looks at whether a large group is still held
 _NESTED_ITEMS = 20_000_000  # looked at for changes while calls are under way
@@ -93,6 +82,8 @@ class Peer(Registry):
         self._out: deque[bytes] = deque()
         self._turn = threading.Condition(threading.Lock())
         self._reading = self._reads_on = False
+        self._waiting = 0
+        """The threads that wait for their turn, or for a message that another one reads."""
         self._workers: set[int] = set()
         self._cached: dict[int, None] = {}
         self._boxes: dict[int, deque[Item | None]] = {0: deque()}
@@ -162,7 +153,7 @@ class Peer(Registry):
         if item.error is not None:
             error = item.error
             del item
-            raise self._raisable(error, operation, args)
+            raise self.raisable(error, operation, args)
         return item.value
 
     def _request(
@@ -205,6 +196,18 @@ class Peer(Registry):
         writer.finish()
         writer.passed = dict(writer.touched)
         self._crossings += 1
+        if self._live:
+            self._bring_up_to_date(message, writer)
+        message["table"] = writer.table
+        if self._ended:
+            message["ended"] = self._ended[:]
+            del self._ended[: len(message["ended"])]
+        for root in message.get("gone", ()):
+            if root in self.groups:
+                self.forget(self.groups[root])
+
+    def _bring_up_to_date(self, message: dict[str, Any], writer: Outgoing) -> None:
+        """Write what has changed in all that is kept in step, or under way."""
         for group in list(self._live.values()):
             if group.root in writer.touched:
                 continue
@@ -219,13 +222,6 @@ class Peer(Registry):
             idle = group.kept and not group.active and group.root not in writer.passed
             if idle and self._let_go(group):
                 message.setdefault("gone", []).append(group.root)
-        message["table"] = writer.table
-        if self._ended:
-            message["ended"] = self._ended[:]
-            del self._ended[: len(message["ended"])]
-        for root in message.get("gone", ()):
-            if root in self.groups:
-                self.forget(self.groups[root])
 
     def _let_go(self, group: Group) -> bool:
         """Whether this side's program has no hold any more on what is kept in step."""
@@ -247,18 +243,6 @@ class Peer(Registry):
             with self._sending:
                 while self._out:
                     self._channel.write(self._out.popleft())
-
-    def _raisable(
-        self, error: BaseException, operation: str, args: tuple[Any, ...]
-    ) -> BaseException:
-        """What to raise for an exception of the other side."""
-        if self.trusting or not isinstance(error, _STEERING):
-            return error
-        name = args[0] if operation == "special" and args else operation
-        end = _ENDS.get(str(name).strip("_"))
-        if end is not None and type(error) is end:
-            return error
-        return CandidateError(f"raised {type(error).__name__}")
 
     # -------------------------------------------------------------- threads
 
@@ -305,7 +289,9 @@ class Peer(Registry):
         while True:
             with self._turn:
                 while not box and self._reading and self.broken is None:
+                    self._waiting += 1
                     self._turn.wait()
+                    self._waiting -= 1
                 if box:
                     return box.popleft()
                 if self.broken is not None:
@@ -319,7 +305,8 @@ class Peer(Registry):
             finally:
                 with self._turn:
                     self._reading = self._reads_on
-                    self._turn.notify_all()
+                    if self._waiting:
+                        self._turn.notify_all()
                 if self._reads_on:
                     _thread.start_new_thread(self._read_forever, ())
 
@@ -417,7 +404,8 @@ class Peer(Registry):
                 self._workers.add(thread)
                 _thread.start_new_thread(self._work, (thread,))
             self._boxes.setdefault(thread, deque()).append(item)
-            self._turn.notify_all()
+            if self._waiting:
+                self._turn.notify_all()
 
     def _work(self, thread: int) -> None:
         """Serve one thread of the other side, until it ends."""
@@ -446,7 +434,10 @@ class Peer(Registry):
         self._local.number = item.thread
         try:
             operation = str(item.operation)
-            with self.within(item):
+            if item.around:
+                with self.within(item):
+                    item.value = self.perform(operation, item.target, item.args, item.kwargs)
+            else:
                 item.value = self.perform(operation, item.target, item.args, item.kwargs)
         except (BrokenBorder, Refused):
             raise
@@ -560,7 +551,7 @@ class Peer(Registry):
                 self._waits.pop(number, None)
                 self._release(groups)
         if item.error is not None:
-            raise self._raisable(item.error, operation, args)
+            raise self.raisable(item.error, operation, args)
         return item.value
 
     def _resolve(self, item: Item) -> None:

@@ -37,6 +37,17 @@ _EXCEPTIONS = {
 }
 _BY_STATE = (ChainMap, UserDict, UserList, UserString)
 _DATA = frozenset((*BASES, *(kind.base for kind in KINDS), tzinfo))
+# These steer the interpreter: raised out of a call, they would end a loop, an ``all()`` or the
+# whole check as if nothing were wrong.
+_STEERING = (StopIteration, StopAsyncIteration, GeneratorExit, SystemExit, KeyboardInterrupt)
+_ENDS = {
+    "next": StopIteration,
+    "send": StopIteration,
+    "throw": StopIteration,
+    "anext": StopAsyncIteration,
+    "asend": StopAsyncIteration,
+    "athrow": StopAsyncIteration,
+}
 _CAUSES = 5  # exceptions behind an exception that cross with it
 _FUNCTIONS = {
     types.FunctionType: "function",
@@ -379,6 +390,18 @@ class Registry:
         if isinstance(cause, BaseException):
             error.__cause__ = cause
         return error
+
+    def raisable(
+        self, error: BaseException, operation: str, args: tuple[Any, ...]
+    ) -> BaseException:
+        """What to raise for an exception of the other side."""
+        if self.trusting or not isinstance(error, _STEERING):
+            return error
+        name = args[0] if operation == "special" and args else operation
+        end = _ENDS.get(str(name).strip("_"))
+        if end is not None and type(error) is end:
+            return error
+        return CandidateError(f"raised {type(error).__name__}")
 
     def _new_error(self, kind: Any, args: list[Any]) -> BaseException:
         if not isinstance(kind, type) or not issubclass(kind, BaseException):

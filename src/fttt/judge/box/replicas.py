@@ -507,6 +507,8 @@ class Incoming(Reader):
 
         Classes come first, then empty containers, then what may refer to both; contents come last.
         """
+        if not table:
+            return
         peer = self._peer
         contents: list[tuple[int, Any, list[Any], Group]] = []
         for number, content, *root in sorted(table, key=_rank):

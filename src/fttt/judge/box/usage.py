@@ -179,8 +179,12 @@ class Processes:
         return memory + shares.now(members)
 
     def waited(self, root: int) -> float:
-        """Seconds for which a box was ready to run and had no processor."""
-        return max((_waited(member.pid) for member in self.families[root]), default=0.0)
+        """Seconds for which a box was ready to run and had no processor.
+
+        Its first process and the others wait for each other by turns, so both their times count.
+        """
+        others = [member.pid for member in self.families[root] if member.pid != root]
+        return _waited(root) + max(map(_waited, others), default=0.0)
 
 
 class _Shares:

@@ -328,12 +328,15 @@ _LATER: dict[str, dict[str, Callable[[Writer, Any], Any]]] = {
 
 
 def _writer_of(kind: type) -> Callable[[Writer, Any], Any] | None:
-    for module, writers in list(_LATER.items()):
-        kinds = getattr(sys.modules.get(module), "__dict__", {})
-        with contextlib.suppress(KeyError):  # it is not imported, or being so just now
-            _WRITERS.update({kinds[name]: write for name, write in writers.items()})
-            del _LATER[module]
-    return _WRITERS.get(kind)
+    write = _WRITERS.get(kind)
+    if write is None and not _LATER.keys().isdisjoint(sys.modules.keys()):
+        for module, writers in list(_LATER.items()):
+            kinds = getattr(sys.modules.get(module), "__dict__", {})
+            with contextlib.suppress(KeyError):  # it is not imported, or being so just now
+                _WRITERS.update({kinds[name]: write for name, write in writers.items()})
+                del _LATER[module]
+        return _WRITERS.get(kind)
+    return write
 
 
 class Reader:

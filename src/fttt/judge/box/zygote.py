@@ -1,44 +1,40 @@
-"""The zygote: a warm interpreter that makes one fresh box per submission and watches over it.
+"""The zygote: a warm interpreter from which every box is forked.
 
-It never sees a submission or its tests: a request carries their file descriptors, which it hands
-to the box unread, so nothing of one submission is left in the heap that the next box inherits.
+It finds out which layers hold, and makes a keeper for each place, which makes the boxes. Neither
+ever sees a submission or its tests: a request carries their file descriptors, which go to the box
+unread, so nothing of one submission is left in the heap that the next box inherits.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import gc
 import importlib
 import json
 import os
 import random
-import select
-import signal
 import socket
 import sys
-import time
-from dataclasses import dataclass
 from typing import Any
 
 from . import system
 from .channel import BrokenBorder, Channel
 from .confine import NAMESPACES, confine, leave_root
+from .keeper import Keeper, namespaces, try_in
 from .solver import run_solver, serve
 from .tester import run_tests
-from .usage import Group, Processes
+from .usage import Group
 
 __all__ = ["main"]
 
-_TICK = 0.02
 _DESCRIPTORS = 253  # the most that the kernel carries in one message
-_SUBMISSION, _TESTS, _VERDICT = 3, 4, 5
+_COLLECT = 10_000
+"""The new objects at which a box collects garbage."""
 _WARM = """
 abc array bisect cmath collections copy dataclasses datetime decimal enum fractions functools
 heapq inspect itertools json math operator random re string struct textwrap time typing
 """
 """What a submission usually imports."""
-
 
 _PROGRAM = {
     "prompt": """from typing import List
@@ -71,20 +67,6 @@ _BODIES = (
 """A right, a wrong and a broken program to warm up with."""
 
 
-@dataclass
-class _Box:
-    """A box that is running."""
-
-    number: int
-    pid: int
-    alive: int
-    """A descriptor that becomes readable when the box's first process has ended."""
-    begin: float
-    group: Group
-    end: str = "exit"
-    cpu: float = 0.0
-
-
 def main(control_fd: int) -> None:
     """Serve requests from the control socket until its other end is closed."""
     control = socket.socket(fileno=control_fd)
@@ -103,14 +85,19 @@ def main(control_fd: int) -> None:
     # Pages that the collector never touches stay shared between all boxes.
     gc.collect()
     gc.freeze()
+    # A collection of the first few hundred objects would only cost each box time.
+    gc.set_threshold(_COLLECT, *gc.get_threshold()[1:])
     places = [Group(place, fds) for place in groups.get("places", [{}] * plan["places"])]
-    zygote = Zygote(control, plan, places)
-    held, found = zygote.probe()
-    control.send(json.dumps({"layers": held, "groups": fault or found}).encode())
-    try:
-        zygote.serve()
-    finally:
-        zygote.close()
+    answers = _probe(plan)
+    plan["layers"] = [name for name in plan["layers"] if not answers[name]]
+    keepers, found = _make_keepers(control, plan, places)
+    control.send(json.dumps({"layers": answers, "groups": fault or found}).encode())
+    control.close()
+    while keepers:
+        pid, status = os.wait()
+        keepers.discard(pid)
+        if status:
+            break  # what is asked of it would never be answered; the others end with this process
 
 
 def _warm_up() -> None:
@@ -151,268 +138,44 @@ def _warm_up() -> None:
         sys.modules.pop(name, None)
 
 
-class Zygote:
-    """Makes boxes, ends them at their limits, and reports each one's end."""
+def _probe(plan: dict[str, Any]) -> dict[str, str]:
+    """Try every layer in a process of its own; why those do not hold that do not."""
+    answers: dict[str, str] = {}
+    program, ids = bytes.fromhex(plan["filter"]), (os.getuid(), os.getgid())
 
-    def __init__(self, control: socket.socket, plan: dict[str, Any], places: list[Group]) -> None:
-        self._control = control
-        self._places = places
-        self._counted = all(place.counts_cpu and place.bounds_memory for place in places)
-        """Whether control groups do all the counting."""
-        self._processes = Processes()
-        self._limits: dict[str, Any] = plan["limits"]
-        self._program = bytes.fromhex(plan["filter"])
-        self._layers = frozenset(plan["layers"])
-        self._ids = os.getuid(), os.getgid()
-        self._boxes: dict[int, _Box] = {}
-        self._poll = select.poll()
-        self._poll.register(control.fileno(), select.POLLIN)
+    def enter(layers: set[str]) -> None:
+        try_in(layers, lambda: confine(frozenset(layers), plan["limits"], program, ids))
 
-    def probe(self) -> tuple[dict[str, str], str]:
-        """Try every layer in a box of its own, keep what holds, and say why others do not.
+    layers, held = set(plan["layers"]), set[str]()
+    together = _attempt(lambda: enter(layers & set(NAMESPACES)))
+    for name in sorted(layers & set(NAMESPACES)):
+        # All others live in the user namespace, so each is tried together with it.
+        answers[name] = together and _attempt(lambda name=name: enter({"user", name}))
+    held = {name for name, error in answers.items() if not error}
+    for name in sorted(layers - set(NAMESPACES)):
+        answers[name] = _attempt(lambda name=name: enter(held & {"user", "mount"} | {name}))
+    return answers
 
-        The second answer is why the control groups are of no use, or nothing.
-        """
-        answers: dict[str, str] = {}
-        held = set()
-        namespaces = self._layers & set(NAMESPACES)
-        together = _attempt(lambda: self._enter(namespaces))
-        for name in sorted(namespaces):
-            # All others live in the user namespace, so each is tried together with it.
-            error = together and _attempt(lambda name=name: self._enter({"user", name}))
-            answers[name] = error
-            held |= {name} if not error else set()
-        for name in sorted(self._layers - namespaces):
-            layers = frozenset(held & {"user", "mount"} | {name})
-            error = _attempt(lambda layers=layers: self._enter(layers))
-            answers[name] = error
-            held |= {name} if not error else set()
-        self._layers = frozenset(held)
-        if "pid" not in held:
-            system.adopt_orphans()
-        return answers, _attempt(self._try_places)
 
-    def _try_places(self) -> None:
-        for group in self._places:
-            self._enter(self._layers, group)
-
-    def _enter(self, layers: set[str] | frozenset[str], group: Group | None = None) -> None:
-        """Close a box with these layers around nothing; raises :class:`OSError` where it fails."""
+def _make_keepers(
+    control: socket.socket, plan: dict[str, Any], places: list[Group]
+) -> tuple[set[int], str]:
+    """Make a keeper for each place, and say why one of them cannot make boxes there."""
+    keepers, answers, faults = set[int](), list[int](), list[str]()
+    for place in places:
         read, write = os.pipe()
-        pid = system.clone(_flags(layers), None if group is None else group.into)
+        keeper = Keeper(control, plan, place)
+        pid = system.clone(namespaces(keeper.own_layers))
         if pid == 0:
-            try:
-                if group is not None:
-                    group.join()
-                confine(frozenset(layers), self._limits, self._program, self._ids)
-                os.write(write, b"held")
-            except BaseException as error:
-                os.write(write, str(error).encode()[:500])
-            os._exit(0)
+            os.close(read)
+            keeper.live(write)
         os.close(write)
-        answer = os.read(read, 500)
-        os.close(read)
-        os.waitpid(pid, 0)
-        if answer != b"held":
-            raise OSError(answer.decode() or "the process was killed")
-
-    def serve(self) -> None:
-        """Handle requests and ends of boxes until the control socket is closed."""
-        next_watch = 0.0
-        while True:
-            ready = self._poll.poll(_TICK * 1000 if self._boxes else None)
-            for fd, _ in ready:
-                if fd != self._control.fileno():
-                    self._reap(self._boxes[fd])
-                elif not self._handle_request():
-                    return
-            now = time.monotonic()
-            if self._boxes and now >= next_watch:
-                self._watch(now)
-                end = time.monotonic()
-                next_watch = end + max(_TICK, end - now)  # half of the time at the most
-
-    def close(self) -> None:
-        """End all boxes; inside bubblewrap they would end with this process anyway."""
-        for box in list(self._boxes.values()):
-            self._end(box, "killed")
-            os.waitpid(box.pid, 0)
-        self._boxes.clear()
-        if "pid" not in self._layers:
-            self._sweep()
-
-    def _handle_request(self) -> bool:
-        """Make or kill a box as asked; false where the other end is gone."""
-        try:
-            message, fds, _, _ = socket.recv_fds(self._control, 1 << 12, 3)
-        except ConnectionError:
-            return False
-        if not message:
-            return False
-        request = json.loads(message)
-        if "kill" in request:
-            for box in self._boxes.values():
-                if box.number == request["kill"]:
-                    self._end(box, "killed")
-            return True
-        group = self._places.pop()
-        group.begin()
-        try:
-            pid = system.clone(_flags(self._layers), group.into)
-        except OSError as error:
-            self._places.append(group)
-            self._report({"box": request["box"], "end": f"no box could be made: {error}"})
-        else:
-            if pid == 0:
-                self._run_box(fds, group)
-            self._add(request["box"], pid, group)
-        for fd in fds:
-            os.close(fd)
-        return True
-
-    def _run_box(self, fds: list[int], group: Group) -> None:
-        """The life of a box's first process; never returns."""
-        code = 70
-        try:
-            system.die_with_parent()
-            group.join()
-            _keep_only(fds)
-            if "pid" not in self._layers:
-                system.adopt_orphans()
-            confine(self._layers, self._limits, self._program, self._ids)
-            ours, theirs = socket.socketpair()
-            solver = os.fork()
-            if solver == 0:
-                ours.close()
-                os.close(_TESTS)
-                os.close(_VERDICT)
-                run_solver(theirs, _SUBMISSION)
-            theirs.close()
-            os.close(_SUBMISSION)
-            run_tests(ours, _TESTS, solver, _VERDICT)
-            code = 0
-        except OSError as error:
-            text = {"status": "broken", "detail": f"the box could not be closed: {error}"}
-            os.write(_VERDICT, json.dumps(text).encode())
-        finally:
-            os._exit(code)
-
-    def _add(self, number: int, pid: int, group: Group) -> None:
-        alive = os.pidfd_open(pid)
-        self._boxes[alive] = _Box(number, pid, alive, time.monotonic(), group)
-        self._poll.register(alive, select.POLLIN)
-
-    def _reap(self, box: _Box) -> None:
-        _, status, usage = os.wait4(box.pid, 0)
-        self._poll.unregister(box.alive)
-        os.close(box.alive)
-        del self._boxes[box.alive]
-        if "pid" not in self._layers:
-            self._sweep()
-        if box.end == "exit":
-            self._explain(box, status, usage.ru_utime + usage.ru_stime)
-        self._places.append(box.group)
-        self._report({"box": box.number, "end": box.end, "status": status})
-
-    def _explain(self, box: _Box, status: int, cpu: float) -> None:
-        """Say why a box ended that this process did not end: the kernel may have, or somebody."""
-        if box.group.overrun():
-            box.end = "memory"
-        elif os.WIFSIGNALED(status):
-            spent = max(box.cpu, cpu) >= self._limits["cpu_seconds"]
-            ending = os.WTERMSIG(status)
-            if ending == signal.SIGXCPU or (ending == signal.SIGKILL and spent):
-                box.end = "timeout"
-            elif ending == signal.SIGKILL:
-                # Nothing inside can reach the first process, so this came from outside.
-                box.end = "killed"
-
-    def _sweep(self) -> None:
-        """Without pid namespaces: end the orphans of ended boxes, which are this one's now.
-
-        All are stopped before any is killed: the limit on processes then keeps a fork bomb from
-        growing back faster than it is killed.
-        """
-        known = {box.pid for box in self._boxes.values()}
-        stopped: set[int] = set()
-        while strays := _strays(known):
-            killing = strays <= stopped
-            for pid in strays:
-                _signal(pid, signal.SIGKILL if killing else signal.SIGSTOP)
-                with contextlib.suppress(ChildProcessError):  # its own parent goes first
-                    os.waitpid(pid, os.WNOHANG)
-            stopped |= strays
-
-    def _report(self, message: dict[str, Any]) -> None:
-        self._control.send(json.dumps(message).encode())
-
-    def _end(self, box: _Box, reason: str) -> None:
-        """Kill a box's first process, and with it (in its own pid namespace) all others."""
-        box.end = reason
-        os.kill(box.pid, signal.SIGKILL)
-
-    def _watch(self, now: float) -> None:
-        """End the boxes that are over a limit which the kernel does not hold them to by itself."""
-        over = self._look(now)
-        if over and not self._counted:
-            # A child that is awaited in mid-look counts twice: as itself and in its parent.
-            over = self._look(now)
-        for box, reason in over:
-            self._end(box, reason)
-
-    def _look(self, now: float) -> list[tuple[_Box, str]]:
-        """The boxes that are over a limit, and which."""
-        if not self._counted:
-            self._processes.look(box.pid for box in self._boxes.values())
-        return [
-            (box, reason)
-            for box in self._boxes.values()
-            if box.end == "exit" and (reason := self._over(box, now))
-        ]
-
-    def _over(self, box: _Box, now: float) -> str:
-        group, limits = box.group, self._limits
-        if group.bounds_memory:
-            spent = group.overrun()
-        else:
-            most = limits["memory_bytes"]
-            spent = self._processes.memory(box.pid, most) > most
-        if spent:
-            return "memory"
-        cpu = group.cpu() if group.counts_cpu else self._processes.cpu(box.pid)
-        box.cpu = max(box.cpu, cpu)
-        if cpu > limits["cpu_seconds"] or self._late(box, now):
-            return "timeout"
-        return ""
-
-    def _late(self, box: _Box, now: float) -> bool:
-        """Whether a box is over its wall limit, without what it had to wait for a processor.
-
-        Else neighbours that keep all processors busy could make an honest box fail.
-        """
-        late = now - box.begin - self._limits["wall_seconds"]
-        if late <= 0:
-            return False
-        if self._counted:
-            self._processes.look([box.pid])
-        granted = min(self._processes.waited(box.pid), self._limits["waiting_seconds"])
-        return bool(late > granted)
-
-
-def _strays(known: set[int]) -> set[int]:
-    """The processes below this one that belong to no known box."""
-    processes = Processes()
-    processes.look(known | {os.getpid()})
-    return {process.pid for process in processes.families[os.getpid()]} - {os.getpid()}
-
-
-def _signal(pid: int, number: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, number)
-
-
-def _flags(layers: set[str] | frozenset[str]) -> int:
-    return sum(NAMESPACES[name] for name in layers if name in NAMESPACES)
+        keepers.add(pid)
+        answers.append(read)
+    for read in answers:
+        with os.fdopen(read, "rb") as answer:
+            faults.append(answer.read().decode(errors="replace"))
+    return keepers, next(filter(None, faults), "")
 
 
 def _attempt(action: Any) -> str:
@@ -422,19 +185,6 @@ def _attempt(action: Any) -> str:
     except OSError as error:
         return str(error) or type(error).__name__
     return ""
-
-
-def _keep_only(fds: list[int]) -> None:
-    """Close every descriptor but these, which become 3, 4, 5, and the null device."""
-    # Lifted first, so that none is overwritten while it is still wanted.
-    lifted = [fcntl.fcntl(fd, fcntl.F_DUPFD, _VERDICT + 1) for fd in fds]
-    for place, fd in enumerate(lifted):
-        os.dup2(fd, _SUBMISSION + place, inheritable=False)
-    os.closerange(_VERDICT + 1, os.sysconf("SC_OPEN_MAX"))
-    null = os.open("/dev/null", os.O_RDWR)
-    for standard in (0, 1, 2):
-        os.dup2(null, standard)
-    os.close(null)
 
 
 if __name__ == "__main__":
