@@ -1,4 +1,4 @@
-"""Files and folders: their names, whole-file writes, locks, and the errors of all that."""
+"""Files and folders: names, whole-file writes, locks, and the errors of a failed write."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def model_label(model: str) -> str:
 
 
 def numbered(folder: Path) -> Iterator[Path]:
-    """``folder``, ``folder-2``, ``folder-3`` and so on, for whoever needs a free name."""
+    """``folder``, ``folder-2``, ``folder-3`` and so on, for callers that need a free name."""
     yield folder
     for number in count(2):
         yield folder.with_name(f"{folder.name}-{number}")
@@ -81,7 +81,7 @@ def write_whole(path: Path, content: str | bytes) -> None:
 
 
 def hold(handle: int, folder: Path) -> None:
-    """Keep other processes out of ``folder`` until ``handle`` is closed, however that comes.
+    """Keep other processes out of ``folder`` until ``handle`` is closed, or its process ends.
 
     On a file system without locks nothing keeps them out.
 
@@ -100,7 +100,7 @@ def hold(handle: int, folder: Path) -> None:
             "first."
         ) from error
     except OSError:
-        pass  # a file system without locks: ENOLCK, ENOTSUP or ENOSYS, as it likes
+        pass  # a file system without locks: ENOLCK, ENOTSUP or ENOSYS
 
 
 @contextmanager
@@ -158,7 +158,7 @@ def check_unused(folder: Path, resume: str, leftovers: Collection[str] = ()) -> 
     Args:
         folder: the place, which need not exist.
         resume: the command that resumes what such a folder holds, without the folder's name.
-        leftovers: names of files that a killed beginning may have left, which do not count.
+        leftovers: names of files that a command killed at its start may leave, which do not count.
 
     Raises:
         UsageError: it is a file, or holds something.

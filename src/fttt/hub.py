@@ -1,4 +1,4 @@
-"""The Hugging Face hub, and what is cached of it where it is out of reach."""
+"""The Hugging Face hub, or its local cache where the hub cannot be reached."""
 
 from __future__ import annotations
 

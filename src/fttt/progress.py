@@ -1,4 +1,4 @@
-"""What a long job shows while it works: a bar on a terminal, plain lines elsewhere."""
+"""Progress of runs and trainings: a bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ __all__ = ["Progress", "Quiet", "StepProgress", "clock"]
 _LINE_EVERY = 15.0
 """Seconds between two lines where there is no terminal."""
 _WINDOW = 15.0
-"""Seconds over which tokens a second are taken."""
+"""Seconds over which tokens a second are averaged."""
 _EVERY = {True: 0.5, False: _LINE_EVERY}
-"""Seconds between two looks, on a terminal and elsewhere."""
+"""Seconds between two updates, on a terminal and elsewhere."""
 
 
 def clock(seconds: float) -> str:
@@ -60,7 +60,7 @@ class StepProgress:
         return self
 
     def stepped(self, step: int, loss: float, rate: str) -> None:
-        """Show the state after a step; ``rate`` says how fast it goes, unit included."""
+        """Show the state after a step; ``rate`` is the speed with its unit."""
         if self._shown is not None:
             self._shown.update(self._task, completed=step, line=self._line(step, loss, rate))
         elif time.monotonic() - self._said >= _LINE_EVERY:
@@ -100,7 +100,7 @@ class Progress:
         self._begin(0, 0)
 
     def note(self, text: str) -> None:
-        """Say something once, before the work begins."""
+        """Print a line once, before the work begins."""
         self._console.print(text, soft_wrap=True, highlight=False, markup=False)
 
     def trial_ended(self, trial: Trial) -> None:
@@ -115,7 +115,7 @@ class Progress:
 
     @asynccontextmanager
     async def watching(self, engine: _Engine, questions: int, trials: int) -> AsyncIterator[None]:
-        """Show how ``questions`` questions with ``trials`` trials in all come along."""
+        """Show the progress of ``questions`` questions with ``trials`` trials in all."""
         self._begin(questions, trials)
         show = asyncio.create_task(self._show(engine))
         try:
@@ -125,7 +125,7 @@ class Progress:
             await asyncio.gather(show, return_exceptions=True)
 
     def line(self, tokens_per_second: float) -> str:
-        """The state in one line."""
+        """Counts, speed and time left in one line."""
         parts = [
             f"{self._ended}/{self._questions} questions",
             f"{self._solved} solved",

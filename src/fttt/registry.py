@@ -1,4 +1,4 @@
-"""What is found by its name, or as ``module:Name`` where a user wrote it."""
+"""Built-in classes by name, and a user's own as ``module:Name``."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def find_own(path: str, kind: str) -> Any:
 
     Args:
         path: the module and, after a colon, the name in it (``Outer.inner`` too).
-        kind: what is looked for, in the words of an error.
+        kind: the kind of thing, in the words of an error.
 
     Raises:
         UsageError: there is no such module, it cannot be imported, or has no such name.

@@ -142,7 +142,7 @@ def verify_command(
 
     A line may have a "finish_reason": "length" says that the completion was cut off at its limit.
 
-    The order is that of the lines, and each verdict is printed as soon as those before it are.
+    Verdicts keep the order of the lines, and each is printed as soon as the earlier ones are.
     """
     rules = {GoldKind.MATH: math_rule.value, GoldKind.NUMBER: number_rule.value}
     choice = f"{kind.value}-strict" if rules.get(kind) == "strict" else kind.value

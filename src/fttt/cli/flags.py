@@ -51,7 +51,7 @@ NAMES = {
     "settings": ("--set", "-s"),
     "task": ("--task", "-t"),
 }
-"""Where a flag is not called as its field."""
+"""Flags whose names differ from their fields' names."""
 METAVARS = {
     "adapter": "DIR",
     "data.questions": "ID,ID",
@@ -65,7 +65,7 @@ PANELS = {
     "engine": "Engine",
     "training": "Training",
 }
-"""Under which heading the help shows a section."""
+"""The heading under which the help shows a section."""
 
 Command = Callable[..., None]
 
@@ -79,7 +79,7 @@ def with_flags(
 ) -> Callable[[Command], Command]:
     """Give a command a flag for each field of a config, in the place of its parameter ``flags``.
 
-    The command is called with what was given of them, in the config's sections.
+    The command is called with the values of the given flags, in the config's sections.
 
     Args:
         model: the config.
@@ -166,7 +166,7 @@ class _Flag:
         )
 
     def _text(self) -> str:
-        """The field's own text, and its default where that says something."""
+        """The field's description, with its default value where it has one."""
         default = self.field.default
         told = ",".join(default) if isinstance(default, tuple) else default
         if told is PydanticUndefined or told is None or isinstance(told, bool):
@@ -175,7 +175,7 @@ class _Flag:
 
 
 def _flags(model: type[BaseModel], section: str = "") -> Iterator[_Flag]:
-    """Fields and those of sections, as they stand in the config."""
+    """The fields of a config and of its sections, in their order."""
     for name, field in model.model_fields.items():
         kind = field.annotation
         if isinstance(kind, type) and issubclass(kind, Section):
@@ -190,12 +190,11 @@ JudgeURL = Annotated[
         help="the code judge to ask (else OJ_API, else an embedded one)", rich_help_panel=DATA
     ),
 ]
-Recipe = Annotated[Path | None, typer.Option(help="TOML file with settings; flags go over it")]
+Recipe = Annotated[Path | None, typer.Option(help="TOML file with settings; flags override it")]
 RunFolders = Annotated[
     list[Path],
     typer.Argument(
-        help="Run folders, or folders that hold runs; runs that differ in nothing but the seed are "
-        "pooled."
+        help="Run folders, or folders that hold runs; runs that differ only in the seed are pooled."
     ),
 ]
 DryRun = Annotated[
@@ -210,7 +209,7 @@ def ask_judge(url: str | None) -> None:
 
 
 def found_data(task: Task, split: str) -> Path | None:
-    """``./datasets``, where it holds the task's split; it is then said."""
+    """``./datasets``, if it holds the task's split; a line on standard error says so."""
     folder = local_data(task, split)
     if folder is not None:
         typer.echo(local_note(task.name), err=True)

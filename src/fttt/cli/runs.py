@@ -1,4 +1,4 @@
-"""``fttt run``, ``sweep``, ``demo`` and ``regrade``: what makes run folders."""
+"""``fttt run``, ``sweep``, ``demo`` and ``regrade``: the commands that make run folders."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def run_command(
     prompt: Annotated[
         Path | None,
         typer.Option(
-            help="file with the prompt instead of the task's own; {question} marks the place",
+            help="file with a prompt template instead of the task's own, with {question} in it",
             metavar="FILE",
             rich_help_panel=DATA,
         ),
@@ -80,12 +80,12 @@ def run_command(
     checkpoint: Annotated[
         Path | None,
         typer.Option(
-            help="folder of what was trained before (finetuned, optune): the setting 'checkpoint'",
+            help="folder of a trained checkpoint (finetuned, optune): the setting 'checkpoint'",
             metavar="DIR",
         ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="run folder to begin (else one under outputs/)")
+        Path | None, typer.Option(help="new run folder (else one under outputs/)")
     ] = None,
     resume: Annotated[Path | None, typer.Option(help="run folder to resume")] = None,
     recipe: Recipe = None,
@@ -212,7 +212,7 @@ def sweep_command(
     ],
     out: Annotated[
         Path | None,
-        typer.Option(help="folder of the runs; that of an unfinished sweep is resumed"),
+        typer.Option(help="folder of the runs; an unfinished sweep in it is resumed"),
     ] = None,
 ) -> None:
     """Run methods x tasks x seeds x settings with the model loaded once; end in one table."""
@@ -233,9 +233,9 @@ def sweep_command(
 def demo_command(
     out: Annotated[Path | None, typer.Option(help="folder of the three runs")] = None,
 ) -> None:
-    """Greedy decoding first; what it fails is tried again by best-of-n and by FTTT.
+    """Greedy decoding first; best-of-n and FTTT then try the questions that it fails.
 
-    All on the embedded model and word problems made on the spot: nothing is downloaded.
+    All with the embedded model on generated word problems: nothing is downloaded.
     """
     from fttt.experiment.demo import DEMO
     from fttt.experiment.sweep import run_sweep
@@ -258,7 +258,7 @@ def regrade_command(
         Path | None, typer.Option(help="folder of the regraded copy (else RUN-regraded)")
     ] = None,
 ) -> None:
-    """Judge the stored completions of a run again, without a model, and say what changed."""
+    """Judge the stored completions of a run again, without a model, and list changed verdicts."""
     from fttt.experiment.regrade import regrade
     from fttt.report.run_table import show_runs
     from fttt.store import Run

@@ -1,4 +1,4 @@
-"""``fttt judge`` and ``fttt bench``: the code judge as a service, and what this machine reaches."""
+"""``fttt judge`` and ``fttt bench``: the code judge as a service, and this machine's speed."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def engine_command(
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
 ) -> None:
-    """Trials a second without and with an update after each, beside the least time possible."""
+    """Trials a second without and with an update after each, and the time that memory bounds."""
     from rich.console import Console
     from rich.table import Table
 
@@ -115,9 +115,9 @@ def engine_command(
 
 @bench_app.command("judge")
 def judge_command(
-    clients: Annotated[str, typer.Option(help="submissions under way at once")] = "1,8,16",
-    seconds: Annotated[float, typer.Option(min=0.1, help="of each measurement")] = 5.0,
-    workers: Annotated[int | None, typer.Option(min=1, help="boxes at once")] = None,
+    clients: Annotated[str, typer.Option(help="numbers of concurrent submissions")] = "1,8,16",
+    seconds: Annotated[float, typer.Option(min=0.1, help="seconds of each measurement")] = 5.0,
+    workers: Annotated[int | None, typer.Option(min=1, help="boxes that run at once")] = None,
 ) -> None:
     """Verdicts a second of the embedded judge, for several numbers of clients."""
     import asyncio

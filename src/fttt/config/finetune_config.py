@@ -27,23 +27,25 @@ class GoldSection(Section):
     data_dir: Path | None = Field(
         None, description="folder with the benchmark in its own layout (jsonl: the file)"
     )
-    split: str = Field("train", description="split of the task; never the one that is tested on")
+    split: str = Field("train", description="split of the task to train on, never its test split")
     limit: int | None = Field(None, ge=1, description="use only the first N questions")
     prompt: str | None = Field(
         None, description="prompt template instead of the task's own, with {question} in it"
     )
     prompt_style: PromptStyle = Field(
-        None, description="own (the task's prompt) or paper (that of the paper's public code)"
+        None, description="own (the task's prompt) or paper (the prompt of the paper's public code)"
     )
-    seed: int = Field(42, description="seed of tasks that make their own questions")
+    seed: int = Field(42, description="seed of tasks that generate their questions")
     options: dict[str, Any] = Field(
-        default_factory=dict, description="options of the task itself, as key=value"
+        default_factory=dict, description="options of the task, as key=value"
     )
     held_out: float = Field(
         0.05, ge=0, lt=1, description="share of the questions kept for the validation loss"
     )
     max_length: int = Field(
-        4096, ge=2, description="leave out what is longer than this with its solution, in tokens"
+        4096,
+        ge=2,
+        description="leave out questions that are longer than this with their solutions, in tokens",
     )
 
 
@@ -58,11 +60,11 @@ class TrainingSection(Section):
         None, ge=1, description="optimizer steps in all, instead of epochs"
     )
     lr: float | None = Field(
-        None, gt=0, description="learning rate at its highest (the method's published one)"
+        None, gt=0, description="peak learning rate (the method's published one)"
     )
-    warmup: float = Field(0.03, ge=0, lt=1, description="share of the steps in which it rises")
+    warmup: float = Field(0.03, ge=0, lt=1, description="share of the steps of the linear warm-up")
     weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay")
-    clip: float = Field(1.0, ge=0, description="largest norm of the gradient; 0: not clipped")
+    clip: float = Field(1.0, ge=0, description="maximum gradient norm; 0: no clipping")
     every: int | None = Field(
         None,
         ge=1,
@@ -76,10 +78,11 @@ class TrainingSection(Section):
     batch_tokens: int = Field(
         8192,
         ge=1,
-        description="tokens that run at once; changes no result but the draw of LoRA's dropout",
+        description="maximum tokens of a forward pass; changes no result but the draw of LoRA's "
+        "dropout",
     )
     gradient_checkpointing: bool = Field(
-        False, description="compute activations twice instead of keeping them"
+        False, description="recompute activations in the backward pass instead of keeping them"
     )
 
 
@@ -88,8 +91,8 @@ class PrecisionSection(Section):
 
     dtype: str = Field(
         "auto",
-        description="auto, float32 or bfloat16: what is computed in (auto: bfloat16 on a GPU); "
-        "weights that are trained stay in float32",
+        description="dtype of the computation: auto, float32 or bfloat16 (auto: bfloat16 on a "
+        "GPU); trained weights stay in float32",
     )
     device: str = Field("auto", description="auto, cpu or cuda")
 
@@ -111,7 +114,7 @@ class FinetuneConfig(Section):
     )
 
     def to_toml(self) -> dict[str, Any]:
-        """The settings as a recipe holds them; what is not set is left out."""
+        """The settings in the form of a recipe, without unset fields."""
         return self.model_dump(mode="json", exclude_none=True)
 
 
@@ -120,7 +123,7 @@ class FullSettings(Section):
 
     weights: Literal["float32", "bfloat16"] = Field(
         "float32",
-        description="what the weights are kept in (bfloat16: rounded stochastically, which needs "
+        description="dtype of the stored weights (bfloat16: stochastic rounding, which needs "
         "optimizer adamw-8bit)",
     )
     optimizer: Literal["adamw", "adamw-8bit"] = Field(
@@ -135,10 +138,10 @@ class FinetuneLoRASettings(Section):
     alpha: float = Field(16.0, gt=0, description="the update is scaled by alpha / rank")
     dropout: float = Field(0.05, ge=0, lt=1, description="dropout of the update's input")
     targets: tuple[str, ...] = Field(
-        ("q_proj", "v_proj"), min_length=1, description="projections that are updated"
+        ("q_proj", "v_proj"), min_length=1, description="projections to update"
     )
     share: float = Field(
-        0.25, gt=0, le=1, description="share of the layers that are updated, the last ones"
+        0.25, gt=0, le=1, description="share of the layers to update, counted from the last"
     )
 
 

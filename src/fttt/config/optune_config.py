@@ -50,27 +50,27 @@ class OpTuneConfig(Section):
     )
 
     targets: tuple[str, ...] = Field(
-        ("q_proj", "v_proj"), min_length=1, description="the linear layers that are edited"
+        ("q_proj", "v_proj"), min_length=1, description="linear layers to edit"
     )
-    layers: int = Field(2, ge=1, description="in so many of the last layers")
+    layers: int = Field(2, ge=1, description="number of the last layers to edit")
     rank: int = Field(16, ge=1, description="rank of the network")
-    dropout: float = Field(0.1, ge=0, lt=1, description="dropout of its hidden features")
-    alpha: float = Field(1e-4, gt=0, description="first step size of every matrix, then learned")
+    dropout: float = Field(0.1, ge=0, lt=1, description="dropout of the network's hidden features")
+    alpha: float = Field(1e-4, gt=0, description="initial step size of every matrix, then learned")
 
     window: int = Field(20, ge=1, description="examples of one optimizer step, over all processes")
     epochs: int | None = Field(
         None, ge=1, description="passes over the examples (mbpp 10, gsm8k and math500 3, else 3)"
     )
     max_steps: int | None = Field(None, ge=1, description="stop after N optimizer steps")
-    lr: float = Field(1e-5, gt=0, description="AdamW's learning rate, at its highest")
+    lr: float = Field(1e-5, gt=0, description="AdamW's peak learning rate")
     weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay")
     clip: float | None = Field(
-        None, gt=0, description="largest norm of the gradient (not clipped, as published)"
+        None, gt=0, description="maximum gradient norm (no clipping, as published)"
     )
     schedule: Literal["constant", "cosine"] = Field(
         "constant", description="learning rate over the steps: constant, or cosine down to 0"
     )
-    warmup: float = Field(0.0, ge=0, lt=1, description="share of the steps in which it rises")
+    warmup: float = Field(0.0, ge=0, lt=1, description="share of the steps of the linear warm-up")
     validate_every: int = Field(250, ge=1, description="validation loss every N steps")
     checkpoint_every: int = Field(100, ge=1, description="checkpoint every N steps")
     tracker: str = Field(
@@ -78,7 +78,9 @@ class OpTuneConfig(Section):
     )
 
     batch_tokens: int = Field(
-        16384, ge=1, description="tokens that run at once; changes no result beyond rounding"
+        16384,
+        ge=1,
+        description="maximum tokens of a forward pass; changes no result beyond rounding",
     )
     dtype: str = Field(
         "auto",
@@ -88,5 +90,5 @@ class OpTuneConfig(Section):
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
 
     def to_toml(self) -> dict[str, Any]:
-        """The settings as a recipe holds them; what is not set is left out."""
+        """The settings in the form of a recipe, without unset fields."""
         return self.model_dump(mode="json", exclude_none=True)

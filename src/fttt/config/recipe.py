@@ -23,7 +23,7 @@ _PLAIN = {
     "too_short": "should not be empty",
     "tuple_type": 'should be a list as ["one", "two"]',
 }
-"""What to say instead of the validator's own words."""
+"""Our words for some of the validator's messages."""
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -57,7 +57,7 @@ def in_sections(values: Mapping[str, Any], model: type[BaseModel] = RunConfig) -
 
     Args:
         values: by the field's name, or ``section.name`` where a name alone means another field.
-            What is ``None`` or an empty table was not given, and is left out.
+            ``None`` and empty tables count as not given and are left out.
         model: whose fields they are.
     """
     found: dict[str, Any] = {}
@@ -138,7 +138,7 @@ def key_values(pairs: list[str], flag: str) -> dict[str, Any]:
 
 
 def to_toml(config: BaseModel) -> str:
-    """The resolved settings as a recipe; what is not set is left out."""
+    """The resolved settings as a recipe, without unset fields."""
     return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
 
 

@@ -1,4 +1,4 @@
-"""What a run is made of; each field's description is its help text."""
+"""The settings of a run; each field's description is the help text of its flag."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ PromptStyle = Annotated[
     Literal["own", "paper"] | None,
     AfterValidator(lambda style: None if style == "own" else style),
 ]
-"""Which prompt of a task is used; its own is nothing that a recipe has to say."""
+"""Which prompt of a task is used; its own one is not written into recipes."""
 
 
 class DataSection(Section):
@@ -58,17 +58,17 @@ class DataSection(Section):
     skip_cases: Path | None = Field(
         None,
         description="JSON list of question ids (or their numbers) to leave out, as greedy writes "
-        "it; none: leave none out",
+        "it; none: ask all questions",
     )
     prompt: str | None = Field(
         None, description="prompt template instead of the task's own, with {question} in it"
     )
     prompt_style: PromptStyle = Field(
-        None, description="own (the task's prompt) or paper (that of the paper's public code)"
+        None, description="own (the task's prompt) or paper (the prompt of the paper's public code)"
     )
-    seed: int = Field(42, description="seed of tasks that make their own questions")
+    seed: int = Field(42, description="seed of tasks that generate their questions")
     options: dict[str, Any] = Field(
-        default_factory=dict, description="options of the task itself, as key=value"
+        default_factory=dict, description="options of the task, as key=value"
     )
 
 
@@ -84,10 +84,10 @@ class BudgetSection(Section):
         "2N + 1 trials)",
     )
     token_budget: int | None = Field(
-        None, ge=1, description="no new trial once a question has generated this many tokens"
+        None, ge=1, description="tokens that a question may generate before its last trial begins"
     )
     time_budget: float | None = Field(
-        None, gt=0, description="no new trial once a question has taken this many seconds"
+        None, gt=0, description="seconds that a question may take before its last trial begins"
     )
 
     @model_validator(mode="before")
@@ -104,33 +104,35 @@ class SamplingSection(Section):
     """How completions are drawn."""
 
     temperature: float = Field(0.6, ge=0, description="sampling temperature; 0 is greedy")
-    top_p: float = Field(0.95, gt=0, le=1, description="nucleus: the smallest set of this mass")
+    top_p: float = Field(0.95, gt=0, le=1, description="nucleus sampling probability")
     top_k: int | None = Field(
-        None, ge=1, description="draw from this many most probable tokens (all)"
+        None, ge=1, description="sample from the k most probable tokens (all)"
     )
     min_p: float | None = Field(
-        None, gt=0, le=1, description="least probability, as a share of the most probable token's"
+        None, gt=0, le=1, description="min-p sampling: least probability, as a share of the highest"
     )
     repetition_penalty: float | None = Field(
-        None, gt=0, description="penalty on tokens of the prompt and the answer so far; 1 is none"
+        None,
+        gt=0,
+        description="repetition penalty on tokens of the prompt and the answer; 1 is none",
     )
-    max_new_tokens: int = Field(2048, ge=1, description="longest completion, in tokens")
+    max_new_tokens: int = Field(2048, ge=1, description="maximum tokens of a completion")
 
 
 class EngineSection(Section):
-    """Where and how the model runs. None of this changes what is drawn, but for dtype."""
+    """Where and how the model runs. Only dtype changes the draws."""
 
     dtype: str = Field(
         "auto", description="auto, float32, bfloat16 or float16 (auto: bfloat16 on a GPU)"
     )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     batch_size: int | None = Field(
-        None, ge=1, description="sequences that run at once (sized from the free memory)"
+        None, ge=1, description="maximum sequences in a batch (sized from the free memory)"
     )
     max_length: int | None = Field(
         None,
         ge=1,
-        description="longest conversation, in tokens (what the method needs, at most the model's "
+        description="maximum tokens of a conversation (what the method needs, at most the model's "
         "context)",
     )
 
@@ -160,7 +162,7 @@ class RunConfig(Section):
     )
 
     def to_toml(self) -> dict[str, Any]:
-        """The settings as a recipe holds them; what is not set is left out."""
+        """The settings in the form of a recipe, without unset fields."""
         return self.model_dump(mode="json", exclude_none=True)
 
 

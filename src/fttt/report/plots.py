@@ -127,7 +127,7 @@ class Spending:
     wrong: float
     blank: float
     other: float
-    """Generated beside the attempts that were judged: critiques, spare beams."""
+    """Generated outside judged attempts: critiques, spare beams."""
 
 
 def curves(sides: Sequence[Side], axis: Axis) -> list[Curve]:
@@ -240,7 +240,7 @@ def token_figure(spendings: Sequence[Spending]) -> Figure:
 
 
 def outcome_figure(spendings: Sequence[Spending]) -> Figure:
-    """Generated tokens a question by what came of them."""
+    """Generated tokens a question by the verdict on them."""
     colours = {"correct": "correct", "wrong": "wrong", "blank": "blank", "other": "other"}
     names = {
         "correct": "correct attempts",

@@ -14,7 +14,7 @@ from fttt.store import Run
 __all__ = ["show_folders", "show_runs"]
 
 _CUT = 0.1
-"""Share of trials that end at their length limit from which on it is said."""
+"""Share of trials cut at their length limit above which a note says so."""
 _FAILED = re.compile(
     "the (verifier|command|regular expression .*) "
     "(raised|took longer|used more than|died|returned the|could not be run)"
@@ -59,7 +59,7 @@ def show_folders(runs: Sequence[Run], console: Console) -> None:
 
 
 def _warnings(run: Run) -> list[str]:
-    """What a reader of the figures should know: trials that were cut, or judged by nobody."""
+    """Facts that cast doubt on the figures: cut trials, failed verifiers, unused settings."""
     said = []
     trials = run.trials
     failed = [trial.detail for trial in trials if _FAILED.match(trial.detail)]
@@ -86,7 +86,7 @@ def _warnings(run: Run) -> list[str]:
 
 
 def _differs(sampling: Mapping[str, Any], name: str, value: float) -> bool:
-    """Whether the model's own setting is another than the run's; what is not set does nothing."""
+    """Whether the model's own setting differs from the run's; an unset one is neutral."""
     neutral = {"repetition_penalty": 1, "top_k": 0, "min_p": 0}
     return bool(sampling.get(name, neutral.get(name)) != value)
 

@@ -188,7 +188,7 @@ def shared_questions(runs: Sequence[Run], intersection: bool) -> tuple[list[str]
 
 
 def check_rules(runs: Sequence[Run], allow: Sequence[str]) -> list[str]:
-    """Hold the runs' task, model and rules against each other; what is allowed to differ is said.
+    """Hold the runs' task, model and rules against each other; allowed differences become notes.
 
     Raises:
         UsageError: they differ in something that ``allow`` does not name.
@@ -300,7 +300,7 @@ def name_sides(methods: Sequence[str], settings: Sequence[Mapping[str, Any]]) ->
             differing.remove("adapter")  # the same folder, by its other name
         told = ", ".join(_told(key, [own, *twins]) for key in differing)
         if len(differing) == 1 and all(_is_path(differing[0], s) for s in [own, *twins]):
-            told = _value(differing[0], [own, *twins])  # folders speak for themselves
+            told = _value(differing[0], [own, *twins])  # a folder needs no name of its setting
         names.append((f"{method} ({told})" if told else None) if twins else method)
     # Two sides may still share a name: settings that only the other has, texts that were cut.
     times = Counter(names)

@@ -204,7 +204,7 @@ def _ran_out(pairs: Sequence[PairResult]) -> list[str]:
 def render(comparison: Comparison) -> RenderableType:
     """Two tables and the sentences that say what follows.
 
-    Of many sides, only the pairs that showed a difference are told one by one.
+    Of many sides, only the pairs that showed a difference have a line of their own.
     """
     title = f"{comparison.task} with {comparison.model}, {count(comparison.questions)} questions"
     parts: list[RenderableType] = [Text(title, style="bold")]

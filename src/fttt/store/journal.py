@@ -39,7 +39,7 @@ class GenerationEvent:
 
     question_id: str
     trial: int | None
-    """The trial whose answer it is; ``None`` for what is no answer (a critique, say)."""
+    """The trial whose answer it is; ``None`` for a critique and other text that is no answer."""
     completion: Completion
 
 
@@ -77,7 +77,7 @@ class History:
 
 
 def generation_to_json(event: GenerationEvent) -> dict[str, Any]:
-    """The journal's line for a generation; what an answer says stands in its trial's line."""
+    """The journal's line for a generation; an answer's content stands in its trial's line."""
     completion = event.completion
     record: dict[str, Any] = {
         "event": "generation",
@@ -194,8 +194,8 @@ def histories(
     An answer whose content is lost, as by a power cut, was never made: its question is not done.
 
     Args:
-        lines: the journal. Until 2026-11-28 its lines held what answers said themselves.
-        contents: what answers say, see :func:`answer_contents`.
+        lines: the journal. Until 2026-11-28 its lines held the answers' contents.
+        contents: the answers' contents, see :func:`answer_contents`.
 
     Raises:
         KeyError, TypeError: a line lacks a field or holds a wrong one.
@@ -312,7 +312,7 @@ class Journal(Protocol):
     """Where a run's facts go, each before the next step begins."""
 
     def history(self, question_id: str) -> History:
-        """What an earlier process wrote of a question; empty where there was none."""
+        """The facts of a question from an earlier process; empty where there was none."""
 
     def written(self, question_id: str) -> frozenset[int]:
         """Numbers of the trials of a question that an earlier process wrote."""

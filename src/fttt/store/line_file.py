@@ -46,10 +46,10 @@ class LineFile:
             if path.is_file():
                 os.ftruncate(self._fd, self._size)
         except OSError as error:
-            self._let_go()
+            self._release()
             raise _cannot_write(path, error) from error
         except UsageError:
-            self._let_go()
+            self._release()
             raise
 
     def append(self, record: Mapping[str, Any]) -> None:
@@ -90,15 +90,17 @@ class LineFile:
             if self._broken is None:
                 self.sync()
         finally:
-            self._let_go()
+            self._release()
 
-    def _let_go(self) -> None:
+    def _release(self) -> None:
         os.close(self._fd)
         self._fd = -1
 
     def _fail(self, error: OSError) -> None:
         self._broken = _cannot_write(self.path, error)
-        with contextlib.suppress(OSError):  # else whoever opens the file next cuts the line off
+        with contextlib.suppress(
+            OSError
+        ):  # else the next process to open the file cuts the line off
             os.ftruncate(self._fd, self._size)
         raise self._broken from error
 

@@ -86,7 +86,7 @@ class Run:
 
         Raises:
             UsageError: the folder is missing, is no run folder, or a file of it is broken. A torn
-                last line is no error: its trial is owed again.
+                last line is no error: its trial is made again.
         """
         path = Path(path)
         if not path.is_dir():
@@ -206,7 +206,7 @@ class Run:
 
     @cached_property
     def summary(self) -> Mapping[str, Any]:
-        """``summary.json``, or the same computed from what is on disk so far.
+        """``summary.json``, or the same figures computed from the trials so far.
 
         Raises:
             UsageError: ``summary.json`` is broken.
@@ -275,7 +275,7 @@ def _broken(path: Path, what: str) -> str:
 
 
 def open_runs(paths: Iterable[str | Path]) -> list[Run]:
-    """Read run folders; a folder that holds runs, such as a sweep's, stands for all of them.
+    """Read run folders; a folder of runs, such as a sweep's, means all runs in it.
 
     Raises:
         UsageError: a folder is no run folder and holds none, or one of them is broken.
@@ -290,13 +290,13 @@ def open_runs(paths: Iterable[str | Path]) -> list[Run]:
 class RunWriter:
     """The journal of a run folder, held by one process at a time.
 
-    What an answer says is written twice while its run works, and stays once: into
+    The content of an answer is written twice during a run and kept once: into
     ``pending.jsonl`` before anything follows from it, and into its trial's line when the trial
     ends. The first file is removed when the run is finished.
     """
 
     def __init__(self, path: Path) -> None:
-        """Take hold of an existing run folder; torn last lines are cut off.
+        """Lock an existing run folder; torn last lines are cut off.
 
         Raises:
             UsageError: it is no run folder, is broken, or another process holds it.
@@ -313,7 +313,7 @@ class RunWriter:
             on_error.pop_all()
 
     def _read(self, run: Run) -> None:
-        """Take note of what an earlier process wrote."""
+        """Load the facts that an earlier process wrote."""
         self._histories = dict(run.histories)
         self._written: dict[str, set[int]] = {}
         for trial in run.trials:
@@ -421,7 +421,7 @@ class RunWriter:
         return run
 
     def close(self) -> None:
-        """Sync and let the folder go. Calling it twice is harmless."""
+        """Sync, close and unlock the folder. Calling it twice is harmless."""
         with ExitStack() as files:
             for file in (self._trials, self._events, self._answers):
                 if file is not None:

@@ -41,7 +41,7 @@ class Browser:
         self._session = f"/{made['sessionId']}"
 
     def open(self, page: Path, place: str = "") -> None:
-        """Open a page anew and wait until its first question is shown."""
+        """Load a page and wait until its first question is shown."""
         if not self._blank:  # another place of the same page would not load it again
             self._send("/url", {"url": "about:blank"})
         self._blank = False
@@ -82,7 +82,7 @@ class Browser:
         )
 
     def picture(self) -> bytes:
-        """What is seen, as PNG."""
+        """A screenshot as PNG."""
         found = self._client.get(f"/session{self._session}/screenshot").json()["value"]
         return base64.b64decode(found)
 

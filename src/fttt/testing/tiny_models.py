@@ -221,7 +221,7 @@ def save_tiny_model(folder: Path, family: str = "llama", **shape: Any) -> Path:
 
 
 def fake_model(max_context: int = 4096) -> LoadedModel:
-    """A loaded model without weights, to stand beside a :class:`FakeEngine`."""
+    """A loaded model without weights, for use with a :class:`FakeEngine`."""
     import torch
 
     return loaded_tiny("fake", torch.nn.Identity(), max_context)
