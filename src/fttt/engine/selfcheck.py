@@ -1,7 +1,7 @@
 """Whether the engine computes what a model's own code does, found out before anything is run.
 
 A few log-probabilities of two random prompts are taken through every way that the engine has for
-tokens, and held against the model's own forward pass over the whole sequence:
+tokens, and held against the model's own forward pass over whole sequences:
 
 - prefill and decode of the long prompt alone, and of both in the same passes, where a neighbour
   must change nothing;
@@ -13,8 +13,8 @@ tokens, and held against the model's own forward pass over the whole sequence:
 The model's own pass takes its ``eager`` attention, since ``sdpa`` drops what it cannot do (as Gemma
 2's softcap).
 
-The tolerance is measured, not set: the model's own pass is repeated with rounding errors added to
-the output of each layer, and the engine may be a few times as far away as that.
+The tolerance is measured, not set: the model's own pass has a row with rounding errors added to the
+output of each layer, and the engine may be a few times as far away as that.
 
 Windows and chunks of real models are thousands of tokens long. While the check runs they are cut to
 a few tokens, in the model's configuration and in its layers, for both sides, so that the long
@@ -23,7 +23,8 @@ frequencies there are held by the tests of each rotary type), and a captured dec
 What passed is noted under ``checks`` in fttt's cache folder, by the model's fingerprint and the
 versions of torch, transformers and this package, and is not tried again.
 
-Axes: M positions that are compared, V vocabulary, C compared tokens of a position.
+Axes: M compared positions, V vocabulary, C compared tokens of a position, T tokens of a row of the
+model's own pass.
 """
 
 from __future__ import annotations
@@ -60,6 +61,9 @@ __all__ = ["check_outputs", "find_difference"]
 
 LONG, SHORT, NEW = 22, 5, 3
 """Tokens of the two prompts, and of what follows each of them."""
+ROWS = 4
+"""Of the model's own pass: both texts, and the long one shaken and with low-rank weights."""
+SHAKEN, ADAPTED_ROW = 2, 3
 WINDOW = 6
 """What larger windows and chunks are cut to."""
 WINDOWS = ("sliding_window", "attention_chunk_size", "floor_scale")
@@ -154,12 +158,9 @@ class _Check:
         model, bank = self._model, self._bank
         mixers = Mixers(model)
         try:
-            base = [self._own(text) for text in self._both]
-            tolerance = self._tolerance(base)
-            adapted = base
-            if bank is not None:
-                with _low_rank(model, bank):
-                    adapted = [self._own(text) for text in self._both]
+            *base, moved, adapted = self._own()
+            tolerance = TIMES * _distance(moved, base[0])
+            tolerance = max(tolerance, LEAST.get(model.dtype, LEAST[torch.bfloat16]))
             with prepared(model):
                 cache = KVCache.of(model, rows=4, capacity=64, mixers=mixers)
                 for way, compared in self._ways(cache, base, adapted):
@@ -174,43 +175,44 @@ class _Check:
                 bank.detach()
         return None
 
-    def _tolerance(self, base: Sequence[Tensor]) -> float:
-        """How far the engine may be away, by how far rounding moves the model's own outputs."""
-        with _shaken(self._model):
-            moved = _distance(self._own(self._long), base[0])
-        return max(TIMES * moved, LEAST.get(self._model.dtype, LEAST[torch.bfloat16]))
-
     def _ways(
-        self, cache: KVCache, base: Sequence[Tensor], adapted: Sequence[Tensor]
+        self, cache: KVCache, base: Sequence[Tensor], adapted: Tensor
     ) -> Iterator[tuple[str, list[tuple[Tensor, Tensor]]]]:
         """Each way through the engine, and what it gives beside what is right."""
         long, short = self._both
         after = [slice(text.prompt - 1, None) for text in self._both]
         right = [outputs[part] for outputs, part in zip(base, after, strict=True)]
-        for way, texts, wanted in (
-            ("a prompt alone", [long], right[:1]),
-            ("a prompt beside a longer one", [short, long], right[::-1]),
+        for way, texts, wanted, steps in (
+            ("a prompt alone", [long], right[:1], NEW),
+            ("a prompt beside a longer one", [short, long], right[::-1], NEW - 1),
         ):
-            got = self._generated(texts, cache)
+            got = self._generated(texts, cache, steps)
             yield f"prefill of {way}", [(g[:1], w[:1]) for g, w in zip(got, wanted, strict=True)]
-            yield f"decoding after {way}", list(zip(got, wanted, strict=True))
+            yield f"decoding after {way}", _pairs(got, wanted)
         yield "decoding through a table of rows", [(self._scattered(cache), base[0][-1:])]
         batch = pack_sequences(self._model, [text.ids for text in self._both])
         logits = run_model(self._model, batch, slice(None)).split(batch.lengths)
         yield "a pass over two sequences end to end", list(zip(logits, base, strict=True))
+        got = self._generated([long, short], cache, NEW - 1, adapted=0)
         if self._bank is not None:
-            got = self._generated([long, short], cache, adapted=0)
-            wanted = [adapted[0][after[0]], right[1]]
-            yield "decoding with low-rank weights", list(zip(got, wanted, strict=True))
+            wanted = [adapted[after[0]], right[1]]
+            yield "decoding with low-rank weights", _pairs(got, wanted)
         got = self._trained(cache)
-        wanted = [adapted[0][long.prompt - 2 :], base[1][2:]]
+        wanted = [adapted[long.prompt - 2 :], base[1][2:]]
         yield "a train pass after cached tokens", list(zip(got, wanted, strict=True))
 
-    def _own(self, text: _Text) -> Tensor:
-        """Logits of the model's own code, ``[tokens, V]``."""
-        ids = torch.tensor([text.ids], device=self._model.device)
-        logits: Tensor = self._model(input_ids=ids, use_cache=False).logits[0]
-        return logits
+    def _own(self) -> list[Tensor]:
+        """Logits of the model's own code in one pass, ``[T, V]`` each: both texts', then the long
+        one's with rounding errors, and with low-rank weights where a bank is there.
+
+        The short text's row is filled up with tokens that it cannot see.
+        """
+        long, short = self._long.ids, self._short.ids
+        rows = [long, short + long[len(short) :], long, long]
+        ids = torch.tensor(rows, device=self._model.device)
+        with _shaken(self._model), _low_rank(self._model, self._bank):
+            logits = self._model(input_ids=ids, use_cache=False).logits
+        return [logits[0], logits[1, : len(short)], logits[SHAKEN], logits[ADAPTED_ROW]]
 
     def _run(self, mode: Mode, segments: Sequence[Segment], cache: KVCache) -> list[Tensor]:
         """Logits of each segment."""
@@ -218,12 +220,14 @@ class _Check:
         with self._bank.applied(batch) if self._bank else nullcontext():
             return list(run_model(self._model, batch, slice(None)).split(batch.lengths))
 
-    def _generated(self, texts: Sequence[_Text], cache: KVCache, adapted: int = -1) -> list[Tensor]:
-        """Logits after each prompt and each of its next tokens but the last, ``[1 + NEW, V]``."""
+    def _generated(
+        self, texts: Sequence[_Text], cache: KVCache, count: int, adapted: int = -1
+    ) -> list[Tensor]:
+        """Logits after each prompt and each of its next ``count`` tokens, ``[1 + count, V]``."""
         slots = [0 if n == adapted else -1 for n in range(len(texts))]
         prompts = [Segment(t.ids[: t.prompt], n, 0, slots[n]) for n, t in enumerate(texts)]
         steps = [[logits[-1:] for logits in self._run("prefill", prompts, cache)]]
-        for past in range(NEW):
+        for past in range(count):
             tokens = [
                 Segment(t.ids[t.prompt + past :][:1], n, t.prompt + past, slots[n])
                 for n, t in enumerate(texts)
@@ -246,13 +250,22 @@ class _Check:
         return run_model(self._model, batch, slice(None))
 
     def _trained(self, cache: KVCache) -> list[Tensor]:
-        """Logits of a train pass over both texts from within their prompts on."""
+        """Logits of a train pass over both texts from within their prompts on.
+
+        It takes the earlier tokens that :meth:`_generated` left in the cache.
+        """
         slot = -1 if self._bank is None else 0
         parts = list(enumerate(((self._long, LONG - 2, slot), (self._short, 2, -1))))
-        before = [Segment(t.ids[:past], row, 0, own) for row, (t, past, own) in parts]
-        self._run("prefill", before, cache)
+        if cache.states is not None:  # a row's state stands after all that it has seen
+            before = [Segment(t.ids[:past], row, 0, own) for row, (t, past, own) in parts]
+            self._run("prefill", before, cache)
         segments = [Segment(t.ids[past:], row, past, own) for row, (t, past, own) in parts]
         return self._run("train", segments, cache)
+
+
+def _pairs(got: Sequence[Tensor], wanted: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """Outputs beside what is right, as far as they were made."""
+    return [(g, w[: len(g)]) for g, w in zip(got, wanted, strict=True)]
 
 
 def _distance(got: Tensor, wanted: Tensor) -> float:
@@ -284,35 +297,45 @@ def _small_bank(model: Any) -> LoRABank | None:
 
 
 @contextmanager
-def _low_rank(model: Any, bank: LoRABank) -> Iterator[None]:
-    """The same weights in the model's own code, as a linear layer's definition has them."""
+def _low_rank(model: Any, bank: LoRABank | None) -> Iterator[None]:
+    """The same weights in the model's own code, as a linear layer's definition has them, for the
+    tokens of one row.
+    """
 
-    def hook(a_RI: Tensor, b_OR: Tensor) -> Callable[..., Tensor]:
+    def hook(a_RI: Tensor, b_OR: Tensor, scale: float) -> Callable[..., Tensor]:
         def add(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            delta = (inputs[0].float() @ a_RI.T) @ b_OR.T * bank.scale
-            return output + delta.to(output.dtype)
+            x_TI = inputs[0].reshape(ROWS, -1, inputs[0].shape[-1])[ADAPTED_ROW]
+            added = output.clone()
+            row_TO = added.view(ROWS, -1, output.shape[-1])[ADAPTED_ROW]
+            row_TO += ((x_TI.float() @ a_RI.T) @ b_OR.T * scale).to(output.dtype)
+            return added
 
         return add
 
+    if bank is None:
+        yield
+        return
     with ExitStack() as stack:
         for layer, (a_RI, b_OR) in zip(
             target_layers(model, bank.spec).values(), bank.factors(0), strict=True
         ):
-            stack.callback(layer.register_forward_hook(hook(a_RI, b_OR)).remove)
+            made = hook(a_RI, b_OR, bank.scale)
+            stack.callback(layer.register_forward_hook(made).remove)
         yield
 
 
 @contextmanager
 def _shaken(model: Any) -> Iterator[None]:
-    """Change what each layer gives by about a rounding error of its dtype, up or down."""
+    """Change one row of each layer's output by about a rounding error of its dtype, up or down."""
     stacks = [m for m in model.modules() if isinstance(m, nn.ModuleList)]
     layers = max(stacks, key=len, default=())
     generator = torch.Generator().manual_seed(0)
 
     def shake(_: nn.Module, __: Any, output: Any) -> Any:
-        x = output if isinstance(output, Tensor) else output[0]
-        sign = torch.randint(0, 2, x.shape, generator=generator).to(x.device, x.dtype) * 2 - 1
-        x = x * (1 + sign * torch.finfo(x.dtype).eps)
+        x = (output if isinstance(output, Tensor) else output[0]).clone()
+        row = x[SHAKEN]
+        sign = torch.randint(0, 2, row.shape, generator=generator).to(x.device, x.dtype) * 2 - 1
+        row *= 1 + sign * torch.finfo(x.dtype).eps
         return x if isinstance(output, Tensor) else (x, *output[1:])
 
     with ExitStack() as stack:
