@@ -101,7 +101,7 @@ def test_programs(name: str, datasets: Path, monkeypatch: pytest.MonkeyPatch) ->
     if name == "mbpp":  # few have hidden tests at all
         questions = [q for q in questions if q.gold["test"] != q.gold["visible"]]  # type: ignore
     cases = []
-    for question in questions[::13][:12]:
+    for question in questions[::13][:6]:
         program = str(question.solution).removeprefix("```python\n").removesuffix("\n```")
         thief = re.sub(r"^def (\w+)\(.*$", r"def \1(*given, **named):\n    raise KeyError(given)",
                        program, flags=re.MULTILINE)  # fmt: skip

@@ -424,8 +424,8 @@ def test_an_unknown_rule_is_refused() -> None:
     ],
 )
 def test_hostile_completions_take_no_time(unit: str) -> None:
-    for text in (unit * (1_000_000 // len(unit)), "\\boxed{" + unit * 50_000 + "}"):
+    for text in (unit * (300_000 // len(unit)), "\\boxed{" + unit * 20_000 + "}"):
         for cut in (False, True):
             start = time.process_time()
             find_numbers(text, cut=cut, prompt=PROBLEM)
-            assert time.process_time() - start < 5.0
+            assert time.process_time() - start < 2.5

@@ -263,7 +263,7 @@ def test_spans_are_in_order_and_inside(text: str) -> None:
 )  # fmt: skip
 def test_hostile_texts_take_linear_time(unit: str) -> None:
     seconds = []
-    for length in (5_000, 40_000):
+    for length in (2_500, 20_000):
         start = time.process_time()
         scan_numbers(unit * (length // len(unit)))
         parse_number(unit * (length // len(unit)))
