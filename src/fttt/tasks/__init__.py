@@ -38,6 +38,7 @@ TASKS: Registry[Task] = Registry(
         "math500": "fttt.tasks.math500:Math500Task",
         "humaneval": "fttt.tasks.humaneval:HumanEvalTask",
         "mbpp": "fttt.tasks.mbpp:MBPPTask",
+        "gym": "fttt.tasks.gym:GymTask",
         "jsonl": "fttt.tasks.jsonl:JsonlTask",
     },
     _fault,
@@ -75,17 +76,21 @@ def get_task(name: str, **options: Any) -> Task:
     """A task by its name, or of the class that ``module:Class`` names.
 
     Args:
-        name: one of :data:`TASKS` in any spelling, or a class of the user's own (see
-            :class:`Task`).
+        name: one of :data:`TASKS` in any spelling, ``gym/FAMILY``, or a class of the user's own
+            (see :class:`Task`).
         options: what the task's class takes, as ``verifier="number"`` for ``jsonl``.
 
     Raises:
         UsageError: there is no such task, or it does not take the options.
     """
     name = task_name(name)
-    kind = TASKS.find(name)
+    base, slash, family = name.partition("/")
+    if slash and base == "gym":
+        options = {**options, "family": family}
+    kind = TASKS.find(base if slash and base == "gym" else name)
     taken = task_options(kind)
-    unknown = [option for option in options if option not in taken]
+    any_other = any(p.kind is p.VAR_KEYWORD for p in signature(kind).parameters.values())
+    unknown = [option for option in options if not any_other and option not in taken]
     if unknown:
         raise UsageError(
             f"The task {name!r} does not take the option {unknown[0]!r}; "

@@ -148,7 +148,7 @@ def _wrong(question: Question, verifier: Verifier) -> Iterator[_Case]:
     if isinstance(question.gold, str) and isinstance(verifier, NumberVerifier | MathVerifier):
         yield from _unanswered(question, verifier)
         yield from (_Case(question, text) for text in echoes(question.prompt))
-    elif program is not None:
+    elif question.solution is not None:
         yield _Case(question, question.prompt)
 
 
