@@ -215,6 +215,8 @@ class Step:
     divergence: float | None = None
     """Mean KL divergence in nats from the base model at the trained tokens, after the step, of the
     likeliest tokens and all others as one (a lower bound); ``None`` where it was not asked for."""
+    reset: bool = False
+    """Whether the divergence passed the bound, so that the adapter is fresh again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,7 +281,8 @@ class Trial:
     tests_passed: int | None = None
     tests_total: int | None = None
     divergence: float | None = None
-    """See :class:`Step`."""
+    reset: bool = False
+    """Of the step that was taken after it; see :class:`Step`."""
 
 
 @dataclass(frozen=True, slots=True)

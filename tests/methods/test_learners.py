@@ -5,12 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-import os
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -20,15 +15,13 @@ import pytest
 import torch
 
 from fttt.config import resolve
-from fttt.engine.request import Trained, TrainRequest
+from fttt.engine.request import TrainRequest
 from fttt.experiment.plan import Plan, settle
-from fttt.experiment.runner import Cell, make_engine, run_cells
+from fttt.experiment.runner import make_engine
 from fttt.methods import Method, find_method
-from fttt.models import LoadedModel
-from fttt.progress import Quiet
 from fttt.store import Run
-from fttt.testing import call, save_tiny_model, tiny_model
-from fttt.types import Completion, Question, Trial, Verdict, user
+from fttt.testing import call, save_tiny_model
+from fttt.types import Completion, Question, Trial, user
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -62,100 +55,6 @@ def learner(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Method]:
     return make
 
 
-class Parity:
-    """Judges by the length of an answer, so that some attempts of a random model are right."""
-
-    def __init__(self, right: Callable[[str], bool]) -> None:
-        self.right = right
-
-    async def verify(self, question: Question, completion: str) -> Verdict:
-        score = len(set(completion)) / 10
-        return Verdict("correct" if self.right(completion) else "incorrect", score=score)
-
-    async def close(self) -> None:
-        pass
-
-
-class Asked:
-    """Two questions under that verifier."""
-
-    name = "asked"
-    splits = ("test",)
-
-    def __init__(self, right: Callable[[str], bool]) -> None:
-        self.right = right
-
-    def load(self, options: Any) -> list[Question]:
-        return [Question(f"q{n}", f"Question {n}?") for n in range(2)]
-
-    def verifier(self) -> Parity:
-        return Parity(self.right)
-
-
-class Recorded:
-    """What a run asked its engine to learn, and what came of it."""
-
-    def __init__(self) -> None:
-        self.steps: list[tuple[TrainRequest, Trained]] = []
-
-    def __call__(self, plans: Sequence[Plan], loaded: LoadedModel) -> Any:
-        engine = make_engine(plans, loaded)
-        train = engine.train
-
-        async def recorded(request: TrainRequest) -> Trained:
-            trained = await train(request)
-            self.steps.append((request, trained))
-            return trained
-
-        engine.train = recorded  # type: ignore[method-assign]
-        return engine
-
-
-def sharp_model() -> LoadedModel:
-    """A tiny model that is sure of some tokens."""
-    loaded = tiny_model()
-    with torch.no_grad():
-        loaded.model.lm_head.weight *= 12
-    return loaded
-
-
-def play(
-    method: Method, folder: Path, right: Callable[[str], bool], trials: int = 2
-) -> tuple[Run, Recorded]:
-    values = {
-        "method": method.name, "task": "arithmetic", "budget": {"trials": trials},
-        "sampling": {"max_new_tokens": 12, "temperature": 1.0, "top_p": 1.0},
-    }  # fmt: skip
-    task: Any = Asked(right)
-    settled = settle(resolve(values), method=method, task=task)
-    recorded = Recorded()
-    cell = Cell(Plan(settled, tuple(task.load(None))), folder)
-    (run,) = run_cells([cell], sharp_model(), Quiet(), make_engine=recorded)
-    return run, recorded
-
-
-class Reference:
-    """The base model by its own forward pass, in float64."""
-
-    def __init__(self) -> None:
-        self.loaded = sharp_model()
-        self.model = self.loaded.model.double()
-
-    def logs(self, question: str, turns: tuple[Any, ...], answer: Sequence[int]) -> torch.Tensor:
-        """Log-probabilities ``[T, V]`` of what each token of an answer was predicted as."""
-        prompt = f"Question {question[1:]}?"
-        before = self.loaded.chat.conversation_ids(prompt, turns)
-        ids = torch.tensor([[*before, *answer]])
-        with torch.no_grad():
-            logits = self.model(input_ids=ids).logits[0, len(before) - 1 : -1]
-        return logits.log_softmax(-1)
-
-    def nll(self, trial: Trial) -> float:
-        logs = self.logs(trial.question_id, (), trial.token_ids)
-        ids = torch.tensor(trial.token_ids)
-        return float(-logs.gather(1, ids[:, None]).mean())
-
-
 def wrong(_: str) -> bool:
     return False
 
@@ -165,10 +64,9 @@ def first_trials(run: Run) -> list[Trial]:
 
 
 def test_self_distillation_is_cross_entropy_against_what_the_told_model_predicts(
-    learner: Callable[..., Method], tmp_path: Path
+    learner: Callable[..., Method], play_on_tiny: Any, reference: Any, tmp_path: Path
 ) -> None:
-    run, _ = play(learner("self_distill"), tmp_path / "run", wrong)
-    reference = Reference()
+    run, _ = play_on_tiny(learner("self_distill"), tmp_path / "run", wrong)
     for trial in first_trials(run):
         events = run.histories[trial.question_id].generations
         again: Completion = events[1].completion
@@ -182,10 +80,9 @@ def test_self_distillation_is_cross_entropy_against_what_the_told_model_predicts
 
 
 def test_pushing_down_is_the_unlikelihood_of_the_probable_tokens(
-    learner: Callable[..., Method], tmp_path: Path
+    learner: Callable[..., Method], play_on_tiny: Any, reference: Any, tmp_path: Path
 ) -> None:
-    run, recorded = play(learner("unlearn"), tmp_path / "run", wrong)
-    reference = Reference()
+    run, recorded = play_on_tiny(learner("unlearn"), tmp_path / "run", wrong)
     for trial in first_trials(run):
         logs = reference.logs(trial.question_id, (), trial.token_ids)
         p = logs.gather(1, torch.tensor(trial.token_ids)[:, None])[:, 0].exp()
@@ -201,10 +98,9 @@ def test_pushing_down_is_the_unlikelihood_of_the_probable_tokens(
 
 
 def test_a_group_is_pushed_by_its_advantages_in_one_step(
-    learner: Callable[..., Method], tmp_path: Path
+    learner: Callable[..., Method], play_on_tiny: Any, reference: Any, tmp_path: Path
 ) -> None:
-    run, recorded = play(learner("group_policy"), tmp_path / "run", wrong, trials=8)
-    reference = Reference()
+    run, recorded = play_on_tiny(learner("group_policy"), tmp_path / "run", wrong, trials=8)
     assert len(recorded.steps) == 2, "one step a question, on four attempts"
     for question in ("q0", "q1"):
         group = [t for t in run.trials if t.question_id == question and t.trial < 4]
@@ -217,7 +113,7 @@ def test_a_group_is_pushed_by_its_advantages_in_one_step(
 
 
 def test_the_shared_adapter_imitates_what_was_solved(
-    learner: Callable[..., Method], tmp_path: Path
+    learner: Callable[..., Method], play_on_tiny: Any, reference: Any, tmp_path: Path
 ) -> None:
     right: list[str] = []
 
@@ -228,8 +124,9 @@ def test_the_shared_adapter_imitates_what_was_solved(
             3,
         }  # in the first wave one of two questions, in the second the other
 
-    run, recorded = play(learner("shared_successes"), tmp_path / "run", every_other, trials=6)
-    reference = Reference()
+    run, recorded = play_on_tiny(
+        learner("shared_successes"), tmp_path / "run", every_other, trials=6
+    )
     solved = [t for t in run.trials if t.verdict == "correct"]
     assert len(solved) == 2
     request, trained = recorded.steps[0]
@@ -239,10 +136,12 @@ def test_the_shared_adapter_imitates_what_was_solved(
 
 
 @pytest.mark.parametrize("name", ["self_distill", "unlearn", "group_policy"])
-def test_the_loss_falls(name: str, learner: Callable[..., Method], tmp_path: Path) -> None:
+def test_the_loss_falls(
+    name: str, learner: Callable[..., Method], play_on_tiny: Any, sharp_model: Any, tmp_path: Path
+) -> None:
     """The very examples of a step, learned again and again by one adapter."""
     method = learner(name, lr=5e-3)
-    _, recorded = play(method, tmp_path / "run", wrong, trials=8)
+    _, recorded = play_on_tiny(method, tmp_path / "run", wrong, trials=8)
     request = recorded.steps[0][0]
     lessons = tuple(
         replace(lesson, context=lesson.context if isinstance(lesson.context, tuple)
@@ -274,7 +173,8 @@ def flags(name: str, model: Path, out: Path) -> list[str]:
     lines = [json.dumps({"id": f"q{n}", "question": f"Question {n}?"}) for n in range(QUESTIONS)]
     data.write_text("\n".join(lines) + "\n")
     return [
-        *(f"{name}:{NAMES[name]}", "--model", str(model), "--device", "cpu"),
+        *(BUILT_IN[name][0] if name in BUILT_IN else [f"{name}:{NAMES[name]}"]),
+        *("--model", str(model), "--device", "cpu"),
         *("--task", "jsonl", "--data-dir", str(data), "--verifier", "regex:[a-c]"),
         *("--trials", str(TRIALS), "--max-new-tokens", "24", "--temperature", "1", "--top-p", "1"),
         *("--set", "lr=1e-2", "--out", str(out)),
@@ -283,38 +183,39 @@ def flags(name: str, model: Path, out: Path) -> list[str]:
 
 def facts(run: Run) -> list[tuple[Any, ...]]:
     return [
-        (t.question_id, t.trial, t.token_ids, t.verdict, t.loss and round(t.loss, 4))
+        (t.question_id, t.trial, t.token_ids, t.verdict, t.loss and round(t.loss, 4), t.reset)
         for t in sorted(run.trials, key=lambda t: (t.question_id, t.trial))
     ]
 
 
+BUILT_IN = {
+    "unlearn": (["unlearn", "--set", "bound=0.05"], 9),
+    "policy": (["policy", "--set", "kl=0.1", "--set", "novelty=0.5"], 21),
+    "policy-shared": (["policy", "--shared"], 21),
+}
+"""Words of a command line, and lines of the journal."""
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(NAMES))
+@pytest.mark.parametrize("name", [*sorted(NAMES), *BUILT_IN])
 def test_killed_and_resumed_a_learner_makes_the_same_trials(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed: Callable[..., None]
 ) -> None:
     monkeypatch.syspath_prepend(LEARNERS)
     model = save_tiny_model(tmp_path / "tiny")
     whole, torn = tmp_path / "whole", tmp_path / "torn"
+    lines = BUILT_IN[name][1] if name in BUILT_IN else KILL_AFTER[name]
     assert call("run", *flags(name, model, whole)) == 0
     run = Run.open(whole)
     assert any(t.verdict == "correct" for t in run.trials)
     assert any(t.verdict == "incorrect" for t in run.trials)
 
-    words = [sys.executable, "-m", "fttt", "run", *flags(name, model, torn)]
-    process = subprocess.Popen(words, cwd=LEARNERS, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    journal, deadline = torn / "events.jsonl", time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        if journal.exists() and journal.read_bytes().count(b"\n") >= KILL_AFTER[name]:
-            process.send_signal(signal.SIGKILL)
-            break
-        time.sleep(0.002)
-    assert process.wait(timeout=120) == -signal.SIGKILL
+    killed(["run", *flags(name, model, torn)], torn, lines, LEARNERS)
     assert len(Run.open(torn).trials) < len(run.trials)
 
     assert call("run", "--resume", str(torn)) == 0
     assert facts(Run.open(torn)) == facts(run)
-    events = [json.loads(line) for line in journal.read_text().splitlines()]
+    events = [json.loads(line) for line in (torn / "events.jsonl").read_text().splitlines()]
     made = [(e["question_id"], e["generation"]) for e in events if e["event"] == "generation"]
     assert len(made) == len(set(made)), "nothing was generated twice"
     assert math.isfinite(sum(t.loss or 0.0 for t in run.trials))

@@ -73,6 +73,9 @@ def run_command(
     reflection: Annotated[
         bool, typer.Option("--reflection", help="fttt: learn from a written critique too")
     ] = False,
+    shared: Annotated[
+        bool, typer.Option("--shared", help="policy: one adapter for all questions of the run")
+    ] = False,
     schedule: Annotated[
         str | None,
         typer.Option(help="optune: which trials are edited", metavar="alternate|accumulate"),
@@ -99,6 +102,7 @@ def run_command(
         "settings": _given(
             {
                 "reflection": reflection or None,
+                "shared": shared or None,
                 "schedule": schedule,
                 "checkpoint": checkpoint and str(checkpoint),
             }

@@ -25,8 +25,10 @@ class OwnAdapter:
     """An adapter of one question, as its method holds it."""
 
     slot: AdapterSlot
+    seed: int
+    """What its fresh weights are drawn from."""
     steps: int = 0
-    """Optimizer steps so far: keys and values are those of the weights after as many."""
+    """Changes of the weights so far: keys and values are those of the weights after as many."""
 
 
 class Lookahead:

@@ -144,6 +144,7 @@ def settle(config: RunConfig, *, method: Method | None = None, task: Task | None
         if settings != given:
             method = type(method)(settings)
     config = _with_fixed(_with_weights(config, method, settings), method)
+    settings.check_budget(config.budget.trials)
     if task is None:
         task = task_of(config)
         shown["task"] = task_name(config.task)

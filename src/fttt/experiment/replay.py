@@ -33,7 +33,7 @@ from fttt.experiment.held_sequences import HeldSequence, HeldSequences, Lookahea
 from fttt.experiment.waves import SharedAdapter
 from fttt.methods import Method
 from fttt.models.chat import ChatFormat
-from fttt.store import GenerationEvent, Journal, ScoreEvent
+from fttt.store import DivergenceEvent, GenerationEvent, Journal, ScoreEvent
 from fttt.types import (
     Completion,
     Example,
@@ -175,6 +175,7 @@ class Replay:
         self._sequences = HeldSequences(run.engine, run.adapter_spec)
         self._generations = 0
         self._scorings = 0
+        self._divergences = 0
         self._ahead = Lookahead(lambda: run.engine.idle, self._sequences.generate)
         self._judged = asyncio.Event()
 
@@ -309,9 +310,16 @@ class Replay:
         return past, usage
 
     async def train(
-        self, adapter: MethodAdapter, examples: Sequence[Example], *, divergence: bool = False
+        self,
+        adapter: MethodAdapter,
+        examples: Sequence[Example],
+        *,
+        divergence: bool = False,
+        bound: float | None = None,
     ) -> tuple[Step, Usage]:
         """Take one optimizer step on the sum of the examples' losses, or hand them in for one."""
+        if bound is not None and isinstance(adapter, SharedAdapter):
+            raise TypeError("an adapter of all questions has no bound that one of them could pass")
         examples = [example for example in examples if _counts(example)]
         if not examples:
             return Step(None), Usage()
@@ -326,11 +334,22 @@ class Replay:
             step = Step(trained.loss, trained.trained_tokens)
             usage = Usage(trained_tokens=trained.trained_tokens, seconds=trained.seconds)
         self.ledger.spend(usage)
-        if divergence:
+        if divergence or bound is not None:
             far, cost = await self._divergence(examples, adapter)
             self.ledger.spend(cost)
             step, usage = replace(step, divergence=far), usage + cost
+            if bound is not None and not far <= bound:
+                assert isinstance(adapter, OwnAdapter)
+                await self._reset(adapter)
+                step = replace(step, reset=True)
         return step, usage
+
+    async def _reset(self, adapter: OwnAdapter) -> None:
+        """Give an adapter fresh weights and a fresh optimizer."""
+        assert self.run.adapter_spec is not None
+        adapter.slot.close()
+        adapter.slot = await self.run.engine.open_adapter(self.run.adapter_spec, adapter.seed)
+        adapter.steps += 1
 
     def count(self, verdict: Verdict) -> None:
         """Count a trial's verdict and wake whoever waits for room in the budget."""
@@ -481,22 +500,40 @@ class Replay:
     async def _divergence(
         self, examples: Sequence[Example], adapter: MethodAdapter
     ) -> tuple[float, Usage]:
-        """Mean KL divergence of the adapter's predictions from the base model's at the targets."""
+        """Mean KL divergence of the adapter's predictions from the base model's at the targets.
+
+        Taken from the journal where an earlier process measured it, so that what a method concludes
+        from it is the same again.
+        """
+        number, self._divergences = self._divergences, self._divergences + 1
+        past = self._history.divergences.get(number)
+        if past is not None:
+            return past.divergence, past.usage
+        targets: dict[Example, list[Example]] = {}  # what several examples share is measured once
+        for example in examples:
+            target = Example(example.target, example.after, example.before)
+            targets.setdefault(target, []).append(example)
         both = await asyncio.gather(
             *(
-                self._scores(example, which, _DIVERGENCE_TOP_K)
-                for example in examples
+                self._scores(target, which, _DIVERGENCE_TOP_K)
+                for target in targets
                 for which in (adapter, None)
             )
         )
         places = [
             _kl(now, base, place)
-            for example, now, base in zip(examples, both[::2], both[1::2], strict=True)
+            for own, now, base in zip(targets.values(), both[::2], both[1::2], strict=True)
             for place in range(len(now.token_ids))
-            if not isinstance(example.weight, tuple) or example.weight[place]
+            if any(not isinstance(x.weight, tuple) or x.weight[place] for x in own)
         ]
-        usage = sum((scores.usage for scores in both), Usage())
-        return sum(places) / max(1, len(places)), usage
+        event = DivergenceEvent(
+            self.question.id,
+            number,
+            sum(places) / max(1, len(places)),
+            sum((scores.usage for scores in both), Usage()),
+        )
+        self.run.journal.divergence(event)
+        return event.divergence, event.usage
 
     def _check_replay(
         self, past: GenerationEvent, prompt_ids: tuple[int, ...], trial: int | None
@@ -543,4 +580,4 @@ def _kl(now: Scores, base: Scores, place: int) -> float:
     rest_two = 1 - sum(math.exp(two[token]) for token in common)
     if rest_one > 1e-6:
         total += rest_one * math.log(rest_one / max(rest_two, 1e-9))
-    return max(0.0, total)
+    return 0.0 if total < 0 else total  # NaN stays NaN

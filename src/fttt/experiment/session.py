@@ -40,6 +40,7 @@ class QuestionAttempt:
         self._judged: Judged | None = None
         self._loss: float | None = None
         self._divergence: float | None = None
+        self._reset = False
         self.usage = Usage()
         self.ended = False
 
@@ -90,13 +91,18 @@ class QuestionAttempt:
         return verdict
 
     async def train(
-        self, adapter: Adapter, examples: Sequence[Example], *, divergence: bool = False
+        self,
+        adapter: Adapter,
+        examples: Sequence[Example],
+        *,
+        divergence: bool = False,
+        bound: float | None = None,
     ) -> Step:
         """Take one optimizer step on the sum of the examples' losses."""
         own = _ours(adapter)
         assert own is not None
-        step, usage = await self._replay.train(own, examples, divergence=divergence)
-        self._loss, self._divergence = step.loss, step.divergence
+        step, usage = await self._replay.train(own, examples, divergence=divergence, bound=bound)
+        self._loss, self._divergence, self._reset = step.loss, step.divergence, step.reset
         self.usage += usage
         return step
 
@@ -128,6 +134,7 @@ class QuestionAttempt:
                 tests_passed=verdict.tests_passed,
                 tests_total=verdict.tests_total,
                 divergence=self._divergence,
+                reset=self._reset,
             )
         )
 
@@ -180,10 +187,15 @@ class QuestionGroup:
         return tuple(judged)
 
     async def train(
-        self, adapter: Adapter, examples: Sequence[Example], *, divergence: bool = False
+        self,
+        adapter: Adapter,
+        examples: Sequence[Example],
+        *,
+        divergence: bool = False,
+        bound: float | None = None,
     ) -> Step:
         """Take one step; it is the last trial's."""
-        return await self._trials[-1].train(adapter, examples, divergence=divergence)
+        return await self._trials[-1].train(adapter, examples, divergence=divergence, bound=bound)
 
     def end(self) -> None:
         """Write the trials down."""
@@ -319,11 +331,11 @@ class QuestionSession:
         number = () if self._adapters == 1 else (self._adapters,)
         try:
             seed = derive_key("adapter", run.seed, self._question.id, *number)
-            slot = await run.engine.open_adapter(run.adapter_spec, seed)
+            own = OwnAdapter(await run.engine.open_adapter(run.adapter_spec, seed), seed)
             try:
-                yield OwnAdapter(slot)
+                yield own
             finally:
-                slot.close()
+                own.slot.close()
         finally:
             self._adapters -= 1
             if self._adapters == 0:

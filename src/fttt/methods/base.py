@@ -20,7 +20,16 @@ from fttt.types import Completion, Example, Judged, Question, Scores, Step, Text
 if TYPE_CHECKING:
     from fttt.engine.request import AdapterSpec
 
-__all__ = ["Adapter", "Attempt", "Group", "LoRASettings", "Method", "MethodSettings", "Session"]
+__all__ = [
+    "Adapter",
+    "Attempt",
+    "BoundedSettings",
+    "Group",
+    "LoRASettings",
+    "Method",
+    "MethodSettings",
+    "Session",
+]
 
 
 class MethodSettings(BaseModel):
@@ -55,6 +64,16 @@ class MethodSettings(BaseModel):
 
         Args:
             model: a model, or the name of one, whose weights are then not loaded.
+
+        Raises:
+            UsageError: it is such.
+        """
+
+    def check_budget(self, trials: int | None) -> None:
+        """Refuse a budget that the settings do not go with.
+
+        Args:
+            trials: of each question; ``None`` where tokens or seconds are the budget.
 
         Raises:
             UsageError: it is such.
@@ -109,6 +128,18 @@ class LoRASettings(MethodSettings):
         )
 
 
+class BoundedSettings(LoRASettings):
+    """Settings of a method that watches how far from the base model its steps lead."""
+
+    bound: float | None = Field(
+        None,
+        gt=0,
+        description="most that a step may leave the trained tokens' predictions away from the base "
+        "model's, mean KL divergence in nats; past it the question's adapter is made fresh again "
+        "(not measured)",
+    )
+
+
 class Adapter(Protocol):
     """A question's own weights, or those of all questions, and their optimizer; opaque."""
 
@@ -158,7 +189,12 @@ class Attempt(Protocol):
         """Judge the trial's answer, once: each verdict is a trial of the budget."""
 
     async def train(
-        self, adapter: Adapter, examples: Sequence[Example], *, divergence: bool = False
+        self,
+        adapter: Adapter,
+        examples: Sequence[Example],
+        *,
+        divergence: bool = False,
+        bound: float | None = None,
     ) -> Step:
         """Take one optimizer step on the sum of the examples' losses.
 
@@ -170,6 +206,8 @@ class Attempt(Protocol):
             examples: what they learn from; nothing is learned from none.
             divergence: measure, after the step, how far the trained tokens' predictions are from
                 the base model's.
+            bound: most that it may be, in nats; it is then measured, and past it the question's
+                adapter is made fresh again, optimizer included.
         """
 
 
@@ -198,7 +236,12 @@ class Group(Protocol):
         """
 
     async def train(
-        self, adapter: Adapter, examples: Sequence[Example], *, divergence: bool = False
+        self,
+        adapter: Adapter,
+        examples: Sequence[Example],
+        *,
+        divergence: bool = False,
+        bound: float | None = None,
     ) -> Step:
         """Take one step, as :meth:`Attempt.train` does; it is the last trial's."""
 
@@ -286,8 +329,9 @@ class Method(ABC):
     """Whether its trials are the beams of one search, whose width only ``trials`` can say."""
     adapters: ClassVar[int] = 1
     """Adapters that a question has open at once, at most."""
-    shared: ClassVar[bool] = False
-    """Whether one adapter is all questions'. Steps are then taken in waves: that of a trial, or of
+    shared: bool = False
+    """Whether one adapter is all questions', of the class or as its settings say. Steps are then
+    taken in waves: that of a trial, or of
     a group, once every question has ended it, in the order of the questions; a trial is written
     under the weights of the wave before the last, so that none waits for the slowest."""
     needs_checkpoint: ClassVar[bool] = False

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fttt.store import Run
+from fttt.types import Trial
 
 __all__ = ["show_folders", "show_runs"]
 
@@ -72,6 +73,13 @@ def _warnings(run: Run) -> list[str]:
     if cut > _CUT * len(trials):
         longest = run.config["sampling"]["max_new_tokens"]
         said.append(f"--max-new-tokens {longest} cut off {cut:,} of {len(trials):,} trials")
+    measured = [trial for trial in trials if trial.divergence is not None]
+    if measured:
+        far = [trial.divergence or 0.0 for trial in measured]
+        said.append(
+            f"divergence from the base model a step: mean {sum(far) / len(far):.3f}, at most "
+            f"{max(far):.3f} nats; {_resets(measured)}"
+        )
     sampling = run.config.get("sampling", {})
     if sampling.get("temperature", 0) > 0:
         theirs = run.environment.get("model_sampling", {})
@@ -83,6 +91,17 @@ def _warnings(run: Run) -> list[str]:
     if run.decided_by == "vote" and not any(trial.extracted for trial in trials):
         said.append("no trial had an answer to vote on")
     return said
+
+
+def _resets(measured: Sequence[Trial]) -> str:
+    resets = [trial for trial in measured if trial.reset]
+    if not resets:
+        return "no adapter was reset"
+    questions = len({trial.question_id for trial in resets})
+    return (
+        f"past the bound, adapters were reset {len(resets):,} times, of {questions:,} questions; "
+        "a lower lr keeps what was learned"
+    )
 
 
 def _differs(sampling: Mapping[str, Any], name: str, value: float) -> bool:

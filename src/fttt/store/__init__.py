@@ -3,7 +3,14 @@
 ``Run.open(path)`` reads a folder, finished or not. ``RunWriter`` appends to one.
 """
 
-from fttt.store.journal import GenerationEvent, History, Journal, MemoryJournal, ScoreEvent
+from fttt.store.journal import (
+    DivergenceEvent,
+    GenerationEvent,
+    History,
+    Journal,
+    MemoryJournal,
+    ScoreEvent,
+)
 from fttt.store.outcome import DecidedBy, Unanswered, solved_within, spent, vote, wilson
 from fttt.store.run_folder import (
     Run,
@@ -15,6 +22,7 @@ from fttt.store.run_folder import (
 
 __all__ = [
     "DecidedBy",
+    "DivergenceEvent",
     "GenerationEvent",
     "History",
     "Journal",

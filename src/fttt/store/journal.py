@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from fttt.types import Completion, Scores, Trial, Usage, Verdict
 
 __all__ = [
+    "DivergenceEvent",
     "GenerationEvent",
     "History",
     "Journal",
@@ -53,6 +54,17 @@ class ScoreEvent:
     scores: Scores
 
 
+@dataclass(frozen=True, slots=True)
+class DivergenceEvent:
+    """How far from the base model a step left the trained tokens' predictions."""
+
+    question_id: str
+    number: int
+    """Its place among all measurements of its question, from 0."""
+    divergence: float
+    usage: Usage
+
+
 @dataclass(slots=True)
 class History:
     """What the journal holds of one question."""
@@ -63,6 +75,8 @@ class History:
     """By the number of the generation that was judged."""
     scores: dict[int, Scores] = field(default_factory=dict)
     """By the number of the scoring."""
+    divergences: dict[int, DivergenceEvent] = field(default_factory=dict)
+    """By the number of the measurement."""
     done: bool = False
     """The method has returned, and every trial is on disk."""
 
@@ -160,6 +174,18 @@ def score_to_json(event: ScoreEvent) -> dict[str, Any]:
     return record
 
 
+def divergence_to_json(event: DivergenceEvent) -> dict[str, Any]:
+    """The journal's line for a divergence."""
+    return {
+        "event": "divergence",
+        "question_id": event.question_id,
+        "number": event.number,
+        "divergence": event.divergence,
+        "scored_tokens": event.usage.scored_tokens,
+        "seconds": round(event.usage.seconds, 6),
+    }
+
+
 def _packed(kind: str, rows: Sequence[Sequence[float]]) -> str:
     """Numbers as little-endian bytes of 4 each."""
     numbers = array(kind, [number for row in rows for number in row])
@@ -217,11 +243,18 @@ def histories(
                 history.verdicts[line["generation"]] = _verdict(line)
         elif kind == "score":
             history.scores[line["score"]] = _scores(line)
+        elif kind == "divergence":
+            history.divergences[line["number"]] = _divergence(line)
         elif kind == "done":
             history.done = True
     for question_id, _ in lost:
         found[question_id].done = False
     return found
+
+
+def _divergence(line: Mapping[str, Any]) -> DivergenceEvent:
+    usage = Usage(scored_tokens=line["scored_tokens"], seconds=line["seconds"])
+    return DivergenceEvent(line["question_id"], line["number"], line["divergence"], usage)
 
 
 def _verdict(line: Mapping[str, Any]) -> Verdict:
@@ -262,7 +295,9 @@ def _generation(line: Mapping[str, Any], content: Mapping[str, Any]) -> Generati
 
 def trial_to_json(trial: Trial) -> dict[str, Any]:
     """The line of ``trials.jsonl`` for a trial."""
-    measured = {} if trial.divergence is None else {"divergence": trial.divergence}
+    measured: dict[str, Any] = (
+        {} if trial.divergence is None else {"divergence": trial.divergence, "reset": trial.reset}
+    )
     return {
         "question_id": trial.question_id,
         "trial": trial.trial,
@@ -305,6 +340,7 @@ def trial_from_json(line: Mapping[str, Any]) -> Trial:
         tests_passed=line.get("tests_passed"),
         tests_total=line.get("tests_total"),
         divergence=line.get("divergence"),
+        reset=line.get("reset", False),
     )
 
 
@@ -322,6 +358,9 @@ class Journal(Protocol):
 
     def score(self, event: ScoreEvent) -> None:
         """Keep scores that have just been computed."""
+
+    def divergence(self, event: DivergenceEvent) -> None:
+        """Keep a divergence that has just been measured."""
 
     def verdict(self, question_id: str, generation: int, verdict: Verdict) -> None:
         """Keep a verdict."""
@@ -349,6 +388,9 @@ class MemoryJournal:
         pass
 
     def score(self, event: ScoreEvent) -> None:
+        pass
+
+    def divergence(self, event: DivergenceEvent) -> None:
         pass
 
     def verdict(self, question_id: str, generation: int, verdict: Verdict) -> None:

@@ -125,6 +125,11 @@ def summarize(
         "seconds": seconds,
         "decided_by": decided_by,
     }
+    steps = [t for r in records for t in r.trials if t.divergence is not None]
+    if steps:
+        found = [t.divergence for t in steps if t.divergence is not None]
+        summary["divergence"] = {"mean": sum(found) / len(found), "max": max(found)}
+        summary["resets"] = sum(t.reset for t in steps)
     best = [record.score for record in records if record.score is not None]
     if best:
         summary["score"] = sum(best) / len(best)

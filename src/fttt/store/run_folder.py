@@ -18,11 +18,13 @@ import tomli_w
 from fttt.errors import UsageError
 from fttt.files import cannot_write, check_unused, write_whole
 from fttt.store.journal import (
+    DivergenceEvent,
     GenerationEvent,
     History,
     ScoreEvent,
     answer_contents,
     answer_to_json,
+    divergence_to_json,
     generation_to_json,
     histories,
     score_to_json,
@@ -373,6 +375,9 @@ class RunWriter:
 
     def score(self, event: ScoreEvent) -> None:
         self._append_event(score_to_json(event))
+
+    def divergence(self, event: DivergenceEvent) -> None:
+        self._append_event(divergence_to_json(event))
 
     def verdict(self, question_id: str, generation: int, verdict: Verdict) -> None:
         self._append_event(verdict_to_json(question_id, generation, verdict))
