@@ -305,3 +305,40 @@ def test_a_training_that_made_things_worse_says_so(
     errors = capsys.readouterr().err
     assert "Training diverged" in errors
     assert "Resume with" not in errors  # at that rate it would diverge again
+
+
+def _texts(folder: str | Path) -> dict[str, set[str]]:
+    """The completions of each question."""
+    return {r.question.id: {t.completion for t in r.trials} for r in Run.open(folder).records}
+
+
+def test_evaluations_and_sweeps_sample_by_the_flags_of_the_sampler(
+    make_checkpoint: Make, make_network: Make
+) -> None:
+    """Among the one most probable token there is nothing to draw, at any temperature."""
+    small = ["--limit", "2", "--trials", "2", "--max-new-tokens", "8", "--device", "cpu"]
+    sampler = ["--top-k", "1", "--min-p", "0.1", "--repetition-penalty", "1.5"]
+    words = [*small, *sampler, "--temperature", "1.5"]
+    tuned = make_checkpoint("lora")
+    assert call("finetune", "evaluate", str(tuned.folder), *words, "--out", "e") == 0
+    greedy = _texts("e/greedy-arithmetic-tuned-lora")
+    assert _texts("e/finetuned-arithmetic-tuned-lora-s42") == greedy
+    # without the penalty the answers are others
+    plain = ["--adapter", str(tuned.folder), "--model", str(tuned.base), *small]
+    assert call("run", "greedy", *plain, "--out", "p") == 0
+    assert _texts("p") != greedy
+
+    base = ["--model", str(tuned.base)]
+    assert call("run", "greedy", *base, *small, *sampler, "--out", "b") == 0
+    network = ["--checkpoint", str(make_network())]
+    assert call("optune", "evaluate", *base, *network, *words, "--trials", "1", "--out", "o") == 0
+    assert _texts("o") == _texts("b")
+
+    Path("grid.toml").write_text(
+        'methods = ["greedy", "best-of-n"]\n[base]\nmodel = ' + f"{str(tuned.base)!r}\n"
+        "[base.data]\nlimit = 2\n[base.budget]\ntrials = 2\n[base.engine]\ndevice = 'cpu'\n"
+        "[base.sampling]\ntemperature = 1.5\ntop_k = 1\nmin_p = 0.1\nrepetition_penalty = 1.5\n"
+        "max_new_tokens = 8\n"
+    )
+    assert call("sweep", "grid.toml", "--out", "s") == 0
+    assert _texts("s/greedy-arithmetic") == _texts("s/best-of-n-arithmetic-s42") == _texts("b")

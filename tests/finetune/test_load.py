@@ -14,6 +14,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from fttt.config import SETTINGS, build
 from fttt.engine import (
@@ -38,9 +39,11 @@ from fttt.finetune.load import (
     load_finetuned,
 )
 from fttt.finetune.metadata import METHODS, FinetuneInfo, Method, model_shape, write_info
+from fttt.finetune.packing import PackedPasses, SampleGroup
 from fttt.finetune.parameters import export, prepare
 from fttt.models import LoadedModel, load_model
 from fttt.testing import save_tiny_model, tiny_model
+from fttt.training import GoldExample
 
 PROMPTS = ("Hello", "What is 2 + 2?", "A rather longer question, with more words in it.")
 Make = Any
@@ -154,6 +157,45 @@ def test_fttt_trains_on_top_kept_and_replayed(make_checkpoint: Make, method: Met
     start = len(prompt) + len(kept[0][0])
     expected = torch.nn.functional.cross_entropy(logits[start - 1 : -1], context[0, start:])
     assert kept[0][1] == pytest.approx(float(expected), rel=1e-4)
+
+
+@pytest.mark.parametrize("method", ["lora", "ia3"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_gpt2_whose_weights_are_transposed_is_trained_and_merged(
+    method: Method, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=272, n_positions=64, n_embd=32, n_layer=2, n_head=4, bos_token_id=None,
+        eos_token_id=2, initializer_range=0.3,
+    )  # fmt: skip
+    base = GPT2LMHeadModel(config).eval().requires_grad_(False).to(dtype)
+    targets = {"targets": ["c_attn"]}
+    values: Any = targets if method == "lora" else {**targets, "feedforward": ["c_proj"]}
+    settings = build(SETTINGS[method], values, "the test")
+    model = prepare(copy.deepcopy(base), settings)
+    group = SampleGroup((GoldExample("a", (5, 6, 7), (8, 9, 2)),))
+    with PackedPasses(model, dtype=dtype) as packed:
+        group.loss(packed(model, group)).backward()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in trained)
+    for parameter in trained:
+        parameter.data += 0.1 * torch.randn(parameter.shape)
+    export(model, settings, tmp_path, "gpt2")
+    info = FinetuneInfo(
+        method=method, model="gpt2", base_model="gpt2", architecture=model_shape(config),
+        task="arithmetic", seed=42, settings=values, step=1, epoch=1.0, trained_parameters=1,
+        trained_tokens=1, tokens=1, seconds=1.0,
+    )  # fmt: skip
+    write_info(tmp_path, info)
+    loaded = attach(replace(tiny_model(), name="gpt2", model=base), tmp_path)
+    ids = torch.randint(3, 259, (2, 20))
+    expected = model.eval().float()(input_ids=ids).logits
+    found = loaded.model(input_ids=ids).logits.float()
+    far = 1e-4 if dtype == torch.float32 else 0.5  # of bfloat16's activations
+    torch.testing.assert_close(found, expected, rtol=0, atol=far)
+    assert loaded.adapter is not None
+    assert loaded.adapter["change_kept"] == pytest.approx(1, abs=1e-4)
 
 
 def test_what_does_not_belong_together_is_refused_by_name(make_checkpoint: Make) -> None:

@@ -21,6 +21,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from fttt.config.finetune_config import (
     AdapterSettings,
@@ -125,7 +126,7 @@ def _peft_config(model: Any, settings: Section) -> Any:
     from peft import IA3Config, LNTuningConfig, LoraConfig, PrefixTuningConfig
 
     if isinstance(settings, FinetuneLoRASettings):
-        _check_targets(model, "lora", settings.targets)
+        transposed = _check_targets(model, "lora", settings.targets)
         layers = model_shape(model.config).layers
         first = layers - max(1, round(layers * settings.share))
         return LoraConfig(
@@ -134,13 +135,14 @@ def _peft_config(model: Any, settings: Section) -> Any:
             lora_alpha=settings.alpha,  # type: ignore[arg-type] # any number serves
             lora_dropout=settings.dropout,
             target_modules=list(settings.targets),
+            fan_in_fan_out=transposed,
             layers_to_transform=list(range(first, layers)),
         )
     if isinstance(settings, IA3Settings):
         targets = settings.targets + settings.feedforward
-        _check_targets(model, "ia3", targets)
         return IA3Config(
             task_type="CAUSAL_LM",
+            fan_in_fan_out=_check_targets(model, "ia3", targets),
             target_modules=list(targets),
             feedforward_modules=list(settings.feedforward),
         )
@@ -178,9 +180,18 @@ def _with_peft(model: Any, config: Any) -> Any:
         ) from None
 
 
-def _check_targets(model: Any, method: str, targets: tuple[str, ...]) -> None:
-    linear = [name for name, m in model.named_modules() if isinstance(m, nn.Linear)]
-    known = sorted({n.rpartition(".")[2] for n in linear if re.search(r"\.\d+\.", n)})
+def _check_targets(model: Any, method: str, targets: tuple[str, ...]) -> bool:
+    """Whether the targets hold their weights transposed, as GPT-2's ``Conv1D`` does.
+
+    Raises:
+        UsageError: a target is no projection of the model's layers.
+    """
+    found = {
+        name.rpartition(".")[2]: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and re.search(r"\.\d+\.", name)
+    }
+    known = sorted(found)
     for target in targets:
         if target not in known:
             raise UsageError(
@@ -188,6 +199,7 @@ def _check_targets(model: Any, method: str, targets: tuple[str, ...]) -> None:
                 f"on {target!r}: the projections of its layers are {', '.join(known) or 'none'}; "
                 "name others with --set targets=."
             )
+    return any(isinstance(found[target], Conv1D) for target in targets)
 
 
 def _norms(model: Any) -> list[str]:
