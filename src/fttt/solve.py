@@ -34,6 +34,8 @@ class Result:
     """The completion that was; ``None`` where none was."""
     score: float | None
     """The best score of its trials, where the verifier gives one."""
+    best: Trial | None
+    """The first trial with that score, which is the result where no answer is right or wrong."""
     trials: tuple[Trial, ...]
     usage: Usage
 
@@ -56,6 +58,7 @@ def solve(
     unanswered: Literal["count", "retry"] = "count",
     token_budget: int | None = None,
     time_budget: float | None = None,
+    until: float | None = None,
     settings: Mapping[str, Any] | None = None,
     dtype: str = "auto",
     device: str = "auto",
@@ -68,9 +71,9 @@ def solve(
     Args:
         question: what the model reads, or a :class:`fttt.Question` with a gold for the verifier.
         verify: a function ``check(completion)`` or ``check(completion, question)`` that returns
-            whether the answer is right, a verifier object, or a text as after ``--verifier``, such
-            as ``regex:PATTERN``, ``command:LINE`` or, with a gold, ``number`` or ``math``. A
-            function runs in a child process under a time limit of 30 seconds;
+            whether the answer is right, or its score, a verifier object, or a text as after
+            ``--verifier``, such as ``regex:PATTERN``, ``command:LINE`` or, with a gold, ``number``
+            or ``math``. A function runs in a child process under a time limit of 30 seconds;
             :class:`fttt.FunctionVerifier` offers more.
         model: a hub name, a folder, a GGUF file, ``smollm2-135m`` (the default), or a loaded
             model. The model that was used last stays loaded.
@@ -88,6 +91,7 @@ def solve(
         unanswered: whether a trial without an answer spends budget, or is free (``retry``).
         token_budget: no new trial once this many tokens were generated.
         time_budget: no new trial once this many seconds were spent.
+        until: the score that solves the question, where ``verify`` returns one.
         settings: settings of the method, such as ``{"lr": 1e-4}``.
         dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
@@ -111,6 +115,7 @@ def solve(
         "unanswered": unanswered,
         "token_budget": token_budget,
         "time_budget": time_budget,
+        "until": until,
         "temperature": temperature,
         "top_p": top_p,
         "top_k": top_k,
@@ -214,7 +219,8 @@ async def _solve(plan: Plan, loaded: LoadedModel, verifier: Verifier, *, borrowe
     solved = solved_within(trials, decided_by=plan.method.decided_by)
     best = vote(trials) if plan.method.decided_by == "vote" else _first_correct(trials)
     answer = best.completion if solved and best is not None else None
-    return Result(question, solved, answer, Record(question, trials, usage).score, trials, usage)
+    record = Record(question, trials, usage)
+    return Result(question, solved, answer, record.score, record.best, trials, usage)
 
 
 def _first_correct(trials: tuple[Trial, ...]) -> Trial | None:

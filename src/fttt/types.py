@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 JSON = None | bool | int | float | str | Sequence["JSON"] | Mapping[str, "JSON"]
@@ -249,6 +249,12 @@ class Verdict:
     def correct(self) -> bool:
         return self.outcome == "correct"
 
+    def reaching(self, until: float | None) -> Verdict:
+        """The verdict where an answer is correct from the score ``until`` on, if one is given."""
+        if until is None or self.score is None or not self.answered:
+            return self
+        return replace(self, outcome="correct" if self.score >= until else "incorrect")
+
     @property
     def answered(self) -> bool:
         return self.outcome != "unanswered"
@@ -301,6 +307,12 @@ class Record:
     def score(self) -> float | None:
         """The best score of its trials, or ``None`` where no trial has one."""
         return max((t.score for t in self.trials if t.score is not None), default=None)
+
+    @property
+    def best(self) -> Trial | None:
+        """The first trial with the best score, or ``None`` where no trial has one."""
+        scored = [trial for trial in self.trials if trial.score is not None]
+        return max(scored, key=lambda trial: trial.score or 0.0, default=None)
 
     @property
     def answer(self) -> str | None:

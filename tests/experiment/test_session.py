@@ -11,7 +11,7 @@ from fttt.experiment.session import AdapterRoom
 from fttt.methods.base import LoRASettings, Method, MethodSettings, Session
 from fttt.methods.best_of_n import BestOfN
 from fttt.testing import TinyVerifier, play, tiny_tokenizer
-from fttt.types import Example, Question, Verdict, system, user
+from fttt.types import Example, Question, Record, Verdict, system, user
 from fttt.verifiers.number import NumberVerifier
 
 
@@ -316,3 +316,23 @@ def test_places_for_two_adapters_are_taken_at_once_and_too_many_are_refused() ->
         return done
 
     assert asyncio.run(main()) == ["cancelled", "b", "c"]
+
+
+class Closeness(TinyVerifier):
+    """Scores an answer by how near it is to 7, as a cost below 0."""
+
+    async def verify(self, question: Question, completion: str) -> Verdict:
+        return Verdict("incorrect", completion, score=-abs(7.0 - float(completion)))
+
+
+def test_a_question_ends_at_the_score_that_it_is_to_reach() -> None:
+    script, method = ["3", "5", "6", "7"], BestOfN(MethodSettings())
+    scene = play(method, script, verifier=Closeness(), trials=4, until=-1.0)
+    assert [(t.score, t.verdict) for t in scene.trials] == [
+        (-4.0, "incorrect"), (-2.0, "incorrect"), (-1.0, "correct"),
+    ]  # fmt: skip
+    scene = play(method, script, verifier=Closeness(), trials=4)
+    assert [t.verdict for t in scene.trials] == ["incorrect"] * 4
+    best = Record(Question("q", "?"), scene.trials, scene.usage).best
+    assert best is not None
+    assert (best.completion, best.score) == ("7", 0.0)

@@ -17,7 +17,7 @@ from fttt.types import Question, Trial, Usage
     [
         ("the judge could not judge it: the tests define no check", True),
         ("the verifier raised ValueError: no", True),
-        ("the verifier returned the number 0.3 and no truth value", True),
+        ("the verifier returned nan, which is no score", True),
         ("failed: AssertionError", False),
         ("timeout: the submission took too long", False),
     ],

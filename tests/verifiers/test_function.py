@@ -118,11 +118,13 @@ def test_feedback_is_made_of_the_answer_alone() -> None:
     assert verdict.feedback == "Your answer 41 is incorrect."
 
 
-def test_a_score_alone_is_no_truth_value() -> None:
-    low, whole = judge(lambda text: float(text), "0.3", "1.0")
-    assert low.outcome == "incorrect"
-    assert "Verdict(outcome, score=...)" in low.detail
-    assert whole.correct
+def test_a_number_is_a_score_of_which_one_is_correct() -> None:
+    low, whole, cost, none = judge(lambda text: float(text), "0.3", "1.0", "-2.5", "nan")
+    assert (low.outcome, low.score) == ("incorrect", 0.3)
+    assert (whole.outcome, whole.score) == ("correct", 1.0)
+    assert (cost.outcome, cost.score) == ("incorrect", -2.5)
+    assert (none.outcome, none.score) == ("incorrect", None)
+    assert none.detail == "the verifier returned nan, which is no score"
 
 
 def test_a_match_is_true_and_a_text_is_no_truth_value() -> None:

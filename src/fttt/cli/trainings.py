@@ -122,7 +122,8 @@ def _show_finetune(info: FinetuneInfo, folder: Path) -> None:
 @with_flags(
     without=[
         "method", "adapter", "save_correct_cases", "data.questions", "data.prompt", "data.seed",
-        "budget.token_budget", "budget.time_budget", "engine.max_length", "settings",
+        "budget.token_budget", "budget.time_budget", "budget.until", "engine.max_length",
+        "settings",
     ],
     texts={
         "task": "a task of `fttt list tasks`, or module:Class (what it was trained on)",
@@ -225,7 +226,7 @@ _OPTUNE_PANELS = {
     without=[
         "method", "adapter", "save_correct_cases", "data.questions", "data.skip_cases",
         "data.prompt", "data.seed", "budget.trials", "budget.unanswered", "budget.token_budget",
-        "budget.time_budget", "engine.max_length", "settings",
+        "budget.time_budget", "budget.until", "engine.max_length", "settings",
     ],
     texts={"data.split": "split of the task, never test \\[train]"},
 )  # fmt: skip

@@ -90,6 +90,12 @@ class BudgetSection(Section):
         None, gt=0, description="seconds that a question may take before its last trial begins"
     )
 
+    until: float | None = Field(
+        None,
+        description="a question is solved by the first answer with this score, whatever else its "
+        "verifier says (where it gives scores)",
+    )
+
     @model_validator(mode="before")
     @classmethod
     def _default_trials(cls, given: Any) -> Any:

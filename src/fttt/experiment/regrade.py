@@ -39,7 +39,7 @@ def regrade(run: Run, out: Path) -> tuple[Run, list[Change]]:
     check_free(out)
     config = build(RunConfig, run.config, f"{run.path}/config.toml")
     verifier = task_of(config).verifier()
-    graded = asyncio.run(_judge(run, verifier))
+    graded = asyncio.run(_judge(run, verifier, config.budget.until))
     environment = {**run.environment, "regraded_from": str(run.path)}
     writer = RunWriter.create(
         out,
@@ -62,14 +62,14 @@ def regrade(run: Run, out: Path) -> tuple[Run, list[Change]]:
     return regraded, [Change(old, new) for old, (new, _) in pairs if old.verdict != new.verdict]
 
 
-async def _judge(run: Run, verifier: Verifier) -> list[tuple[Trial, Verdict]]:
+async def _judge(run: Run, verifier: Verifier, until: float | None) -> list[tuple[Trial, Verdict]]:
     """Each trial with its new verdict, and that verdict."""
     questions = {question.id: question for question in run.questions}
     room = asyncio.Semaphore(_AT_ONCE)
 
     async def again(trial: Trial) -> tuple[Trial, Verdict]:
         async with room:
-            return await _again(run, trial, questions[trial.question_id], verifier)
+            return await _again(run, trial, questions[trial.question_id], verifier, until)
 
     try:
         return list(await asyncio.gather(*(again(trial) for trial in run.trials)))
@@ -78,10 +78,11 @@ async def _judge(run: Run, verifier: Verifier) -> list[tuple[Trial, Verdict]]:
 
 
 async def _again(
-    run: Run, trial: Trial, question: Question, verifier: Verifier
+    run: Run, trial: Trial, question: Question, verifier: Verifier, until: float | None
 ) -> tuple[Trial, Verdict]:
     cut = trial.finish_reason == "length"
     verdict = await verify_completion(verifier, question, trial.completion, cut=cut)
+    verdict = verdict.reaching(until)
     extracted = verdict.extracted
     if run.decided_by == "vote":
         # the normal form, which is voted on

@@ -18,7 +18,7 @@ _CUT = 0.1
 """Share of trials cut at their length limit above which a note says so."""
 _FAILED = re.compile(
     "the (verifier|command|regular expression .*) "
-    "(raised|took longer|used more than|died|returned the|could not be run)"
+    "(raised|took longer|used more than|died|returned|could not be run)"
     "|the judge could not judge it",
     re.DOTALL,
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -21,7 +22,8 @@ class FunctionVerifier:
     """Calls a function to judge a completion.
 
     The function is called as ``check(completion)`` or, where it takes two arguments, as
-    ``check(completion, question)``; it may be a coroutine function. It returns a truth value or a
+    ``check(completion, question)``; it may be a coroutine function. It returns a truth value, a
+    score (a ``float``, of which 1.0 is correct; ``--until`` sets another mark), or a
     :class:`fttt.Verdict`, which may also hold a ``score`` and the ``feedback`` for the model (by
     default feedback is made from the extracted answer alone). A call that raises or takes too long
     is an ``incorrect`` verdict whose detail is the reason.
@@ -110,12 +112,12 @@ class _Call:
         if isinstance(result, str | bytes):
             detail = f"the verifier returned the text {result[:60]!r} and no truth value"
             return {"outcome": "incorrect", "detail": detail}
-        if isinstance(result, float) and result not in (0.0, 1.0):
-            detail = (
-                f"the verifier returned the number {result!r} and no truth value; for a score "
-                "return fttt.Verdict(outcome, score=...)"
-            )
-            return {"outcome": "incorrect", "detail": detail}
+        if isinstance(result, float):
+            if not math.isfinite(result):
+                detail = f"the verifier returned {result!r}, which is no score"
+                return {"outcome": "incorrect", "detail": detail}
+            scored: Outcome = "correct" if result == 1 else "incorrect"
+            return {"outcome": scored, "detail": f"score {result:g}", "score": result}
         outcome: Outcome = "correct" if result else "incorrect"
         return {"outcome": outcome, "detail": ""}
 
