@@ -1,4 +1,4 @@
-"""Short word problems made from a seed: the embedded default, which needs no data at all."""
+"""Short word problems made from a seed: the embedded default, without data files."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 
 class _Draws:
-    """Numbers that depend on a text only: the same on every machine and Python version."""
+    """Pseudo-random numbers from a text: the same on every machine and Python version."""
 
     def __init__(self, key: str) -> None:
         self._key = key
@@ -114,13 +114,13 @@ LEVELS: dict[int, tuple[tuple[Callable[[_Draws, int], _Problem], ...], int]] = {
 
 
 class ArithmeticTask:
-    """Word problems of one to three steps; the levels take turns, so any prefix is a fair mix."""
+    """Word problems of one or two steps; the levels take turns, so any prefix is a fair mix."""
 
     name: ClassVar[str] = "arithmetic"
     splits: ClassVar[tuple[str, ...]] = ("test", "train")
 
     def __init__(self, levels: Sequence[int] = (1, 2, 3)) -> None:
-        """Choose the levels that take turns: 1 has one step, 2 two, 3 two or three.
+        """Set the levels that take turns: 1 and 2 have one step, 3 has two.
 
         Raises:
             UsageError: a level that does not exist, or none at all.

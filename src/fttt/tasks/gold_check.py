@@ -35,7 +35,7 @@ _FENCED = re.compile(r"```python\n(.*?)\n?```", re.DOTALL)
 
 @dataclass(frozen=True, slots=True)
 class Mistake:
-    """One verdict that was not the expected one."""
+    """A verdict that was not the expected one."""
 
     question_id: str
     completion: str
@@ -45,7 +45,7 @@ class Mistake:
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """How many completions of one sort were judged, and which wrongly."""
+    """The number of judged completions of one kind, and the wrong verdicts."""
 
     judged: int
     mistakes: tuple[Mistake, ...]
@@ -58,12 +58,12 @@ class _Case:
     question: Question
     completion: str
     cut: bool = False
-    """Whether it is said to have ended at its length limit."""
+    """Whether it counts as truncated at its length limit."""
 
 
 @dataclass(frozen=True, slots=True)
 class CheckReport:
-    """What :func:`check_task` found."""
+    """The result of :func:`check_task`."""
 
     task: str
     split: str
@@ -75,8 +75,8 @@ class CheckReport:
     solutions: Tally
     """Gold solutions, which must be correct."""
     wrong: Tally
-    """Wrong answers made from the gold ones, and what is no answer at all (the question repeated,
-    lists of numbers, the gold answer cut off), of which none may be correct."""
+    """Wrong answers made from the gold ones, and texts without an answer (the question repeated,
+    lists of numbers, the gold answer truncated), of which none may be correct."""
     broken: tuple[str, ...]
     """Questions left out, since their gold is known to be missing or wrong in the benchmark."""
 
@@ -90,7 +90,7 @@ async def check_task(task: Task, options: TaskOptions) -> CheckReport:
     """Judge every gold answer, gold solution and deliberately wrong answer of a split.
 
     Raises:
-        UsageError: the questions cannot be read, or nothing in them can be judged.
+        UsageError: the questions cannot be read, or none can be judged.
         RunError: judging is impossible (the judge is down).
     """
     questions = task.load(options)
@@ -299,7 +299,7 @@ def wrong_programs(program: str) -> list[str]:
 
 def _with_bodies(program: str, statement: str) -> str:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of escapes that are none, in a benchmark's own programs
+        warnings.simplefilter("ignore")  # of invalid escapes in a benchmark's own programs
         tree = ast.parse(program)
     for node in tree.body:
         if isinstance(node, ast.FunctionDef):

@@ -28,7 +28,7 @@ PAPER_PROMPT = (
 )
 
 CONTRADICTED = frozenset(("HumanEval/47", "HumanEval/116", "HumanEval/148"))
-"""Problems whose reference solution does not do what an example in their docstring says."""
+"""Problems whose reference solution contradicts an example in their docstring."""
 
 _EXAMPLE = re.compile(
     r"[*>\s]*(?:assert |for )?(\w+\(.*\))\s*(?:==>?|=>|-+>|\u279e|returns|should return)\s*"
@@ -40,7 +40,7 @@ FIELDS = ("task_id", "prompt", "entry_point", "canonical_solution", "test")
 
 
 class HumanEvalTask:
-    """164 problems; there is nothing to train on."""
+    """164 problems to test; the benchmark has no other split."""
 
     name: ClassVar[str] = "humaneval"
     splits: ClassVar[tuple[str, ...]] = ("test",)
@@ -94,7 +94,7 @@ def _problem(row: Row) -> dict[str, JSON]:
 
 
 def _examples(prompt: str, entry: str) -> Iterator[str]:
-    """The statements that a docstring's examples amount to, where they can be run."""
+    """A docstring's examples as statements, if they can be run."""
     try:
         tree = ast.parse(prompt)
     except SyntaxError:
@@ -128,10 +128,10 @@ def _docstring(tree: ast.Module, entry: str) -> str:
 
 
 def _stated(text: str) -> Iterator[tuple[str, str]]:
-    """Sources and what comes of them: of doctests, else of lines such as ``f(1) == 2``."""
+    """Calls and their results: of doctests, else of lines such as ``f(1) == 2``."""
     try:
         examples = doctest.DocTestParser().get_examples(text)
-    except ValueError:  # a doctest that is none
+    except ValueError:  # an invalid doctest
         examples = []
     for example in examples:
         yield example.source.strip(), _value(example.want.strip())

@@ -1,4 +1,4 @@
-"""A user's own questions: one JSON object a line, and a verifier of the user's choice."""
+"""Questions of the user: one JSON object a line, and a verifier of the user's choice."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ CONTRACTS = {
     "math-strict": "{question}\n\nEnd your answer with the final result in \\boxed{}.",
     "code": "{question}\n\nGive the whole program in one fenced ```python block.",
 }
-"""What is added to a ``question`` (never to a ``prompt``): where the verifier looks."""
+"""Text added to a ``question`` (never to a ``prompt``): the format that the verifier reads."""
 
 PROBLEM_FIELDS = ("prompt", "test", "entry_point")
 
 
 class JsonlTask:
-    """Questions of your own, one JSON object a line; answers are judged as --verifier says.
+    """Your own questions, one JSON object a line; --verifier names the verifier of the answers.
 
     A line holds these fields:
 
@@ -62,11 +62,11 @@ class JsonlTask:
         time_limit: float | None = None,
         judge_url: str | None = None,
     ) -> None:
-        """Choose how answers are judged.
+        """Set the verifier of the answers.
 
         Args:
             verifier: as after ``--verifier`` (see :func:`fttt.verifiers.verifier.choose_verifier`),
-                or something that makes a verifier.
+                or a function that makes one.
             file: the file, where ``TaskOptions.data_dir`` does not name it.
             time_limit: seconds for one verdict; by default the verifier's own.
             judge_url: where the verifier ``code`` finds its judge.
@@ -82,7 +82,7 @@ class JsonlTask:
 
     @property
     def reads_answers(self) -> bool:
-        """Whether the verifier says what the answer is, which a vote needs."""
+        """Whether the verifier extracts answers, which a vote needs."""
         return not isinstance(self._verifier, str) or reads_answers(self._verifier)
 
     def load(self, options: TaskOptions) -> list[Question]:
@@ -108,7 +108,7 @@ class JsonlTask:
         return list(questions.values())
 
     def verifier(self) -> Verifier:
-        """A fresh verifier of the kind that was chosen."""
+        """A fresh verifier of this task's kind."""
         made = self._require_verifier()
         if isinstance(made, str):
             return choose_verifier(made, time_limit=self._time_limit, judge_url=self._judge_url)
@@ -160,7 +160,7 @@ class JsonlTask:
 
 
 def _check_gold(where: str, kind: str, gold: Any) -> None:
-    """Refuse a gold answer that no completion could ever meet."""
+    """Refuse a gold answer that no completion could equal."""
     if kind in ("number", "number-strict") and read_number(gold) is None:
         raise UsageError(f"{where} has the gold answer {gold!r}, which holds no number.")
     if kind in ("math", "math-strict") and not str(gold).strip():

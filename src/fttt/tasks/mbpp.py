@@ -22,13 +22,13 @@ PROMPT = (
 )
 
 PAPER_PROMPT = "You are an expert Python programmer, and here is your task:\\n{question}"
-# Its code writes a backslash and an n where it means a new line; so does this one.
+# The published prompt has a backslash and an n instead of a new line.
 PAPER_QUESTION = "{text}\\nYour code should pass the following tests:\\n{tests}"
 
 FIELDS = ("task_id", "text", "code", "test_list", "test_setup_code", "challenge_test_list")
 
-# A judge that runs the submission and the tests in two processes needs the first line; where both
-# share one namespace, the second keeps the submission's function before the tests' own hides it.
+# A judge with the submission and the tests in two processes needs the first text; in a shared
+# namespace, the second keeps the submission's function before the tests' own replaces it.
 _RENAME = "def submitted(*args):\n    return check(*args)\n"
 _KEEP = 'if "check" in globals():\n    submitted = check'
 
@@ -108,8 +108,8 @@ def _problem(setup: str, tests: list[str], entry: str) -> dict[str, JSON]:
     """The judge's problem object: the tests as a function ``check(candidate)``.
 
     The tests call the candidate by its own name, so that name is bound inside; every other name
-    (a class of the submission, say) stays what it is in the program. Four problems ask for a
-    function that is itself called ``check``: it is called under another name.
+    (a class of the submission, say) is the program's. Four problems ask for a function that is
+    itself called ``check``: it gets another name.
     """
     body = textwrap.indent(f"{entry} = candidate\n{_join(tests)}", "    ")
     test = _join([setup, f"def check(candidate):\n{body}"])
@@ -149,5 +149,5 @@ def _called(test: str) -> Iterator[str]:
 
 def _parse(code: str) -> ast.Module:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of escapes that are none, in the benchmark's own programs
+        warnings.simplefilter("ignore")  # of invalid escapes in the benchmark's own programs
         return ast.parse(code)

@@ -1,1 +1,1 @@
-"""Judges of answers."""
+"""Verifiers: judges of completions, with the extraction and comparison of answers."""

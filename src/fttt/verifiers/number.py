@@ -207,7 +207,7 @@ def _is_broken(text: str, group: Sequence[_Term]) -> bool:
 
 
 def _terms(text: str) -> list[_Term]:
-    """The terms of a text: its numbers, joined where operators stand between them."""
+    """The terms of a text: its numbers, joined by the operators between them."""
     terms: list[_Term] = []
     parts: list[tuple[str, Numeral]] = []
     start = 0

@@ -47,7 +47,7 @@ _BEGINS = re.compile(
 )
 """The beginning of a completion that is code, or continues code, from its first line."""
 _TAGS = re.compile(r"^[ \t]*\[(?:(PYTHON|CODE|BEGIN)|/PYTHON|/CODE|DONE|END)\][ \t]*$", re.M)
-"""Marks of few-shot prompts and of Code Llama that stand for fences."""
+"""Marks of few-shot prompts and of Code Llama that replace fences."""
 _STOP = re.compile(
     r"(?:<[|\uff5c](?:end[^|\uff5c<>\n]{0,20}|eo[tsmd](?:_id)?|return|im_end|fim_\w+)[|\uff5c]>"
     r"|<end_of_turn>|<eos>)(?![\"'])|</s>(?=\s*(?:\Z|<s>|\[INST\]))|(?<=```)</s>",

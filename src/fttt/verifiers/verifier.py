@@ -80,7 +80,7 @@ def feedback_on(outcome: Outcome, extracted: str | None) -> str:
 
 CHOICES = {
     "number": "the gold number by value",
-    "number-strict": 'the same, and only what stands behind "The final answer is"',
+    "number-strict": 'the same, in the text behind "The final answer is" only',
     "math": "mathematical equivalence with the gold answer",
     "math-strict": "the string rule of the MATH benchmark",
     "code": "the unit tests of a judge's problem object",

@@ -82,7 +82,7 @@ _COMMAND_LETTERS = pairs(
     unicodedata.lookup(f"GREEK {'SMALL' if name.islower() else 'CAPITAL'} LETTER {name}"): name
     for name in GREEK - {"ell", "hbar", "lambda", "Lambda"}
 }
-"""The name of the command that a letter stands for."""
+"""The command of a Unicode letter."""
 _CHARACTERS = {
     **{letter: f"\\{name} " for letter, name in _COMMAND_LETTERS.items()},
     **{
@@ -97,7 +97,7 @@ _CHARACTERS = {
     **{"÷": "/", "¢": "\\text{ cents}", "√": " sqrt ", "∛": " cbrt "},
     **{"ⁿ": "^{n}", "ₙ": "_{n}", "ᵀ": "^{T}"},
 }
-"""Characters that stand for others, once those of numbers are in ASCII."""
+"""Replacements of characters, once those of numbers are in ASCII."""
 _TRANSLATION = str.maketrans(_CHARACTERS)
 _RAISED = "\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079\u207a\u207b\u207d\u207e"
 _LOWERED = "\u2080\u2081\u2082\u2083\u2084\u2085\u2086\u2087\u2088\u2089\u208a\u208b\u208d\u208e"
@@ -193,7 +193,7 @@ class Token:
 
     A ``number`` has a ``value``; a ``letter`` is one letter or Greek letter; a ``command`` is a
     function, operator or constant by its LaTeX name without the backslash; a ``word`` has two
-    letters or more, or stands alone in ``\text``; a ``sign`` is punctuation, a bracket or an
+    letters or more, or is in ``\text``; a ``sign`` is punctuation, a bracket or an
     operator.
     """
 

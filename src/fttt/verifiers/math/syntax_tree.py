@@ -1,4 +1,4 @@
-r"""Syntax trees of answers: their nodes, and the names that answers give to their values.
+r"""Syntax trees of answers: nodes, names of values, pairs of brackets.
 
 A name may be left out of an answer (``x = 5`` is 5), an expression may not (``x^2 = 5`` is not 5).
 """
@@ -78,7 +78,7 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Name:
-    r"""What an answer calls its value: ``x``, ``f(x)``, ``\angle ABC``, ``\text{Area}``.
+    r"""The name of a value in an answer: ``x``, ``f(x)``, ``\angle ABC``, ``\text{Area}``.
 
     ``kind`` is ``var``, ``function``, ``figure`` (points, angles, segments), ``words`` or
     ``tuple``; ``params`` are the variables of a function or the members of a tuple.
@@ -95,7 +95,7 @@ def number(value: int | Fraction) -> Node:
 
 
 def constant(name: Literal["pi", "e", "i", "infty"]) -> Node:
-    """A number that has a name."""
+    """A constant by its name."""
     return Node("const", data=name)
 
 
@@ -248,7 +248,7 @@ def combine(head: Head, parts: Iterable[Node], data: object = None) -> Node:
 
 
 def _as_angle(node: Node) -> Node:
-    """Degrees in brackets as the part of an expression that they are."""
+    """An angle in degrees as a part of an expression; any other node unchanged."""
     unit = node.data.unit if node.head == "quantity" else None
     angle = unit is not None and unit.powers == (("degree", 1),)
     return Node("degree", node.args) if angle else node
@@ -299,7 +299,7 @@ _ANGLES = [[f"\\{name}"] for name in ("alpha", "beta", "gamma", "theta", "phi", 
 _PARTS = word_set("twice half double triple square cube reciprocal negative opposite")
 """First words of an expression in words: "twice the length"."""
 _POINTS = 2
-"""Letters side by side that name a segment."""
+"""Adjacent letters that name a segment."""
 
 
 def words_of(tokens: tuple[Token, ...]) -> str:
@@ -316,7 +316,7 @@ def words_of(tokens: tuple[Token, ...]) -> str:
 def name_of(
     tokens: tuple[Token, ...], partner: Mapping[int, int], low: int, high: int
 ) -> Name | None:
-    """The name that fills the span; ``None`` where it is an expression."""
+    """The name that fills the span; ``None`` for an expression."""
     while low < high and tokens[low].sign("{") and partner[low] == high - 1:
         low, high = low + 1, high - 1
     span = tokens[low:high]

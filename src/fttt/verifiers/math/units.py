@@ -1,4 +1,4 @@
-r"""Units of measurement, and the words that may stand behind a number.
+r"""Units of measurement, and parser of the words behind a number.
 
 ``5\text{ km/h}`` is a quantity, ``5\text{ apples}`` a number of things, ``5\text{ million}``
 another number, and ``5\text{ or more}`` none of these. A unit is its powers of base units and its
@@ -33,7 +33,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """A product of powers of base units, ``scale`` of them at once."""
+    """A product of powers of base units, times ``scale``."""
 
     powers: tuple[tuple[str, int], ...]
     scale: Fraction = Fraction(1)
@@ -48,7 +48,7 @@ class Unit:
 
 @dataclass(frozen=True, slots=True)
 class Suffix:
-    """What stands behind a number: a factor (``million``), a unit, and names of things."""
+    """The words behind a number: a factor (``million``), a unit, and names of things."""
 
     factor: Fraction = Fraction(1)
     unit: Unit | None = None
@@ -171,9 +171,9 @@ percent % 1
 """
 _NOT_AFTER_PREFIX = {"tonne", "hectare"}
 _SYMBOLS: dict[str, Unit] = {}
-"""Symbols, where capitals count."""
+"""Units by symbol, with case."""
 _WORDS: dict[str, Unit] = {}
-"""Names, where they do not."""
+"""Units by name, in lower case."""
 
 
 def _base(text: str, scale: str) -> Unit:
@@ -242,14 +242,14 @@ _OTHER_MEANING = word_set(
     "approximately about roughly "
     "doubled tripled halved quadrupled"
 )
-"""Words that make another number of a number, or a statement."""
+"""Words that change the number before them, or make a statement of it."""
 _MEANINGLESS = word_set(
     "a an the in total all only exactly altogether respectively each answer inclusive"
 )
 _ANY_THING = word_set(
     "way thing item piece object value time number people solution element member outcome"
 )
-"""Things that an answer may be counted in instead of their proper name."""
+"""General names of things, in place of the proper one."""
 _ORDINALS = frozenset({"st", "nd", "rd", "th"})
 _NAME = re.compile(r"(?=.*[aeiouyAEIOUY])[A-Za-z][A-Za-z'-]{2,}")
 
@@ -265,7 +265,7 @@ def degree_of(scale: str | None) -> Unit:
 
 
 def same_things(first: frozenset[str], second: frozenset[str]) -> bool:
-    """Whether two counts may be of the same things: names in common, or one that fits any."""
+    """Whether two counts may be of the same things: by a common or a general name."""
     if not first or not second or first & second:
         return True
     return bool(first & _ANY_THING or second & _ANY_THING)
@@ -283,16 +283,16 @@ def _find(name: str) -> Unit | None:
 
 
 def read_suffix(tokens: Sequence[Token], unit: Unit | None = None) -> Suffix | None:
-    """What the tokens behind a number say; ``None`` where that is not understood.
+    """The suffix in the tokens behind a number; ``None`` if they cannot be parsed.
 
-    ``unit`` is that of a currency which stands before the number.
+    ``unit`` is the currency before the number, if there is one.
     """
     reader = _SuffixParser(tokens, unit or _NONE)
     return reader.read()
 
 
 class _SuffixParser:
-    """Reads ``thousand square meters per hour`` and the like, once."""
+    """Parses ``thousand square meters per hour`` and the like, once."""
 
     def __init__(self, tokens: Sequence[Token], unit: Unit) -> None:
         self.tokens = [t for t in _joined(tokens) if not t.sign(".", "{", "}", ",")]
@@ -344,7 +344,7 @@ class _SuffixParser:
         return Suffix(factor, self.unit if self.unit.powers else None, things)
 
     def word(self, ahead: int = 0) -> str:
-        """The word that stands next, in lower case; empty where none does."""
+        """The next word in lower case; empty without one."""
         place = self.place + ahead
         if place >= len(self.tokens):
             return ""
@@ -352,7 +352,7 @@ class _SuffixParser:
         return token.text.lower() if token.kind in ("word", "letter", "command") else ""
 
     def part(self, sign: int) -> bool:
-        """A unit with its power, or a thing; the place moves behind it."""
+        """A unit with its power, or a thing; moves behind it."""
         power = 1
         if self.word() in ("square", "sq", "cubic", "cu"):
             power = _SQUARE[self.word()]
@@ -390,7 +390,7 @@ class _SuffixParser:
         return True
 
     def power(self) -> int | None:
-        """The power behind a unit, 1 without one, ``None`` for one that is no whole number."""
+        """The power behind a unit, 1 without one, ``None`` for other than whole numbers."""
         if self.word() in ("squared", "cubed"):
             self.place += 1
             return _SQUARE[self.word(-1)]
@@ -424,14 +424,14 @@ class _SuffixParser:
 
 
 def _one(word: str) -> str:
-    """A noun in the singular, roughly: good enough to see that two are the same."""
+    """A noun in the singular, by a rough rule that is sufficient for comparison."""
     if word.endswith("ies"):
         return f"{word[:-3]}y"
     return word if word.endswith("ss") else word.removesuffix("s")
 
 
 def _joined(tokens: Sequence[Token]) -> list[Token]:
-    """The tokens with ``\\frac{m}{s}`` as ``m/s`` and letters side by side as one word."""
+    """The tokens with ``\\frac{m}{s}`` as ``m/s`` and adjacent letters as one word."""
     flat: list[Token] = []
     for place, token in enumerate(tokens):
         if token.command("frac"):

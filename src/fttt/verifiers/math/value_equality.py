@@ -1,6 +1,6 @@
 r"""Equality of values: numbers and expressions, quantities with units, sets of real numbers.
 
-Nothing is simplified, since that may never end and prove nothing. Two expressions are equal if they
+Expressions are not simplified, since that may never end. Two expressions are equal if they
 have the same values at random points at which both are defined over the real numbers. A variable
 that must be positive for a root or a logarithm to be defined is positive (so ``\sqrt{1/n}`` is
 ``n^{-1/2}``), any other has both signs (so ``\sqrt{2x^2}`` is not ``x\sqrt2``); a variable that
@@ -68,7 +68,7 @@ _DECIMALS = Fraction(1, 10**6)
 _POINTS = 10
 _TRIES = 60
 _WHOLE = word_set("n k m i j l N M p q r")
-"""Variables that are whole numbers where that makes an expression defined."""
+"""Variables that are whole numbers if an expression is defined only there."""
 
 
 def same_value(first: Node, second: Node) -> bool:
