@@ -39,6 +39,7 @@ TASKS: Registry[Task] = Registry(
         "humaneval": "fttt.tasks.humaneval:HumanEvalTask",
         "mbpp": "fttt.tasks.mbpp:MBPPTask",
         "gym": "fttt.tasks.gym:GymTask",
+        "optimise": "fttt.tasks.optimise:OptimiseTask",
         "jsonl": "fttt.tasks.jsonl:JsonlTask",
     },
     _fault,
@@ -76,8 +77,8 @@ def get_task(name: str, **options: Any) -> Task:
     """A task by its name, or of the class that ``module:Class`` names.
 
     Args:
-        name: one of :data:`TASKS` in any spelling, ``gym/FAMILY``, or a class of the user's own
-            (see :class:`Task`).
+        name: one of :data:`TASKS` in any spelling, ``gym/FAMILY``, ``optimise/FAMILY``, or
+            a class of the user's own (see :class:`Task`).
         options: what the task's class takes, as ``verifier="number"`` for ``jsonl``.
 
     Raises:
@@ -85,9 +86,9 @@ def get_task(name: str, **options: Any) -> Task:
     """
     name = task_name(name)
     base, slash, family = name.partition("/")
-    if slash and base == "gym":
-        options = {**options, "family": family}
-    kind = TASKS.find(base if slash and base == "gym" else name)
+    if slash and base in ("gym", "optimise"):
+        name, options = base, {**options, "family": family}
+    kind = TASKS.find(name)
     taken = task_options(kind)
     any_other = any(p.kind is p.VAR_KEYWORD for p in signature(kind).parameters.values())
     unknown = [option for option in options if not any_other and option not in taken]

@@ -13,7 +13,7 @@ from fttt.types import Question
 from fttt.verifiers.number import NumberVerifier
 from fttt.verifiers.verifier import Verifier
 
-__all__ = ["ArithmeticTask"]
+__all__ = ["ArithmeticTask", "Draws"]
 
 PROMPT = '{question}\n\nAnswer in one short sentence that ends with "The final answer is N".'
 
@@ -26,7 +26,7 @@ BOXES = ("bags", "boxes", "jars", "packs", "baskets")
 T = TypeVar("T")
 
 
-class _Draws:
+class Draws:
     """Pseudo-random numbers from a text: the same on every machine and Python version."""
 
     def __init__(self, key: str) -> None:
@@ -51,7 +51,7 @@ class _Problem:
     working: str
 
 
-def _add(draw: _Draws, most: int) -> _Problem:
+def _add(draw: Draws, most: int) -> _Problem:
     name, thing = draw.choice(NAMES), draw.choice(THINGS)
     a, b = draw.between(most // 4, most), draw.between(2, most)
     return _Problem(
@@ -61,7 +61,7 @@ def _add(draw: _Draws, most: int) -> _Problem:
     )
 
 
-def _subtract(draw: _Draws, most: int) -> _Problem:
+def _subtract(draw: Draws, most: int) -> _Problem:
     name, thing = draw.choice(NAMES), draw.choice(THINGS)
     b = draw.between(2, most)
     a = b + draw.between(2, most)
@@ -72,7 +72,7 @@ def _subtract(draw: _Draws, most: int) -> _Problem:
     )
 
 
-def _multiply(draw: _Draws, most: int) -> _Problem:
+def _multiply(draw: Draws, most: int) -> _Problem:
     name, thing, box = draw.choice(NAMES), draw.choice(THINGS), draw.choice(BOXES)
     a, b = draw.between(2, 4 + most // 8), draw.between(3, 4 + most // 4)
     return _Problem(
@@ -82,7 +82,7 @@ def _multiply(draw: _Draws, most: int) -> _Problem:
     )
 
 
-def _add_then_subtract(draw: _Draws, most: int) -> _Problem:
+def _add_then_subtract(draw: Draws, most: int) -> _Problem:
     name, thing = draw.choice(NAMES), draw.choice(THINGS)
     a, b = draw.between(3, most), draw.between(2, most)
     c = draw.between(2, a + b - 2)
@@ -94,7 +94,7 @@ def _add_then_subtract(draw: _Draws, most: int) -> _Problem:
     )
 
 
-def _multiply_then_add(draw: _Draws, most: int) -> _Problem:
+def _multiply_then_add(draw: Draws, most: int) -> _Problem:
     name, thing, box = draw.choice(NAMES), draw.choice(THINGS), draw.choice(BOXES)
     a, b, c = draw.between(2, 5), draw.between(2, 4 + most // 4), draw.between(2, most)
     return _Problem(
@@ -105,7 +105,7 @@ def _multiply_then_add(draw: _Draws, most: int) -> _Problem:
     )
 
 
-LEVELS: dict[int, tuple[tuple[Callable[[_Draws, int], _Problem], ...], int]] = {
+LEVELS: dict[int, tuple[tuple[Callable[[Draws, int], _Problem], ...], int]] = {
     1: ((_add, _subtract, _multiply), 9),
     2: ((_add, _subtract, _multiply), 30),
     3: ((_add_then_subtract, _multiply_then_add), 9),
@@ -145,7 +145,7 @@ class ArithmeticTask:
     def _question(self, options: TaskOptions, index: int) -> Question:
         level = self.levels[index % len(self.levels)]
         identity = f"arithmetic/s{options.seed}/{options.split}/{level}-{index}"
-        draw = _Draws(identity)
+        draw = Draws(identity)
         kinds, most = LEVELS[level]
         problem = draw.choice(kinds)(draw, most)
         return Question(
