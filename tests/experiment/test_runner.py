@@ -1,4 +1,4 @@
-"""Runs: many questions at once, stopped after any write and gone on with."""
+"""Runs: many questions at once, stopped after any write and resumed."""
 
 from __future__ import annotations
 
