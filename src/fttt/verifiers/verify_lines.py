@@ -1,4 +1,4 @@
-"""Verdicts on JSON lines, in the order of the lines and as soon as each line has come."""
+"""Verdicts on JSON lines: a stream of verdicts in the order of the lines."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from fttt.verifiers.verifier import Verifier, verify_completion
 __all__ = ["GoldKind", "verify_lines"]
 
 GoldKind = Literal["number", "math", "code"]
-"""What the gold answers of the lines are: text or numbers, or a judge's problem object."""
+"""The kind of the gold answers: text or numbers, or a judge's problem object."""
 
 _LOOK_SECONDS = 0.2
-"""How long an end may wait for a line that does not come."""
+"""Interval at which the reader of a silent pipe checks for the end."""
 _CUT = ("length", "max_tokens")
-"""How servers name the end of a completion at its length limit."""
+"""Names of servers for the end of a completion at its length limit."""
 _AHEAD = 64
-"""Lines that are judged at once; verdicts come out in the order of the lines."""
+"""Lines that are judged concurrently."""
 
 
 async def verify_lines(
@@ -32,17 +32,17 @@ async def verify_lines(
 ) -> AsyncIterator[Verdict]:
     """Judge lines ``{"gold", "completion"}``, and close the verifier at the end.
 
-    A line may have a ``finish_reason``, which says whether the completion was cut off.
+    A line may have a ``finish_reason``, which tells whether the completion was truncated.
 
     Args:
-        verifier: judges the completions.
-        kind: what the gold answers are.
+        verifier: the judge of the completions.
+        kind: the kind of the gold answers.
         lines: a file or a pipe.
         source: its name, for an error.
 
     Raises:
         UsageError: a malformed line, after the verdicts of the lines before it.
-        RunError: nothing can be judged (the judge is down).
+        RunError: judging is impossible (the judge is down).
     """
     ended = threading.Event()
     asked = _questions(kind, _arriving(lines, ended), source)
@@ -50,19 +50,19 @@ async def verify_lines(
         async for verdict in _verdicts(verifier, asked):
             yield verdict
     finally:
-        ended.set()  # or a writer that waits for this end before its next line would wait for ever
+        ended.set()  # the reading thread must not wait for a writer that waits for this end
         await verifier.close()
 
 
 async def _verdicts(
     verifier: Verifier, asked: Iterator[tuple[Question, str, bool]]
 ) -> AsyncIterator[Verdict]:
-    """Verdicts in order; a malformed line is raised behind the verdicts of those before it."""
+    """Verdicts in order; the error of a malformed line follows the verdicts of earlier lines."""
     queue: asyncio.Queue[asyncio.Task[Verdict] | UsageError | None] = asyncio.Queue(_AHEAD)
 
     async def read() -> None:
         try:
-            # A thread waits for the next line, which may come late, while verdicts go out.
+            # A thread waits for the next line, which may arrive late, while verdicts are returned.
             while (following := await asyncio.to_thread(next, asked, None)) is not None:
                 question, completion, cut = following
                 verdict = verify_completion(verifier, question, completion, cut=cut)
@@ -82,10 +82,10 @@ async def _verdicts(
 
 
 def _arriving(file: IO[bytes], ended: threading.Event) -> Iterator[bytes]:
-    """The lines of a file as they come, until there are no more or ``ended`` is set."""
+    """The lines of a file as they arrive, until its end or until ``ended`` is set."""
     try:
         handle = file.fileno()
-    except OSError:  # it lies in memory
+    except OSError:  # a file in memory
         yield from file
         return
     begun: list[bytes] = []
@@ -107,7 +107,7 @@ def _arriving(file: IO[bytes], ended: threading.Event) -> Iterator[bytes]:
 def _questions(
     kind: GoldKind, lines: Iterable[bytes], source: str
 ) -> Iterator[tuple[Question, str, bool]]:
-    """Questions, completions, and whether they were cut off."""
+    """Questions, completions, and whether they were truncated."""
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
