@@ -23,17 +23,6 @@ __all__ = [
     "trial_to_json",
 ]
 
-_USAGE = (
-    "prompt_tokens",
-    "generated_tokens",
-    "trained_tokens",
-    "generations",
-    "verifier_calls",
-    "seconds",
-    "scored_tokens",
-)
-
-
 @dataclass(frozen=True, slots=True)
 class GenerationEvent:
     """One generation as it ended, whether it was a trial's or not."""
@@ -335,7 +324,7 @@ def trial_from_json(line: Mapping[str, Any]) -> Trial:
         verdict=line["verdict"],
         detail=line["detail"],
         loss=line["loss"],
-        usage=Usage(**{key: usage[key] for key in _USAGE if key in usage}),
+        usage=Usage(**{key: usage[key] for key in Usage.__dataclass_fields__ if key in usage}),
         score=line.get("score"),
         tests_passed=line.get("tests_passed"),
         tests_total=line.get("tests_total"),
