@@ -23,6 +23,7 @@ __all__ = [
     "trial_to_json",
 ]
 
+
 @dataclass(frozen=True, slots=True)
 class GenerationEvent:
     """One generation as it ended, whether it was a trial's or not."""

@@ -5,9 +5,8 @@ that conversations are formatted exactly as for a real model.
 """
 
 from fttt.testing.fake_engine import FakeEngine, FakeKept, FakeSlot
-from fttt.testing.play import Scene, call, play
+from fttt.testing.play import Scene, TinyTask, TinyVerifier, call, play
 from fttt.testing.tiny_models import fake_model, save_tiny_model, tiny_model, tiny_tokenizer
-from fttt.testing.tiny_task import TinyTask, TinyVerifier
 
 __all__ = [
     "FakeEngine",

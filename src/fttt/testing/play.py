@@ -1,21 +1,63 @@
-"""What a test plays: a method on an engine that follows a script, and a command line."""
+"""What a test plays: a tiny task, a method on a scripted engine, and a command line."""
 
 from __future__ import annotations
 
 import asyncio
+import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from fttt.methods.base import Method
 from fttt.models.chat import ChatFormat
 from fttt.tasks.task import TaskOptions
 from fttt.testing.fake_engine import FakeEngine, Script
 from fttt.testing.tiny_models import tiny_tokenizer
-from fttt.testing.tiny_task import TinyTask, TinyVerifier
-from fttt.types import Question, Trial, Usage
-from fttt.verifiers.verifier import Verifier
+from fttt.types import Question, Trial, Usage, Verdict
+from fttt.verifiers.verifier import Verifier, feedback_on
 
-__all__ = ["Scene", "call", "play"]
+__all__ = ["Scene", "TinyTask", "TinyVerifier", "call", "play"]
+
+
+class TinyVerifier:
+    """Reads the last whole number of a completion; no number is no answer."""
+
+    def __init__(self) -> None:
+        self.closed = False
+
+    async def verify(self, question: Question, completion: str) -> Verdict:
+        """Compare the last number with the question's gold."""
+        answer = self.extract(question, completion)
+        if answer is None:
+            said = feedback_on("unanswered", None)
+            return Verdict("unanswered", None, "no number in the completion", feedback=said)
+        if answer == question.gold:
+            return Verdict("correct", answer, feedback=feedback_on("correct", answer))
+        said = feedback_on("incorrect", answer)
+        return Verdict("incorrect", answer, f"expected {question.gold}", feedback=said)
+
+    def extract(self, question: Question, completion: str) -> str | None:
+        """The last whole number."""
+        numbers = re.findall(r"\d+", completion)
+        return numbers[-1] if numbers else None
+
+    async def close(self) -> None:
+        """Remember that the verifier was closed."""
+        self.closed = True
+
+
+class TinyTask:
+    """Ten questions, each of which asks for a number."""
+
+    name: ClassVar[str] = "tiny"
+    splits: ClassVar[tuple[str, ...]] = ("test",)
+
+    def load(self, options: TaskOptions) -> list[Question]:
+        """The questions ``tiny/0`` to ``tiny/9``."""
+        return [Question(f"tiny/{n}", f"Write the number {n}.", str(n)) for n in range(10)]
+
+    def verifier(self) -> Verifier:
+        """A verifier of numbers."""
+        return TinyVerifier()
 
 
 @dataclass(frozen=True)
