@@ -16,6 +16,8 @@ JSON = None | bool | int | float | str | Sequence["JSON"] | Mapping[str, "JSON"]
 
 Outcome = Literal["correct", "incorrect", "unanswered"]
 FinishReason = Literal["stop", "length"]
+Ablation = Literal["shuffle", "constant", "random-verdict"]
+"""What is put in the place of an attempt and its verdict where a method learns from them."""
 
 
 @dataclass(frozen=True, slots=True)

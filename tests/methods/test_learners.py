@@ -177,7 +177,8 @@ def flags(name: str, model: Path, out: Path) -> list[str]:
         *("--model", str(model), "--device", "cpu"),
         *("--task", "jsonl", "--data-dir", str(data), "--verifier", "regex:[a-c]"),
         *("--trials", str(TRIALS), "--max-new-tokens", "24", "--temperature", "1", "--top-p", "1"),
-        *("--set", "lr=1e-2", "--out", str(out)),
+        *([] if name == "memory" else ["--set", "lr=1e-2"]),
+        *("--out", str(out)),
     ]
 
 
@@ -192,6 +193,9 @@ BUILT_IN = {
     "unlearn": (["unlearn", "--set", "bound=0.05"], 9),
     "policy": (["policy", "--set", "kl=0.1", "--set", "novelty=0.5"], 21),
     "policy-shared": (["policy", "--shared"], 21),
+    "self-distill": (["self-distill", "--set", "bound=2.0"], 15),
+    "shuffled": (["unlearn", "--ablate", "shuffle"], 21),
+    "memory": (["memory"], 13),
 }
 """Words of a command line, and lines of the journal."""
 

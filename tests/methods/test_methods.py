@@ -13,7 +13,7 @@ from fttt.methods import METHODS, Method, find_method
 def test_built_in_methods_are_described() -> None:
     assert list(METHODS) == [
         "greedy", "best-of-n", "sample", "self-consistency", "beam-search", "revision",
-        "self-refine", "fttt", "unlearn", "policy", "optune", "finetuned",
+        "self-refine", "fttt", "unlearn", "policy", "self-distill", "memory", "optune", "finetuned",
     ]  # fmt: skip
     for name, method in METHODS.items():
         assert find_method(name) is method

@@ -43,3 +43,36 @@ def test_the_oldest_turns_go_when_the_context_is_full() -> None:
 def test_rows_are_sized_for_some_attempts() -> None:
     method = Revision(RevisionSettings(feedback="Wrong.", attempts=3))
     assert method.conversation(100) == (100, "Wrong.", 100, "Wrong.", 100)
+
+
+def test_what_the_verifier_lets_the_model_know_may_be_said() -> None:
+    method = Revision(RevisionSettings(feedback="{feedback} Try again."))
+    scene = play(method, ["one 1", "7"], trials=2)
+    said = WRONG.replace("Wrong.", "Your answer 1 is incorrect. Try again.")
+    assert scene.engine.conversations[1] == PROMPT + "one 1" + said
+    assert method.conversation(100) == (100, "{feedback} Try again.", 300) * 3 + (100,)
+
+
+def test_the_conversation_may_begin_anew_or_keep_the_last_attempt_only() -> None:
+    script = ["one 1", "two 2", "six 6", "7"]
+    anew = Revision(RevisionSettings(feedback="Wrong.", restart=2))
+    assert play(anew, script, trials=4).engine.conversations == [
+        PROMPT,
+        PROMPT + "one 1" + WRONG,
+        PROMPT,
+        PROMPT + "six 6" + WRONG,
+    ]
+    assert anew.conversation(100) == (100, "Wrong.", 100)
+    last = Revision(RevisionSettings(feedback="Wrong.", last_only=True))
+    assert play(last, script, trials=4).engine.conversations == [
+        PROMPT,
+        PROMPT + "one 1" + WRONG,
+        PROMPT + "two 2" + WRONG,
+        PROMPT + "six 6" + WRONG,
+    ]
+    assert last.conversation(100) == (100, "Wrong.", 100)
+
+
+def test_a_constant_attempt_stands_in_for_the_models_own() -> None:
+    scene = play(METHOD, ["one 1", "7"], trials=2, ablate="constant")
+    assert scene.engine.conversations[1] == PROMPT + "I do not know." + WRONG

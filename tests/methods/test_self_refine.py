@@ -50,3 +50,23 @@ def test_no_critique_is_written_after_the_last_trial() -> None:
 def test_rows_hold_attempt_critique_and_refinement() -> None:
     assert METHOD.conversation(100) == (100, "Review it.", 9, "Refine it.", 100)
     assert METHOD.conversation(5) == (5, "Review it.", 5, "Refine it.", 5)
+
+
+def test_the_critique_may_read_the_feedback_and_a_fresh_attempt_be_made_after_some() -> None:
+    method = SelfRefine(
+        SelfRefineSettings(
+            critique_request="{feedback} Why?", refine_request="Refine it.", restart=2
+        )
+    )
+    scene = play(method, ["one 1", "too low", "two 2", "six 6", "too low", "7"], trials=8)
+    why, refine = say("Your answer 1 is incorrect. Why?"), say("Refine it.")
+    again = say("Your answer 6 is incorrect. Why?")
+    assert scene.engine.conversations == [
+        PROMPT,
+        PROMPT + "one 1" + why,
+        PROMPT + "one 1" + why + "too low" + refine,
+        PROMPT,
+        PROMPT + "six 6" + again,
+        PROMPT + "six 6" + again + "too low" + refine,
+    ]
+    assert method.conversation(100)[:3] == (100, "{feedback} Why?", 300)

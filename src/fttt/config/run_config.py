@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from fttt.types import Ablation
+
 __all__ = [
     "BudgetSection",
     "DataSection",
@@ -156,6 +158,12 @@ class RunConfig(Section):
     )
     task: str = Field("arithmetic", description="a task of `fttt list tasks`, or module:Class")
     seed: int = Field(42, description="seed of sampling and of fresh adapter weights")
+    ablate: Ablation | None = Field(
+        None,
+        description="what a learner learns from in place of an attempt and its verdict: shuffle "
+        "(those of another question), constant (always the same) or random-verdict (a coin's); "
+        "verdicts on record stay true",
+    )
     save_correct_cases: bool | None = Field(
         None, description="write the ids of solved questions to metadata/ (greedy: on)"
     )

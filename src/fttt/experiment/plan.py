@@ -14,7 +14,7 @@ from fttt.config import RunConfig, build, merge
 from fttt.errors import UsageError
 from fttt.experiment.cases import cases_file, chosen, found_cases, in_order, without_cases
 from fttt.files import file_name, model_label
-from fttt.methods import Method, MethodSettings, find_method
+from fttt.methods import METHODS, Method, MethodSettings, find_method
 from fttt.store import Run, fingerprint
 from fttt.tasks import Task, TaskOptions, get_task, load_questions, task_name
 from fttt.tasks.benchmark_data import local_data, local_note
@@ -155,6 +155,7 @@ def settle(config: RunConfig, *, method: Method | None = None, task: Task | None
         else config.save_correct_cases,
     }
     _check_vote(method, task)
+    _check_ablation(config, method)
     resolved = build(RunConfig, merge(config.to_toml(), over), "the settings")
     return Settled(resolved, method, settings, task)
 
@@ -203,6 +204,11 @@ def plan_run(
             f"No question of {config.task!r} is left to ask: --skip-cases leaves out all of "
             f"{len(questions)}; ask others with --questions or another --split, or all of them "
             f"with --skip-cases {NO_CASES}."
+        )
+    if config.ablate == "shuffle" and len(left) < 2:
+        raise UsageError(
+            "The ablation 'shuffle' takes attempts at another question, and the run asks one; ask "
+            "two or more, or use --ablate constant."
         )
     settled = replace(settled, config=config)
     settled.check_model()
@@ -327,6 +333,24 @@ def _check_vote(method: Method, task: Task) -> None:
             "function, command or pattern reads none; use another method, the verifier number, "
             "math or code, or from Python fttt.FunctionVerifier(check, extract=...)."
         )
+
+
+def _check_ablation(config: RunConfig, method: Method) -> None:
+    """Refuse an ablation of a method that does not have it.
+
+    Raises:
+        UsageError: it is such.
+    """
+    if config.ablate is None or config.ablate in method.ablations:
+        return
+    if method.ablations:
+        advice = f"its ablations are {', '.join(method.ablations)}"
+    else:
+        learners = (name for name, kind in METHODS.items() if kind.ablations)
+        advice = f"it has no ablation, as {', '.join(learners)} have, so leave --ablate away"
+    raise UsageError(
+        f"The method {config.method!r} cannot be run with --ablate {config.ablate}; {advice}."
+    )
 
 
 def _with_weights(config: RunConfig, method: Method, settings: MethodSettings) -> RunConfig:

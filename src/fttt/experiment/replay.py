@@ -35,6 +35,7 @@ from fttt.methods import Method
 from fttt.models.chat import ChatFormat
 from fttt.store import DivergenceEvent, GenerationEvent, Journal, ScoreEvent
 from fttt.types import (
+    Ablation,
     Completion,
     Example,
     Question,
@@ -82,6 +83,9 @@ class RunContext:
     adapter_spec: AdapterSpec | None = None
     shared: SharedAdapter | None = None
     """The adapter of all questions, for a method that has one."""
+    ablate: Ablation | None = None
+    questions: tuple[Question, ...] = ()
+    """All that the run asks."""
 
 
 @dataclass
@@ -188,8 +192,12 @@ class Replay:
         max_new_tokens: int | None = None,
         temperature: float | None = None,
         trial: int | None = None,
+        of: Question | None = None,
     ) -> Completion:
-        """Generate, or take from the journal what an earlier process generated here."""
+        """Generate, or take from the journal what an earlier process generated here.
+
+        ``of`` is the question that is asked, where that is another one.
+        """
         run = self.run
         number, self._generations = self._generations, self._generations + 1
         longest = run.sampling.max_new_tokens
@@ -199,7 +207,7 @@ class Replay:
                 f"the method {run.method.name!r} continues a conversation without saying how "
                 "long it may grow; give it a conversation() of its own"
             )
-        prompt_ids = self._prompt_ids(turns, before, run.engine.max_length - new_tokens)
+        prompt_ids = self._prompt_ids(turns, before, run.engine.max_length - new_tokens, of=of)
         own = adapter if isinstance(adapter, OwnAdapter) else None
         past = self._history.generations.get(number)
         if past is not None:
@@ -286,15 +294,17 @@ class Replay:
         self.ledger.spend(scores.usage)
         return scores
 
-    async def verify(self, completion: Completion) -> tuple[Verdict, Usage]:
-        """Verify, or take the verdict from the journal."""
+    async def verify(
+        self, completion: Completion, of: Question | None = None
+    ) -> tuple[Verdict, Usage]:
+        """Verify, as an answer to another question ``of``, or take the verdict from the journal."""
         past = self._history.verdicts.get(completion.generation)
         if past is None:
             start = time.perf_counter()
             try:
                 verdict = await verify_completion(
                     self.run.verifier,
-                    self.question,
+                    of or self.question,
                     completion.text,
                     cut=completion.finish_reason == "length",
                 )
@@ -413,10 +423,16 @@ class Replay:
         )
 
     def _prompt_ids(
-        self, turns: tuple[Turn, ...], before: tuple[Text, ...], room: int, *, header: bool = True
+        self,
+        turns: tuple[Turn, ...],
+        before: tuple[Text, ...],
+        room: int,
+        *,
+        header: bool = True,
+        of: Question | None = None,
     ) -> tuple[int, ...]:
-        """The conversation in token ids; its oldest answers are left out until it fits."""
-        chat, question = self.run.chat, self.question
+        """The conversation in token ids; its oldest turns are left out until it fits."""
+        chat, question = self.run.chat, of or self.question
 
         def ids() -> tuple[int, ...]:
             return chat.conversation_ids(
@@ -424,8 +440,8 @@ class Replay:
             )
 
         found = ids()
-        while len(found) > room and len(turns) >= 2:
-            turns = turns[2:]
+        while len(found) > room and (len(turns) >= 2 or any(map(_is_user, turns))):
+            turns = turns[1 if _is_user(turns[0]) else 2 :]
             found = ids()
         return found
 

@@ -144,6 +144,8 @@ def make_context(
         method=plan.method,
         adapter_spec=spec,
         shared=shared,
+        ablate=config.ablate,
+        questions=plan.questions,
     )
 
 

@@ -9,6 +9,13 @@ from contextlib import asynccontextmanager
 
 from fttt.engine.noise import derive_key
 from fttt.errors import RunError
+from fttt.experiment.ablation import (
+    CONSTANT_ANSWER,
+    constant,
+    partner,
+    random_verdict,
+    shuffled,
+)
 from fttt.experiment.held_sequences import OwnAdapter
 from fttt.experiment.replay import Ledger, Replay, RunContext
 from fttt.experiment.waves import SharedAdapter
@@ -374,6 +381,22 @@ class QuestionSession:
         scores = await self._replay.score(example, _ours(adapter), top_k)
         self._charge(scores.usage)
         return scores
+
+    async def evidence(self, completion: Completion, verdict: Verdict) -> Judged:
+        """What is to be learned from a judged attempt: the two, or what the ablation puts there."""
+        run = self._run
+        if run.ablate is None:
+            return Judged(completion, verdict)
+        if run.ablate == "constant":
+            return constant(run.chat.given(self._question.prompt, CONSTANT_ANSWER))
+        if run.ablate == "random-verdict":
+            key = derive_key("verdict", run.seed, self._question.id, completion.generation)
+            return random_verdict(completion, verdict, key)
+        other = partner(self._question, run.questions, derive_key("shuffle", run.seed))
+        foreign = await self._replay.generate((), of=other)
+        said, usage = await self._replay.verify(foreign, of=other)
+        self._charge(foreign.usage + usage)
+        return shuffled(foreign, said)
 
     def extract(self, completion: Completion) -> str | None:
         """The normalised answer in a completion."""

@@ -47,6 +47,8 @@ METHODS: Registry[Method] = Registry(
         "fttt": "fttt.methods.fttt:FTTT",
         "unlearn": "fttt.methods.unlearn:Unlearn",
         "policy": "fttt.methods.policy:Policy",
+        "self-distill": "fttt.methods.self_distill:SelfDistill",
+        "memory": "fttt.methods.memory:Memory",
         "optune": "fttt.methods.optune:OpTune",
         "finetuned": "fttt.methods.finetuned:Finetuned",
     },

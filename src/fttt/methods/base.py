@@ -15,7 +15,19 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from fttt.types import Completion, Example, Judged, Question, Scores, Step, Text, Turn, Verdict
+from fttt.types import (
+    Ablation,
+    Completion,
+    Example,
+    Judged,
+    Question,
+    Scores,
+    Step,
+    Text,
+    Turn,
+    Verdict,
+    user,
+)
 
 if TYPE_CHECKING:
     from fttt.engine.request import AdapterSpec
@@ -29,7 +41,38 @@ __all__ = [
     "Method",
     "MethodSettings",
     "Session",
+    "room_for",
+    "shortened",
+    "told",
 ]
+
+FEEDBACK = "{feedback}"
+"""Stands in a text of the settings for what the verifier lets the model know."""
+PRAISE = "Your answer is correct."
+"""What is said of a right answer, and of a wrong one where an ablation has it so."""
+_SHOWN = 600
+"""Characters of feedback that a model is shown, of its beginning and its end."""
+_ROOM = 300
+"""Tokens that those are counted as."""
+
+
+def told(text: str, verdict: Verdict) -> Text:
+    """The user's turn after an attempt: a text of the settings, with the feedback filled in."""
+    return user(text.replace(FEEDBACK, shortened(verdict.feedback) or "Your answer is incorrect."))
+
+
+def room_for(text: str) -> tuple[str | int, ...]:
+    """What such a turn takes of a conversation's length (see :meth:`Method.conversation`)."""
+    return (text, _ROOM) if FEEDBACK in text else (text,)
+
+
+def shortened(text: str, longest: int = _SHOWN) -> str:
+    """The text, or its beginning and its end where it is longer."""
+    text = text.strip()
+    if len(text) <= longest:
+        return text
+    end = longest // 3
+    return f"{text[: longest - end]} ... {text[-end:]}"
 
 
 class MethodSettings(BaseModel):
@@ -300,6 +343,13 @@ class Session(Protocol):
         teacher: a prompt that the student does not see, say.
         """
 
+    async def evidence(self, completion: Completion, verdict: Verdict) -> Judged:
+        """What is to be learned from a judged attempt: the two, or what ``--ablate`` puts there.
+
+        A method that learns from this alone, and says so in ``ablations``, can be run with feedback
+        that tells nothing. Whether a question is solved is the verdict's own matter.
+        """
+
     def extract(self, completion: Completion) -> str | None:
         """The normalised answer in a completion, for votes; ``None`` where there is none."""
 
@@ -334,6 +384,9 @@ class Method(ABC):
     taken in waves: that of a trial, or of
     a group, once every question has ended it, in the order of the questions; a trial is written
     under the weights of the wave before the last, so that none waits for the slowest."""
+    ablations: ClassVar[tuple[Ablation, ...]] = ()
+    """What ``--ablate`` may put in the place of the method's feedback; its :meth:`solve` then takes
+    what it learns from :meth:`Session.evidence`."""
     needs_checkpoint: ClassVar[bool] = False
     """Whether it runs fine-tuned weights only."""
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from fttt.methods.base import LoRASettings, Method, Session
-from fttt.types import Completion, Example, Question, user
+from fttt.methods.base import PRAISE, LoRASettings, Method, Session
+from fttt.types import Example, Judged, Question, user
 
 __all__ = ["FTTT"]
 
@@ -36,6 +36,7 @@ class FTTT(Method):
     name = "fttt"
     summary = "after each wrong trial one AdamW step of the question's own LoRA on the feedback"
     Settings = FTTTSettings
+    ablations = ("shuffle", "constant", "random-verdict")
 
     def __init__(self, settings: FTTTSettings) -> None:
         self.settings = settings
@@ -53,10 +54,17 @@ class FTTT(Method):
                 verdict = await trial.verify(attempt)
                 if verdict.correct or trial.last:
                     return
-                await trial.train(own, await self.lessons(attempt, session))
+                shown = await session.evidence(attempt, verdict)
+                await trial.train(own, await self.lessons(shown, session))
 
-    async def lessons(self, attempt: Completion, session: Session) -> list[Example]:
-        """What is learned from a wrong attempt; the losses are added."""
+    async def lessons(self, shown: Judged, session: Session) -> list[Example]:
+        """What is learned from a wrong attempt; the losses are added.
+
+        An ablation may show it as a right one: then it is told so, and has no critique.
+        """
+        attempt = shown.completion
+        if shown.verdict.correct:
+            return [Example(user(PRAISE), after=(attempt,))]
         said = [Example(user(self.settings.feedback), after=(attempt,))]
         if self.settings.reflection:
             request = user(self.settings.critique_request)

@@ -118,6 +118,7 @@ class Policy(Method):
     name = "policy"
     summary = "groups of attempts, and a policy-gradient step on each (--shared: one for all)"
     Settings = PolicySettings
+    ablations = ("shuffle", "constant", "random-verdict")
 
     def __init__(self, settings: PolicySettings) -> None:
         self.settings = settings.settled()
@@ -131,9 +132,11 @@ class Policy(Method):
                 solved = any(one.verdict.correct for one in judged)
                 if (solved or group.last) and not self.shared:
                     return
-                await group.train(
-                    own, await self.lessons(judged, session, given), bound=self.settings.bound
+                shown = await asyncio.gather(
+                    *(session.evidence(one.completion, one.verdict) for one in judged)
                 )
+                lessons = await self.lessons(shown, session, given)
+                await group.train(own, lessons, bound=self.settings.bound)
                 if solved:
                     return
 

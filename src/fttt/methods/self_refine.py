@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from fttt.methods.base import Method, MethodSettings, Session
+from fttt.methods.base import Method, MethodSettings, Session, room_for, told
 from fttt.types import Question, Turn, user
 
 __all__ = ["SelfRefine"]
@@ -17,7 +17,8 @@ class SelfRefineSettings(MethodSettings):
         "Your answer is incorrect. Review it step by step and say what is wrong with it. "
         "Do not solve the problem again.",
         min_length=1,
-        description="what asks for the critique",
+        description="what asks for the critique; {feedback} stands for what the verifier lets the "
+        "model know of the attempt",
     )
     refine_request: str = Field(
         "Now use this review to solve the problem again, and give the final answer in the form "
@@ -26,6 +27,9 @@ class SelfRefineSettings(MethodSettings):
         description="what asks for the refined attempt",
     )
     critique_tokens: int = Field(512, ge=1, description="the longest critique, in tokens")
+    restart: int | None = Field(
+        None, ge=1, description="attempts after which a fresh one is made (never)"
+    )
 
 
 class SelfRefine(Method):
@@ -34,6 +38,7 @@ class SelfRefine(Method):
     name = "self-refine"
     summary = "attempt, critique by the same model, refined attempt, ..."
     Settings = SelfRefineSettings
+    ablations = ("shuffle", "constant")
 
     def __init__(self, settings: SelfRefineSettings) -> None:
         self.settings = settings
@@ -43,7 +48,7 @@ class SelfRefine(Method):
         critique = min(said.critique_tokens, max_new_tokens)
         return (
             max_new_tokens,
-            said.critique_request,
+            *room_for(said.critique_request),
             critique,
             said.refine_request,
             max_new_tokens,
@@ -51,7 +56,10 @@ class SelfRefine(Method):
 
     async def solve(self, question: Question, session: Session) -> None:
         turns: tuple[Turn, ...] = ()
+        restart = self.settings.restart
         async for trial in session.trials():
+            if restart and trial.index % restart == 0:
+                turns = ()
             if turns:
                 critique = await session.generate(
                     *turns, max_new_tokens=self.settings.critique_tokens
@@ -59,6 +67,7 @@ class SelfRefine(Method):
                 turns += (critique, user(self.settings.refine_request))
             completion = await trial.generate(*turns)
             verdict = await trial.verify(completion)
-            if verdict.correct:
+            if verdict.correct or trial.last:
                 return
-            turns = (completion, user(self.settings.critique_request))
+            shown = await session.evidence(completion, verdict)
+            turns = (shown.completion, told(self.settings.critique_request, shown.verdict))

@@ -13,7 +13,7 @@ from typing import Literal
 from pydantic import Field
 
 from fttt.methods.base import Adapter, BoundedSettings, Method, Session
-from fttt.types import Completion, Example, Question
+from fttt.types import Example, Judged, Question
 
 __all__ = ["Unlearn", "UnlearnSettings"]
 
@@ -50,6 +50,7 @@ class Unlearn(Method):
     name = "unlearn"
     summary = "after each wrong trial one step that lowers the attempt's own probable tokens"
     Settings = UnlearnSettings
+    ablations = ("shuffle", "constant", "random-verdict")
 
     def __init__(self, settings: UnlearnSettings) -> None:
         self.settings = settings
@@ -61,18 +62,24 @@ class Unlearn(Method):
                 verdict = await trial.verify(attempt)
                 if verdict.correct or trial.last:
                     return
-                lesson = await self.lesson(attempt, session, own)
+                shown = await session.evidence(attempt, verdict)
+                lesson = await self.lesson(shown, session, own)
                 await trial.train(own, [lesson], divergence=True, bound=self.settings.bound)
 
-    async def lesson(self, attempt: Completion, session: Session, own: Adapter) -> Example:
-        """What lowers an attempt: the tokens that the adapter, as it is, holds for probable."""
-        said = self.settings
+    async def lesson(self, shown: Judged, session: Session, own: Adapter) -> Example:
+        """What lowers a wrong attempt: the tokens that the adapter, as it is, holds for probable.
+
+        Where an ablation shows it as a right one, the same tokens are raised.
+        """
+        said, attempt = self.settings, shown.completion
         scores = await session.score(attempt, adapter=own)
         weights = [float(log > _log(said.mask)) for log in scores.logprobs]
         if said.forking:
             base = await session.score(attempt)
             pairs = zip(weights, base.logprobs, strict=True)
             weights = [weight * -math.expm1(log) for weight, log in pairs]
+        if shown.verdict.correct:
+            return Example(attempt, weight=tuple(weights))
         sign = -1.0 if said.form == "nll" else 1.0
         return Example(attempt, weight=tuple(sign * weight for weight in weights), form=said.form)
 

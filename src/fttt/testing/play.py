@@ -12,7 +12,7 @@ from fttt.models.chat import ChatFormat
 from fttt.tasks.task import TaskOptions
 from fttt.testing.fake_engine import FakeEngine, Script
 from fttt.testing.tiny_models import tiny_tokenizer
-from fttt.types import Question, Trial, Usage, Verdict
+from fttt.types import Ablation, Question, Trial, Usage, Verdict
 from fttt.verifiers.verifier import Verifier, feedback_on
 
 __all__ = ["Scene", "TinyTask", "TinyVerifier", "call", "play"]
@@ -80,6 +80,7 @@ def play(
     max_new_tokens: int = 256,
     max_length: int = 8192,
     idle: int = 0,
+    ablate: Ablation | None = None,
     **budget: Any,
 ) -> Scene:
     """Let a method try one question on a scripted engine.
@@ -93,6 +94,8 @@ def play(
         max_new_tokens: longest completion.
         max_length: longest conversation.
         idle: lanes that the engine says stand idle.
+        ablate: what the method learns from in place of its attempts; not ``shuffle``, for which
+            there is no second question.
         budget: fields of the budget section: ``trials``, ``unanswered``, ``token_budget``,
             ``time_budget``.
     """
@@ -117,6 +120,7 @@ def play(
         budget=build(BudgetSection, budget, "play()"),
         adapter_spec=getattr(method, "settings", MethodSettings()).adapter(),
         method=method,
+        ablate=ablate,
     )
     asked = question or TinyTask().load(TaskOptions())[7]
 
