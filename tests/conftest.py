@@ -1,6 +1,7 @@
 """What tests of several layers share: one thread, and checkpoints that need no training."""
 
 import copy
+import gc
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,14 @@ from fttt.optune.checkpoint import OpTuneInfo, TrainingState, write_checkpoint
 from fttt.optune.edited_layers import edited_layers
 from fttt.optune.network import OpTuneNetwork, RunningStatistics
 from fttt.testing import save_tiny_model, tiny_model
+
+
+def pytest_collection_finish() -> None:
+    """Keep what imports have made out of later garbage collections, which accelerate and sweeps
+    ask for, and which would look at a million objects of torch and transformers each time.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @dataclass(frozen=True)

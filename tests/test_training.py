@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fttt.errors import UsageError
@@ -45,6 +45,7 @@ def test_nobody_trains_on_a_test_split(task: str, split: str, says: str) -> None
         check_trainable(get_task(task), split)
 
 
+@settings(max_examples=50, deadline=None)
 @given(IDS, SHARES, st.integers(0, 9))
 def test_what_is_held_out_is_a_share_in_any_order(ids: list[str], share: float, seed: int) -> None:
     out = held_out(ids, share, seed)

@@ -125,6 +125,7 @@ def test_the_published_settings_are_filled_in_and_run_again_as_a_recipe(
     assert other["settings"]["rank"] == 3
 
 
+@pytest.mark.slow
 def test_a_killed_process_is_resumed(
     model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -167,11 +168,13 @@ COMMON = ["--limit", "3", "--trials", "2", "--max-new-tokens", "8", "--device", 
 Make = Any
 
 
-def test_two_checkpoints_end_in_one_table(make_checkpoint: Make) -> None:
+def test_two_checkpoints_end_in_one_table(
+    make_checkpoint: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
     folders = [str(make_checkpoint(kind).folder) for kind in ("ln-tuning", "prefix")]
-    words = [sys.executable, "-m", "fttt", "finetune", "evaluate", *folders, *COMMON, "--out", "e"]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    words = ["finetune", "evaluate", *folders, *COMMON, "--out", "e"]
+    assert call(*words) == 0
+    shown = capsys.readouterr().out
     assert sorted(path.name for path in Path("e").iterdir()) == [
         "finetuned-arithmetic-tuned-ln-tuning-s42",
         "finetuned-arithmetic-tuned-prefix-s42",
@@ -188,12 +191,12 @@ def test_two_checkpoints_end_in_one_table(make_checkpoint: Make) -> None:
         for record in samples.records:
             assert len(record.trials) == 2 or record.trials[-1].verdict == "correct"
         facts = json.loads((Path(folder) / "finetune.json").read_text())
-        row = next(line for line in done.stdout.splitlines() if line.startswith(f"tuned-{name}"))
+        row = next(line for line in shown.splitlines() if line.startswith(f"tuned-{name}"))
         for figure in (f"{facts['trained_parameters']:,}", "1,234", "5.5"):
             assert figure in row
-    assert "note: --max-new-tokens 8 cut off" in done.stdout
+    assert "note: --max-new-tokens 8 cut off" in shown
     before = {path: path.read_bytes() for path in Path("e").rglob("*.jsonl")}
-    assert call("finetune", "evaluate", *folders, *COMMON, "--out", "e") == 0  # nothing is owed
+    assert call(*words) == 0  # nothing is left to do
     assert {path: path.read_bytes() for path in Path("e").rglob("*.jsonl")} == before
 
 

@@ -110,6 +110,7 @@ print(json.dumps([greedy(load_finetuned(f, device="cpu")) for f in sys.argv[1:]]
 """
 
 
+@pytest.mark.slow
 def test_a_fresh_process_writes_the_same(make_checkpoint: Make) -> None:
     tuned = [make_checkpoint(method) for method in METHODS]
     done = subprocess.run(

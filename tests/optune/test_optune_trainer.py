@@ -171,6 +171,7 @@ def test_several_processes_are_not_given_one_gpu(
         ProcessGroup("cuda:1", "none", tmp_path)
 
 
+@pytest.mark.slow
 def test_two_processes_learn_what_one_does(attempts: Path, tmp_path: Path) -> None:
     """Started with the environment that ``torchrun`` and ``accelerate launch`` set."""
     config = settings(attempts, held_out=0.3, max_steps=4, clip=1.0, device="auto")
