@@ -9,8 +9,8 @@ from fttt.errors import UsageError
 from fttt.tasks.benchmark_data import Row, check_split, read_hub, read_local
 from fttt.tasks.task import TaskOptions, fill_prompt
 from fttt.types import Question
-from fttt.verifiers.number import NumberRule, NumberVerifier, check_number_rule
-from fttt.verifiers.verifier import Verifier
+from fttt.verifiers.number import NUMBER_RULES, NumberRule, NumberVerifier
+from fttt.verifiers.verifier import Verifier, check_rule
 
 __all__ = ["GSM8KTask"]
 
@@ -44,7 +44,7 @@ class GSM8KTask:
         Raises:
             UsageError: there is no such rule.
         """
-        check_number_rule(rule)
+        check_rule(rule, NUMBER_RULES, "numbers")
         self.rule: NumberRule = rule
 
     def load(self, options: TaskOptions) -> list[Question]:

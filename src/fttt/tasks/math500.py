@@ -10,8 +10,8 @@ from fttt.tasks.benchmark_data import Row, check_split, read_hub, read_local
 from fttt.tasks.task import TaskOptions, fill_prompt
 from fttt.types import Question
 from fttt.verifiers.answer_extraction import boxed_answer, last_boxed
-from fttt.verifiers.math import MathRule, MathVerifier, check_rule
-from fttt.verifiers.verifier import Verifier
+from fttt.verifiers.math import MATH_RULES, MathRule, MathVerifier
+from fttt.verifiers.verifier import Verifier, check_rule
 
 __all__ = ["Math500Task"]
 
@@ -66,7 +66,7 @@ class Math500Task:
         Raises:
             UsageError: there is no such rule.
         """
-        check_rule(rule)
+        check_rule(rule, MATH_RULES, "mathematics")
         self.rule: MathRule = rule
 
     def load(self, options: TaskOptions) -> list[Question]:

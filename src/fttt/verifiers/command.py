@@ -16,7 +16,7 @@ from typing import Any
 
 from fttt.errors import RunError, UsageError
 from fttt.types import Outcome, Question, Verdict
-from fttt.verifiers.verifier import feedback_on
+from fttt.verifiers.verifier import timed_verdict
 from fttt.verifiers.worker_pool import JobError, WorkerPool
 
 __all__ = ["CommandVerifier", "run"]
@@ -103,8 +103,7 @@ class CommandVerifier:
         except JobError as failure:
             status, detail = 1, f"the command {failure}"
         outcome: Outcome = "correct" if status == 0 else "incorrect"
-        seconds = time.perf_counter() - start
-        return Verdict(outcome, None, detail, seconds, feedback_on(outcome, None))
+        return timed_verdict(start, outcome, None, detail)
 
     def extract(self, question: Question, completion: str) -> str | None:
         """Always ``None``: a command extracts no answer."""

@@ -10,7 +10,6 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Literal, get_args
 
-from fttt.errors import UsageError
 from fttt.types import JSON, Outcome, Question, Verdict
 from fttt.verifiers.answer_extraction import after_thought, find_candidates
 from fttt.verifiers.number_parser import (
@@ -21,11 +20,12 @@ from fttt.verifiers.number_parser import (
     plain_letters,
     scan_numbers,
 )
-from fttt.verifiers.verifier import feedback_on
+from fttt.verifiers.verifier import check_rule, timed_verdict
 
-__all__ = ["NumberRule", "NumberVerifier", "check_number_rule", "find_numbers", "read_number"]
+__all__ = ["NUMBER_RULES", "NumberRule", "NumberVerifier", "find_numbers", "read_number"]
 
 NumberRule = Literal["value", "strict"]
+NUMBER_RULES: tuple[str, ...] = get_args(NumberRule)
 
 _STRICT = re.compile(r"\bthe final answer is\b:?", re.IGNORECASE)
 _TAIL = 100_000
@@ -107,13 +107,6 @@ _BESIDES = re.compile(
 _TAG = re.compile(r"</?[A-Za-z][^<>\n]{0,20}>|<<[^<>\n]{0,80}>>")
 """A tag of HTML, or a calculation as GSM8K notes it."""
 _WORD = re.compile(r"[A-Za-z]+")
-
-
-def check_number_rule(rule: str) -> None:
-    """Raise :class:`fttt.errors.UsageError` for a rule that does not exist."""
-    if rule not in get_args(NumberRule):
-        known = ", ".join(get_args(NumberRule))
-        raise UsageError(f"There is no rule {rule!r} for numbers; choose from {known}.")
 
 
 def read_number(gold: JSON) -> Number | None:
@@ -334,7 +327,7 @@ class NumberVerifier:
         Raises:
             UsageError: there is no such rule.
         """
-        check_number_rule(rule)
+        check_rule(rule, NUMBER_RULES, "numbers")
         self.rule: NumberRule = rule
 
     async def verify(self, question: Question, completion: str, *, cut: bool = False) -> Verdict:
@@ -343,16 +336,13 @@ class NumberVerifier:
         gold = read_number(question.gold)
         found = find_numbers(completion, prompt=question.prompt, cut=cut, rule=self.rule)
         outcome, detail = _judged(question.gold, gold, found)
-        extracted = _text(found)
-        feedback = feedback_on(outcome, extracted)
-        return Verdict(outcome, extracted, detail, time.perf_counter() - start, feedback)
+        return timed_verdict(start, outcome, _text(found), detail)
 
     def extract(self, question: Question, completion: str, *, cut: bool = False) -> str | None:
         """The number in its shortest exact form, so that ``18`` and ``$18.00`` vote together."""
         found = find_numbers(completion, prompt=question.prompt, cut=cut, rule=self.rule)
-        return _text(
-            None if found is None else sorted({number.plain for number in found}, key=_key)
-        )
+        plain = {number.plain for number in found or ()}
+        return _text(sorted(plain, key=lambda number: number.value))
 
     async def close(self) -> None:
         """Nothing to close."""
@@ -361,7 +351,7 @@ class NumberVerifier:
 def _judged(
     stated: JSON, gold: Number | None, found: Sequence[Number] | None
 ) -> tuple[Outcome, str]:
-    """The outcome, and a detail where it is not ``correct``."""
+    """The outcome, and a detail unless it is ``correct``."""
     if gold is None:
         return "incorrect", f"the gold answer {stated!r} holds no number"
     if found is None:
@@ -375,7 +365,3 @@ def _judged(
 
 def _text(numbers: Sequence[Number] | None) -> str | None:
     return ", ".join(map(str, numbers)) if numbers else None
-
-
-def _key(number: Number) -> Fraction:
-    return number.value

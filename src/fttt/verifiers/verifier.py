@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from inspect import signature
 from typing import Any, Protocol, runtime_checkable
 
@@ -13,12 +14,14 @@ from fttt.types import Outcome, Question, Verdict
 __all__ = [
     "CHOICES",
     "Verifier",
+    "check_rule",
     "choose_verifier",
     "extract_answer",
     "feedback_on",
     "needs_gold",
     "reads_answers",
     "split_choice",
+    "timed_verdict",
     "verify_completion",
 ]
 
@@ -68,6 +71,20 @@ def _cut_argument(method: Callable[..., Any], cut: bool) -> dict[str, Any]:
     parameters = signature(method).parameters.values()
     asks = any(one.name == "cut" or one.kind is one.VAR_KEYWORD for one in parameters)
     return {"cut": True} if asks else {}
+
+
+def timed_verdict(
+    start: float, outcome: Outcome, extracted: str | None, detail: str = ""
+) -> Verdict:
+    """A verdict with the seconds since ``start``, and feedback from the extracted answer alone."""
+    seconds = time.perf_counter() - start
+    return Verdict(outcome, extracted, detail, seconds, feedback_on(outcome, extracted))
+
+
+def check_rule(rule: str, known: Sequence[str], kind: str) -> None:
+    """Raise :class:`fttt.errors.UsageError` for a rule of comparison that does not exist."""
+    if rule not in known:
+        raise UsageError(f"There is no rule {rule!r} for {kind}; choose from {', '.join(known)}.")
 
 
 def feedback_on(outcome: Outcome, extracted: str | None) -> str:

@@ -19,24 +19,18 @@ from fttt.verifiers.answer_extraction import after_thought, boxed_answer, find_a
 from fttt.verifiers.math.lexer import NotUnderstoodError, scan, spelled
 from fttt.verifiers.math.normal_forms import normal_form, strict_form
 from fttt.verifiers.number_parser import Number, parse_number
-from fttt.verifiers.verifier import feedback_on
+from fttt.verifiers.verifier import check_rule, timed_verdict
 from fttt.verifiers.worker_pool import JobError, WorkerPool
 
-__all__ = ["MathRule", "MathVerifier", "check_rule", "judge_quickly"]
+__all__ = ["MATH_RULES", "MathRule", "MathVerifier", "judge_quickly"]
 
 MathRule = Literal["equivalence", "strict"]
+MATH_RULES: tuple[str, ...] = get_args(MathRule)
 
 _LONGEST = 2000
 """Characters of an answer that is parsed; a longer one must equal the gold answer's text."""
 _MONEY = re.compile(r"[$€£¥₹₩₽₺]|[A-Z]{2}|Rs")
 """Text that may be a currency, which is compared too."""
-
-
-def check_rule(rule: str) -> None:
-    """Raise :class:`fttt.errors.UsageError` for a rule that does not exist."""
-    if rule not in get_args(MathRule):
-        known = ", ".join(get_args(MathRule))
-        raise UsageError(f"There is no rule {rule!r} for mathematics; choose from {known}.")
 
 
 class MathVerifier:
@@ -67,7 +61,7 @@ class MathVerifier:
         Raises:
             UsageError: there is no such rule, or ``mpmath`` is not installed.
         """
-        check_rule(rule)
+        check_rule(rule, MATH_RULES, "mathematics")
         if importlib.util.find_spec("mpmath") is None:
             raise UsageError(
                 "Comparing mathematics needs the mpmath package; install it with "
@@ -90,15 +84,13 @@ class MathVerifier:
         answer = self._find(question, completion, cut)
         if answer is None:
             detail = "no \\boxed{} and no other answer in the completion"
-            seconds = time.perf_counter() - start
-            return Verdict("unanswered", None, detail, seconds, feedback_on("unanswered", None))
-        detail = "the gold answer is empty"
-        right = False
+            return timed_verdict(start, "unanswered", None, detail)
+        right, detail = False, "the gold answer is empty"
         if gold:
             right, detail = await self._compare(gold, answer)
-        outcome: Literal["correct", "incorrect"] = "correct" if right else "incorrect"
-        normal, seconds = self._normal(answer), time.perf_counter() - start
-        return Verdict(outcome, normal, detail, seconds, feedback_on(outcome, normal))
+        return timed_verdict(
+            start, "correct" if right else "incorrect", self._normal(answer), detail
+        )
 
     async def _compare(self, gold: str, answer: str) -> tuple[bool, str]:
         """Whether both are the same, and a detail if not."""
@@ -134,9 +126,7 @@ class MathVerifier:
     def _normal(self, answer: str) -> str:
         if self.rule == "strict":
             return strict_form(answer)
-        if len(answer) > _LONGEST:
-            return answer
-        return normal_form(answer)
+        return answer if len(answer) > _LONGEST else normal_form(answer)
 
     async def close(self) -> None:
         """End the worker processes."""
