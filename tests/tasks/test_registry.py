@@ -16,7 +16,8 @@ from fttt.verifiers.number import NumberVerifier
 
 
 def test_every_task_has_its_name_and_splits() -> None:
-    assert list(TASKS) == ["arithmetic", "gsm8k", "math500", "humaneval", "mbpp", "jsonl"]
+    names = ["arithmetic", "gsm8k", "math500", "humaneval", "mbpp", "gym", "optimise", "jsonl"]
+    assert list(TASKS) == names
     for name, task in TASKS.items():
         assert task.name == name
         assert task.splits[0] == "test"
