@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fttt.engine.narrow import narrow_linear
+from fttt.engine.families import few_row_linear
 
 SHAPES = ((49152, 576), (1536, 576), (576, 1536), (576, 576))
 
@@ -45,7 +45,7 @@ def main() -> None:
             for rows in (1, 2, 4, 8, 12, 16):
                 x = torch.randn(rows, inputs)
                 theirs = gigabytes / median_seconds(F.linear, x, weights)
-                ours = gigabytes / median_seconds(narrow_linear, x, weights)
+                ours = gigabytes / median_seconds(few_row_linear, x, weights)
                 print(
                     f"{outputs:>6} x {inputs:<5} {rows:>3} rows: F.linear {theirs:5.1f} GB/s, "
                     f"ours {ours:5.1f} GB/s, {ours / theirs:.2f} times"

@@ -10,8 +10,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fttt.engine import below
-from fttt.engine.factors import Factors
+from fttt.engine import hidden_cache
+from fttt.engine.adapters.delta import Factors
 from fttt.optune import load_checkpoint
 from fttt.store import Run
 from fttt.testing import call, save_tiny_model, tiny_model
@@ -104,14 +104,14 @@ def test_a_run_equals_one_question_at_a_time(
     flags: list[str], schedule: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     taken: list[int] = []
-    held_tokens = below._held_tokens
+    held_tokens = hidden_cache._held_tokens
 
     def counted(context: Any, ids: tuple[int, ...]) -> tuple[int, int]:
         row, past = held_tokens(context, ids)
         taken.append(past)
         return row, past
 
-    monkeypatch.setattr(below, "_held_tokens", counted)
+    monkeypatch.setattr(hidden_cache, "_held_tokens", counted)
     more = ["--schedule", schedule] if schedule == "accumulate" else []
     assert call("optune", "evaluate", *flags, *more, "--out", "whole") == 0
     whole = Run.open(Path("whole"))

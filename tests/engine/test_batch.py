@@ -1,12 +1,18 @@
 """Ragged segments: where they lie packed and padded, and what their gradients are."""
 
+import sys
+from contextlib import ExitStack
+from typing import Any
+from unittest.mock import patch
+
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fttt.engine.batch import Batch, Segment, by_length
-from fttt.engine.cache import KVCache
-from fttt.engine.heads import Heads
+from fttt.engine.batch import Batch, Segment, by_length, rebound
+from fttt.engine.cache import Heads, KVCache
+from fttt.testing import tiny_model
 
 LENGTHS = st.lists(st.integers(1, 7), min_size=1, max_size=6)
 
@@ -54,3 +60,49 @@ def test_passes_hold_every_segment_once_and_no_more_than_fits(
     assert sorted(n for part in parts for n in part) == list(range(len(lengths)))
     for part in parts:
         assert len(part) == 1 or len(part) * max(lengths[n] for n in part) <= tokens
+
+
+@pytest.mark.parametrize(
+    ("family", "name"), [("llama", "apply_rotary_pos_emb"), ("mamba", "mamba_selective_scan")]
+)
+def test_only_a_modules_own_methods_find_another_function(family: str, name: str) -> None:
+    """Also where a method is decorated."""
+    model = tiny_model(family).model
+    home = sys.modules[type(model).__module__]
+    own, called = getattr(home, name), []
+
+    def noted(*args: Any, **kwargs: Any) -> Any:
+        called.append(name)
+        return own(*args, **kwargs)
+
+    module = next(m for m in model.modules() if rebound(m, {name: noted}))
+    ids = torch.tensor([range(60, 70)])
+    expected = model(ids).logits
+    with ExitStack() as stack:
+        for method, replacement in rebound(module, {name: noted}).items():
+            stack.enter_context(patch.object(module, method, replacement))
+        assert torch.equal(model(ids).logits, expected)
+        assert getattr(home, name) is own
+    assert called == [name]
+    model(ids)
+    assert called == [name]
+
+
+@given(st.lists(st.tuples(st.integers(-1, 3), st.integers(1, 9)), min_size=1, max_size=8))
+def test_tokens_are_grouped_by_adapter_and_put_back(segments: list[tuple[int, int]]) -> None:
+    cache = packed([1]).cache
+    batch = Batch.pack("train", [Segment((1,) * n, 0, 0, slot) for slot, n in segments], cache)
+    if not batch.adapted:
+        return
+    groups = batch.groups
+    generator = torch.Generator().manual_seed(len(segments))
+    x = torch.randn(batch.ends[-1], 5, generator=generator)
+    a = torch.randn(4, 2, 5, generator=generator)
+    b = torch.randn(4, 3, 2, generator=generator)
+    out = torch.randn(1, batch.ends[-1], 3, generator=generator)
+    index = torch.tensor(groups.slots)
+    found = groups.add(out, groups.product(x, a[index], b[index]))
+    slots = [slot for slot, n in segments for _ in range(n)]
+    for n, slot in enumerate(slots):
+        delta = b[slot] @ a[slot] @ x[n] if slot >= 0 else 0.0
+        torch.testing.assert_close(found[0, n], out[0, n] + delta)

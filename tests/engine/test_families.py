@@ -3,15 +3,21 @@
 ``benchmarks/families.py`` does the same for every family that ``transformers`` has.
 """
 
+from __future__ import annotations
+
 import asyncio
 from typing import Any
 
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
-from fttt.engine import BatchedEngine, GenerateRequest
-from fttt.engine.heads import read_heads
+from fttt.engine import BatchedEngine, GenerateRequest, Lesson, LoRASpec, Target, TrainRequest
+from fttt.engine.cache import read_heads
+from fttt.engine.families import BLOCK, Replacements, few_row_linear, few_row_linears
 from fttt.engine.selfcheck import find_difference
+from fttt.models import LoadedModel
+from fttt.testing import tiny_model
 from fttt.testing.tiny_models import loaded_tiny, random_family
 
 FAMILIES = (
@@ -56,3 +62,144 @@ def test_layers_that_share_keys_hold_them_once() -> None:
     assert [heads[layer].owner for layer in range(4)] == [0, 1, 0, 1]
     sizes = {own.key_dim for own in read_heads(random_family("gemma4_text")).values()}
     assert sizes == {8, 16}
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 8, 9, 15, 16])
+@pytest.mark.parametrize(("outputs", "bias"), [(7, True), (BLOCK + 5, False), (3 * BLOCK, True)])
+def test_it_is_a_linear_layer(rows: int, outputs: int, bias: bool) -> None:
+    generator = torch.Generator().manual_seed(rows)
+    x = torch.randn(1, rows, 33, generator=generator)
+    weight = torch.randn(outputs, 33, generator=generator)
+    offset = torch.randn(outputs, generator=generator) if bias else None
+    expected = torch.nn.functional.linear(x, weight, offset)
+    out = few_row_linear(x, weight, offset)
+    assert out.is_contiguous()
+    torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_model_computes_the_same_with_it_and_is_itself_again() -> None:
+    model = tiny_model("qwen").model
+    ids = torch.arange(5, 17)[None]
+    before = model(ids).logits
+    narrow = Replacements(few_row_linears(model))
+    narrow.enable()
+    with torch.no_grad():
+        inside = model(ids).logits
+    narrow.disable()
+    narrow.disable()
+    torch.testing.assert_close(inside, before, rtol=1e-4, atol=1e-4)
+    assert torch.equal(model(ids).logits, before)
+    assert all("forward" not in vars(m) for m in model.modules())
+
+
+TYPES: dict[str, dict[str, Any]] = {
+    "default": {},
+    "linear": {"factor": 4.0},
+    "dynamic": {"factor": 4.0},
+    "yarn": {"factor": 4.0, "original_max_position_embeddings": 32},
+    "longrope": {
+        "short_factor": [1.0, 1.1, 1.2, 1.3],
+        "long_factor": [1.0, 2.0, 4.0, 8.0],
+        "factor": 4.0,
+        "original_max_position_embeddings": 32,
+    },
+    "llama3": {
+        "factor": 4.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 32,
+    },
+    "proportional": {"factor": 2.0},
+}
+SHORT, LONG = tuple(range(60, 70)), tuple(range(100, 180))
+
+
+def rotary(kind: str) -> LoadedModel:
+    """A Llama of that rotary type, whose frequencies change past 32 tokens where they do."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=272, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=8, initializer_range=0.3,
+        max_position_embeddings=32 if kind == "dynamic" else 128, pad_token_id=0, eos_token_id=2,
+        rope_parameters={"rope_type": kind, "rope_theta": 1000.0, **TYPES[kind]},
+    )  # fmt: skip
+    model = LlamaForCausalLM(config).eval().requires_grad_(False)
+    return loaded_tiny(f"rotary-{kind}", model, 128)
+
+
+def answers(loaded: LoadedModel, requests: list[GenerateRequest]) -> list[Any]:
+    async def main() -> list[Any]:
+        engine = BatchedEngine(loaded, max_length=128, concurrency=8)
+        try:
+            return list(await asyncio.gather(*map(engine.generate, requests)))
+        finally:
+            await engine.close()
+
+    return asyncio.run(main())
+
+
+def test_every_type_that_the_library_has_is_tried() -> None:
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    assert set(TYPES) - {"default"} == set(ROPE_INIT_FUNCTIONS)
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_a_short_answer_does_not_depend_on_a_long_neighbour(kind: str) -> None:
+    short = GenerateRequest(SHORT, 12, logprobs=True)
+    long = GenerateRequest(LONG, 12, logprobs=True)
+    alone = [answers(rotary(kind), [request])[0] for request in (short, long)]
+    together = answers(rotary(kind), [short, long])
+    for one, other in zip(alone, together, strict=True):
+        assert one.token_ids == other.token_ids
+        assert one.logprobs == pytest.approx(other.logprobs, abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_greedy_tokens_past_the_change_equal_those_of_transformers(kind: str) -> None:
+    for prompt in (SHORT, LONG):
+        model = rotary(kind).model  # the library's modules remember the last length
+        ids = torch.tensor([prompt])
+        if kind == "longrope":  # all tokens by the frequencies of the length that is reached
+            wanted = list(prompt)
+            for _ in range(40):
+                wanted.append(int(model(torch.tensor([wanted])).logits[0, -1].argmax()))
+            expected = tuple(wanted[len(prompt) :])
+        else:
+            out = model.generate(
+                ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=40,
+                min_new_tokens=40,
+            )  # fmt: skip
+            expected = tuple(out[0, len(prompt) :].tolist())
+        got = answers(rotary(kind), [GenerateRequest(prompt, 40)])[0]
+        if kind != "longrope" and 2 in got.token_ids:
+            end = got.token_ids.index(2)
+            assert got.token_ids[:end] == expected[:end]
+        else:
+            assert got.token_ids == expected
+
+
+def test_a_step_past_the_change_reads_keys_of_the_whole_length() -> None:
+    """The loss of a target that takes a short context past the change is the model's own."""
+    loaded = rotary("longrope")
+    spec = LoRASpec(dropout=0.0)
+    target = tuple(range(70, 80))
+
+    async def main() -> tuple[float, tuple[int, ...]]:
+        engine = BatchedEngine(loaded, max_length=128, concurrency=2, adapter=spec)
+        slot = await engine.open_adapter(spec, seed=0)
+        answer = await engine.generate(GenerateRequest(SHORT, 20, adapter=slot, keep=True))
+        assert answer.kept is not None
+        step = await engine.train(
+            TrainRequest(slot, (Lesson(answer.kept, (Target(target, (0.1,) * 10),)),))
+        )
+        await engine.close()
+        return step.loss, SHORT + answer.token_ids
+
+    loss, context = asyncio.run(main())
+    assert len(context) <= 32 < len(context + target)
+    logits = (
+        rotary("longrope").model(torch.tensor([context + target])).logits[0, len(context) - 1 :]
+    )
+    expected = torch.nn.functional.cross_entropy(logits[:-1], torch.tensor(target))
+    assert loss == pytest.approx(float(expected), abs=1e-4)

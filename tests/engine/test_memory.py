@@ -1,4 +1,6 @@
-"""Rows, the plan of the memory, and when passes run."""
+"""The plan of the memory, and what is free."""
+
+from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
@@ -7,50 +9,11 @@ import pytest
 import torch
 
 from fttt.engine import LoRASpec
-from fttt.engine.adapters import target_layers
-from fttt.engine.cache import KVCache
-from fttt.engine.heads import Heads, read_heads
-from fttt.engine.memory import FILES, _left
-from fttt.engine.plan import plan_memory
-from fttt.engine.scheduler import Patience
+from fttt.engine.adapters.lora import target_layers
+from fttt.engine.cache import KVCache, read_heads
+from fttt.engine.memory import FILES, _left, plan_memory
 from fttt.errors import UsageError
 from fttt.testing import tiny_model
-
-
-def cache(rows: int) -> KVCache:
-    return KVCache(
-        rows=rows, capacity=4, heads={0: Heads(1, 2, 2, 0)}, dtype=torch.float32,
-        device=torch.device("cpu"),
-    )  # fmt: skip
-
-
-def test_rows_are_handed_out_low_ones_first_and_kept_ones_last() -> None:
-    held = cache(3)
-    assert [held.take(), held.take()] == [0, 1]
-    old = held.keep(0, (1, 2, 3), adapted=True, awaited=True)
-    new = held.keep(1, (4, 5), adapted=True, awaited=True)
-    assert held.take() == 2
-    assert (held.free, held.kept) == (0, 2)
-    assert held.take() == 0  # the one kept longest
-    assert old.row is None
-    assert old.token_ids == (1, 2, 3)
-    old.close()  # it is no longer its to give back
-    assert held.free == 0
-    new.close()
-    new.close()
-    assert (held.free, held.kept) == (1, 0)
-
-
-def test_rows_that_a_train_step_waits_for_are_taken_back_last() -> None:
-    held = cache(2)
-    waits = held.keep(held.take(), (1, 2, 3), adapted=False, awaited=True)
-    turn = held.keep(held.take(), (1, 2, 3), adapted=False, awaited=False)
-    assert (held.kept, held.spare) == (2, 1)
-    assert held.take() == 1
-    assert turn.row is None
-    waits.awaited = False  # once it was taken
-    assert held.spare == 1
-    assert held.take() == 0
 
 
 def plan(**changes: Any) -> Any:
@@ -84,7 +47,7 @@ def test_the_plan_counts_what_is_allocated() -> None:
 
 
 def test_what_cannot_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fttt.engine.plan.free_bytes", lambda device: 2**29)
+    monkeypatch.setattr("fttt.engine.memory.free_bytes", lambda device: 2**29)
     small = plan(concurrency=10**6)
     assert small.batch_size == 16
     assert small.slots < 10**6  # questions wait for a slot rather than fail
@@ -98,7 +61,7 @@ def test_the_last_row_for_a_finished_sequence_is_given_up_before_a_batch_size_is
 ) -> None:
     least = plan(batch_size=4, concurrency=4)
     free = least.total_bytes - least.weight_bytes
-    monkeypatch.setattr("fttt.engine.plan.free_bytes", lambda device: free)
+    monkeypatch.setattr("fttt.engine.memory.free_bytes", lambda device: free)
     assert plan(batch_size=4, concurrency=5, adapters=4) == least
 
 
@@ -107,11 +70,11 @@ def test_one_question_learns_where_memory_is_short(monkeypatch: pytest.MonkeyPat
     usual = plan(**alone)
     assert usual.train_tokens == 1024
     free = usual.total_bytes - usual.weight_bytes
-    monkeypatch.setattr("fttt.engine.plan.free_bytes", lambda device: free - 1)
+    monkeypatch.setattr("fttt.engine.memory.free_bytes", lambda device: free - 1)
     small = plan(**alone)
     assert (small.train_tokens, small.rows, small.slots) == (64, 1, 1)
     assert small.total_bytes < usual.total_bytes
-    monkeypatch.setattr("fttt.engine.plan.free_bytes", lambda device: 2**20)
+    monkeypatch.setattr("fttt.engine.memory.free_bytes", lambda device: 2**20)
     with pytest.raises(UsageError, match=r"^1 sequence of 64 tokens and 1 adapter of .* free some"):
         plan(**alone)
 
@@ -125,7 +88,7 @@ def test_adapters_are_as_many_as_are_wanted_or_fit_and_never_fewer_than_the_leas
     assert plan(adapter=None, adapters=3).slots == 0
     usual = plan(concurrency=8, adapters=8)
     free = usual.total_bytes - usual.weight_bytes
-    monkeypatch.setattr("fttt.engine.plan.free_bytes", lambda device: free)
+    monkeypatch.setattr("fttt.engine.memory.free_bytes", lambda device: free)
     assert plan(concurrency=8, adapters=8 * 10**4, least_adapters=9).slots < 8 * 10**4
     with pytest.raises(UsageError, match=r"80000 adapters of .* lower rank or on fewer layers"):
         plan(concurrency=8, adapters=8 * 10**4, least_adapters=8 * 10**4)
@@ -149,20 +112,6 @@ def test_a_plan_counts_what_the_target_layers_are_given() -> None:
 def test_an_unknown_projection_is_refused_by_name() -> None:
     with pytest.raises(UsageError, match=r"No linear layer 'query'.*q_proj"):
         target_layers(tiny_model().model, LoRASpec(targets=("query",)))
-
-
-def test_a_pass_runs_once_waiting_has_cost_as_much() -> None:
-    patience = Patience()
-    assert not patience.ready(0, 8)
-    assert patience.ready(1, 8)  # the first one tells what a pass costs
-    patience.ran(1.0)
-    assert not patience.ready(2, 8)
-    for _ in range(40):
-        patience.waited(2, 0.1)
-        if patience.ready(2, 8):
-            break
-    assert patience._lost == pytest.approx(8.0)
-    assert patience.ready(1, 0)  # nothing runs: nothing to wait for
 
 
 def test_a_container_may_take_what_its_groups_leave(tmp_path: Path) -> None:

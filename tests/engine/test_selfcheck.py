@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fttt.engine import BatchedEngine, attention, check_outputs, selfcheck
-from fttt.engine.adapters import LoRABank
+from fttt.engine.adapters.lora import LoRABank
 from fttt.engine.batch import Batch
 from fttt.engine.cache import KVCache
 from fttt.engine.selfcheck import find_difference

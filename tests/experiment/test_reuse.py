@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fttt.engine import jobs
+from fttt.engine import scheduler
 from fttt.engine.request import GenerateRequest, WeightDeltaSpec
 from fttt.experiment.held_sequences import HeldSequence, HeldSequences
 from fttt.experiment.plan import Plan
@@ -68,12 +68,12 @@ def test_the_run_is_the_same_as_without(
         return [replace(t, usage=replace(t.usage, seconds=0.0)) for t in trials]
 
     taken: list[int] = []
-    held = jobs._held_tokens
+    held = scheduler._held_tokens
     with monkeypatch.context() as patched:
-        patched.setattr(jobs, "_held_tokens", lambda r: taken.append(held(r)) or taken[-1])
+        patched.setattr(scheduler, "_held_tokens", lambda r: taken.append(held(r)) or taken[-1])
         with_rows = facts("again")
     assert any(taken)
-    monkeypatch.setattr(jobs, "_held_tokens", lambda request: 0)
+    monkeypatch.setattr(scheduler, "_held_tokens", lambda request: 0)
     assert facts("computed") == with_rows
 
 

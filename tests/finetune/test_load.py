@@ -27,9 +27,9 @@ from fttt.engine import (
     TrainRequest,
     WeightDeltaSpec,
 )
-from fttt.engine.adapters import target_layers
-from fttt.engine.factors import Factors
-from fttt.engine.narrow import narrow_linears
+from fttt.engine.adapters.delta import Factors
+from fttt.engine.adapters.lora import target_layers
+from fttt.engine.families import few_row_linears
 from fttt.errors import UsageError
 from fttt.finetune.load import (
     TwoPartLinear,
@@ -377,7 +377,7 @@ def test_only_what_was_trained_is_in_two_parts_and_is_found_by_its_name(
             tiny_model().model, LoRASpec(targets=("q_proj", "v_proj", "o_proj"))
         ).items()
     }
-    stood_in = {id(layer) for layer, _, _ in narrow_linears(loaded.model)}
+    stood_in = {id(layer) for layer, _, _ in few_row_linears(loaded.model)}
     assert all((id(found[name]) in stood_in) == (name not in parted) for name in found)
     exact = attach(tiny_model(), tuned.folder)
     assert not any(isinstance(m, TwoPartLinear) for m in exact.model.modules())

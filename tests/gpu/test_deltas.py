@@ -20,11 +20,10 @@ from fttt.engine import (
     TrainRequest,
     WeightDeltaSpec,
 )
+from fttt.engine.adapters.delta import Factors, record_factors
 from fttt.engine.cache import KeptRow
-from fttt.engine.factors import Factors
-from fttt.engine.record import record_factors
+from fttt.engine.hidden_cache import upper_part
 from fttt.engine.sequences import pack_sequences, prepared
-from fttt.engine.upper import upper_part
 from fttt.models import LoadedModel
 from fttt.testing import tiny_model
 from fttt.testing.tiny_models import uphill
@@ -48,7 +47,7 @@ UPPER = ("model.layers.2.self_attn.q_proj", "model.layers.3.self_attn.v_proj")  
 def test_each_lane_adds_its_own_change(inputs: int, outputs: int, dtype: torch.dtype) -> None:
     if INTERPRETED and dtype is torch.bfloat16:
         pytest.skip("the interpreter's bfloat16 is not that of a GPU")
-    from fttt.engine.kernels_delta import add_delta
+    from fttt.engine.ops.triton import add_delta
 
     torch.manual_seed(inputs)
     delta = torch.randn(5, outputs, inputs, device=DEVICE, dtype=dtype)
@@ -68,7 +67,7 @@ def test_each_lane_adds_its_own_change(inputs: int, outputs: int, dtype: torch.d
 
 @on_a_gpu
 def test_a_captured_step_reads_slots_and_changes_as_they_are_at_replay() -> None:
-    from fttt.engine.kernels_delta import add_delta
+    from fttt.engine.ops.triton import add_delta
 
     delta = torch.randn(3, 64, 96, device=DEVICE)
     x = torch.randn(4, 96, device=DEVICE)

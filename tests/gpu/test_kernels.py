@@ -10,9 +10,8 @@ import pytest
 import torch
 
 from fttt.engine.batch import Batch
-from fttt.engine.cache import KVCache
-from fttt.engine.heads import Heads
-from fttt.engine.sampler import _nucleus
+from fttt.engine.cache import Heads, KVCache
+from fttt.engine.ops.sampling import _nucleus
 
 pytest.importorskip("triton", reason="Triton is not installed (it comes with CUDA builds of torch)")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -53,7 +52,7 @@ def test_decode_attention(
 ) -> None:
     if INTERPRETED and dtype is torch.bfloat16:
         pytest.skip("the interpreter's bfloat16 is not that of a GPU")
-    from fttt.engine.kernels import decode_attention
+    from fttt.engine.ops.triton import decode_attention
 
     torch.manual_seed(heads * dim)
     value_dim = asked.get("value_dim", dim)
@@ -119,7 +118,7 @@ def test_decode_attention_over_scattered_rows(
 ) -> None:
     if INTERPRETED and dtype is torch.bfloat16:
         pytest.skip("the interpreter's bfloat16 is not that of a GPU")
-    from fttt.engine.kernels import decode_attention
+    from fttt.engine.ops.triton import decode_attention
 
     torch.manual_seed(heads)
     pasts, capacity = [0, 1, 64, 300], 320
@@ -154,7 +153,7 @@ def test_decode_attention_over_scattered_rows(
 
 
 def test_stacked_adapters() -> None:
-    from fttt.engine.kernels import add_lora
+    from fttt.engine.ops.triton import add_lora
 
     torch.manual_seed(0)
     a_at, b_at = 10, 10 + 4 * 576
@@ -175,7 +174,7 @@ def test_stacked_adapters() -> None:
 @pytest.mark.parametrize("vocab", [300, 49152])
 @pytest.mark.parametrize("sharpness", [0.5, 3.0])
 def test_the_sampler_draws_from_the_exact_nucleus(vocab: int, sharpness: float) -> None:
-    from fttt.engine.kernels import sample
+    from fttt.engine.ops.triton import sample
 
     torch.manual_seed(vocab)
     rows = 6 if INTERPRETED else 128
@@ -200,7 +199,7 @@ def test_the_sampler_draws_from_the_exact_nucleus(vocab: int, sharpness: float) 
 
 
 def test_the_sampler_follows_the_noise() -> None:
-    from fttt.engine.kernels import sample
+    from fttt.engine.ops.triton import sample
 
     n = 256 if INTERPRETED else 20000
     probs = torch.tensor([0.05, 0.4, 0.1, 0.3, 0.15], device=DEVICE)
@@ -217,7 +216,7 @@ def test_the_sampler_follows_the_noise() -> None:
 def test_fused_norms_and_rotary_positions(dtype: torch.dtype) -> None:
     if INTERPRETED and dtype is torch.bfloat16:
         pytest.skip("the interpreter's bfloat16 is not that of a GPU")
-    from fttt.engine.fused import rms_norm, rotary
+    from fttt.engine.ops.fused import rms_norm, rotary
 
     torch.manual_seed(0)
     close = 1e-6 if dtype is torch.float32 else 5e-3
@@ -239,7 +238,7 @@ def test_fused_norms_and_rotary_positions(dtype: torch.dtype) -> None:
 
 
 def test_gradients_through_fused_operations() -> None:
-    from fttt.engine.fused import rms_norm, rotary
+    from fttt.engine.ops.fused import rms_norm, rotary
 
     torch.manual_seed(0)
     x = torch.randn(7, 96, device=DEVICE, requires_grad=True)
@@ -272,28 +271,28 @@ def test_gradients_through_fused_operations() -> None:
 
 
 def test_dropout_is_that_of_the_cpu() -> None:
-    from fttt.engine import noise
-    from fttt.engine.kernels import keep_mask
+    from fttt.engine.ops import sampling
+    from fttt.engine.ops.triton import keep_mask
 
     key = torch.tensor([5, -(2**60) - 3])
     token = torch.arange(2 * 9).view(2, 9) * 7
-    plain = noise.keep_mask(key, token, 100, 0.3)
+    plain = sampling.keep_mask(key, token, 100, 0.3)
     fused = keep_mask(key.to(DEVICE), token.to(DEVICE), 100, 0.3)
     assert torch.allclose(fused.cpu(), plain, rtol=1e-6)
     assert 0.6 < float((plain > 0).float().mean()) < 0.8
 
 
 def test_fused_operations_are_found_and_leave_the_model_as_it_was() -> None:
-    from fttt.engine.fused import fused_operations
-    from fttt.engine.stand_ins import StandIns
+    from fttt.engine.families import Replacements
+    from fttt.engine.ops.fused import fused_operations
     from fttt.testing import tiny_model
 
     for family, norms in (("llama", 5), ("gemma3", 13), ("qwen3", 9)):
         model = tiny_model(family).model.to(DEVICE)
         ids = torch.arange(5, 12, device=DEVICE)[None]
         before = model(ids).logits
-        fused = StandIns(fused_operations(model))
-        assert len(fused) == norms + 1  # and the rotary function
+        fused = Replacements(fused_operations(model))
+        assert len(fused) == norms + 2  # and the rotary function of two layers
         fused.enable()
         inside = model(ids).logits
         fused.disable()

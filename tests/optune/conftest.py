@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import pytest
 import torch
 
-from fttt.engine.factors import Factors
+from fttt.engine.adapters.delta import Factors
 from fttt.optune.attempts import AttemptExample
 from fttt.optune.edited_layers import EditedLayer
 from fttt.training import GoldExample

@@ -1,8 +1,8 @@
 """Batched generation and training with per-question weights."""
 
-from fttt.engine.batched import BatchedEngine
-from fttt.engine.noise import derive_key
-from fttt.engine.plan import MemoryPlan
+from fttt.engine.engine import BatchedEngine
+from fttt.engine.memory import MemoryPlan
+from fttt.engine.ops.sampling import derive_key
 from fttt.engine.request import (
     AdapterSpec,
     BeamRequest,

@@ -22,11 +22,11 @@ from torch.nn.attention import SDPBackend
 from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface
 
+from fttt.engine import ops
 from fttt.engine.batch import Batch
-from fttt.engine.heads import layer_of
 from fttt.errors import UsageError
 
-__all__ = ["KERNELS", "NAME", "attend"]
+__all__ = ["KERNELS", "NAME", "attend", "layer_of"]
 
 NAME = "fttt"
 KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
@@ -82,9 +82,7 @@ def attend(
     reach = Reach(sliding_window, _chunk_of(module, layer))
     own = _Own(batch, layer, scaling, reach, softcap, s_aux, slopes)
     if batch.mode == "decode" and query.is_cuda:
-        from fttt.engine.kernels import decode_attention
-
-        out_NHE = decode_attention(
+        out_NHE = ops.gpu.decode_attention(
             query[0], key[0], value[0], batch, layer, scaling,
             window=reach.window, chunk=reach.chunk, softcap=softcap, sinks=s_aux, slopes=slopes,
         )  # fmt: skip
@@ -117,6 +115,12 @@ HARMLESS = frozenset(
     }
 )
 """Arguments that change nothing here: every model is causal, frozen and packed by position."""
+
+
+def layer_of(module: Any) -> int:
+    """The number of an attention module's layer."""
+    number = getattr(module, "layer_idx", None)
+    return int(module.layer_id if number is None else number)
 
 
 def _refuse_unknown(attention_mask: Tensor | None, others: dict[str, Any]) -> None:

@@ -10,10 +10,12 @@ Axes: N packed tokens, B segments, T tokens of the longest segment.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, wraps
 from itertools import accumulate
+from types import CellType, FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -32,6 +34,7 @@ __all__ = [
     "SlotGroups",
     "by_length",
     "noting",
+    "rebound",
 ]
 
 Mode = Literal["prefill", "decode", "train"]
@@ -333,12 +336,44 @@ class Current:
         return {} if self.batch is None else {"fttt_batch": self.batch}
 
 
-def noting(model: Any, current: Current) -> Callable[..., Any]:
+def rebound(module: Any, names: Mapping[str, Any]) -> dict[str, Callable[..., Any]]:
+    """Methods of a module that call functions of these names, with others in their place.
+
+    Only the module's own methods change: the Python module that they were written in is shared by
+    all models of its kind, and by all engines of a process.
+    """
+    found: dict[str, Callable[..., Any]] = {}
+    for name in dir(type(module)):
+        function = inspect.getattr_static(type(module), name)
+        if not inspect.isfunction(function):
+            continue
+        code: Any = inspect.unwrap(function)
+        if set(names) & set(code.__code__.co_names):
+            found[name] = MethodType(_with_globals(function, names), module)
+    return found
+
+
+def _with_globals(function: Any, names: Mapping[str, Any]) -> Any:
+    """A function's own code and decorators, which finds other things under these names."""
+    inner = getattr(function, "__wrapped__", None)
+    cells, around = function.__closure__, function.__globals__
+    if inner is None:
+        around = {**around, **names}
+    else:
+        changed = _with_globals(inner, names)
+        cells = tuple(
+            CellType(changed) if cell.cell_contents is inner else cell for cell in cells or ()
+        )
+    made = FunctionType(function.__code__, around, function.__name__, function.__defaults__, cells)
+    made.__kwdefaults__ = function.__kwdefaults__
+    return made
+
+
+def noting(model: Any, forward: Callable[..., Any], current: Current) -> Callable[..., Any]:
     """A model's ``forward`` that notes its batch: not all models hand it down to their layers.
 
     It is kept after the pass, since layers may be run again for the gradient.
     """
-    forward = model.forward
     whole = model.base_model is not model
 
     @wraps(forward)

@@ -1,30 +1,125 @@
-"""Keys and values of running and kept sequences, one row each.
+"""Keys and values of running and kept sequences, one row each, and what layers keep of a token.
 
 A row holds one sequence from its first token on, ``capacity`` tokens at most, and belongs to one
 owner at a time. Where the model has a prefix, each row begins with its keys and values, written
 once; whoever names a place in a row counts the sequence's own tokens, and :class:`Batch` adds the
-prefix. Rows that only wait for a train step or for the next turn may be taken back when no other is
+prefix. Rows that only wait for a train step or for the next turn may be evicted when no other is
 free; their tokens are then computed again.
 
 Where only upper layers learn, a row also has what the first of them was given at each token
-(:mod:`fttt.engine.below`); where layers carry a state, it has theirs (:mod:`fttt.engine.states`).
+(:mod:`fttt.engine.hidden_cache`); where layers carry a state, it has theirs
+(:mod:`fttt.engine.states`).
+
+Layers may differ in their key-value heads, in the size of keys, which need not be that of values,
+and in whether they have keys and values of their own at all or read those of a layer below.
+Configurations say it in many ways, so it is read off one short pass of the model, with an attention
+that only looks.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
+from unittest.mock import patch
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import AttentionInterface
 
-from fttt.engine.heads import Heads, read_heads
-from fttt.engine.rotary import edge_of
+from fttt.engine.attention import layer_of
+from fttt.engine.batch import Current
+from fttt.engine.families import attention_replacements, edge_of, interface
 from fttt.engine.states import Mixers, States
+from fttt.errors import UsageError
 from fttt.models.loader import Prefix
 
-__all__ = ["KVCache", "KeptRow"]
+__all__ = ["Heads", "KVCache", "KeptRow", "read_heads"]
+
+LOOK = "fttt-heads"
+
+
+@dataclass(frozen=True, slots=True)
+class Heads:
+    """The keys and values of a token in one layer."""
+
+    kv_heads: int
+    key_dim: int
+    value_dim: int
+    owner: int
+    """The layer that they are stored with: this one, or one below that they are shared with."""
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers a token's keys and values are."""
+        return self.kv_heads * (self.key_dim + self.value_dim)
+
+
+_known: WeakKeyDictionary[nn.Module, Mapping[int, Heads]] = WeakKeyDictionary()
+
+
+def read_heads(model: Any) -> Mapping[int, Heads]:
+    """The heads of each attention layer, by its number, in the order in which they run.
+
+    Args:
+        model: of ``transformers``, on any device.
+
+    Raises:
+        UsageError: a layer attends twice, or by other means than through the library's interface.
+    """
+    if model not in _known:
+        _known[model] = _read(model)
+    return _known[model]
+
+
+Look = Callable[..., tuple[Tensor, None]]
+_looking: ContextVar[Look] = ContextVar("looking")
+
+
+def _look(*args: Any, **kwargs: Any) -> tuple[Tensor, None]:
+    """What is registered once as an attention: that which looks at the moment."""
+    return _looking.get()(*args, **kwargs)
+
+
+AttentionInterface.register(LOOK, _look)
+
+
+def _read(model: Any) -> dict[int, Heads]:
+    found: dict[int, Heads] = {}
+    keys: dict[int, Tensor] = {}
+
+    def look(
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any
+    ) -> tuple[Tensor, None]:
+        """Note the shapes of a layer's keys and values; nothing is attended to."""
+        layer = layer_of(module)
+        if layer in found:
+            raise UsageError(f"Layer {layer} of the model attends twice.")
+        owner = next((n for n, other in keys.items() if other is key), layer)
+        keys[layer] = key
+        found[layer] = Heads(key.shape[1], key.shape[3], value.shape[3], owner)
+        return value.new_zeros(1, query.shape[2], query.shape[1], value.shape[3]), None
+
+    replacements = [*attention_replacements(model, look, Current(), {}), *interface(model, LOOK)]
+    # norms may be kept in float32 between linear layers in half precision, to be trained
+    dtypes = {p.dtype for p in model.parameters()} & {torch.bfloat16, torch.float16, torch.float32}
+    mixed = len(dtypes) > 1
+    half = torch.float16 if torch.float16 in dtypes else torch.bfloat16
+    with (
+        ExitStack() as stack,
+        torch.no_grad(),
+        torch.autocast(model.device.type, dtype=half, enabled=mixed),
+    ):
+        for owner, name, replacement in replacements:
+            stack.enter_context(patch.object(owner, name, replacement))
+        stack.callback(_looking.reset, _looking.set(look))
+        ids = torch.zeros(1, 2, dtype=torch.int64, device=model.device)
+        model(input_ids=ids, use_cache=False)
+    return found
 
 
 class KVCache:
@@ -55,7 +150,7 @@ class KVCache:
         self.device = device
         self.edge = edge
         """Positions up to which a row's keys serve a sequence that is no longer; past it they are
-        others (:mod:`fttt.engine.rotary`)."""
+        others (:mod:`fttt.engine.families`)."""
         self.states = states
         """Of layers that carry one; ``None`` where there are none."""
         self.keys: dict[int, Tensor] = {}
@@ -213,8 +308,8 @@ class KeptRow:
         self.awaited = awaited
         """Whether a train step is to read it, so that it is taken back last."""
         self.version = version
-        """Of the weights under which it was written (:meth:`fttt.engine.slots.Bank.version`);
-        ``None`` where they were changed meanwhile."""
+        """Of the weights under which it was written, as the bank numbers them; ``None`` where they
+        were changed meanwhile."""
 
     @property
     def token_ids(self) -> tuple[int, ...]:

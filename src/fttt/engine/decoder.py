@@ -13,12 +13,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from fttt.engine import ops
+from fttt.engine.adapters.base import Bank
 from fttt.engine.batch import Batch, Segment
 from fttt.engine.cache import KVCache
-from fttt.engine.noise import uniform
-from fttt.engine.sampler import Shape, sample, shaped, token_logprobs
+from fttt.engine.ops.sampling import Shape, shaped, token_logprobs, uniform
 from fttt.engine.sequences import run_model
-from fttt.engine.slots import Bank
 from fttt.errors import DivergedError
 
 __all__ = [
@@ -101,14 +101,12 @@ def draw(logits_LV: Tensor, lanes: Sequence[Lane]) -> None:
             _note_seen(torch.zeros_like(logits_LV, dtype=torch.bool), lanes),
         )
         shaped_LV, top_p_L = shaped(logits_LV, temperature_L, top_p_L, shape)
-    token_L = sample(shaped_LV, temperature_L, top_p_L, uniform(key_L, count_L))
-    scores = None
-    if any(lane.logprobs for lane in lanes):
-        scores = token_logprobs(logits_LV, token_L).tolist()
-    for i, (lane, token) in enumerate(zip(lanes, token_L.tolist(), strict=True)):
+    token_L, score_L = ops.sample(shaped_LV, temperature_L, top_p_L, uniform(key_L, count_L))
+    if shaped_LV is not logits_LV:
+        score_L = token_logprobs(logits_LV, token_L)
+    for lane, token, score in zip(lanes, token_L.tolist(), score_L.tolist(), strict=True):
         lane.tokens.append(token)
-        if scores is not None:
-            lane.scores.append(scores[i])
+        lane.scores.append(score)
 
 
 def _note_seen(seen_LV: Tensor, lanes: Sequence[Lane]) -> Tensor:
@@ -231,14 +229,11 @@ class CUDADecoder:
         lanes = self._lanes
         _check_finite(self._scores[:, : len(lanes)].sum(0), lanes)
         tokens = self._tokens[:, : len(lanes)].T.tolist()
-        scores = (
-            self._scores[:, : len(lanes)].T.tolist() if any(x.logprobs for x in lanes) else None
-        )
-        for i, lane in enumerate(lanes):
+        scores = self._scores[:, : len(lanes)].T.tolist()
+        for lane, drawn, logprobs in zip(lanes, tokens, scores, strict=True):
             lane.length += self.steps
-            lane.tokens.extend(tokens[i])
-            if scores is not None:
-                lane.scores.extend(scores[i])
+            lane.tokens.extend(drawn)
+            lane.scores.extend(logprobs)
 
     def _note_ends(self, lanes: Sequence[Lane]) -> None:
         """Say how each lane ends: what is drawn after that must not enter its state.
@@ -308,8 +303,6 @@ class CUDADecoder:
         else:
             with self._bank.applied(batch):
                 logits_LV = run_model(self._model, batch, slice(None))
-        from fttt.engine.kernels import sample as sample_with_score
-
         noise_L = uniform(key_L, count_L)
         if asks:
             assert self._shape is not None
@@ -321,11 +314,11 @@ class CUDADecoder:
                 shape.seen_RV[:bucket],
             )
             shaped_LV, mass_L = shaped(logits_LV, temperature_L, top_p_L, shape)
-            drawn_L, _ = sample_with_score(shaped_LV, temperature_L, mass_L, noise_L)
+            drawn_L, _ = ops.sample(shaped_LV, temperature_L, mass_L, noise_L)
             score_L = token_logprobs(logits_LV, drawn_L)
             shape.seen_RV.scatter_(1, drawn_L[:, None], True)
         else:
-            drawn_L, score_L = sample_with_score(logits_LV, temperature_L, top_p_L, noise_L)
+            drawn_L, score_L = ops.sample(logits_LV, temperature_L, top_p_L, noise_L)
         tick = self._tick.expand(1, bucket)
         self._tokens[:, :bucket].scatter_(0, tick, drawn_L[None])
         self._scores[:, :bucket].scatter_(0, tick, score_L[None])

@@ -1,25 +1,55 @@
-"""What the code of some families needs, so that its attention is that of the engine.
+"""What takes the place of a model's own operations while an engine runs it.
 
-Most models call attention through an interface of ``transformers`` and hand the pass down to it.
-Some do not hand it down; some have an attention written out in their own code; Llama 4 counts
-positions by the length of a cache. Stand-ins for their methods do what is missing; the arithmetic
-around attention stays the model's own.
+- Most models call attention through an interface of ``transformers`` and hand the pass down to it.
+  Some do not hand it down; some have an attention written out in their own code; Llama 4 counts
+  positions by the length of a cache. Replacements of their methods do what is missing; the
+  arithmetic around attention stays the model's own.
+- ``transformers`` takes rotary frequencies that follow the length by the longest position of a
+  pass, so that a short question would be answered otherwise beside a long one. Here each packed
+  token has the frequencies of its own sequence, as long as it is then: ``dynamic`` (NTK), whose
+  base grows with the length past the context that the model was made for, and ``longrope``, one set
+  of factors up to a length, another beyond it. A row whose keys were made with the first set does
+  not continue with the second: from :func:`edge_of` on it is made anew.
+- Faster forms: on a GPU those of :mod:`fttt.engine.ops.fused`; on a CPU, linear layers for the few
+  rows of a decode step. With up to 8 rows (16 for a large output layer) the weights are read faster
+  as the left factor of the product, and those of a large output layer in blocks (measured by
+  ``benchmarks/linear.py``); all other passes run as they are.
 
-Axes: N packed tokens, H heads, D head dimension.
+All of it is done to a model's own parts, never to a module that other models share, and undone when
+the engine is closed; the model's code and weights stay as they are.
+
+Axes: N packed tokens, H heads, F frequencies, D head dimension, R rows, I inputs, O outputs.
 """
 
 from __future__ import annotations
 
+import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
+from unittest.mock import patch
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from fttt.engine.batch import Current
+from fttt.engine import ops
+from fttt.engine.attention import NAME, attend
+from fttt.engine.batch import Current, noting, rebound
+from fttt.engine.states import Mixers
 
-__all__ = ["WRITTEN_OUT", "attention_stand_ins", "interface"]
+__all__ = [
+    "Replacements",
+    "attention_replacements",
+    "edge_of",
+    "few_row_linear",
+    "few_row_linears",
+    "interface",
+    "replacements_for",
+    "rotary_replacements",
+]
 
 Attend = Callable[..., tuple[Tensor, None]]
 """As :func:`fttt.engine.attention.attend` is called, and what only looks as well."""
@@ -40,23 +70,27 @@ def interface(model: nn.Module, name: str) -> list[tuple[Any, str, Any]]:
     return [(config, INTERFACE, name) for config in configs.values()]
 
 
-def attention_stand_ins(
-    model: nn.Module, attend: Attend, current: Current
+def attention_replacements(
+    model: Any, attend: Attend, current: Current, own: Mapping[int, Callable[..., Any]]
 ) -> list[tuple[Any, str, Any]]:
-    """Stand-ins for the methods of a model's attention modules, where they are needed."""
+    """Replacements for the methods of a model's attention modules, where they are needed.
+
+    ``own`` are other modules' ``forward``, by their identity, that have been replaced already.
+    """
     found: list[tuple[Any, str, Any]] = []
     for module in model.modules():
-        name = type(module).__name__
+        name, forward = type(module).__name__, own.get(id(module), module.forward)
         if name in WRITTEN_OUT:
             method, make = WRITTEN_OUT[name]
             found.append((module, method, make(module, attend, current)))
             if name == "MptAttention":  # its model cannot do without a mask
-                home = sys.modules[type(module).__module__]
-                found.append((home, "create_causal_mask", _no_mask))
+                base = model.base_model
+                methods = rebound(base, {"create_causal_mask": _no_mask})
+                found += [(base, name, method) for name, method in methods.items()]
         elif name == "Llama4TextAttention":
-            found.append((module, "forward", _with_places(module, current)))
+            found.append((module, "forward", _with_places(forward, current)))
         elif name in {"StableLmAttention", "NemotronAttention"}:
-            found.append((module, "forward", _handed_down(module, current)))
+            found.append((module, "forward", _handed_down(forward, current)))
     return found
 
 
@@ -64,9 +98,8 @@ def _no_mask(*_: Any, **__: Any) -> Tensor:
     return torch.zeros(())
 
 
-def _handed_down(module: nn.Module, current: Current) -> Callable[..., Any]:
+def _handed_down(forward: Callable[..., Any], current: Current) -> Callable[..., Any]:
     """A ``forward`` that is told of the pass, which its decoder layer keeps to itself."""
-    forward = module.forward
 
     def told(*args: Any, **kwargs: Any) -> Any:
         return forward(*args, **current.handed, **kwargs)
@@ -91,9 +124,8 @@ class _Places:
         return key, value
 
 
-def _with_places(module: nn.Module, current: Current) -> Callable[..., Any]:
+def _with_places(forward: Callable[..., Any], current: Current) -> Callable[..., Any]:
     """Llama 4's attention, which scales queries by positions that it counts itself."""
-    forward = module.forward
 
     def placed(*args: Any, **kwargs: Any) -> Any:
         if current.batch is not None:
@@ -191,3 +223,205 @@ WRITTEN_OUT: dict[str, tuple[str, Callable[[Any, Attend, Current], Callable[...,
     "GPTNeoSelfAttention": ("_attn", _core(scaled=False)),
 }
 """Attention modules that are written out: the method that is replaced, and by what."""
+
+
+Frequencies = Callable[[Tensor], Tensor]
+"""Of sequences of these lengths ``[N]``: ``[N, F]``."""
+
+
+def edge_of(model: nn.Module) -> int | None:
+    """Tokens of the longest sequence whose frequencies are the first ones; ``None`` if of all."""
+    edges = [
+        int(parameters["original_max_position_embeddings"])
+        for module, layer_type in _scaled(model)
+        if (parameters := _parameters(module, layer_type))["rope_type"] == "longrope"
+    ]
+    return min(edges, default=None)
+
+
+def rotary_replacements(model: nn.Module, current: Current) -> list[tuple[Any, str, Any]]:
+    """Replacements for rotary modules whose frequencies depend on the length of what they see."""
+    found: dict[int, tuple[Any, dict[str | None, Frequencies]]] = {}
+    for module, layer_type in _scaled(model):
+        own = found.setdefault(id(module), (module, {}))[1]
+        own[layer_type] = _frequencies(module, layer_type)
+    return [(m, "forward", _per_sequence(m, own, current)) for m, own in found.values()]
+
+
+def _scaled(model: nn.Module) -> list[tuple[Any, str | None]]:
+    """Rotary modules, and their kinds of layers, whose frequencies depend on the length."""
+    found: list[tuple[Any, str | None]] = []
+    for module in model.modules():
+        kinds = getattr(module, "rope_type", None)
+        for layer_type, kind in kinds.items() if isinstance(kinds, dict) else [(None, kinds)]:
+            if isinstance(kind, str) and (kind == "longrope" or "dynamic" in kind):
+                found.append((module, layer_type))
+    return found
+
+
+def _parameters(module: Any, layer_type: str | None) -> dict[str, Any]:
+    parameters: dict[str, Any] = module.config.rope_parameters
+    return parameters if layer_type is None else parameters[layer_type]
+
+
+def _frequencies(module: Any, layer_type: str | None) -> Frequencies:
+    parameters, config = _parameters(module, layer_type), module.config
+    more = {} if layer_type is None else {"layer_type": layer_type}
+    kind = parameters["rope_type"]
+    device = next(module.buffers()).device
+    make: Any = ROPE_INIT_FUNCTIONS[kind]
+    if kind == "longrope":
+        edge = int(parameters["original_max_position_embeddings"])
+        short_F, long_F = (
+            make(config, device, seq_len=length, **more)[0] for length in (edge, edge + 1)
+        )
+        return lambda length_N: torch.where(length_N[:, None] > edge, long_F, short_F)
+    most, factor = config.max_position_embeddings, parameters["factor"]
+    base_F: Tensor = make(config, device, seq_len=most, **more)[0]
+    features = 2 * base_F.shape[0]
+    exponent_F = torch.arange(0, features, 2, device=device) / features
+
+    def dynamic(length_N: Tensor) -> Tensor:
+        stretch_N = (factor * length_N.clamp(min=most) / most - (factor - 1)).float()
+        stretch_N = stretch_N ** (features / (features - 2))
+        frequencies_NF: Tensor = base_F / stretch_N[:, None] ** exponent_F
+        return frequencies_NF
+
+    return dynamic
+
+
+class _Held:
+    """Stands for a buffer of frequencies: asked for one row of them, it gives one a token."""
+
+    def __init__(self, frequencies_NF: Tensor) -> None:
+        self._frequencies_NF = frequencies_NF
+
+    def __getitem__(self, place: tuple[None, slice, None]) -> Tensor:
+        return self._frequencies_NF[:, :, None]
+
+
+class _Itself:
+    """A module with other frequencies, for its own code to run on."""
+
+    def __init__(self, module: Any, **changed: Any) -> None:
+        self.__dict__.update(changed)
+        self._module = module
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
+
+
+def _per_sequence(
+    module: Any, frequencies: dict[str | None, Frequencies], current: Current
+) -> Callable[..., Any]:
+    forward = module.forward
+    plain: Any = inspect.unwrap(type(module).forward)
+
+    @torch.no_grad()
+    def rotate(
+        x: Tensor, position_ids: Tensor, layer_type: str | None = None, **kwargs: Any
+    ) -> Any:
+        more = kwargs if layer_type is None else {**kwargs, "layer_type": layer_type}
+        batch = current.batch
+        if batch is None or layer_type not in frequencies:
+            return forward(x, position_ids, **more)
+        name = "inv_freq" if layer_type is None else f"{layer_type}_inv_freq"
+        held = _Held(frequencies[layer_type](batch.whole_N))
+        out = plain(_Itself(module, **{name: held}), x, position_ids.T, **more)
+        if isinstance(out, Tensor):  # complex numbers of unit length
+            return out.transpose(0, 1)
+        return tuple(part.transpose(0, 1) for part in out)
+
+    return rotate
+
+
+FEW_ROWS, MOST_ROWS = 8, 16
+"""Up to which it is faster for any layer, and for a large output layer."""
+BLOCK = 2048
+"""Output features of one product."""
+
+
+def few_row_linears(model: nn.Module) -> list[tuple[Any, str, Any]]:
+    """A replacement for the ``forward`` of each linear layer."""
+    layers = [module for module in model.modules() if type(module) is nn.Linear]
+    return [(layer, "forward", _forward_of(layer)) for layer in layers]
+
+
+def _forward_of(layer: nn.Linear) -> Callable[[Tensor], Tensor]:
+    def forward(x: Tensor) -> Tensor:
+        rows = x.numel() // layer.in_features
+        few = rows <= FEW_ROWS or (rows <= MOST_ROWS and layer.out_features > 4 * BLOCK)
+        if not few or torch.is_grad_enabled():
+            return F.linear(x, layer.weight, layer.bias)
+        return few_row_linear(x, layer.weight, layer.bias)
+
+    return forward
+
+
+def few_row_linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
+    """``x @ weightᵀ + bias`` for 1 to 16 rows, as ``(weight @ xᵀ)ᵀ``.
+
+    A product with one column takes longer than one with two, and 9 to 15 longer than 16, so zeros
+    fill up to those.
+    """
+    outputs, inputs = weight_OI.shape
+    x_RI = x.reshape(-1, inputs)
+    rows = x_RI.shape[0]
+    columns = 2 if rows == 1 else MOST_ROWS if rows > FEW_ROWS else rows
+    if columns > rows:
+        x_RI = torch.cat([x_RI, x_RI.new_zeros(columns - rows, inputs)])
+    out_OR = x_RI.new_empty(outputs, columns)
+    for start in range(0, outputs, BLOCK):
+        block = weight_OI[start : start + BLOCK]
+        torch.mm(block, x_RI.t(), out=out_OR[start : start + BLOCK])
+    out_RO = out_OR[:, :rows].t()
+    if bias_O is not None:
+        out_RO = out_RO + bias_O
+    return out_RO.contiguous().view(*x.shape[:-1], outputs)
+
+
+class Replacements:
+    """Attributes of a model's parts, and what replaces them while this is enabled."""
+
+    def __init__(self, replacements: Sequence[tuple[Any, str, Any]]) -> None:
+        self._replacements = replacements
+        self._active: ExitStack | None = None
+
+    def __len__(self) -> int:
+        return len(self._replacements)
+
+    def enable(self) -> None:
+        """Let the replacements run in place of the model's own code."""
+        with ExitStack() as stack:
+            for owner, name, replacement in self._replacements:
+                stack.enter_context(patch.object(owner, name, replacement))
+            self._active = stack.pop_all()
+
+    def disable(self) -> None:
+        """Give the model its own code back. Calling it twice is harmless."""
+        if self._active is not None:
+            self._active.close()
+            self._active = None
+
+
+def replacements_for(
+    model: Any, device: torch.device, mixers: Mixers, *, faster: bool = True
+) -> Replacements:
+    """What serves on a device, not enabled yet; without ``faster`` only what packing needs."""
+    current = Current()
+    first: list[tuple[Any, str, Any]] = []
+    if faster:
+        cuda = device.type == "cuda"
+        first = ops.fused.fused_operations(model) if cuda else few_row_linears(model)
+    own = {id(owner): method for owner, name, method in first if name == "forward"}
+    needed = [
+        *mixers.replacements(current),
+        *attention_replacements(model, attend, current, own),
+        *rotary_replacements(model, current),
+    ]
+    own |= {id(owner): method for owner, name, method in needed if name == "forward"}
+    if needed:
+        for outer in {id(m): m for m in (model, model.base_model)}.values():
+            forward = noting(outer, own.get(id(outer), outer.forward), current)
+            needed.append((outer, "forward", forward))
+    return Replacements([*first, *needed, *interface(model, NAME)])

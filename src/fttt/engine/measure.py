@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 import torch
 
-from fttt.engine.batched import BatchedEngine
-from fttt.engine.heads import read_heads
-from fttt.engine.noise import derive_key
+from fttt.engine.cache import read_heads
+from fttt.engine.engine import BatchedEngine
+from fttt.engine.ops.sampling import derive_key
 from fttt.engine.request import GenerateRequest, Lesson, LoRASpec, Target, TrainRequest
 from fttt.models.loader import LoadedModel
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 from fttt.types import FinishReason, Teacher
 
 if TYPE_CHECKING:
-    from fttt.engine.factors import Delta, Factors
+    from fttt.engine.adapters.delta import Delta, Factors
 
 __all__ = [
     "AdapterSlot",

@@ -1,14 +1,223 @@
-"""When to run which pass.
+"""Requests on their way, their queues, and when to run which pass.
 
-Prefill and train passes cost about the same for one sequence as for many, so requests wait for
-company; but while they wait, lanes stand idle. The rule is that of the ski rental problem: a pass
-runs as soon as the lane time that was lost by waiting equals what the pass costs all running
+Prefill, train and score passes cost about the same for one sequence as for many, so requests wait
+for company; but while they wait, lanes stand idle. The rule is that of the ski rental problem: a
+pass runs as soon as the lane time that was lost by waiting equals what the pass costs all running
 lanes, which never loses more than twice the best possible.
 """
 
 from __future__ import annotations
 
-__all__ = ["Patience"]
+import asyncio
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from fttt.engine.adapters.base import slot_index
+from fttt.engine.batch import Segment
+from fttt.engine.cache import KeptRow, KVCache
+from fttt.engine.decoder import Lane
+from fttt.engine.request import (
+    BeamRequest,
+    GenerateRequest,
+    Generation,
+    Scored,
+    ScoreRequest,
+    Trained,
+    TrainRequest,
+)
+from fttt.errors import UsageError
+
+__all__ = [
+    "GenerateJob",
+    "Job",
+    "LessonQueue",
+    "Patience",
+    "PrefillPass",
+    "PrefillQueue",
+    "ScoreJob",
+    "ScoreQueue",
+    "TrainJob",
+    "check_fits",
+    "close_kept",
+]
+
+Request = TypeVar("Request")
+Answer = TypeVar("Answer")
+
+
+@dataclass(eq=False)
+class Job(Generic[Request, Answer]):
+    """A request and the future that its answer is for."""
+
+    request: Request
+    answer: asyncio.Future[Answer]
+    since: float = field(default_factory=time.perf_counter)
+    lane: Lane | None = None
+
+    @property
+    def seconds(self) -> float:
+        """From the request until now."""
+        return time.perf_counter() - self.since
+
+
+GenerateJob = Job[GenerateRequest, Generation]
+TrainJob = Job[TrainRequest, Trained]
+ScoreJob = Job[ScoreRequest, Scored]
+
+
+def check_fits(request: GenerateRequest | BeamRequest, max_length: int) -> None:
+    """Refuse a request that is longer than a row.
+
+    Raises:
+        UsageError: it is.
+    """
+    if len(request.prompt_ids) + request.max_new_tokens > max_length:
+        raise UsageError(
+            f"A prompt of {len(request.prompt_ids)} tokens and {request.max_new_tokens} new ones "
+            f"do not fit the {max_length} tokens of a row; lower --max-new-tokens."
+        )
+
+
+def close_kept(generation: Generation) -> None:
+    """Release the row of an answer whose request was cancelled."""
+    if generation.kept is not None:
+        generation.kept.close()
+
+
+def lane_for(request: GenerateRequest, row: int, slot: int) -> Lane:
+    """A request's place among the running sequences."""
+    key = request.noise_key & (2**64 - 1)
+    return Lane(
+        row=row,
+        slot=slot,
+        temperature=request.temperature,
+        top_p=request.top_p,
+        key=key - 2**64 if key >= 2**63 else key,
+        length=len(request.prompt_ids),
+        logprobs=request.logprobs,
+        stop_ids=request.stop_ids,
+        limit=request.max_new_tokens,
+        top_k=request.top_k,
+        min_p=request.min_p,
+        penalty=request.repetition_penalty,
+        prompt=request.prompt_ids if request.repetition_penalty != 1 else (),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillPass:
+    """Requests that begin together. Those of one prompt share a segment."""
+
+    jobs: list[GenerateJob]
+    segments: list[Segment]
+    segment_of: list[int]
+    """Of each request."""
+
+
+class PrefillQueue(deque[GenerateJob]):
+    """Requests to generate, in the order of their arrival."""
+
+    def next_pass(self, cache: KVCache, count: int, tokens: int) -> PrefillPass:
+        """Take up to ``count`` requests until ``tokens`` are reached, one at least.
+
+        Those that continue a kept row, whose attention has keys to read, and those that do not
+        take passes of their own; the first that waits says whose turn it is.
+        """
+        taken = PrefillPass([], [], [])
+        others: list[GenerateJob] = []
+        segment_of: dict[tuple[int, ...], int] = {}
+        total, reuses = 0, False
+        while self and len(taken.jobs) < count:
+            job = self.popleft()
+            request = job.request
+            if job.answer.cancelled():
+                continue
+            past = _held_tokens(request)
+            reuses = reuses if taken.jobs else past > 0
+            twin = segment_of.get(request.prompt_ids) if request.adapter is None else None
+            if reuses != (past > 0):
+                others.append(job)
+                continue
+            total += len(request.prompt_ids) if twin is None else 0
+            if taken.jobs and total > tokens:
+                others.append(job)
+                break
+            row = _row(request, cache, claims=past > 0)
+            slot = slot_index(request.adapter)
+            job.lane = lane_for(request, row, slot)
+            taken.jobs.append(job)
+            taken.segment_of.append(len(taken.segments) if twin is None else twin)
+            if twin is None:
+                if request.adapter is None and not reuses:
+                    segment_of[request.prompt_ids] = len(taken.segments)
+                taken.segments.append(Segment(request.prompt_ids[past:], row, past, slot))
+        self.extendleft(reversed(others))
+        return taken
+
+
+def _held_tokens(request: GenerateRequest) -> int:
+    """How many of the prompt's first tokens are taken from the row that it may reuse.
+
+    An adapter's keys and values are not the base model's, nor its own after a train step. Less than
+    half of a prompt is not worth attention that reads the row.
+    """
+    kept, prompt = request.reuse, request.prompt_ids
+    if not isinstance(kept, KeptRow) or kept.row is None:
+        return 0
+    if kept.adapted or request.adapter is not None:
+        return 0
+    same = kept.shared(prompt) if kept.serves(len(prompt)) else 0
+    return same if 2 * same >= len(prompt) else 0
+
+
+def _row(request: GenerateRequest, cache: KVCache, *, claims: bool) -> int:
+    """The row that a request reuses, or a free one."""
+    row = cache.claim(request.reuse) if claims and isinstance(request.reuse, KeptRow) else None
+    return cache.take() if row is None else row
+
+
+class LessonQueue(deque[TrainJob]):
+    """Train requests in the order of their arrival."""
+
+    def drop_cancelled(self) -> None:
+        """Forget requests that nobody waits for; their slots may be others' by now."""
+        for job in [job for job in self if job.answer.cancelled()]:
+            self.remove(job)
+
+    def next_pass(self, cache: KVCache, tokens: int, questions: int) -> list[TrainJob]:
+        """Take up to ``questions`` requests of different adapters, one at least.
+
+        No more are taken once ``tokens`` or the rows are reached.
+        """
+        taken: list[TrainJob] = []
+        adapters: set[object] = set()
+        total, rows = 0, cache.free + cache.kept
+        while self and len(taken) < questions:
+            request = self[0].request
+            rows -= len(request.lessons)
+            if taken and (total >= tokens or rows < 0 or request.adapter in adapters):
+                break
+            adapters.add(request.adapter)
+            total += sum(len(target.token_ids) for target in request.targets)
+            taken.append(self.popleft())
+        return taken
+
+
+class ScoreQueue(deque[ScoreJob]):
+    """Sequences to score, in the order of their arrival."""
+
+    def next_pass(self, tokens: int) -> list[ScoreJob]:
+        """Take requests until ``tokens`` are reached, one at least."""
+        taken: list[ScoreJob] = []
+        total = 0
+        while self and (not taken or total + self[0].request.tokens <= tokens):
+            job = self.popleft()
+            if not job.answer.cancelled():
+                total += job.request.tokens
+                taken.append(job)
+        return taken
 
 
 class Patience:

@@ -46,11 +46,11 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from fttt.engine.adapters import LoRABank, target_layers
+from fttt.engine.adapters.lora import LoRABank, target_layers
 from fttt.engine.batch import Batch, Mode, Segment
 from fttt.engine.cache import KVCache
 from fttt.engine.families import interface
-from fttt.engine.memory import current
+from fttt.engine.ops import current_device
 from fttt.engine.request import LoRASpec
 from fttt.engine.sequences import pack_sequences, prepared, run_model
 from fttt.engine.states import Mixers
@@ -101,7 +101,7 @@ def check_outputs(model: Any, name: str) -> None:
     note = cache_folder("checks") / f"{_fingerprint(model)}.json"
     if not note.is_file():
         begun = time.perf_counter()
-        with current(model.device):
+        with current_device(model.device):
             fault = find_difference(model)
         if fault is not None:
             raise UsageError(

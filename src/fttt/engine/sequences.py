@@ -19,14 +19,12 @@ from torch import Tensor
 from torch.nn.attention import sdpa_kernel
 from transformers.utils.generic import ModelOutput
 
+from fttt.engine.adapters.base import Bank, slot_index
 from fttt.engine.attention import KERNELS
 from fttt.engine.batch import Batch, Segment, by_length
-from fttt.engine.cache import KeptRow, KVCache
-from fttt.engine.heads import read_heads
-from fttt.engine.plan import LOGIT_BYTES, MemoryPlan
+from fttt.engine.cache import KeptRow, KVCache, read_heads
+from fttt.engine.families import replacements_for
 from fttt.engine.request import ScoreRequest
-from fttt.engine.slots import Bank, slot_index
-from fttt.engine.stand_ins import stand_ins_for
 from fttt.engine.states import Mixers
 from fttt.errors import RunError, UsageError
 from fttt.models.loader import Prefix
@@ -41,6 +39,8 @@ __all__ = [
     "weighted_nll",
 ]
 
+LOGIT_BYTES = 2**28
+"""Of float32 logits that are held at once where a loss is taken in chunks."""
 FLOOR = -100.0
 """The least that the log-probability of all tokens that are not named is taken for."""
 Score = tuple[tuple[float, ...], tuple[tuple[int, ...], ...], tuple[tuple[float, ...], ...]]
@@ -54,13 +54,13 @@ def prepared(model: Any, *, faster: bool = True) -> Iterator[None]:
     ``faster=False`` leaves all but what packing needs to the model's own code.
     """
     read_heads(model)  # while its code is its own
-    stand_ins = stand_ins_for(model, model.device, Mixers(model), faster=faster)
-    stand_ins.enable()
+    replacements = replacements_for(model, model.device, Mixers(model), faster=faster)
+    replacements.enable()
     try:
         with sdpa_kernel(KERNELS):
             yield
     finally:
-        stand_ins.disable()
+        replacements.disable()
 
 
 def pack_sequences(
@@ -136,9 +136,10 @@ def weighted_loss(
 class Scorer:
     """Log-probabilities of given tokens, of many requests in a pass."""
 
-    def __init__(self, model: Any, cache: KVCache, bank: Bank | None, plan: MemoryPlan) -> None:
+    def __init__(self, model: Any, cache: KVCache, bank: Bank | None, tokens: int) -> None:
+        """``tokens`` is how many a pass takes."""
         self._model, self._cache, self._bank = model, cache, bank
-        self._tokens = plan.prefill_tokens
+        self._tokens = tokens
 
     def check(self, request: ScoreRequest) -> None:
         """Refuse what is longer than a pass, and what has nothing to score.

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from fttt.config import BudgetSection, SamplingSection
-from fttt.engine.noise import derive_key
+from fttt.engine.ops.sampling import derive_key
 from fttt.engine.request import (
     AdapterSlot,
     AdapterSpec,

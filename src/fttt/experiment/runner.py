@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from fttt.engine import BatchedEngine
-from fttt.engine.noise import derive_key
+from fttt.engine.ops.sampling import derive_key
 from fttt.engine.request import AdapterSpec, Engine
 from fttt.errors import FTTTError, RunError
 from fttt.experiment.cases import save_cases

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
-from fttt.engine.noise import derive_key
+from fttt.engine.ops.sampling import derive_key
 from fttt.errors import RunError
 from fttt.experiment.ablation import (
     CONSTANT_ANSWER,

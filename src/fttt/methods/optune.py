@@ -15,7 +15,7 @@ from fttt.methods.base import Method, MethodSettings, Session
 from fttt.types import Example, Question, user
 
 if TYPE_CHECKING:
-    from fttt.engine.factors import Delta, Factors
+    from fttt.engine.adapters.delta import Delta, Factors
     from fttt.engine.request import AdapterSpec
     from fttt.optune import OpTuneInfo
     from fttt.optune.network import OpTuneNetwork

@@ -14,7 +14,7 @@ from typing import Literal
 
 import torch
 
-from fttt.engine.noise import derive_key
+from fttt.engine.ops.sampling import derive_key
 from fttt.errors import UsageError
 from fttt.models.chat import ChatFormat
 from fttt.models.locate import same_model

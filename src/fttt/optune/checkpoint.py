@@ -33,7 +33,7 @@ from fttt.optune.edited_layers import EditedLayer
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fttt.engine.factors import Factors
+    from fttt.engine.adapters.delta import Factors
     from fttt.optune.network import OpTuneNetwork
 
 __all__ = [
@@ -207,7 +207,7 @@ def _read_constant(info: OpTuneInfo, tensors: dict[str, Tensor], device: str) ->
     """Take the factors that stand for every example's out of a checkpoint's tensors."""
     import torch
 
-    from fttt.engine.factors import Factors
+    from fttt.engine.adapters.delta import Factors
 
     names = [layer.name for layer in info.layers]
     x_NI = {name: tensors.pop(f"constant.x.{name}").to(device) for name in names}

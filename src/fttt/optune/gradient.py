@@ -18,13 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fttt.engine.adapters.delta import FactoredDelta, Factors, changed, record_factors
 from fttt.engine.batch import Batch
-from fttt.engine.deltas import changed
-from fttt.engine.factors import FactoredDelta, Factors
-from fttt.engine.noise import derive_key
-from fttt.engine.record import record_factors
+from fttt.engine.hidden_cache import Upper, upper_part
+from fttt.engine.ops.sampling import derive_key
 from fttt.engine.sequences import pack_sequences, weighted_nll
-from fttt.engine.upper import Upper, upper_part
 from fttt.optune.attempts import AttemptExample
 from fttt.optune.network import OpTuneNetwork
 from fttt.training import GoldExample

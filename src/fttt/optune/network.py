@@ -25,8 +25,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from fttt.engine.factors import FactoredDelta, Factors
-from fttt.engine.noise import derive_key, keep_mask
+from fttt.engine.adapters.delta import FactoredDelta, Factors
+from fttt.engine.ops.sampling import derive_key, keep_mask
 from fttt.optune.edited_layers import EditedLayer
 
 __all__ = ["OpTuneNetwork", "RunningStatistics", "ShapeNetwork"]

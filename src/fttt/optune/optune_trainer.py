@@ -24,7 +24,8 @@ from torch import Tensor
 
 from fttt.config import to_toml
 from fttt.config.optune_config import OpTuneConfig
-from fttt.engine.memory import current, free_bytes
+from fttt.engine.memory import free_bytes
+from fttt.engine.ops import current_device
 from fttt.engine.selfcheck import check_outputs
 from fttt.engine.sequences import prepared
 from fttt.errors import DivergedError, RunError, UsageError
@@ -184,7 +185,7 @@ class OpTuneTrainer:
         seconds, seen = 0.0, 0
         try:
             with (
-                current(self.loaded.device),
+                current_device(self.loaded.device),
                 prepared(self.loaded.model),
                 closing(self.progress.begin(self.step, self.total)),
             ):

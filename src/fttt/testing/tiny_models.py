@@ -19,7 +19,7 @@ from fttt.models.loader import LoadedModel
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fttt.engine.factors import Factors
+    from fttt.engine.adapters.delta import Factors
 
 __all__ = [
     "fake_model",

@@ -3,6 +3,9 @@
 Each reads only what it must: attention the filled part of each row, the adapters' weights by slot
 without a gathered copy, the sampler its logits from the second-level cache. All of them take
 lengths and slots from device memory, so that one captured graph serves every step.
+
+Axes: N lanes, H heads, K key-value heads, E value dimension, I inputs and O outputs of a layer, S
+slots, P parameters of a slot, R rows, V vocabulary, B segments, T tokens.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from fttt.engine.batch import Batch
 
-__all__ = ["add_lora", "decode_attention", "keep_mask", "sample"]
+__all__ = ["add_delta", "add_lora", "decode_attention", "keep_mask", "sample"]
 
 _SPLIT = 256
 """Cached tokens that one program of the attention kernel reads."""
@@ -260,7 +263,7 @@ def sample(
     """Draw a token a row from its exact nucleus, without sorting; also its log-probability.
 
     The threshold is found by bisection on the bits of the logits, which order as integers do;
-    see :func:`fttt.engine.sampler.sample` for the definition. The log-probability is the model's,
+    see :mod:`fttt.engine.ops.sampling` for the definition. The log-probability is the model's,
     at temperature 1.
 
     Returns:
@@ -365,7 +368,7 @@ def _sample_kernel(
 
 
 def keep_mask(key_B: Tensor, token_BT: Tensor, width: int, dropout: float) -> Tensor:
-    """:func:`fttt.engine.noise.keep_mask`, the same numbers, in one kernel."""
+    """:func:`fttt.engine.ops.keep_mask`, the same numbers, in one kernel."""
     segments, tokens = token_BT.shape
     out = torch.empty(segments, tokens, width, dtype=torch.float32, device=token_BT.device)
     _keep_kernel[(segments * tokens, triton.cdiv(width, 1024))](
@@ -387,3 +390,46 @@ def _keep_kernel(key_ptr, token_ptr, out_ptr, tokens, width, dropout, BLOCK: tl.
     noise = (x >> 40).to(tl.float32) * (1.0 / 16777216.0)
     keep = tl.where(noise >= dropout, 1.0 / (1.0 - dropout), 0.0)
     tl.store(out_ptr + at * width + i, keep, mask=i < width)
+
+
+_OUTPUTS, _INPUTS = 16, 512
+"""The block of a matrix that a program reads at once."""
+
+
+def add_delta(x_NI: Tensor, out_NO: Tensor, delta_SOI: Tensor, slot_N: Tensor) -> None:
+    """Add ``ΔW x`` to each lane's output in place, by the lane's slot; a slot of -1 adds nothing.
+
+    Slots are read on the device, so that a captured graph can be replayed with others.
+    """
+    (lanes, inputs), outputs = x_NI.shape, out_NO.shape[1]
+    _delta_kernel[(triton.cdiv(outputs, _OUTPUTS), lanes)](
+        x_NI, out_NO, delta_SOI, slot_N, x_NI.stride(0), out_NO.stride(0), delta_SOI.stride(0),
+        inputs, outputs,
+        OUTPUTS=_OUTPUTS, INPUTS=min(_INPUTS, triton.next_power_of_2(inputs)), num_warps=4,
+    )  # fmt: skip
+
+
+@triton.jit
+def _delta_kernel(
+    x_ptr, out_ptr, delta_ptr, slot_ptr, x_row, out_row, slot_stride, inputs, outputs,
+    OUTPUTS: tl.constexpr, INPUTS: tl.constexpr,
+):  # fmt: skip
+    lane = tl.program_id(1)
+    slot = tl.load(slot_ptr + lane).to(tl.int64)
+    if slot >= 0:
+        o = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
+        in_o = o < outputs
+        base = delta_ptr + slot * slot_stride + o.to(tl.int64)[:, None] * inputs
+        total = tl.zeros([OUTPUTS, INPUTS], tl.float32)
+        for start in range(0, inputs, INPUTS):
+            i = start + tl.arange(0, INPUTS)
+            in_i = i < inputs
+            x = tl.load(x_ptr + lane * x_row + i, mask=in_i, other=0.0).to(tl.float32)
+            delta = tl.load(
+                base + i[None, :], mask=in_o[:, None] & in_i[None, :], other=0.0
+            ).to(tl.float32)  # fmt: skip
+            total += delta * x[None, :]
+        at = out_ptr + lane * out_row + o
+        old = tl.load(at, mask=in_o, other=0.0)
+        new = old.to(tl.float32) + tl.sum(total, 1)
+        tl.store(at, new.to(old.dtype), mask=in_o)

@@ -1,5 +1,7 @@
 """Log-probabilities of given tokens against the model's own forward pass."""
 
+from __future__ import annotations
+
 import asyncio
 import copy
 from dataclasses import replace
@@ -19,7 +21,7 @@ from fttt.engine import (
     TrainRequest,
 )
 from fttt.engine import sequences as sequences_module
-from fttt.engine.adapters import target_layers
+from fttt.engine.adapters.lora import target_layers
 from fttt.engine.cache import KeptRow
 from fttt.errors import RunError, UsageError
 from fttt.models import LoadedModel

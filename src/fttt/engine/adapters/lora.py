@@ -1,4 +1,4 @@
-"""Per-question low-rank weights, stacked, with a per-question AdamW, stacked.
+"""Low-rank weights, stacked, with a per-question AdamW, stacked.
 
 A slot is one question's place. All its numbers, over all layers, are one row of a flat float32
 matrix ``[slots, P]``; a layer's A and B are views of that row. So a batch of slots is one gather,
@@ -11,32 +11,31 @@ I inputs and O outputs of a layer.
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from fttt.engine import ops
+from fttt.engine.adapters.base import AdapterNeeds, Bank, Fill, Learned, decoder_layers
 from fttt.engine.batch import Batch
-from fttt.engine.noise import derive_key, keep_mask
-from fttt.engine.request import LoRASpec
-from fttt.engine.slots import Bank
+from fttt.engine.cache import KVCache
+from fttt.engine.ops.sampling import derive_key
+from fttt.engine.request import LoRASpec, TrainRequest
+from fttt.engine.train_step import train_step
 from fttt.errors import UsageError
 
-__all__ = [
-    "AdapterNeeds",
-    "LoRABank",
-    "decoder_layers",
-    "layers_by_name",
-    "lora_needs",
-    "target_layers",
-]
+if TYPE_CHECKING:
+    from fttt.engine.memory import MemoryPlan
+    from fttt.engine.scheduler import LessonQueue
+
+__all__ = ["LoRABank", "LoRALearner", "target_layers"]
 
 STEP_NUMBERS = 2**26
 """Parameters, of all questions together, that a step updates at once."""
@@ -79,84 +78,40 @@ def target_layers(model: Any, spec: LoRASpec) -> dict[str, nn.Linear]:
     return {n: m for n, m in linear.items() if n.rsplit(".", 1)[-1] in spec.targets}
 
 
-def layers_by_name(model: nn.Module, names: Sequence[str]) -> dict[str, nn.Linear]:
-    """The linear layers of these full names.
-
-    Raises:
-        UsageError: a name that no linear layer of the model has.
-    """
-    linear = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear)}
-    for name in names:
-        if name not in linear:
-            near = difflib.get_close_matches(name, linear, n=3) or list(linear)[:3]
-            raise UsageError(
-                f"No linear layer {name!r} in this model; near it are {', '.join(near)}."
-            )
-    return {name: linear[name] for name in names}
-
-
-def decoder_layers(model: Any) -> list[nn.Module]:
-    """The layers of a model's decoder, in order; none where they are no plain list."""
-    count = model.config.get_text_config().num_hidden_layers
-    lists = (m for m in model.base_model.modules() if isinstance(m, nn.ModuleList))
-    return list(next((layers for layers in lists if len(layers) == count), ()))
-
-
-@dataclass(frozen=True, slots=True)
-class AdapterNeeds:
-    """What adapters of one kind take of the memory, in bytes, and of a run."""
-
-    slot: int
-    """Of an open adapter."""
-    token: int
-    """Of a token of a train pass."""
-    long_token: int
-    """Of a token of a sequence that is longer than a pass; 0 where each must fit one."""
-    question: int
-    """Of each question of a train step, beside its tokens."""
-    questions: int
-    """Most that are taken in one step."""
-    share: float
-    """Of a GPU's memory that a train pass may take where it holds more tokens than it must."""
-    hidden: int = 0
-    """Width of the hidden states that are kept of each token."""
-    keeps: bool = True
-    """Whether steps read the rows of finished sequences."""
-
-
-def lora_needs(model: Any, spec: LoRASpec, layer_bytes: int) -> AdapterNeeds:
-    """What a spec's adapters take, beside a decoder layer's ``layer_bytes`` a token.
-
-    Inputs of the target layers are held in float32, before and after dropout; a slot has weights,
-    two moments and, while tokens run, a copy of the weights; a step another one and the gradient.
-    """
-    config = model.config.get_text_config()
-    targets = target_layers(model, spec)
-    parameters = sum(spec.rank * (m.in_features + m.out_features) for m in targets.values())
-    inputs: Counter[str] = Counter()
-    for name, layer in targets.items():
-        number = re.search(r"\.\d+\.", name)
-        inputs[number.group() if number else ""] += 8 * layer.in_features
-    token = layer_bytes * config.num_hidden_layers + inputs.total()
-    hidden_bytes = config.hidden_size * next(model.parameters()).element_size()
-    long_token = hidden_bytes * config.num_hidden_layers + layer_bytes + max(inputs.values())
-    return AdapterNeeds(
-        slot=16 * parameters,
-        token=token,
-        long_token=long_token if decoder_layers(model) else token,
-        question=8 * parameters,
-        questions=256,
-        share=0.25,
-    )
-
-
 class LoRABank(Bank):
     """All slots of one :class:`LoRASpec`, hooked into one model."""
 
     spec: LoRASpec
 
+    @staticmethod
+    def needs(model: Any, spec: LoRASpec, layer_bytes: int) -> AdapterNeeds:
+        """What a spec's adapters take, beside a decoder layer's ``layer_bytes`` a token.
+
+        Inputs of the target layers are held in float32, before and after dropout; a slot has
+        weights, two moments and, while tokens run, a copy of the weights; a step another one and
+        the gradient.
+        """
+        config = model.config.get_text_config()
+        targets = target_layers(model, spec)
+        parameters = sum(spec.rank * (m.in_features + m.out_features) for m in targets.values())
+        inputs: Counter[str] = Counter()
+        for name, layer in targets.items():
+            number = re.search(r"\.\d+\.", name)
+            inputs[number.group() if number else ""] += 8 * layer.in_features
+        token = layer_bytes * config.num_hidden_layers + inputs.total()
+        hidden_bytes = config.hidden_size * next(model.parameters()).element_size()
+        long_token = hidden_bytes * config.num_hidden_layers + layer_bytes + max(inputs.values())
+        return AdapterNeeds(
+            slot=16 * parameters,
+            token=token,
+            long_token=long_token if decoder_layers(model) else token,
+            question=8 * parameters,
+            questions=256,
+            share=0.25,
+        )
+
     def __init__(self, model: nn.Module, spec: LoRASpec, slots: int, device: torch.device) -> None:
-        super().__init__(slots)
+        super().__init__(model, spec, slots, device)
         self.spec = spec
         self.scale = spec.alpha / spec.rank
         self._layers: list[Layer] = []
@@ -178,6 +133,10 @@ class LoRABank(Bank):
         self._parts: tuple[Tensor, ...] | None = None
         self._dropout_key_B: Tensor | None = None
         self._cached: tuple[tuple[int, ...], tuple[Tensor, ...]] | None = None
+
+    def learner(self, cache: KVCache, plan: MemoryPlan, fill: Fill) -> LoRALearner:
+        """Takes AdamW steps."""
+        return LoRALearner(self, cache, plan, fill)
 
     def factors(self, slot: int) -> list[tuple[Tensor, Tensor]]:
         """Views of a slot's A ``[rank, in]`` and B ``[out, rank]``, layer by layer."""
@@ -305,9 +264,7 @@ class LoRABank(Bank):
             if batch is None:
                 return None
             if self._parts is None:
-                from fttt.engine.kernels import add_lora
-
-                add_lora(
+                ops.gpu.add_lora(
                     inputs[0].flatten(0, -2), output.flatten(0, -2), self.weights_SP, batch.slot_B,
                     a_at=layer.a_at, b_at=layer.b_at, rank=self.spec.rank, scale=self.scale,
                 )  # fmt: skip
@@ -350,8 +307,40 @@ class LoRABank(Bank):
 
     def _mask(self, key_B: Tensor, token_BT: Tensor, layer: Layer) -> Tensor:
         """Which inputs are dropped at random: by question, update, layer, position and feature."""
-        mask = keep_mask
-        if key_B.is_cuda:
-            from fttt.engine.kernels import keep_mask as mask
         token_BT = token_BT * len(self._layers) + layer.index
-        return mask(key_B, token_BT, layer.inputs, self.spec.dropout)
+        return ops.keep_mask(key_B, token_BT, layer.inputs, self.spec.dropout)
+
+
+class LoRALearner:
+    """One AdamW step each, on contexts whose keys and values lie in cache rows."""
+
+    def __init__(self, bank: LoRABank, cache: KVCache, plan: MemoryPlan, fill: Fill) -> None:
+        self._bank, self._cache, self._plan, self._fill = bank, cache, plan, fill
+
+    def check(self, request: TrainRequest) -> None:
+        """Anything can be learned from."""
+
+    def reads(self, *, adapted: bool) -> bool:
+        """Those that the adapter learns from, by their keys and values."""
+        return self._bank.spec.learns_from(adapted=adapted)
+
+    def due(self, queue: LessonQueue) -> int:
+        """All, where a context that needs a row can have one."""
+        return len(queue) if self._cache.free + self._cache.kept > 0 else 0
+
+    def run(self, queue: LessonQueue) -> list[Learned]:
+        """Take as many requests as one pass holds and carry them out; an error leaves them."""
+        plan = self._plan
+        jobs = queue.next_pass(self._cache, plan.train_tokens, plan.train_questions)
+        try:
+            losses = train_step(
+                self._bank,
+                self._cache,
+                [job.request for job in jobs],
+                self._plan.train_tokens,
+                self._fill,
+            )
+        except Exception:
+            queue.extendleft(reversed(jobs))
+            raise
+        return list(zip(jobs, losses, strict=True))

@@ -1,45 +1,40 @@
-"""From logits to tokens: greedy, temperature, and the exact nucleus (Holtzman et al. 2020).
+"""Random numbers and draws from logits, in plain PyTorch.
 
-The nucleus is the smallest set of most probable tokens whose mass reaches ``top_p``; tokens as
-probable as its last one belong to it too, so that it does not depend on the order of equals. One
-uniform number a token picks from it by the inverse of the cumulative distribution in vocabulary
-order. Nothing is cut off beforehand but tokens too improbable to be in any nucleus.
+The nucleus (Holtzman et al. 2020) is the smallest set of most probable tokens whose mass reaches
+``top_p``; tokens as probable as its last one belong to it too, so that it does not depend on the
+order of equals. One uniform number a token picks from it by the inverse of the cumulative
+distribution in vocabulary order. Nothing is cut off beforehand but tokens too improbable to be in
+any nucleus.
 
-Axes: R rows, V vocabulary, C candidates.
+Random numbers depend on what they are for, not on who else is asked: each is a hash of a key and a
+counter (a counter-based generator in the sense of Salmon et al. 2011, here the SplitMix64
+finaliser), so the same (seed, question, generation, position) draws the same number in any batch,
+in any order, on any device.
+
+Axes: R rows, V vocabulary, C candidates, B segments, T tokens.
 """
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-__all__ = ["Shape", "sample", "shaped", "token_logprobs"]
+__all__ = ["Shape", "derive_key", "keep_mask", "sample", "shaped", "token_logprobs", "uniform"]
 
 
-def sample(logits_RV: Tensor, temperature_R: Tensor, top_p_R: Tensor, noise_R: Tensor) -> Tensor:
-    """Draw one token a row; rows of temperature 0 take the most probable token.
-
-    Args:
-        logits_RV: scores of any floating dtype.
-        temperature_R: float32, 0 or more.
-        top_p_R: float32 in (0, 1].
-        noise_R: float32 in [0, 1), one a row.
-
-    Returns:
-        ``[R]`` int64.
-    """
-    if logits_RV.is_cuda:
-        from fttt.engine.kernels import sample as sample_cuda
-
-        return sample_cuda(logits_RV, temperature_R, top_p_R, noise_R)[0]
-    greedy_R = logits_RV.argmax(-1)
+def sample(
+    logits_RV: Tensor, temperature_R: Tensor, top_p_R: Tensor, noise_R: Tensor
+) -> tuple[Tensor, Tensor]:
+    """:func:`fttt.engine.ops.sample` in plain PyTorch."""
+    token_R = logits_RV.argmax(-1)
     warm = temperature_R > 0
-    if not bool(warm.any()):
-        return greedy_R
-    drawn = _nucleus(logits_RV[warm], temperature_R[warm], top_p_R[warm], noise_R[warm])
-    return greedy_R.index_put((warm.nonzero()[:, 0],), drawn)
+    if bool(warm.any()):
+        drawn = _nucleus(logits_RV[warm], temperature_R[warm], top_p_R[warm], noise_R[warm])
+        token_R = token_R.index_put((warm.nonzero()[:, 0],), drawn)
+    return token_R, token_logprobs(logits_RV, token_R)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +59,7 @@ class Shape:
 def shaped(
     logits_RV: Tensor, temperature_R: Tensor, top_p_R: Tensor, shape: Shape
 ) -> tuple[Tensor, Tensor]:
-    """Logits and ``top_p`` from which :func:`sample` draws as the rows ask.
+    """Logits and ``top_p`` from which :func:`fttt.engine.ops.sample` draws as the rows ask.
 
     Returns:
         ``[R, V]`` float32, minus infinity for what is never drawn, and ``[R]`` float32.
@@ -111,3 +106,42 @@ def _nucleus(logits_RV: Tensor, temperature_R: Tensor, top_p_R: Tensor, noise_R:
     picked_R1 = torch.searchsorted(mass_RV, target_R1, right=True)
     last_kept_R1 = (mass_RV < mass_RV[:, -1:]).sum(-1, keepdim=True)  # rounding at the far end
     return torch.minimum(picked_R1, last_kept_R1)[:, 0]
+
+
+_GOLDEN = 0x9E3779B97F4A7C15 - 2**64
+_MIX_1 = 0xBF58476D1CE4E5B9 - 2**64
+_MIX_2 = 0x94D049BB133111EB - 2**64
+
+
+def derive_key(*parts: int | str) -> int:
+    """A signed 64-bit key that names a random stream."""
+    text = "\x1f".join(str(part) for part in parts)
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True)
+
+
+def uniform(key: Tensor, counter: Tensor) -> Tensor:
+    """Float32 numbers in [0, 1) for int64 keys and counters of shapes that broadcast.
+
+    24 bits are used, so that every value is exact in float32.
+    """
+    x = _mix(key + counter * _GOLDEN)
+    return _shift(x, 40).to(torch.float32) * 2.0**-24
+
+
+def keep_mask(key_B: Tensor, token_BT: Tensor, width: int, dropout: float) -> Tensor:
+    """:func:`fttt.engine.ops.keep_mask` in plain PyTorch."""
+    feature = torch.arange(width, device=token_BT.device)
+    noise = uniform(key_B[:, None, None], token_BT[..., None] * width + feature)
+    return (noise >= dropout) / (1 - dropout)
+
+
+def _mix(x: Tensor) -> Tensor:
+    x = (x ^ _shift(x, 30)) * _MIX_1
+    x = (x ^ _shift(x, 27)) * _MIX_2
+    return x ^ _shift(x, 31)
+
+
+def _shift(x: Tensor, bits: int) -> Tensor:
+    """A logical right shift of int64."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)

@@ -1,4 +1,6 @@
-"""A prefix of keys and values at the start of every row, against PEFT's own prefix tuning."""
+"""Rows of the cache: who holds them, and the prefix that they begin with."""
+
+from __future__ import annotations
 
 import asyncio
 import copy
@@ -17,6 +19,7 @@ from fttt.engine import (
     Target,
     TrainRequest,
 )
+from fttt.engine.cache import Heads, KVCache
 from fttt.engine.request import Kept
 from fttt.errors import UsageError
 from fttt.models import LoadedModel, Prefix
@@ -164,3 +167,39 @@ def test_beams_begin_with_the_prefix(family: str) -> None:
     for request, found in zip(requests, asyncio.run(main()), strict=True):
         expected = reference(peft, request.prompt_ids, 12, num_beams=3, num_return_sequences=3)
         assert [beam.token_ids for beam in found] == expected
+
+
+def cache(rows: int) -> KVCache:
+    return KVCache(
+        rows=rows, capacity=4, heads={0: Heads(1, 2, 2, 0)}, dtype=torch.float32,
+        device=torch.device("cpu"),
+    )  # fmt: skip
+
+
+def test_rows_are_handed_out_low_ones_first_and_kept_ones_last() -> None:
+    held = cache(3)
+    assert [held.take(), held.take()] == [0, 1]
+    old = held.keep(0, (1, 2, 3), adapted=True, awaited=True)
+    new = held.keep(1, (4, 5), adapted=True, awaited=True)
+    assert held.take() == 2
+    assert (held.free, held.kept) == (0, 2)
+    assert held.take() == 0  # the one kept longest
+    assert old.row is None
+    assert old.token_ids == (1, 2, 3)
+    old.close()  # it is no longer its to give back
+    assert held.free == 0
+    new.close()
+    new.close()
+    assert (held.free, held.kept) == (1, 0)
+
+
+def test_rows_that_a_train_step_waits_for_are_taken_back_last() -> None:
+    held = cache(2)
+    waits = held.keep(held.take(), (1, 2, 3), adapted=False, awaited=True)
+    turn = held.keep(held.take(), (1, 2, 3), adapted=False, awaited=False)
+    assert (held.kept, held.spare) == (2, 1)
+    assert held.take() == 1
+    assert turn.row is None
+    waits.awaited = False  # once it was taken
+    assert held.spare == 1
+    assert held.take() == 0

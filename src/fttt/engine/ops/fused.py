@@ -1,8 +1,8 @@
 """One kernel where a model's own code launches many: root-mean-square norms and rotary positions.
 
-Decode and train passes on a GPU are bound by the number of small kernels. These two stand in for
-the model's own code while the engine runs it, each only where a trial on random numbers shows that
-it computes the same; everything else of the model, whatever its architecture, runs as it is.
+Decode and train passes on a GPU are bound by the number of small kernels. These two take the place
+of the model's own code while the engine runs it, each only where a trial on random numbers shows
+that it computes the same; everything else of the model, whatever its architecture, runs as it is.
 """
 
 from __future__ import annotations
@@ -17,21 +17,27 @@ import triton
 import triton.language as tl
 from torch import Tensor, nn
 
+from fttt.engine.batch import rebound
+
 __all__ = ["fused_operations"]
 
 ROTARY = "apply_rotary_pos_emb"
 
 
 def fused_operations(model: nn.Module) -> list[tuple[Any, str, Any]]:
-    """Stand-ins for the norms' ``forward`` and for the rotary function, where they serve."""
+    """Replacements for the norms' ``forward`` and for the rotary function, where they serve."""
     found: list[tuple[Any, str, Any]] = []
     for module in model.modules():
-        stand_in = _norm_for(module)
-        if stand_in is not None:
-            found.append((module, "forward", stand_in))
+        replacement = _norm_for(module)
+        if replacement is not None:
+            found.append((module, "forward", replacement))
     home: Any = sys.modules[type(model).__module__]
-    if _same_rotary(getattr(home, ROTARY, None), next(model.parameters())):
-        found.append((home, ROTARY, rotary))
+    own = getattr(home, ROTARY, None)
+    if _same_rotary(own, next(model.parameters())):
+        for module in model.modules():
+            if getattr(sys.modules[type(module).__module__], ROTARY, None) is own:
+                methods = rebound(module, {ROTARY: rotary})
+                found += [(module, name, method) for name, method in methods.items()]
     return found
 
 
@@ -50,11 +56,11 @@ def _norm_for(module: nn.Module) -> Callable[[Tensor], Tensor] | None:
         return None
     for offset in (0.0, 1.0):  # Gemma's norms scale by one plus the weight
 
-        def stand_in(x: Tensor, offset: float = offset) -> Tensor:
+        def replacement(x: Tensor, offset: float = offset) -> Tensor:
             return rms_norm(x, weight, eps, offset)
 
-        if _close(stand_in(x), expected):
-            return stand_in
+        if _close(replacement(x), expected):
+            return replacement
     return None
 
 

@@ -1,5 +1,7 @@
 """Training against PEFT and ``torch.optim.AdamW``, one question at a time."""
 
+from __future__ import annotations
+
 import asyncio
 import copy
 from dataclasses import replace
@@ -18,9 +20,10 @@ from fttt.engine import (
     LoRASpec,
     Target,
     TrainRequest,
-    adapters,
-    trainer,
+    ops,
+    train_step,
 )
+from fttt.engine.adapters.lora import LoRABank
 from fttt.engine.batch import by_length
 from fttt.engine.request import Kept
 from fttt.errors import RunError, UsageError
@@ -102,7 +105,7 @@ def test_eight_updates_equal_peft_and_adamw_one_question_at_a_time(
     family: str, kept: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if kept:  # long and short feedback apart, in passes of their own
-        monkeypatch.setattr(trainer, "_WORTH_A_PASS", 0)
+        monkeypatch.setattr(train_step, "_WORTH_A_PASS", 0)
     loaded = tiny_model(family)
     prompts = [loaded.chat.prompt_ids(p) for p in PROMPTS]
     updates = 8
@@ -180,7 +183,7 @@ def steps(
 @given(st.lists(st.integers(1, 400), min_size=1, max_size=60), st.integers(64, 2048))
 def test_a_pass_pads_little_and_leaves_no_target_out(lengths: list[int], tokens: int) -> None:
     def fits(padded: int, own: int) -> bool:
-        return trainer.worth_padding(padded, own, tokens)
+        return train_step.worth_padding(padded, own, tokens)
 
     parts = by_length(lengths, fits)
     assert sorted(n for part in parts for n in part) == list(range(len(lengths)))
@@ -188,7 +191,7 @@ def test_a_pass_pads_little_and_leaves_no_target_out(lengths: list[int], tokens:
         assert part == sorted(part)
         own = [lengths[n] for n in part]
         padded = len(own) * max(own)
-        assert len(own) == 1 or padded <= 1.25 * min(tokens, sum(own) + trainer._WORTH_A_PASS)
+        assert len(own) == 1 or padded <= 1.25 * min(tokens, sum(own) + train_step._WORTH_A_PASS)
 
 
 @pytest.mark.parametrize(
@@ -234,7 +237,7 @@ def one_step(
 ) -> tuple[tuple[float, ...], torch.Tensor, list[Any]]:
     """Losses, the gradient, and the factors of a step from weights that say something."""
     found: list[torch.Tensor] = []
-    update = adapters.LoRABank.step
+    update = LoRABank.step
 
     def noted(bank: Any, slots: Any, gradient_QP: torch.Tensor) -> Any:
         found.append(gradient_QP.clone())
@@ -254,7 +257,7 @@ def one_step(
         return trained.losses, factors
 
     with patch.context() as patched:
-        patched.setattr(adapters.LoRABank, "step", noted)
+        patched.setattr(LoRABank, "step", noted)
         losses, factors = asyncio.run(main())
     (gradient_QP,) = found
     return losses, gradient_QP[0], factors
@@ -346,7 +349,7 @@ def test_a_groups_gradient_is_the_sum_of_single_ones(
         Lesson(contexts[0][:9], (FORMS[1],)),
         Lesson(contexts[1], (FORMS[4],)),
     ]
-    monkeypatch.setattr("fttt.engine.plan.TRAIN_TOKENS", tokens)
+    monkeypatch.setattr("fttt.engine.memory.TRAIN_TOKENS", tokens)
     losses, gradient, _ = one_step(loaded, lessons, monkeypatch, batch_size=1)
     singles = [
         one_step(loaded, [Lesson(lesson.context, (one,))], monkeypatch)
@@ -400,7 +403,7 @@ def test_a_long_sequence_holds_little_more_than_its_layers_inputs(
             kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes() // 4
             return tensor
 
-        monkeypatch.setattr("fttt.engine.plan.TRAIN_TOKENS", tokens)
+        monkeypatch.setattr("fttt.engine.memory.TRAIN_TOKENS", tokens)
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             one_step(loaded, lessons, monkeypatch)
         return sum(kept.values())
@@ -529,13 +532,13 @@ def test_dropout_draws_anew_for_every_layer_token_and_update(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     drawn: list[tuple[int, tuple[int, ...]]] = []
-    mask = adapters.keep_mask
+    mask = ops.keep_mask
 
     def noted(key_B: torch.Tensor, token_BT: torch.Tensor, *rest: Any) -> torch.Tensor:
         drawn.append((int(key_B[0]), tuple(token_BT.flatten().tolist())))
         return mask(key_B, token_BT, *rest)
 
-    monkeypatch.setattr(adapters, "keep_mask", noted)
+    monkeypatch.setattr(ops, "keep_mask", noted)
     loaded = tiny_model()
     steps(loaded, [target(loaded, FEEDBACK[0])] * 2, replace(SPEC, dropout=0.3))
     keys = list(dict.fromkeys(key for key, _ in drawn))
@@ -596,7 +599,7 @@ def test_no_memory_for_a_train_step_ends_the_run_in_one_sentence(
     def no_memory(*_: Any) -> None:
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr("fttt.engine.learner.train_step", no_memory)
+    monkeypatch.setattr("fttt.engine.adapters.lora.train_step", no_memory)
 
     async def main() -> None:
         engine = BatchedEngine(loaded, max_length=200, concurrency=2, adapter=SPEC)

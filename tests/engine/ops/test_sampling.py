@@ -1,5 +1,7 @@
 """The sampler against its definition, and the random numbers that it draws with."""
 
+from __future__ import annotations
+
 import math
 
 import pytest
@@ -8,8 +10,21 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fttt.engine.noise import derive_key, keep_mask, uniform
-from fttt.engine.sampler import Shape, sample, shaped, token_logprobs
+from fttt.engine.ops import keep_mask, sample
+from fttt.engine.ops.sampling import (
+    Shape,
+    derive_key,
+    shaped,
+    token_logprobs,
+    uniform,
+)
+
+
+def draw(*args: torch.Tensor) -> torch.Tensor:
+    """The tokens of a sample; their log-probabilities are always those of temperature 1."""
+    tokens, logprobs = sample(*args)
+    torch.testing.assert_close(logprobs, token_logprobs(args[0], tokens))
+    return tokens
 
 
 def ones(n: int) -> torch.Tensor:
@@ -33,7 +48,7 @@ def test_every_draw_is_from_the_smallest_set_that_reaches_top_p(
         logits = logits.round()
     n = 200
     noise = (torch.arange(n) + 0.5) / n
-    drawn = sample(logits.expand(n, vocab), ones(n) * temperature, ones(n) * top_p, noise)
+    drawn = draw(logits.expand(n, vocab), ones(n) * temperature, ones(n) * top_p, noise)
     probs = (logits[0].double() / temperature).softmax(-1)
     order = probs.sort(descending=True)
     before = order.values.cumsum(-1) - order.values
@@ -50,27 +65,27 @@ def test_no_top_p_leaves_every_token_its_share() -> None:
     probs = torch.tensor([0.05, 0.4, 0.1, 0.3, 0.15])
     n = 10_000
     noise = (torch.arange(n) + 0.5) / n
-    drawn = sample(probs.log().expand(n, 5), ones(n), ones(n), noise)
+    drawn = draw(probs.log().expand(n, 5), ones(n), ones(n), noise)
     share = torch.bincount(drawn, minlength=5) / n
     torch.testing.assert_close(share, probs, atol=2 / n, rtol=0)
 
 
 def test_cold_rows_take_the_most_probable_token_beside_warm_ones() -> None:
     logits = torch.tensor([[0.0, 2.0, 1.0]]).expand(2, 3)
-    drawn = sample(logits, torch.tensor([0.0, 1.0]), ones(2), torch.tensor([0.99, 0.99]))
+    drawn = draw(logits, torch.tensor([0.0, 1.0]), ones(2), torch.tensor([0.99, 0.99]))
     assert drawn.tolist() == [1, 2]
 
 
 def test_a_set_that_reaches_top_p_exactly_is_large_enough() -> None:
     logits = torch.tensor([[0.0, -math.log(2), -math.log(2)]])
     assert logits.softmax(-1).tolist() == [[0.5, 0.25, 0.25]]
-    assert sample(logits, ones(1), ones(1) * 0.5, torch.tensor([0.99])).tolist() == [0]
+    assert draw(logits, ones(1), ones(1) * 0.5, torch.tensor([0.99])).tolist() == [0]
 
 
 @pytest.mark.parametrize("noise", [0.0, 1.0 - 2.0**-24])
 def test_the_ends_of_the_unit_interval_draw_tokens_of_the_nucleus(noise: float) -> None:
     logits = torch.randn(50, 300, generator=torch.Generator().manual_seed(1)) * 4
-    drawn = sample(logits, ones(50), ones(50) * 0.5, torch.full((50,), noise))
+    drawn = draw(logits, ones(50), ones(50) * 0.5, torch.full((50,), noise))
     probs = logits.softmax(-1)
     chosen = probs.gather(1, drawn[:, None])[:, 0]
     heavier = torch.where(probs > chosen[:, None], probs, 0.0).sum(-1)
@@ -149,7 +164,7 @@ def test_draws_are_those_of_the_processors_of_transformers(
     asked = shape(rows, top_k, min_p, penalty, seen)
     made, mass = shaped(rows, ones(n) * temperature, ones(n) * top_p, asked)
     noise = (torch.arange(n) + 0.5) / n
-    drawn = sample(made, ones(n) * temperature, mass, noise)
+    drawn = draw(made, ones(n) * temperature, mass, noise)
     share = torch.bincount(drawn, minlength=vocab) / n
     torch.testing.assert_close(share, expected, atol=3 / n, rtol=0)
 
@@ -160,7 +175,7 @@ def test_a_row_that_asks_for_nothing_draws_as_it_did_beside_rows_that_do() -> No
     asked.top_k_R[::2], asked.min_p_R[::2], asked.penalty_R[::2] = 2, 0.5, 1.5
     heat, mass, noise = ones(64) * 0.9, ones(64) * 0.8, torch.rand(64)
     made, masses = shaped(logits, heat, mass, asked)
-    drawn, plain = sample(made, heat, masses, noise), sample(logits.float(), heat, mass, noise)
+    drawn, plain = draw(made, heat, masses, noise), draw(logits.float(), heat, mass, noise)
     assert torch.equal(drawn[1::2], plain[1::2])
     assert not torch.equal(drawn[::2], plain[::2])
 
@@ -168,4 +183,4 @@ def test_a_row_that_asks_for_nothing_draws_as_it_did_beside_rows_that_do() -> No
 def test_a_greedy_row_takes_what_the_penalty_leaves() -> None:
     logits = torch.tensor([[2.0, 1.9, -1.0]])
     made, mass = shaped(logits, torch.zeros(1), ones(1), shape(logits, 0, 0.0, 1.5, [0]))
-    assert sample(made, torch.zeros(1), mass, ones(1) * 0.5).tolist() == [1]
+    assert draw(made, torch.zeros(1), mass, ones(1) * 0.5).tolist() == [1]

@@ -1,14 +1,18 @@
 """Slots: who gets one, what is kept apart by them, and that none is lost on the way."""
 
+from __future__ import annotations
+
 import asyncio
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from typing import Any
 
 import pytest
+import torch
 
 from fttt.engine import BatchedEngine, GenerateRequest, Lesson, LoRASpec, Target, TrainRequest
+from fttt.engine.adapters.base import AdapterNeeds, Bank, Learner
 from fttt.engine.batch import Batch
-from fttt.engine.slots import Bank
 from fttt.errors import RunError
 from fttt.testing import tiny_model
 
@@ -17,6 +21,13 @@ class Places(Bank):
     """A bank whose slots hold nothing."""
 
     spec = LoRASpec()
+
+    @staticmethod
+    def needs(model: Any, spec: Any, layer_bytes: int) -> AdapterNeeds:
+        raise NotImplementedError
+
+    def learner(self, *_: Any) -> Learner:
+        raise NotImplementedError
 
     def fill(self, index: int, seed: int) -> None:
         pass
@@ -30,7 +41,7 @@ class Places(Bank):
 
 def test_a_slot_that_was_given_to_somebody_who_goes_is_the_next_ones() -> None:
     async def main() -> None:
-        bank = Places(1)
+        bank = Places(None, LoRASpec(), 1, torch.device("cpu"))
         held = await bank.open(0)
         gone, next_one = (asyncio.create_task(bank.open(0)) for _ in range(2))
         await asyncio.sleep(0)

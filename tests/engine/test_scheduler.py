@@ -1,4 +1,6 @@
-"""A prompt is computed only from where a kept sequence or another request has none of it."""
+"""Which requests a pass takes and when: a prompt is computed only where no row holds it yet."""
+
+from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -8,6 +10,7 @@ import pytest
 
 from fttt.engine import BatchedEngine, GenerateRequest, Lesson, LoRASpec, Target, TrainRequest
 from fttt.engine.batch import Batch
+from fttt.engine.scheduler import Patience
 from fttt.models import LoadedModel
 from fttt.testing import tiny_model
 
@@ -178,3 +181,17 @@ def test_a_lesson_whose_row_was_taken_back_waits_for_another() -> None:
         await asyncio.gather(*others)
 
     run(tiny_model(), work, batch_size=2, concurrency=2, adapter=SPEC)
+
+
+def test_a_pass_runs_once_waiting_has_cost_as_much() -> None:
+    patience = Patience()
+    assert not patience.ready(0, 8)
+    assert patience.ready(1, 8)  # the first one tells what a pass costs
+    patience.ran(1.0)
+    assert not patience.ready(2, 8)
+    for _ in range(40):
+        patience.waited(2, 0.1)
+        if patience.ready(2, 8):
+            break
+    assert patience._lost == pytest.approx(8.0)
+    assert patience.ready(1, 0)  # nothing runs: nothing to wait for

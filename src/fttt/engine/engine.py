@@ -15,26 +15,16 @@ from typing import Any
 import torch
 from torch.nn.attention import sdpa_kernel
 
+from fttt.engine.adapters import bank_of
+from fttt.engine.adapters.base import Slot, handed_over
 from fttt.engine.attention import KERNELS
 from fttt.engine.batch import Batch, Segment, by_length
 from fttt.engine.beam import BeamJob, BeamSearcher
 from fttt.engine.cache import KVCache
 from fttt.engine.decoder import CPUDecoder, CUDADecoder, Decoder, Lane, draw
-from fttt.engine.handover import handed_over
-from fttt.engine.jobs import (
-    GenerateJob,
-    Job,
-    LessonQueue,
-    PrefillQueue,
-    ScoreJob,
-    ScoreQueue,
-    TrainJob,
-    check_fits,
-    let_go,
-)
-from fttt.engine.learner import learner_for, make_bank
-from fttt.engine.memory import current
-from fttt.engine.plan import plan_memory
+from fttt.engine.families import edge_of, replacements_for
+from fttt.engine.memory import plan_memory
+from fttt.engine.ops import current_device
 from fttt.engine.request import (
     AdapterSlot,
     AdapterSpec,
@@ -46,14 +36,22 @@ from fttt.engine.request import (
     Trained,
     TrainRequest,
 )
-from fttt.engine.rotary import edge_of
-from fttt.engine.scheduler import Patience
+from fttt.engine.scheduler import (
+    GenerateJob,
+    Job,
+    LessonQueue,
+    Patience,
+    PrefillQueue,
+    ScoreJob,
+    ScoreQueue,
+    TrainJob,
+    check_fits,
+    close_kept,
+)
 from fttt.engine.selfcheck import check_outputs
 from fttt.engine.sequences import Scorer, run_model
-from fttt.engine.slots import Slot
-from fttt.engine.stand_ins import stand_ins_for
 from fttt.engine.states import Mixers
-from fttt.engine.trainer import check_targets
+from fttt.engine.train_step import check_targets
 from fttt.errors import RunError, UsageError
 from fttt.models.loader import LoadedModel
 
@@ -95,7 +93,7 @@ class BatchedEngine:
                 cannot reproduce the model's outputs.
         """
         _check_length(loaded, max_length, beams)
-        with current(loaded.device):
+        with current_device(loaded.device):
             check_outputs(loaded.model, loaded.name)
             self.plan = plan_memory(
                 loaded,
@@ -112,8 +110,8 @@ class BatchedEngine:
             self._model: Any = loaded.model
             self._device = torch.device(loaded.device)
             mixers = Mixers(self._model)
-            self._stand_ins = stand_ins_for(self._model, self._device, mixers)
-            self._stand_ins.enable()
+            self._replacements = replacements_for(self._model, self._device, mixers)
+            self._replacements.enable()
             self._cache = KVCache.of(
                 self._model,
                 rows=self.plan.rows,
@@ -123,7 +121,9 @@ class BatchedEngine:
                 mixers=mixers,
             )
             self._bank = (
-                make_bank(self._model, adapter, self.plan.slots, self._device) if adapter else None
+                bank_of(adapter)(self._model, adapter, self.plan.slots, self._device)
+                if adapter
+                else None
             )
             self._decoder: Decoder = (
                 CUDADecoder(self._model, self._cache, self._bank, self.plan.batch_size)
@@ -136,9 +136,11 @@ class BatchedEngine:
             """Those of the running ones that take their next token in a pass of their own."""
             self._lessons = LessonQueue()
             self._scores = ScoreQueue()
-            self._scorer = Scorer(self._model, self._cache, self._bank, self.plan)
+            self._scorer = Scorer(self._model, self._cache, self._bank, self.plan.prefill_tokens)
             self._searcher = BeamSearcher(self._model, self._cache, self.plan.search_lanes)
-            self._learner = learner_for(self._model, self._bank, self._cache, self.plan, self._fill)
+            self._learner = (
+                self._bank.learner(self._cache, self.plan, self._fill) if self._bank else None
+            )
             self._patience = {"prefill": Patience(), "train": Patience(), "beam": Patience()}
             self._patience["score"] = Patience()
             self._loop_task: asyncio.Task[None] | None = None
@@ -180,7 +182,7 @@ class BatchedEngine:
         self._start()
         job: GenerateJob = Job(request, asyncio.get_running_loop().create_future())
         self._waiting.append(job)
-        return await handed_over(job.answer, let_go)
+        return await handed_over(job.answer, close_kept)
 
     async def beam(self, request: BeamRequest) -> tuple[Generation, ...]:
         """Search for the best continuations of one prompt; they come best first.
@@ -254,7 +256,7 @@ class BatchedEngine:
             await asyncio.gather(self._loop_task, return_exceptions=True)
             self._loop_task = None
         self._fail(RunError("The engine was closed while a request was waiting."))
-        self._stand_ins.disable()
+        self._replacements.disable()
         if self._bank is not None:
             self._bank.detach()
 
@@ -274,7 +276,7 @@ class BatchedEngine:
                 await self._wake.wait()
                 await asyncio.sleep(0)  # let the other requests of this moment arrive
             try:
-                with current(self._device):
+                with current_device(self._device):
                     self._turn()
             except torch.OutOfMemoryError:
                 self._fail(self.plan.exceeded(self._device))
@@ -300,7 +302,7 @@ class BatchedEngine:
             self._timed("score", self._score)
         elif self._patience["beam"].ready(searches, running):
             self._timed("beam", lambda: self._searcher.admit(searches, self._fill))
-        elif self._searcher.waiting and not self._searcher.going_on:
+        elif self._searcher.waiting and not self._searcher.active:
             pass  # no new sequences, so that rows come free for its beams
         elif self._patience["prefill"].ready(self._admissible(), running):
             self._timed("prefill", self._prefill)
@@ -319,8 +321,8 @@ class BatchedEngine:
         return min(len(self._waiting), lanes, self._rows())
 
     def _rows(self) -> int:
-        """Rows to be had. A train step's are taken back only where nothing else can go on."""
-        busy = self._running or self._lessons or self._searcher.going_on
+        """Rows to be had. A train step's are evicted only where nothing else can run."""
+        busy = self._running or self._lessons or self._searcher.active
         return self._cache.free + (self._cache.spare if busy else self._cache.kept)
 
     def _prefill(self) -> None:
@@ -404,14 +406,14 @@ class BatchedEngine:
 
     def _collect(self) -> None:
         """Take the tokens of the steps that were begun, and answer what ended."""
-        if not (self._running or self._searcher.going_on):
+        if not (self._running or self._searcher.active):
             return
         if self._running:
             self._decoder.collect()
             self.busy["decode"] += time.perf_counter() - self._launched
             self.decode_steps += self._decoder.steps
             self._running = self._settle(self._running, self._decoder.steps)
-        if self._searcher.going_on:
+        if self._searcher.active:
             since = time.perf_counter()
             self.generated_tokens += self._searcher.collect()
             self.busy["beam"] += time.perf_counter() - since

@@ -14,20 +14,22 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from fttt.engine.adapters import LoRABank, decoder_layers
+from fttt.engine.adapters.base import Fill, decoder_layers, slot_index
 from fttt.engine.batch import Batch, Segment, by_length
 from fttt.engine.cache import KeptRow, KVCache
 from fttt.engine.request import Target, TrainRequest
 from fttt.engine.sequences import weighted_loss
-from fttt.engine.slots import slot_index
 from fttt.errors import UsageError
+
+if TYPE_CHECKING:
+    from fttt.engine.adapters.lora import LoRABank
 
 __all__ = ["check_targets", "train_step", "worth_padding"]
 
@@ -80,10 +82,6 @@ class ContextTargets:
         return Segment(ids, self.row, past, self.slot, self.whole)
 
 
-Fill = Callable[[Sequence[Segment]], None]
-"""Runs segments into their cache rows."""
-
-
 def check_targets(request: TrainRequest, max_length: int, longest: int) -> None:
     """Refuse a request whose numbers do not fit each other, a row, or a pass of ``longest`` tokens.
 
@@ -114,7 +112,6 @@ def check_targets(request: TrainRequest, max_length: int, longest: int) -> None:
 
 
 def train_step(
-    model: nn.Module,
     bank: LoRABank,
     cache: KVCache,
     requests: Sequence[TrainRequest],
@@ -127,7 +124,7 @@ def train_step(
     very different lengths are differentiated one length after the other, since attention pads the
     segments of a pass. A gradient that is not finite leaves that question's weights as they were.
     """
-    slots = [slot_index(request.adapter) for request in requests]
+    model, slots = bank.model, [slot_index(request.adapter) for request in requests]
     index_Q = torch.tensor(slots, device=cache.device)
     weights_QP = bank.weights_SP[index_Q].requires_grad_()
     losses = [[0.0] * len(request.targets) for request in requests]

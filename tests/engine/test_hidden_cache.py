@@ -23,10 +23,12 @@ from fttt.engine import (
     TrainRequest,
     WeightDeltaSpec,
 )
+from fttt.engine.adapters.delta import DeltaBank
 from fttt.engine.cache import KeptRow, KVCache
-from fttt.engine.deltas import DeltaBank
-from fttt.engine.plan import plan_memory
+from fttt.engine.hidden_cache import upper_part
+from fttt.engine.memory import plan_memory
 from fttt.engine.request import Kept
+from fttt.engine.sequences import pack_sequences, prepared, run_model
 from fttt.models import LoadedModel, Prefix
 from fttt.testing import tiny_model
 from fttt.testing.tiny_models import uphill
@@ -319,3 +321,33 @@ def test_an_engine_leaves_no_hook_behind() -> None:
 
     asyncio.run(main())
     assert not any(layer._forward_pre_hooks for layer in loaded.model.model.layers)
+
+
+ABOVE = ("model.layers.2.self_attn.v_proj", "model.layers.1.self_attn.q_proj")
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen3", "gemma2", "gemma3"])
+def test_hidden_states_stand_for_the_layers_below(family: str) -> None:
+    model = tiny_model(family, layers=3).model
+    upper = upper_part(model, ABOVE)
+    assert upper is not None
+    with prepared(model), torch.no_grad():
+        batch = pack_sequences(model, [(5, 6, 7, 8), (9, 10)])
+        expected = run_model(model, batch, slice(None))
+        hidden_ND = upper.hidden(batch)
+        lowest = model.model.layers[0].mlp.down_proj.weight
+        before = lowest.clone()
+        lowest.fill_(float("nan"))  # so nothing of it may run
+        with upper.given(hidden_ND):
+            torch.testing.assert_close(run_model(model, batch, slice(None)), expected)
+            twice = run_model(model, batch, slice(None))
+        lowest.copy_(before)
+        assert torch.equal(run_model(model, batch, slice(None)), expected)
+        assert torch.isfinite(twice).all()
+
+
+def test_there_is_none_where_nothing_lies_below() -> None:
+    model = tiny_model(layers=3).model
+    assert upper_part(model, (*ABOVE, "model.layers.0.self_attn.q_proj")) is None
+    assert upper_part(model, ("lm_head",)) is None
+    assert upper_part(model, (ABOVE[0], "model.vision.layers.1.q_proj")) is None

@@ -1,7 +1,10 @@
 """Generation against ``transformers.generate``, and its independence of the batch."""
 
+from __future__ import annotations
+
 import asyncio
 import gc
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +15,7 @@ from fttt.engine import BatchedEngine, GenerateRequest, Generation
 from fttt.errors import RunError, UsageError
 from fttt.models import LoadedModel
 from fttt.testing import tiny_model
+from fttt.testing.tiny_models import loaded_tiny, random_family
 
 FAMILIES = ("llama", "mistral", "qwen", "qwen3", "gemma", "gemma2", "gemma3")
 PROMPTS = ("Hello", "What is 2 + 2?", "A rather longer question, with more words in it.", "Hi!")
@@ -204,3 +208,35 @@ def test_a_cancelled_request_gives_its_row_back() -> None:
         await engine.close()
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("family", ["jamba", "mpt"])
+def test_two_engines_of_one_kind_of_model_live_in_one_process(family: str) -> None:
+    """Whichever is closed first, the other runs as before, and nothing that they share changes."""
+    if family == "jamba":
+        loaded = [tiny_model(family) for _ in range(2)]
+    else:
+        loaded = [loaded_tiny("tiny", random_family(family, seed=n), 512) for n in range(2)]
+    homes = [sys.modules[type(one.model).__module__] for one in loaded]
+    before = [dict(vars(home)) for home in homes]
+    ids = torch.tensor([range(60, 90)])
+    expected = [one.model(ids).logits for one in loaded]
+    requests = [GenerateRequest(tuple(range(60, 80 + n)), 8, logprobs=True) for n in range(2)]
+    alone = [run(one, requests) for one in loaded]
+
+    async def main() -> list[list[Generation]]:
+        engines = [BatchedEngine(one, max_length=64, concurrency=2) for one in loaded]
+        tasks = [asyncio.gather(*map(engine.generate, requests)) for engine in engines]
+        first, _ = [list(await task) for task in tasks]
+        await engines[0].close()
+        second = list(await asyncio.gather(*map(engines[1].generate, requests)))
+        assert [dict(vars(home)) for home in homes] == before
+        await engines[1].close()
+        return [first, second]
+
+    for together, own in zip(asyncio.run(main()), alone, strict=True):
+        assert [a.token_ids for a in together] == [a.token_ids for a in own]
+        for a, b in zip(together, own, strict=True):
+            assert a.logprobs == pytest.approx(b.logprobs, rel=1e-5)
+    for one, logits in zip(loaded, expected, strict=True):
+        assert torch.equal(one.model(ids).logits, logits)

@@ -1,0 +1,270 @@
+"""What all kinds of adapters have in common: slots, the bank that holds them, and what they need.
+
+A kind is one file beside this one. It owns its bank (the stacked weights and how they are added to
+a model's layers), what it takes of the memory, and how its train requests are carried out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+import torch
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from fttt.engine.batch import Batch, Segment
+from fttt.engine.request import AdapterSlot, AdapterSpec, TrainRequest
+from fttt.errors import RunError, UsageError
+
+if TYPE_CHECKING:
+    from fttt.engine.cache import KVCache
+    from fttt.engine.memory import MemoryPlan
+    from fttt.engine.scheduler import LessonQueue, TrainJob
+
+__all__ = [
+    "AdapterNeeds",
+    "Bank",
+    "Fill",
+    "Learned",
+    "Learner",
+    "Slot",
+    "decoder_layers",
+    "handed_over",
+    "layers_by_name",
+    "slot_index",
+]
+
+Fill = Callable[[Sequence[Segment]], None]
+"""Runs segments into their cache rows."""
+Learned = tuple["TrainJob", tuple[float, ...]]
+"""A request that was carried out, and its targets' losses before the step."""
+
+
+class Learner(Protocol):
+    """Carries out train requests."""
+
+    def check(self, request: TrainRequest) -> None:
+        """Refuse what this kind of adapter cannot learn from.
+
+        Raises:
+            UsageError: the request is such.
+        """
+
+    def reads(self, *, adapted: bool) -> bool:
+        """Whether a step reads the rows of sequences written with an adapter, or without one."""
+
+    def due(self, queue: LessonQueue) -> int:
+        """How many requests could be carried out now, 0 where the first one must wait."""
+
+    def run(self, queue: LessonQueue) -> list[Learned]:
+        """Take as many requests as one pass holds and carry them out; an error leaves them."""
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterNeeds:
+    """What adapters of one kind take of the memory, in bytes, and of a run."""
+
+    slot: int
+    """Of an open adapter."""
+    token: int
+    """Of a token of a train pass."""
+    long_token: int
+    """Of a token of a sequence that is longer than a pass; 0 where each must fit one."""
+    question: int
+    """Of each question of a train step, beside its tokens."""
+    questions: int
+    """Most that are taken in one step."""
+    share: float
+    """Of a GPU's memory that a train pass may take where it holds more tokens than it must."""
+    hidden: int = 0
+    """Width of the hidden states that are kept of each token."""
+    keeps: bool = True
+    """Whether steps read the rows of finished sequences."""
+
+
+class Slot:
+    """The engine's :class:`fttt.engine.request.AdapterSlot`."""
+
+    def __init__(self, bank: Bank, index: int) -> None:
+        self.bank = bank
+        self.index = index
+        self.is_open = True
+
+    def close(self) -> None:
+        """Give the place back. Calling it twice is harmless."""
+        if self.is_open:
+            self.is_open = False
+            self.bank.give(self.index)
+
+
+def slot_index(adapter: AdapterSlot | None) -> int:
+    """The place of an engine's own slot; -1 for the base model."""
+    if adapter is None:
+        return -1
+    assert isinstance(adapter, Slot)
+    return adapter.index
+
+
+class Bank(ABC):
+    """All slots of one kind of adapter, hooked into one model's layers."""
+
+    spec: AdapterSpec
+
+    @staticmethod
+    @abstractmethod
+    def needs(model: Any, spec: Any, layer_bytes: int) -> AdapterNeeds:
+        """What adapters of a spec take, beside a decoder layer's ``layer_bytes`` a token.
+
+        Raises:
+            UsageError: a layer that the model does not have.
+        """
+
+    @abstractmethod
+    def learner(self, cache: KVCache, plan: MemoryPlan, fill: Fill) -> Learner:
+        """What carries out the train requests of these adapters; ``fill`` fills cache rows."""
+
+    def __init__(self, model: Any, spec: AdapterSpec, slots: int, device: torch.device) -> None:
+        """Take the memory of so many slots.
+
+        Raises:
+            UsageError: a layer that the model does not have.
+        """
+        self.model = model
+        self.slots = slots
+        self.hooks: list[RemovableHandle] = []
+        self._free = deque(range(slots))
+        self._waiting: deque[asyncio.Future[int]] = deque()
+        self._versions = [0] * slots
+        self._changes = 0
+
+    @abstractmethod
+    def fill(self, index: int, seed: int) -> None:
+        """Make a slot as it is before any train step: the model's outputs are the base model's."""
+
+    @abstractmethod
+    def copy(self, source: int, target: int) -> None:
+        """Make a slot as another one is, with all that its next steps depend on."""
+
+    @abstractmethod
+    def applied(self, batch: Batch) -> AbstractContextManager[None]:
+        """Add each segment's adapter to the model's layers for one forward pass."""
+
+    async def open(self, seed: int, copy_of: AdapterSlot | None = None) -> Slot:
+        """Wait for a free slot and make it fresh, or as another one is then.
+
+        Raises:
+            RunError: ``copy_of`` is closed, or a slot of another bank.
+            Exception: what :meth:`fail` was given before one came free.
+        """
+        if copy_of is not None:
+            self.index_of(copy_of)
+        if self._free:
+            index = self._free.popleft()
+        else:
+            future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+            self._waiting.append(future)
+            index = await handed_over(future, self.give)
+        if copy_of is None:
+            self.fill(index, seed)
+            self._versions[index] = 0
+            return Slot(self, index)
+        try:
+            source = self.index_of(copy_of)  # which may have been closed in the meantime
+        except RunError:
+            self.give(index)
+            raise
+        self.copy(source, index)
+        self._versions[index] = self._versions[source]
+        return Slot(self, index)
+
+    def index_of(self, slot: AdapterSlot) -> int:
+        """The place of an open slot.
+
+        Raises:
+            RunError: it is closed, or of another bank.
+        """
+        if not isinstance(slot, Slot) or slot.bank is not self:
+            raise RunError(f"{slot!r} is not an adapter of this engine; open one with it.")
+        if not slot.is_open:
+            raise RunError("The adapter was closed; open another one.")
+        return slot.index
+
+    def version(self, index: int) -> int:
+        """A number that a slot's weights have to themselves; 0 where outputs are the base model's.
+
+        A slot of -1 is the base model. Copies share the number until one of them is changed.
+        """
+        return 0 if index < 0 else self._versions[index]
+
+    def changed(self, index: int) -> None:
+        """Note that a slot's weights are others now."""
+        self._changes += 1
+        self._versions[index] = self._changes
+
+    def give(self, index: int) -> None:
+        """Hand a slot to whoever waits for one, or keep it free."""
+        while self._waiting:
+            future = self._waiting.popleft()
+            if not future.done():
+                future.set_result(index)
+                return
+        self._free.append(index)
+
+    def fail(self, error: BaseException) -> None:
+        """Answer all that wait for a slot with an error."""
+        for future in self._waiting:
+            if not future.done():
+                future.set_exception(error)
+        self._waiting.clear()
+
+    def detach(self) -> None:
+        """Take the adapters off the model's layers."""
+        for hook in self.hooks:
+            hook.remove()
+
+
+def layers_by_name(model: nn.Module, names: Sequence[str]) -> dict[str, nn.Linear]:
+    """The linear layers of these full names.
+
+    Raises:
+        UsageError: a name that no linear layer of the model has.
+    """
+    linear = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear)}
+    for name in names:
+        if name not in linear:
+            near = difflib.get_close_matches(name, linear, n=3) or list(linear)[:3]
+            raise UsageError(
+                f"No linear layer {name!r} in this model; near it are {', '.join(near)}."
+            )
+    return {name: linear[name] for name in names}
+
+
+def decoder_layers(model: Any) -> list[nn.Module]:
+    """The layers of a model's decoder, in order; none where they are no plain list."""
+    count = model.config.get_text_config().num_hidden_layers
+    lists = (m for m in model.base_model.modules() if isinstance(m, nn.ModuleList))
+    return list(next((layers for layers in lists if len(layers) == count), ()))
+
+
+T = TypeVar("T")
+
+
+async def handed_over(future: asyncio.Future[T], give_back: Callable[[T], None]) -> T:
+    """Wait for a future; ``give_back`` takes what it holds where the wait is cancelled.
+
+    A future that is cancelled never holds anything. But a task that is cancelled after its future
+    was filled, and before its own next turn, never sees what it was given.
+    """
+    try:
+        return await future
+    except asyncio.CancelledError:
+        if future.done() and not future.cancelled() and future.exception() is None:
+            give_back(future.result())
+        raise
