@@ -41,6 +41,7 @@ def _maker(folder: Path) -> MakeRun:
         decided_by: str = "first",
         prompt: str = "What is 2 + 2?",
         critique: str | None = None,
+        scores: Mapping[str, Sequence[float]] | None = None,
         finish: bool = True,
         **settings: Any,
     ) -> Run:
@@ -71,6 +72,8 @@ def _maker(folder: Path) -> MakeRun:
                     completion,
                     "4" if extracted is None else extracted[n],
                 )
+                if scores is not None:
+                    trial = replace(trial, score=scores[question_id][n])
                 if critique is not None:
                     trial = replace(trial, generation=2 * n)
                 if critique is not None and letter != "c":

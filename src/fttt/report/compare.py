@@ -17,6 +17,7 @@ import numpy as np
 
 from fttt.errors import UsageError
 from fttt.report.outcomes import Axis, pass_curve, trials_by_question
+from fttt.report.scores import ScoreComparison, compare_scores
 from fttt.report.sides import Side, check_distinct, check_rules, form_sides, shared_questions
 from fttt.report.statistics import (
     LEVEL,
@@ -99,6 +100,8 @@ class Comparison:
     notes: tuple[str, ...]
     sides: tuple[SideResult, ...]
     pairs: tuple[PairResult, ...]
+    scores: ScoreComparison | None = None
+    """The best scores, where the verifier gives any."""
 
     def to_json(self) -> dict[str, Any]:
         """Everything, as plain data; fractions stay fractions, and the sides are ``arms``."""
@@ -135,6 +138,9 @@ def compare(
         held = [hold(a, b, axis, len(pairs)) for a, b in pairs]
         corrected = holm([pair.p for pair in held])
         results.extend(replace(h, p_holm=p) for h, p in zip(held, corrected, strict=True))
+    scored = compare_scores(
+        sides, [*pairs, *pairs], [(result.axis, result.budget) for result in results]
+    )
     comparison = Comparison(
         runs[0].task,
         runs[0].model,
@@ -142,6 +148,7 @@ def compare(
         (*notes, *said),
         tuple(describe(side) for side in sides),
         tuple(results),
+        scored,
     )
     return comparison, sides
 

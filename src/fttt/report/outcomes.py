@@ -53,6 +53,8 @@ class Outcomes:
     """Shape QT: whether the question counted as solved after that trial; the last state is kept."""
     spent: Mapping[Axis, Floats]
     """Shape Q: all that was spent on the question."""
+    best: Floats
+    """Shape QT: the best score up to and with that trial; infinitely low where none has one."""
 
     @classmethod
     def of(cls, run: Run) -> Outcomes:
@@ -62,6 +64,7 @@ class Outcomes:
         costs = {axis: np.full((len(rows), width), np.inf) for axis in AXES}
         totals = {axis: np.zeros(len(rows)) for axis in AXES}
         right = np.zeros((len(rows), width), dtype=np.bool_)
+        best = np.full((len(rows), width), -np.inf)
         for q, trials in enumerate(rows):
             if not trials:
                 continue
@@ -76,7 +79,10 @@ class Outcomes:
             states = _states(trials, run.decided_by)
             right[q, : len(states)] = states
             right[q, len(states) :] = states[-1]
-        return cls(tuple(r.question.id for r in run.records), costs, right, totals)
+            scores = [-np.inf if t.score is None else t.score for t in trials]
+            best[q, : len(scores)] = scores
+        best = np.maximum.accumulate(best, axis=1)
+        return cls(tuple(r.question.id for r in run.records), costs, right, totals, best)
 
     @property
     def solved(self) -> NDArray[np.bool_]:
@@ -93,6 +99,17 @@ class Outcomes:
             values[:, b] = (made > 0) & self.right[rows, np.maximum(made - 1, 0)]
         return values
 
+    @property
+    def scored(self) -> bool:
+        """Whether every question's first trial has a score."""
+        return bool(np.all(np.isfinite(self.best[:, 0])))
+
+    def best_within(self, axis: Axis, budgets_B: ArrayLike) -> Floats:
+        """The best score of each question within each budget, at least its first, shape QB."""
+        budgets = np.atleast_1d(np.asarray(budgets_B, dtype=np.float64))
+        made_QB = (self.costs[axis][:, :, None] <= budgets).sum(axis=1)
+        return np.take_along_axis(self.best, np.maximum(made_QB - 1, 0), axis=1)
+
     def at(self, ids: Sequence[str]) -> Outcomes:
         """The same for these questions only, in this order."""
         place = {question_id: i for i, question_id in enumerate(self.ids)}
@@ -102,6 +119,7 @@ class Outcomes:
             {axis: values[chosen] for axis, values in self.costs.items()},
             self.right[chosen],
             {axis: values[chosen] for axis, values in self.spent.items()},
+            self.best[chosen],
         )
 
 

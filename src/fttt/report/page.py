@@ -48,6 +48,7 @@ from fttt.report.text import (
     caveats,
     conclusions,
     count,
+    decimal,
     first_pairs,
     interval,
     p_value,
@@ -103,7 +104,7 @@ def build_page(sections: Sequence[ReportSection]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    written = (budget_label, count, interval, p_value, percent, points, quantity, seconds)
+    written = (budget_label, count, decimal, interval, p_value, percent, points, quantity, seconds)
     environment.globals.update({function.__name__: function for function in written})
     script = _asset("report.js")
     archive = pack([side for section in sections for side in section.sides])
@@ -128,6 +129,10 @@ def save_plots(sections: Sequence[ReportSection], folder: Path, kind: str) -> li
         figures = {
             f"accuracy-{axis}": curve_figure(curves(section.sides, axis), axis) for axis in AXES
         }
+        if _scored(section):
+            for axis in AXES:
+                lines = curves(section.sides, axis, "score")
+                figures[f"score-{axis}"] = curve_figure(lines, axis, measure="score")
         figures["tokens"] = token_figure(spending(section.sides))
         figures["generated"] = outcome_figure(spending(section.sides))
         for name, figure in figures.items():
@@ -180,12 +185,26 @@ def _view(section: ReportSection, number: int) -> dict[str, Any]:
             Markup(inline_svg(figure, f"Accuracy against {axis}, {tag}"))
             for axis, figure in figures.items()
         ],
+        "scores": section.comparison.scores if section.comparison else None,
+        "score_curves": [
+            Markup(
+                inline_svg(
+                    curve_figure(curves(section.sides, axis, "score"), axis, False, "score"),
+                    f"Best score against {axis}, {tag}",
+                )
+            )
+            for axis in (AXES if _scored(section) else ())
+        ],
         "spending": Markup(inline_svg(token_figure(spendings), f"Tokens by kind, {tag}")),
         "generated": Markup(
             inline_svg(outcome_figure(spendings), f"Generated tokens by outcome, {tag}")
         ),
         "runs": [(run, _settings(run)) for side in section.sides for run in side.runs],
     }
+
+
+def _scored(section: ReportSection) -> bool:
+    return all(outcomes.scored for side in section.sides for outcomes in side.outcomes)
 
 
 def _pairs_shown(comparison: Comparison) -> int:

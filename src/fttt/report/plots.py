@@ -15,9 +15,9 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib as mpl
 import numpy as np
@@ -28,6 +28,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 from numpy.typing import NDArray
 
 from fttt.report.outcomes import Axis, trials_by_question
+from fttt.report.scores import best_scores, score_intervals
 from fttt.report.sides import Side
 from fttt.report.statistics import mean_intervals
 
@@ -113,6 +114,10 @@ class Curve:
     whole_until: float
     """Past this budget more than 5 % of the questions had run out of trials, unsolved."""
 
+    def in_percent(self) -> Curve:
+        """The same, 100 times as high."""
+        return replace(self, mean=100 * self.mean, low=100 * self.low, high=100 * self.high)
+
 
 @dataclass(frozen=True, slots=True)
 class Spending:
@@ -130,12 +135,16 @@ class Spending:
     """Generated outside judged attempts: critiques, spare beams."""
 
 
-def curves(sides: Sequence[Side], axis: Axis) -> list[Curve]:
+Measure = Literal["solved", "score"]
+"""What a curve shows: the share of questions solved, or their mean best score."""
+
+
+def curves(sides: Sequence[Side], axis: Axis, measure: Measure = "solved") -> list[Curve]:
     """One curve a side, from its first trial's cost to the largest that it spent."""
-    return [_curve(side, axis) for side in sides]
+    return [_curve(side, axis, measure) for side in sides]
 
 
-def _curve(side: Side, axis: Axis) -> Curve:
+def _curve(side: Side, axis: Axis, measure: Measure) -> Curve:
     costs = np.concatenate([o.costs[axis].ravel() for o in side.outcomes])
     finite = costs[np.isfinite(costs)]
     if finite.size == 0:
@@ -147,7 +156,10 @@ def _curve(side: Side, axis: Axis) -> Curve:
         lowest, highest = max(float(finite.min()), 1e-3), max(float(finite.max()), 2e-3)
         budgets = np.geomspace(lowest, highest, GRID_POINTS)
         budgets[-1] = highest  # the power's rounding must not lose the last trial
-    mean, low, high = mean_intervals(side.values(axis, budgets), len(side.runs))
+    if measure == "score":
+        mean, low, high = score_intervals(best_scores(side, axis, budgets))
+    else:
+        mean, low, high = mean_intervals(side.values(axis, budgets), len(side.runs))
     whole_until = float(budgets[-1]) if axis == "trials" and side.budget else side.observed(axis)
     return Curve(side.label, budgets, mean, low, high, whole_until)
 
@@ -208,8 +220,10 @@ STYLE: Any = {  # the stubs spell out every key of rcParams
 }
 
 
-def curve_figure(curves: Sequence[Curve], axis: Axis, legend: bool = True) -> Figure:
-    """Accuracy against a budget, one line a side, with its 95 % band.
+def curve_figure(
+    curves: Sequence[Curve], axis: Axis, legend: bool = True, measure: Measure = "solved"
+) -> Figure:
+    """Accuracy, or the best score, against a budget, one line a side, with its 95 % band.
 
     A line is dotted past the budget that nearly every question was really given.
     """
@@ -217,17 +231,21 @@ def curve_figure(curves: Sequence[Curve], axis: Axis, legend: bool = True) -> Fi
         figure = Figure(figsize=(3.9, 3.0), layout="constrained")
         axes = figure.add_subplot()
         for n, curve in enumerate(curves):
-            _draw(axes, curve, n, axis, band=0.14 if len(curves) <= 4 else 0.07)
+            shown = curve if measure == "score" else curve.in_percent()
+            _draw(axes, shown, n, axis, band=0.14 if len(curves) <= 4 else 0.07)
         axes.grid(axis="y")
         axes.set_xscale("log", base=2 if axis == "trials" else 10)
         axes.xaxis.set_major_locator(FixedLocator(_ticks(curves, axis)))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
         axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} %"))
-        axes.set_ylim(bottom=0, top=min(100.0, max(axes.get_ylim()[1], 1.0)))
         axes.set_xlabel(AXIS_NAMES[axis])
-        axes.set_ylabel("Questions solved")
+        if measure == "score":
+            axes.set_ylabel("Best score so far")
+        else:
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} %"))
+            axes.set_ylim(bottom=0, top=min(100.0, max(axes.get_ylim()[1], 1.0)))
+            axes.set_ylabel("Questions solved")
         if legend:
             axes.legend(loc="best", fontsize=8)
     return figure
@@ -284,8 +302,8 @@ def _draw(axes: Axes, curve: Curve, place: int, axis: Axis, band: float) -> None
         low, high = curve.mean - curve.low, curve.high - curve.mean
         axes.errorbar(
             curve.budgets,
-            100 * curve.mean,
-            yerr=[100 * low, 100 * high],
+            curve.mean,
+            yerr=[low, high],
             color=colour,
             marker=marker,
             markersize=5,
@@ -297,8 +315,8 @@ def _draw(axes: Axes, curve: Curve, place: int, axis: Axis, band: float) -> None
     step = None if axis == "trials" else "post"
     axes.fill_between(
         curve.budgets,
-        100 * curve.low,
-        100 * curve.high,
+        curve.low,
+        curve.high,
         color=colour,
         alpha=band,
         linewidth=0,
@@ -306,10 +324,10 @@ def _draw(axes: Axes, curve: Curve, place: int, axis: Axis, band: float) -> None
     )
     style = "default" if axis == "trials" else "steps-post"
     marks = _marks(curve, axis)
-    axes.plot(curve.budgets, 100 * curve.mean, ":", color=colour, linewidth=1.3, drawstyle=style)
+    axes.plot(curve.budgets, curve.mean, ":", color=colour, linewidth=1.3, drawstyle=style)
     axes.plot(
         curve.budgets[whole],
-        100 * curve.mean[whole],
+        curve.mean[whole],
         color=colour,
         linewidth=1.8,
         drawstyle=style,

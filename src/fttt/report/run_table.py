@@ -39,10 +39,16 @@ def show_runs(runs: Sequence[Run], console: Console | None = None) -> None:
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("method" if alone else "run", overflow="fold")
     names = ["solved", "accuracy", "95 %", "trials", "tokens", "seconds"]
+    scored = any("score" in run.summary for run in runs)
+    if scored:
+        names.append("best score")
     for name in [*names, "tokens/s"] if alone else names:
         table.add_column(name, justify="right", no_wrap=True)
     for run in runs:
         figures = _figures(run)
+        if scored:
+            best = run.summary.get("score")
+            figures.append("" if best is None else f"{best:.3f}")
         if alone:
             tokens, seconds = run.summary["usage"]["generated_tokens"], run.summary["seconds"]
             figures.append(f"{tokens / seconds:,.0f}" if seconds else "")

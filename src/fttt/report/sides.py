@@ -35,7 +35,7 @@ OUTER_SETTINGS = frozenset(
 )
 """Settings that do not change what a method is: which questions, which machine, which seed."""
 RULE_SETTINGS = frozenset(
-    {"unanswered", "temperature", "top_p", "max_new_tokens", "prompt", "prompt_style"}
+    {"unanswered", "until", "temperature", "top_p", "max_new_tokens", "prompt", "prompt_style"}
     | {"top_k", "min_p", "repetition_penalty"}
 )
 """Settings that make a trial or a verdict mean something else: two sides must share them. So must

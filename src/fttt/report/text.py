@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fttt.report.compare import Comparison, PairResult, SideResult
+from fttt.report.scores import ScoreComparison, ScorePair
 from fttt.report.statistics import POWER, Estimate
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "conclusion",
     "conclusions",
     "count",
+    "decimal",
     "first_pairs",
     "interval",
     "p_value",
@@ -46,6 +48,13 @@ def points(fraction: float, sign: bool = True) -> str:
     if float(text) == 0:
         return "0.0"
     return text.replace("-", MINUS)
+
+
+def decimal(number: float, sign: bool = False) -> str:
+    """``0.417``, ``+1.2``, ``−12``: a score in three digits or so, with a true minus sign."""
+    digits = 3 if abs(number) < 1 else 2 if abs(number) < 10 else 1
+    text = f"{number:+.{digits}f}" if sign else f"{number:.{digits}f}"
+    return ("0" if float(text) == 0 else text).replace("-", MINUS)
 
 
 def p_value(p: float) -> str:
@@ -82,14 +91,14 @@ def seconds(number: float) -> str:
 _FEW, _AT_LEAST = 6, 4
 
 
-def budget_name(pair: PairResult) -> str:
+def budget_name(pair: PairResult | ScorePair) -> str:
     """``32 trials``, or ``4,096 generated tokens a question``."""
     if pair.axis == "trials":
         return "1 trial" if pair.budget == 1 else f"{count(pair.budget)} trials"
     return f"{count(pair.budget)} generated tokens a question"
 
 
-def budget_label(pair: PairResult) -> str:
+def budget_label(pair: PairResult | ScorePair) -> str:
     """``32 trials`` or ``4,096 tokens``, for the column of a table."""
     return budget_name(pair).replace(" generated", "").removesuffix(" a question")
 
@@ -212,6 +221,8 @@ def render(comparison: Comparison) -> RenderableType:
     parts.append(_sides(comparison.sides))
     brief, follows = first_pairs(comparison), conclusions(comparison)
     left = len(follows) - len(brief)
+    if comparison.scores is not None:
+        parts += _scores(comparison.scores, brief)
     parts.append(_pairs([p for p in comparison.pairs if (p.first, p.second) in brief], left))
     parts.append(Text("\nWhat follows", style="bold"))
     parts.extend(_item(sentence) for sentence in follows[: len(brief)])
@@ -220,6 +231,44 @@ def render(comparison: Comparison) -> RenderableType:
     parts.append(Text("\nWhat does not", style="bold"))
     parts.extend(_item(sentence) for sentence in caveats(comparison))
     return Group(*parts)
+
+
+def _scores(scores: ScoreComparison, brief: Sequence[tuple[str, str]]) -> list[RenderableType]:
+    """The best scores of the sides, and their differences."""
+    sides = Table(header_style="bold", box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    sides.add_column("Method", overflow="fold")
+    for name in ("Best score", "95 % interval", "Area", "95 % interval"):
+        sides.add_column(name, justify="right", no_wrap=True)
+    for side in scores.sides:
+        row = [decimal(side.best.value), _bounds(side.best)]
+        row += [decimal(side.area.value), _bounds(side.area)]
+        sides.add_row(Text(side.label), *row)
+    sides.caption = (
+        f"Best score of a question within {count(scores.trials)} trials, and the area under the "
+        "best so far (its mean over the trials); means over questions."
+    )
+    sides.caption_justify = "left"
+    pairs = Table(header_style="bold", box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    pairs.add_column("Best score, first − second", overflow="fold")  # noqa: RUF001
+    pairs.add_column("At equal", no_wrap=True)
+    for name in ("Difference", "95 % interval", "p"):
+        pairs.add_column(name, justify="right", no_wrap=True)
+    pairs.add_column("Shown", no_wrap=True)
+    for pair in scores.pairs:
+        if (pair.first, pair.second) in brief:
+            pairs.add_row(
+                Text(f"{pair.first} − {pair.second}"),  # noqa: RUF001
+                budget_label(pair),
+                Text(decimal(pair.difference.value, sign=True), style="bold"),
+                _bounds(pair.difference, sign=True),
+                p_value(pair.p_holm).removeprefix("p ").removeprefix("= "),
+                Text("yes", style="bold green") if pair.shown else Text("no", style="dim"),
+            )
+    return [sides, pairs]
+
+
+def _bounds(estimate: Estimate, sign: bool = False) -> str:
+    return f"{decimal(estimate.low, sign)} to {decimal(estimate.high, sign)}"
 
 
 def _item(sentence: str) -> Table:
