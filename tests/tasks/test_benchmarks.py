@@ -269,7 +269,7 @@ def test_reference_programs_pass_in_one_namespace(datasets: Path, step: int) -> 
     """Some, or all, of HumanEval and MBPP, as a plain ``exec`` runs them."""
     for task, splits in (("humaneval", ("test",)), ("mbpp", MBPPTask.splits)):
         for split in splits:
-            for question in load(task, data_dir=datasets, split=split)[::step]:
+            for question in load(task, data_dir=datasets, split=split)[step - 1 :: step]:
                 assert question.solution is not None
                 program = question.solution.removeprefix("```python\n").removesuffix("```")
                 run_plainly(question, program)
