@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from shapes import random_loaded
 
-from fttt.engine.measure import Workload, bandwidth, decode_floor, run_workload
+from fttt.engine.workload import Workload, bandwidth, decode_floor, run_workload
 from fttt.models import LoadedModel, load_model
 
 QUESTION = "A farmer has {} boxes with {} apples each and gives {} apples away. How many are left?"

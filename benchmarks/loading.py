@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from shapes import SHAPES, random_loaded
 
-from fttt.engine.memory import current
+from fttt.engine.memory_plan import current
 from fttt.engine.selfcheck import find_difference
 from fttt.models import find_model, load_model, without_bars
 from fttt.models.gguf.file import open_gguf

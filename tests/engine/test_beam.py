@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fttt.engine import BatchedEngine, BeamRequest, GenerateRequest, Generation, LoRASpec
-from fttt.engine.memory import plan_memory
+from fttt.engine.memory_plan import plan_memory
 from fttt.errors import RunError, UsageError
 from fttt.models import LoadedModel
 from fttt.testing import tiny_model
@@ -240,7 +240,7 @@ def test_the_plan_has_room_for_one_search_or_says_what_to_lower(
     assert made.batch_size == made.rows == made.search_lanes == 40  # whatever the default
     with pytest.raises(UsageError, match=r"40 beams does not fit --batch-size 8.*--trials"):
         plan_memory(loaded, **{**settings, "batch_size": 8}, concurrency=9, beams=40)
-    monkeypatch.setattr("fttt.engine.memory.free_bytes", lambda device: 2**29)
+    monkeypatch.setattr("fttt.engine.memory_plan.free_bytes", lambda device: 2**29)
     with pytest.raises(UsageError, match="lower --trials or --max-new-tokens"):
         plan_memory(loaded, **settings, concurrency=9, beams=10**5)
 

@@ -26,7 +26,7 @@ from fttt.engine import (
 from fttt.engine.adapters.delta import DeltaBank
 from fttt.engine.cache import KeptRow, KVCache
 from fttt.engine.hidden_cache import upper_part
-from fttt.engine.memory import plan_memory
+from fttt.engine.memory_plan import plan_memory
 from fttt.engine.request import Kept
 from fttt.engine.sequences import pack_sequences, prepared, run_model
 from fttt.models import LoadedModel, Prefix

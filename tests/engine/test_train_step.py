@@ -349,7 +349,7 @@ def test_a_groups_gradient_is_the_sum_of_single_ones(
         Lesson(contexts[0][:9], (FORMS[1],)),
         Lesson(contexts[1], (FORMS[4],)),
     ]
-    monkeypatch.setattr("fttt.engine.memory.TRAIN_TOKENS", tokens)
+    monkeypatch.setattr("fttt.engine.memory_plan.TRAIN_TOKENS", tokens)
     losses, gradient, _ = one_step(loaded, lessons, monkeypatch, batch_size=1)
     singles = [
         one_step(loaded, [Lesson(lesson.context, (one,))], monkeypatch)
@@ -403,7 +403,7 @@ def test_a_long_sequence_holds_little_more_than_its_layers_inputs(
             kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes() // 4
             return tensor
 
-        monkeypatch.setattr("fttt.engine.memory.TRAIN_TOKENS", tokens)
+        monkeypatch.setattr("fttt.engine.memory_plan.TRAIN_TOKENS", tokens)
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             one_step(loaded, lessons, monkeypatch)
         return sum(kept.values())

@@ -75,7 +75,7 @@ def engine_command(
     from rich.console import Console
     from rich.table import Table
 
-    from fttt.engine.measure import Workload, bandwidth, decode_floor, run_workload
+    from fttt.engine.workload import Workload, bandwidth, decode_floor, run_workload
     from fttt.models import check_model, load_model
 
     check_model(model)

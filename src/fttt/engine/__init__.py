@@ -1,7 +1,7 @@
 """Batched generation and training with per-question weights."""
 
 from fttt.engine.engine import BatchedEngine
-from fttt.engine.memory import MemoryPlan
+from fttt.engine.memory_plan import MemoryPlan
 from fttt.engine.ops.sampling import derive_key
 from fttt.engine.request import (
     AdapterSpec,

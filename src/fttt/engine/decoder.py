@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fttt.engine import ops
-from fttt.engine.adapters.base import Bank
+from fttt.engine.adapters.bank import Bank
 from fttt.engine.batch import Batch, Segment
 from fttt.engine.cache import KVCache
 from fttt.engine.ops.sampling import Shape, shaped, token_logprobs, uniform

@@ -16,14 +16,14 @@ import torch
 from torch.nn.attention import sdpa_kernel
 
 from fttt.engine.adapters import bank_of
-from fttt.engine.adapters.base import Slot, handed_over
+from fttt.engine.adapters.bank import Slot, handed_over
 from fttt.engine.attention import KERNELS
 from fttt.engine.batch import Batch, Segment, by_length
 from fttt.engine.beam import BeamJob, BeamSearcher
 from fttt.engine.cache import KVCache
 from fttt.engine.decoder import CPUDecoder, CUDADecoder, Decoder, Lane, draw
 from fttt.engine.families import edge_of, replacements_for
-from fttt.engine.memory import plan_memory
+from fttt.engine.memory_plan import plan_memory
 from fttt.engine.ops import current_device
 from fttt.engine.request import (
     AdapterSlot,

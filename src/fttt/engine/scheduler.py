@@ -14,7 +14,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from fttt.engine.adapters.base import slot_index
+from fttt.engine.adapters.bank import slot_index
 from fttt.engine.batch import Segment
 from fttt.engine.cache import KeptRow, KVCache
 from fttt.engine.decoder import Lane

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.attention import sdpa_kernel
 from transformers.utils.generic import ModelOutput
 
-from fttt.engine.adapters.base import Bank, slot_index
+from fttt.engine.adapters.bank import Bank, slot_index
 from fttt.engine.attention import KERNELS
 from fttt.engine.batch import Batch, Segment, by_length
 from fttt.engine.cache import KeptRow, KVCache, read_heads

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from fttt.engine.adapters.base import Fill, decoder_layers, slot_index
+from fttt.engine.adapters.bank import Fill, decoder_layers, slot_index
 from fttt.engine.batch import Batch, Segment, by_length
 from fttt.engine.cache import KeptRow, KVCache
 from fttt.engine.request import Target, TrainRequest

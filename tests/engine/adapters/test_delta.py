@@ -24,7 +24,7 @@ from fttt.engine import (
     sequences,
 )
 from fttt.engine.adapters.delta import DeltaBank, FactoredDelta, Factors, changed, record_factors
-from fttt.engine.memory import plan_memory
+from fttt.engine.memory_plan import plan_memory
 from fttt.engine.sequences import pack_sequences, prepared, weighted_nll
 from fttt.errors import RunError, UsageError
 from fttt.models import LoadedModel
@@ -235,7 +235,7 @@ def test_the_plan_counts_changes_and_refuses_what_does_not_fit(
     assert longer.train_tokens == 1900  # an attempt is run again as a whole
     assert longer.working_bytes > made.working_bytes
     assert plan_memory(loaded, concurrency=20, **{**settings, "adapter": None}).adapter_bytes == 0
-    monkeypatch.setattr("fttt.engine.memory.free_bytes", lambda device: 2**29)
+    monkeypatch.setattr("fttt.engine.memory_plan.free_bytes", lambda device: 2**29)
     few = plan_memory(loaded, concurrency=10**6, **settings)
     assert few.total_bytes - few.weight_bytes <= 2**29
     with pytest.raises(UsageError, match=r"and \d+ adapters of 0 MiB need .* lower --batch-size"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fttt.engine.adapters.base import Bank
+from fttt.engine.adapters.bank import Bank
 from fttt.engine.adapters.delta import DeltaBank
 from fttt.engine.adapters.lora import LoRABank
 from fttt.engine.request import AdapterSpec, LoRASpec, WeightDeltaSpec

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from fttt.engine import ops
-from fttt.engine.adapters.base import (
+from fttt.engine.adapters.bank import (
     AdapterNeeds,
     Bank,
     Fill,
@@ -42,7 +42,7 @@ from fttt.engine.sequences import pack_sequences, weighted_nll
 from fttt.errors import UsageError
 
 if TYPE_CHECKING:
-    from fttt.engine.memory import MemoryPlan
+    from fttt.engine.memory_plan import MemoryPlan
     from fttt.engine.scheduler import LessonQueue, TrainJob
 
 __all__ = [

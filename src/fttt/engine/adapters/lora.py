@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from fttt.engine import ops
-from fttt.engine.adapters.base import AdapterNeeds, Bank, Fill, Learned, decoder_layers
+from fttt.engine.adapters.bank import AdapterNeeds, Bank, Fill, Learned, decoder_layers
 from fttt.engine.batch import Batch
 from fttt.engine.cache import KVCache
 from fttt.engine.ops.sampling import derive_key
@@ -32,7 +32,7 @@ from fttt.engine.train_step import train_step
 from fttt.errors import UsageError
 
 if TYPE_CHECKING:
-    from fttt.engine.memory import MemoryPlan
+    from fttt.engine.memory_plan import MemoryPlan
     from fttt.engine.scheduler import LessonQueue
 
 __all__ = ["LoRABank", "LoRALearner", "target_layers"]
@@ -44,7 +44,7 @@ ALL_LINEAR = "all-linear"
 
 
 @dataclass(frozen=True, slots=True)
-class Layer:
+class TargetLayer:
     """One adapted linear layer's place in the flat row."""
 
     index: int
@@ -114,11 +114,11 @@ class LoRABank(Bank):
         super().__init__(model, spec, slots, device)
         self.spec = spec
         self.scale = spec.alpha / spec.rank
-        self._layers: list[Layer] = []
+        self._layers: list[TargetLayer] = []
         at = 0
         for index, module in enumerate(target_layers(model, spec).values()):
             inputs, outputs = module.in_features, module.out_features
-            layer = Layer(index, at, at + spec.rank * inputs, inputs, outputs)
+            layer = TargetLayer(index, at, at + spec.rank * inputs, inputs, outputs)
             self._layers.append(layer)
             at = layer.b_at + spec.rank * outputs
             self.hooks.append(module.register_forward_hook(self._hook(layer)))
@@ -252,13 +252,13 @@ class LoRABank(Bank):
         parts: tuple[Tensor, ...] = weights_BP.split(sizes, dim=1)
         return parts
 
-    def _factors(self, parts: tuple[Tensor, ...], layer: Layer) -> tuple[Tensor, Tensor]:
+    def _factors(self, parts: tuple[Tensor, ...], layer: TargetLayer) -> tuple[Tensor, Tensor]:
         """A ``[B, rank, in]`` and B ``[B, out, rank]`` of a layer."""
         a = parts[2 * layer.index].unflatten(1, (self.spec.rank, layer.inputs))
         b = parts[2 * layer.index + 1].unflatten(1, (layer.outputs, self.spec.rank))
         return a, b
 
-    def _hook(self, layer: Layer):  # type: ignore[no-untyped-def]
+    def _hook(self, layer: TargetLayer):  # type: ignore[no-untyped-def]
         def add(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
             batch = self._batch
             if batch is None:
@@ -287,7 +287,13 @@ class LoRABank(Bank):
         return add
 
     def _add_inside(
-        self, x: Tensor, output: Tensor, batch: Batch, layer: Layer, a_URI: Tensor, b_UOR: Tensor
+        self,
+        x: Tensor,
+        output: Tensor,
+        batch: Batch,
+        layer: TargetLayer,
+        a_URI: Tensor,
+        b_UOR: Tensor,
     ) -> Tensor:
         """Within a mixer, which runs some segments as a batch."""
         assert batch.inside is not None
@@ -305,7 +311,7 @@ class LoRABank(Bank):
         delta = (delta * self.scale).to(output.dtype)
         return out_BTO.index_add(0, own_B, delta).view_as(output)
 
-    def _mask(self, key_B: Tensor, token_BT: Tensor, layer: Layer) -> Tensor:
+    def _mask(self, key_B: Tensor, token_BT: Tensor, layer: TargetLayer) -> Tensor:
         """Which inputs are dropped at random: by question, update, layer, position and feature."""
         token_BT = token_BT * len(self._layers) + layer.index
         return ops.keep_mask(key_B, token_BT, layer.inputs, self.spec.dropout)

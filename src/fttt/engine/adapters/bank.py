@@ -25,7 +25,7 @@ from fttt.errors import RunError, UsageError
 
 if TYPE_CHECKING:
     from fttt.engine.cache import KVCache
-    from fttt.engine.memory import MemoryPlan
+    from fttt.engine.memory_plan import MemoryPlan
     from fttt.engine.scheduler import LessonQueue, TrainJob
 
 __all__ = [

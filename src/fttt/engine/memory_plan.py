@@ -16,7 +16,7 @@ import psutil
 import torch
 
 from fttt.engine.adapters import bank_of
-from fttt.engine.adapters.base import AdapterNeeds
+from fttt.engine.adapters.bank import AdapterNeeds
 from fttt.engine.cache import read_heads
 from fttt.engine.request import AdapterSpec
 from fttt.engine.sequences import LOGIT_BYTES

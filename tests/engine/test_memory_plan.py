@@ -11,7 +11,7 @@ import torch
 from fttt.engine import LoRASpec
 from fttt.engine.adapters.lora import target_layers
 from fttt.engine.cache import KVCache, read_heads
-from fttt.engine.memory import FILES, _left, plan_memory
+from fttt.engine.memory_plan import FILES, _left, plan_memory
 from fttt.errors import UsageError
 from fttt.testing import tiny_model
 
@@ -47,7 +47,7 @@ def test_the_plan_counts_what_is_allocated() -> None:
 
 
 def test_what_cannot_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fttt.engine.memory.free_bytes", lambda device: 2**29)
+    monkeypatch.setattr("fttt.engine.memory_plan.free_bytes", lambda device: 2**29)
     small = plan(concurrency=10**6)
     assert small.batch_size == 16
     assert small.slots < 10**6  # questions wait for a slot rather than fail
@@ -61,7 +61,7 @@ def test_the_last_row_for_a_finished_sequence_is_given_up_before_a_batch_size_is
 ) -> None:
     least = plan(batch_size=4, concurrency=4)
     free = least.total_bytes - least.weight_bytes
-    monkeypatch.setattr("fttt.engine.memory.free_bytes", lambda device: free)
+    monkeypatch.setattr("fttt.engine.memory_plan.free_bytes", lambda device: free)
     assert plan(batch_size=4, concurrency=5, adapters=4) == least
 
 
@@ -70,11 +70,11 @@ def test_one_question_learns_where_memory_is_short(monkeypatch: pytest.MonkeyPat
     usual = plan(**alone)
     assert usual.train_tokens == 1024
     free = usual.total_bytes - usual.weight_bytes
-    monkeypatch.setattr("fttt.engine.memory.free_bytes", lambda device: free - 1)
+    monkeypatch.setattr("fttt.engine.memory_plan.free_bytes", lambda device: free - 1)
     small = plan(**alone)
     assert (small.train_tokens, small.rows, small.slots) == (64, 1, 1)
     assert small.total_bytes < usual.total_bytes
-    monkeypatch.setattr("fttt.engine.memory.free_bytes", lambda device: 2**20)
+    monkeypatch.setattr("fttt.engine.memory_plan.free_bytes", lambda device: 2**20)
     with pytest.raises(UsageError, match=r"^1 sequence of 64 tokens and 1 adapter of .* free some"):
         plan(**alone)
 
@@ -88,7 +88,7 @@ def test_adapters_are_as_many_as_are_wanted_or_fit_and_never_fewer_than_the_leas
     assert plan(adapter=None, adapters=3).slots == 0
     usual = plan(concurrency=8, adapters=8)
     free = usual.total_bytes - usual.weight_bytes
-    monkeypatch.setattr("fttt.engine.memory.free_bytes", lambda device: free)
+    monkeypatch.setattr("fttt.engine.memory_plan.free_bytes", lambda device: free)
     assert plan(concurrency=8, adapters=8 * 10**4, least_adapters=9).slots < 8 * 10**4
     with pytest.raises(UsageError, match=r"80000 adapters of .* lower rank or on fewer layers"):
         plan(concurrency=8, adapters=8 * 10**4, least_adapters=8 * 10**4)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from fttt.engine import BatchedEngine, GenerateRequest, Lesson, LoRASpec, Target, TrainRequest
-from fttt.engine.adapters.base import AdapterNeeds, Bank, Learner
+from fttt.engine.adapters.bank import AdapterNeeds, Bank, Learner
 from fttt.engine.batch import Batch
 from fttt.errors import RunError
 from fttt.testing import tiny_model
