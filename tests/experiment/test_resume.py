@@ -1,4 +1,4 @@
-"""Going on with a folder: by its own settings only, on the same questions."""
+"""Resuming a folder: by its own settings only, on the same questions."""
 
 from __future__ import annotations
 
@@ -39,6 +39,16 @@ def test_the_folders_questions_are_asked_again(run: Run) -> None:
     assert [q.id for q in plan.questions] == [q.id for q in run.questions]
     assert plan.config.to_toml() == run.config
     assert plan.questions[0].solution  # which the folder does not hold
+
+
+def test_a_setting_that_the_folders_version_did_not_know_has_its_default(run: Run) -> None:
+    path = run.path / "config.toml"
+    path.write_text(path.read_text().replace("eps = 1e-08\n", ""))
+    old = Run.open(run.path)
+    assert "eps" not in old.config["settings"]
+    assert plan_resume(old, old.config).config.settings["eps"] == 1e-8
+    with pytest.raises(UsageError, match=r"settings.eps = None and cannot be resumed with 0.1"):
+        plan_resume(old, merge(old.config, {"settings": {"eps": 0.1}}))
 
 
 @pytest.mark.parametrize(

@@ -225,7 +225,8 @@ def plan_resume(run: Run, values: Mapping[str, Any]) -> Plan:
     settled = settle(build(RunConfig, values, "the settings"))
     own = dict(leaves(build(RunConfig, run.config, f"{run.path}/config.toml").to_toml()))
     asked = dict(leaves(settled.config.to_toml()))
-    for name in sorted({*own, *asked}, key=lambda name: (name.count("."), name)):
+    unknown_then = _defaults(settled.settings) - own.keys()
+    for name in sorted({*own, *asked} - unknown_then, key=lambda name: (name.count("."), name)):
         if own.get(name) != asked.get(name) and name not in MAY_DIFFER:
             raise UsageError(
                 f"The run in {str(run.path)!r} was made with {name} = {own.get(name)!r} and cannot "
@@ -247,6 +248,15 @@ def plan_resume(run: Run, values: Mapping[str, Any]) -> Plan:
             )
         questions.append(replace(new, rendered=old.rendered))
     return replace(plan, questions=tuple(questions))
+
+
+def _defaults(settings: MethodSettings) -> set[str]:
+    """The settings that have their default values; a folder of an older version may lack them."""
+    return {
+        f"settings.{name}"
+        for name, field in type(settings).model_fields.items()
+        if getattr(settings, name) == field.get_default(call_default_factory=True)
+    }
 
 
 def _found(run: Run) -> dict[str, Any]:
