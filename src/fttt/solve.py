@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -49,7 +49,7 @@ def solve(
     method: str | Method = "fttt",
     trials: int | None = 16,
     seed: int = 42,
-    temperature: float = 0.6,
+    temperature: float | Sequence[float] | str = 0.6,
     top_p: float = 0.95,
     top_k: int | None = None,
     min_p: float | None = None,
@@ -82,7 +82,8 @@ def solve(
         method: the name of a method, or a method object.
         trials: how often to try; ``None`` where a token or time budget is given instead.
         seed: of sampling and of fresh adapter weights.
-        temperature: of sampling; 0 is greedy.
+        temperature: of sampling; 0 is greedy. A list has one for each trial (the last for all that
+            follow), a range as ``"0.6..1.2"`` goes from the first trial to the last.
         top_p: the smallest set of tokens of this mass is drawn from.
         top_k: so many of the most probable tokens are drawn from.
         min_p: tokens at least so many times as probable as the most probable one.

@@ -172,6 +172,21 @@ class Scores:
         weights = tuple(tuple(math.exp(log) for log in row) for row in self.top_logprobs)
         return Teacher(self.top_ids, weights, tuple(max(0.0, 1 - sum(row)) for row in weights))
 
+    def divergence(self, other: Scores, place: int) -> float:
+        """KL divergence from another prediction of the same place, in nats.
+
+        Over the tokens that both list, and all others as one, so that it is a lower bound.
+        """
+        one = dict(zip(self.top_ids[place], self.top_logprobs[place], strict=True))
+        two = dict(zip(other.top_ids[place], other.top_logprobs[place], strict=True))
+        common = one.keys() & two.keys()
+        total = sum(math.exp(one[token]) * (one[token] - two[token]) for token in common)
+        rest_one = 1 - sum(math.exp(one[token]) for token in common)
+        rest_two = 1 - sum(math.exp(two[token]) for token in common)
+        if rest_one > 1e-6:
+            total += rest_one * math.log(rest_one / max(rest_two, 1e-9))
+        return 0.0 if total < 0 else total  # NaN stays NaN
+
 
 @dataclass(frozen=True, slots=True)
 class Example:

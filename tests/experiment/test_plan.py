@@ -32,8 +32,20 @@ def test_settings_are_filled_in_and_what_the_method_fixes() -> None:
     assert not quiet.save_correct_cases
 
 
+@pytest.mark.parametrize(
+    ("given", "read"),
+    [(1, 1.0), ("0.8", 0.8), ("0.6, 0.8", (0.6, 0.8)), ([0.6, 1], (0.6, 1.0)), ("1..0.5",) * 2],
+)
+def test_a_temperature_is_a_number_a_list_or_a_range(given: Any, read: Any) -> None:
+    settled = settle(config(sampling={"temperature": given})).config
+    assert settled.sampling.temperature == read
+    assert settle(resolve({}, recipe=settled.to_toml())).config == settled
+    greedy = settle(config(method="greedy", sampling={"temperature": given})).config
+    assert greedy.sampling.temperature == 0.0
+
+
 def test_a_resolved_config_resolves_to_itself() -> None:
-    for method in ("greedy", "fttt", "revision"):
+    for method in ("greedy", "fttt", "revision", "policy", "self-distill"):
         once = settle(config(method=method)).config
         twice = settle(resolve({}, recipe=once.to_toml())).config
         assert once == twice
@@ -58,6 +70,14 @@ def test_a_resolved_config_resolves_to_itself() -> None:
             {"method": "beam-search", "budget": {"trials": 4, "time_budget": 5}},
             "'beam-search' makes one search.* --trials instead of --time-budget",
         ),
+        (
+            {"sampling": {"temperature": "0.6..1.2"}, "budget": {"token_budget": 5}},
+            "temperature 0.6..1.2 goes from the first trial to the last.* give --trials too",
+        ),
+        ({"sampling": {"temperature": "0.6,hot"}}, "--temperature cannot be '0.6,hot'; it should"),
+        ({"sampling": {"temperature": "0.6..0.8..1"}}, "cannot be '0.6..0.8..1'; it should be a n"),
+        ({"sampling": {"temperature": [0.6, -1]}}, r"cannot be \[0.6, -1\]; it should be a number"),
+        ({"sampling": {"temperature": []}}, r"cannot be \[\]; it should be a number of at least 0"),
         ({"data": {"split": "tset"}}, "no split 'tset'"),
         ({"data": {"options": {"levls": [1]}}}, "does not take the option 'levls'"),
         (

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
+
+from fttt.engine.request import GenerateRequest
 from fttt.methods.base import MethodSettings
 from fttt.methods.best_of_n import BestOfN
 from fttt.testing import play
@@ -35,3 +40,30 @@ def test_samples_depend_on_the_seed_and_the_question_only() -> None:
     assert keys(42) == keys(42)
     assert not set(keys(42)) & set(keys(43))
     assert not set(keys(42)) & set(keys(42, "another"))
+
+
+def temperatures(idle: int = 0, **flags: Any) -> list[float]:
+    scene = play(METHOD, lambda *_: "1", idle=idle, **flags)
+    assert [trial.trial for trial in scene.trials] == list(range(len(scene.trials)))
+    return sorted(request.temperature for request in scene.engine.generations)
+
+
+@pytest.mark.parametrize("idle", [0, 20])
+def test_the_temperature_is_one_for_each_trial_or_rises_over_the_budget(idle: int) -> None:
+    given = temperatures(idle, trials=5, temperature=(0.2, 0.6, 0.8))
+    assert given == [0.2, 0.6, 0.8, 0.8, 0.8]
+    over = temperatures(idle, trials=5, temperature="0.6..1.0")
+    assert over == pytest.approx([0.6, 0.7, 0.8, 0.9, 1.0])
+    free = temperatures(idle, trials=2, temperature="0.6..1.0", unanswered="count")
+    assert free == pytest.approx([0.6, 1.0])
+    assert temperatures(idle, trials=1, temperature="0.6..1.0") == [0.6]
+
+
+def test_answers_written_ahead_are_drawn_at_the_temperature_of_their_own_trial() -> None:
+    def write(_: str, request: GenerateRequest) -> str:
+        return str(request.noise_key % 5 * 10 + round(request.temperature * 10))
+
+    alone = play(METHOD, write, trials=9, temperature="0.1..0.9")
+    ahead = play(METHOD, write, trials=9, temperature="0.1..0.9", idle=50)
+    assert [t.completion for t in alone.trials] == [t.completion for t in ahead.trials]
+    assert [int(t.completion) % 10 for t in alone.trials] == list(range(1, 10))

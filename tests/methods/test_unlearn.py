@@ -74,7 +74,7 @@ def test_past_the_bound_the_adapter_is_fresh_again_which_is_counted_and_said(
     play_on_tiny: Any, tmp_path: Path
 ) -> None:
     frozen, _ = play_on_tiny(BestOfN(MethodSettings()), tmp_path / "frozen", wrong, trials=4)
-    free, _ = play_on_tiny(unlearn(lr=0.3, bound="inf"), tmp_path / "free", wrong, trials=4)
+    free, _ = play_on_tiny(unlearn(lr=0.3, bound=0), tmp_path / "free", wrong, trials=4)
     bound, recorded = play_on_tiny(unlearn(lr=0.3, bound=0.01), tmp_path / "b", wrong, trials=4)
     assert draws(free.trials) != draws(frozen.trials), "this rate changes what is drawn"
     assert not any(trial.reset for trial in free.trials)
@@ -91,6 +91,6 @@ def test_past_the_bound_the_adapter_is_fresh_again_which_is_counted_and_said(
 
 
 def test_bad_settings_are_named() -> None:
-    for name, value in [("mask", 1.0), ("form", "down"), ("bound", 0)]:
+    for name, value in [("mask", 1.0), ("form", "down"), ("bound", -1), ("lr", float("inf"))]:
         with pytest.raises(UsageError, match=f"'{name}' in the settings"):
             build(UnlearnSettings, {name: value}, "the settings")

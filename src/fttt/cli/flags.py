@@ -125,7 +125,8 @@ class _Flag:
         """The field's type, where a value is given."""
         kind = self.field.annotation
         if get_origin(kind) in (Union, UnionType):
-            kind = next(part for part in get_args(kind) if part is not NoneType)
+            kinds = [part for part in get_args(kind) if part is not NoneType]
+            kind = kinds[0] if len(kinds) == 1 else str  # the field reads what it may be
         return get_args(kind)[0] if get_origin(kind) is Annotated else kind
 
     def read(self, given: Any) -> Any:

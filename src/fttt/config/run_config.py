@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from fttt.types import Ablation
 
@@ -108,10 +118,50 @@ class BudgetSection(Section):
         return given
 
 
+_RANGE = ".."
+"""Stands between the first and the last temperature of a range."""
+
+
+def _read_temperature(given: Any) -> float | tuple[float, ...] | str:
+    """A temperature, one for each trial, or a range as ``0.6..1.2``."""
+    if isinstance(given, str):
+        ends = given.split(_RANGE)
+        found = _numbers(ends if len(ends) > 1 else given.split(","))
+        if found is not None and len(ends) == len(found) == 2:
+            return given.strip()
+        found = None if len(ends) > 1 else found
+    else:
+        found = _numbers(given if isinstance(given, list | tuple) else [given])
+    if not found:
+        raise PydanticCustomError(
+            "temperature",
+            "should be a number of at least 0, a list as 0.6,0.8,1.0 (one a trial), or a range as "
+            "0.6..1.2 (over the trials)",
+        )
+    return found[0] if len(found) == 1 else found
+
+
+def _numbers(parts: Sequence[Any]) -> tuple[float, ...] | None:
+    """Finite numbers of at least 0; ``None`` where one is none."""
+    try:
+        found = tuple(float(part) for part in parts if not isinstance(part, bool))
+    except (TypeError, ValueError):
+        return None
+    good = len(found) == len(parts) and all(0 <= number < math.inf for number in found)
+    return found if good else None
+
+
 class SamplingSection(Section):
     """How completions are drawn."""
 
-    temperature: float = Field(0.6, ge=0, description="sampling temperature; 0 is greedy")
+    temperature: Annotated[float | tuple[float, ...] | str, BeforeValidator(_read_temperature)] = (
+        Field(
+            0.6,
+            description="sampling temperature; 0 is greedy. A list 0.6,0.8,1.0 has one for each "
+            "trial, the last for all that follow; a range 0.6..1.2 goes from the first trial to "
+            "the last",
+        )
+    )
     top_p: float = Field(0.95, gt=0, le=1, description="nucleus sampling probability")
     top_k: int | None = Field(
         None, ge=1, description="sample from the k most probable tokens (all)"
@@ -125,6 +175,21 @@ class SamplingSection(Section):
         description="repetition penalty on tokens of the prompt and the answer; 1 is none",
     )
     max_new_tokens: int = Field(2048, ge=1, description="maximum tokens of a completion")
+
+    def temperature_at(self, trial: int, trials: int | None) -> float:
+        """The temperature of a trial.
+
+        Args:
+            trial: its number, from 0.
+            trials: the budget, over which a range goes.
+        """
+        if isinstance(self.temperature, str):
+            first, last = map(float, self.temperature.split(_RANGE))
+            steps = max(1, (trials or 1) - 1)
+            return first + (last - first) * min(trial, steps) / steps
+        if isinstance(self.temperature, tuple):
+            return self.temperature[min(trial, len(self.temperature) - 1)]
+        return self.temperature
 
 
 class EngineSection(Section):

@@ -145,6 +145,7 @@ def settle(config: RunConfig, *, method: Method | None = None, task: Task | None
             method = type(method)(settings)
     config = _with_fixed(_with_weights(config, method, settings), method)
     settings.check_budget(config.budget.trials)
+    _check_temperature(config)
     if task is None:
         task = task_of(config)
         shown["task"] = task_name(config.task)
@@ -342,6 +343,20 @@ def _check_vote(method: Method, task: Task) -> None:
             f"The method {method.name!r} votes over the answers that the verifier reads, and a "
             "function, command or pattern reads none; use another method, the verifier number, "
             "math or code, or from Python fttt.FunctionVerifier(check, extract=...)."
+        )
+
+
+def _check_temperature(config: RunConfig) -> None:
+    """Refuse a range of temperatures where no number of trials says how long it is.
+
+    Raises:
+        UsageError: it is such.
+    """
+    temperature = config.sampling.temperature
+    if isinstance(temperature, str) and config.budget.trials is None:
+        raise UsageError(
+            f"The temperature {temperature} goes from the first trial to the last, and the budget "
+            "has no number of trials; give --trials too, or a list such as 0.6,0.8,1.0."
         )
 
 

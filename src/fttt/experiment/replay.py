@@ -209,6 +209,13 @@ class Replay:
             )
         prompt_ids = self._prompt_ids(turns, before, run.engine.max_length - new_tokens, of=of)
         own = adapter if isinstance(adapter, OwnAdapter) else None
+        latest = max(0, self.ledger.handed_out - 1) if trial is None else trial
+
+        def temperature_at(n: int) -> float:
+            if temperature is not None:
+                return temperature
+            return run.sampling.temperature_at(n, run.budget.trials)
+
         past = self._history.generations.get(number)
         if past is not None:
             self._check_replay(past, prompt_ids, trial)
@@ -217,7 +224,7 @@ class Replay:
             first = GenerateRequest(
                 prompt_ids=prompt_ids,
                 max_new_tokens=new_tokens,
-                temperature=run.sampling.temperature if temperature is None else temperature,
+                temperature=temperature_at(latest),
                 top_p=run.sampling.top_p,
                 top_k=run.sampling.top_k or 0,
                 min_p=run.sampling.min_p or 0.0,
@@ -234,7 +241,11 @@ class Replay:
                 return replace(first, noise_key=key)
 
             if run.method.fresh and number == trial and self.ledger.limited_by_trials:
-                generation = await self._ahead.take(number, request, self.ledger.trials - 1)
+                generation = await self._ahead.take(
+                    number,
+                    lambda n: replace(request(n), temperature=temperature_at(n)),
+                    self.ledger.trials - 1,
+                )
             else:
                 generation = await self._sequences.generate(request(number))
             kept = generation.kept
@@ -538,7 +549,7 @@ class Replay:
             )
         )
         places = [
-            _kl(now, base, place)
+            now.divergence(base, place)
             for own, now, base in zip(targets.values(), both[::2], both[1::2], strict=True)
             for place in range(len(now.token_ids))
             if any(not isinstance(x.weight, tuple) or x.weight[place] for x in own)
@@ -585,16 +596,3 @@ def _padded(teacher: Teacher | None, quiet: int) -> Teacher | None:
         return teacher
     none: tuple[tuple[()], ...] = ((),) * quiet
     return Teacher(none + teacher.token_ids, none + teacher.weights, (0.0,) * quiet + teacher.tail)
-
-
-def _kl(now: Scores, base: Scores, place: int) -> float:
-    """KL divergence of two predictions, in nats, over the tokens that both list and all others."""
-    one = dict(zip(now.top_ids[place], now.top_logprobs[place], strict=True))
-    two = dict(zip(base.top_ids[place], base.top_logprobs[place], strict=True))
-    common = one.keys() & two.keys()
-    total = sum(math.exp(one[token]) * (one[token] - two[token]) for token in common)
-    rest_one = 1 - sum(math.exp(one[token]) for token in common)
-    rest_two = 1 - sum(math.exp(two[token]) for token in common)
-    if rest_one > 1e-6:
-        total += rest_one * math.log(rest_one / max(rest_two, 1e-9))
-    return 0.0 if total < 0 else total  # NaN stays NaN

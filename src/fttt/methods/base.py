@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, TypedDict
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -82,7 +82,7 @@ class MethodSettings(BaseModel):
     a checkpoint to start from, a trained network. Most need nothing.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @property
     def starts_from(self) -> Path | None:
@@ -171,16 +171,28 @@ class LoRASettings(MethodSettings):
         )
 
 
+class Watch(TypedDict):
+    """Arguments of :meth:`Attempt.train`."""
+
+    divergence: bool
+    bound: float | None
+
+
 class BoundedSettings(LoRASettings):
     """Settings of a method that watches how far from the base model its steps lead."""
 
     bound: float | None = Field(
         None,
-        gt=0,
+        ge=0,
         description="most that a step may leave the trained tokens' predictions away from the base "
         "model's, mean KL divergence in nats; past it the question's adapter is made fresh again "
-        "(not measured)",
+        "(0: measured only; by default not even that)",
     )
+
+    @property
+    def watch(self) -> Watch:
+        """What a train step is asked for."""
+        return {"divergence": self.bound is not None, "bound": self.bound or None}
 
 
 class Adapter(Protocol):

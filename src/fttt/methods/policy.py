@@ -86,10 +86,10 @@ class PolicySettings(BoundedSettings):
         Raises:
             UsageError: a bound on an adapter that is all questions'.
         """
-        if self.shared and self.bound is not None:
+        if self.shared and self.bound:
             raise UsageError(
                 f"The setting bound cannot be {self.bound} where the adapter is shared, since no "
-                "question may reset it for the others; leave it away, or give kl."
+                "question may reset it for the others; leave it away, or give kl or bound=0."
             )
         defaults = self.WHERE_SHARED if self.shared else {"advantage": "ngrpo"}
         given = {name for name in self.model_fields_set if getattr(self, name) is not None}
@@ -136,7 +136,7 @@ class Policy(Method):
                     *(session.evidence(one.completion, one.verdict) for one in judged)
                 )
                 lessons = await self.lessons(shown, session, given)
-                await group.train(own, lessons, bound=self.settings.bound)
+                await group.train(own, lessons, **self.settings.watch)
                 if solved:
                     return
 

@@ -80,7 +80,7 @@ class SelfDistill(Method):
                     return
                 shown = await session.evidence(attempt, verdict)
                 lesson = await self.lesson(shown, session, own)
-                await trial.train(own, [lesson], bound=self.settings.bound)
+                await trial.train(own, [lesson], **self.settings.watch)
 
     async def lesson(self, shown: Judged, session: Session, own: Adapter) -> Example:
         """The attempt's own tokens, and what the teacher would have them be.

@@ -37,10 +37,10 @@ class UnlearnSettings(BoundedSettings):
     )
     bound: float | None = Field(
         1.0,
-        gt=0,
+        ge=0,
         description="most that a step may leave the trained tokens' predictions away from the base "
         "model's, mean KL divergence in nats; past it the question's adapter is made fresh again "
-        "(inf: measured only)",
+        "(0: measured only)",
     )
 
 
@@ -64,7 +64,7 @@ class Unlearn(Method):
                     return
                 shown = await session.evidence(attempt, verdict)
                 lesson = await self.lesson(shown, session, own)
-                await trial.train(own, [lesson], divergence=True, bound=self.settings.bound)
+                await trial.train(own, [lesson], **self.settings.watch)
 
     async def lesson(self, shown: Judged, session: Session, own: Adapter) -> Example:
         """What lowers a wrong attempt: the tokens that the adapter, as it is, holds for probable.

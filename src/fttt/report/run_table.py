@@ -87,7 +87,7 @@ def _warnings(run: Run) -> list[str]:
             f"{max(far):.3f} nats; {_resets(measured)}"
         )
     sampling = run.config.get("sampling", {})
-    if sampling.get("temperature", 0) > 0:
+    if sampling.get("temperature", 0) != 0:
         theirs = run.environment.get("model_sampling", {})
         other = [
             f"{name} {value:g}" for name, value in theirs.items() if _differs(sampling, name, value)

@@ -81,6 +81,7 @@ def play(
     max_length: int = 8192,
     idle: int = 0,
     ablate: Ablation | None = None,
+    temperature: float | tuple[float, ...] | str = 0.6,
     **budget: Any,
 ) -> Scene:
     """Let a method try one question on a scripted engine.
@@ -96,6 +97,7 @@ def play(
         idle: lanes that the engine says stand idle.
         ablate: what the method learns from in place of its attempts; not ``shuffle``, for which
             there is no second question.
+        temperature: of sampling.
         budget: fields of the budget section: ``trials``, ``unanswered``, ``token_budget``,
             ``time_budget``.
     """
@@ -107,7 +109,7 @@ def play(
     from fttt.store import MemoryJournal
 
     engine, journal = FakeEngine(script, max_length, idle), MemoryJournal()
-    sampling = {"max_new_tokens": max_new_tokens}
+    sampling = {"max_new_tokens": max_new_tokens, "temperature": temperature}
     run = RunContext(
         engine=engine,
         chat=ChatFormat(tiny_tokenizer()),
