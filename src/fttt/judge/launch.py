@@ -23,8 +23,8 @@ _INSIDE = "/opt/judge"
 _BOX = Path(__file__).parent / "box"
 _START = (
     "import sys; places = sys.argv[2:]; sys.path += places; "
-    "from box.zygote import main; "
-    "sys.path[:] = [p for p in sys.path if p not in places]; main(int(sys.argv[1]))"
+    "from box.loader import import_zygote; zygote = import_zygote(); "
+    "sys.path[:] = [p for p in sys.path if p not in places]; zygote.main(int(sys.argv[1]))"
 )
 # As -I would, but for the environment, which holds the seed and nothing else.
 _OPTIONS = ("-P", "-s", "-S", "-B", "-X", "utf8", "-c", _START)

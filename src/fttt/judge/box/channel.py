@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import _thread
 import json
 import socket
 import struct
 from typing import Any
 
-__all__ = ["MAX_MESSAGE", "BrokenBorder", "Channel", "Item"]
+__all__ = ["MAX_MESSAGE", "BrokenBorder", "Channel", "Item", "Turn"]
 
 MAX_MESSAGE = 64 * 1024 * 1024
 """The most bytes that one message may have."""
@@ -84,6 +85,33 @@ class Channel:
         found = b"".join(parts)
         self._rest = found[length:]
         return found[:length]
+
+
+class Turn:
+    """A lock, and threads that wait for news: what ``threading.Condition`` is.
+
+    Few programs import ``threading``, and every box would copy it.
+    """
+
+    def __init__(self) -> None:
+        self.lock = _thread.allocate_lock()
+        self._sleepers: list[_thread.LockType] = []
+
+    def wait(self) -> None:
+        """Give up the lock until there is news."""
+        sleeper = _thread.allocate_lock()
+        sleeper.acquire()
+        self._sleepers.append(sleeper)
+        self.lock.release()
+        try:
+            sleeper.acquire()
+        finally:
+            self.lock.acquire()
+
+    def wake_all(self) -> None:
+        """Tell all who wait, while holding the lock."""
+        while self._sleepers:
+            self._sleepers.pop().release()
 
 
 class Item:

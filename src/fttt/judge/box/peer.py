@@ -13,12 +13,11 @@ import _thread
 import contextlib
 import os
 import sys
-import threading
 import time
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from .channel import BrokenBorder, Channel, Item
+from .channel import BrokenBorder, Channel, Item, Turn
 from .registry import Registry
 from .remote import waiting
 from .replicas import LARGE, Group, Incoming, Outgoing
@@ -77,18 +76,16 @@ class Peer(Registry):
         self.refused: str | None = None
         """What could not be carried, once there was such a thing."""
         self._process = os.getpid()
-        self._lock = threading.RLock()  # around the tables
-        self._sending = threading.Lock()
+        self._lock = _thread.RLock()  # around the tables
+        self._sending = _thread.allocate_lock()
         self._out: deque[bytes] = deque()
-        self._turn = threading.Condition(threading.Lock())
+        self._turn = Turn()
         self._reading = self._reads_on = False
-        self._waiting = 0
-        """The threads that wait for their turn, or for a message that another one reads."""
         self._workers: set[int] = set()
         self._cached: dict[int, None] = {}
         self._boxes: dict[int, deque[Item | None]] = {0: deque()}
         self._asking: dict[int, int] = {}
-        self._local = threading.local()
+        self._local = _thread._local()
         self._local.number = 0
         self._next_thread = 2 + self.parity
         self._ended: list[int] = []
@@ -259,8 +256,10 @@ class Peer(Registry):
 
     def read_on(self) -> None:
         """Read messages in a thread of its own from now on, for programs that use threads."""
+        import threading  # noqa: F401  (which takes the thread that imports it for the main one)
+
         self.concurrent = True
-        with self._turn:
+        with self._turn.lock:
             if self._reading or self._reads_on:
                 self._reads_on = True  # whoever reads now starts it
                 return
@@ -276,9 +275,9 @@ class Peer(Registry):
 
     def _break(self, error: BaseException) -> None:
         """Close the border for all threads."""
-        with self._turn:
+        with self._turn.lock:
             self.broken = self.broken or str(error) or type(error).__name__
-            self._turn.notify_all()
+            self._turn.wake_all()
         for loop, future in list(self._waits.values()):
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(future.cancel)
@@ -287,11 +286,9 @@ class Peer(Registry):
         """The next message for a thread; whoever waits reads for all, one at a time."""
         box = self._boxes.setdefault(thread, deque())
         while True:
-            with self._turn:
+            with self._turn.lock:
                 while not box and self._reading and self.broken is None:
-                    self._waiting += 1
                     self._turn.wait()
-                    self._waiting -= 1
                 if box:
                     return box.popleft()
                 if self.broken is not None:
@@ -303,10 +300,9 @@ class Peer(Registry):
                 self._break(error)
                 raise
             finally:
-                with self._turn:
+                with self._turn.lock:
                     self._reading = self._reads_on
-                    if self._waiting:
-                        self._turn.notify_all()
+                    self._turn.wake_all()
                 if self._reads_on:
                     _thread.start_new_thread(self._read_forever, ())
 
@@ -399,13 +395,12 @@ class Peer(Registry):
         elif item.loop and not asking:
             self._event_loop().call_soon_threadsafe(self._serve, item)
             return
-        with self._turn:
+        with self._turn.lock:
             if thread and not asking and thread not in self._workers:
                 self._workers.add(thread)
                 _thread.start_new_thread(self._work, (thread,))
             self._boxes.setdefault(thread, deque()).append(item)
-            if self._waiting:
-                self._turn.notify_all()
+            self._turn.wake_all()
 
     def _work(self, thread: int) -> None:
         """Serve one thread of the other side, until it ends."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import struct
@@ -31,6 +32,7 @@ __all__ = [
     "load_filter",
     "mount_tmpfs",
     "restrict_files",
+    "trim_memory",
 ]
 
 NEW_MOUNT = 0x00020000
@@ -219,6 +221,12 @@ def _landlock(call: str, *arguments: Any) -> int:
     long = ctypes.c_long
     given = (long(item) if isinstance(item, int) else item for item in arguments)
     return _check(_libc.syscall(long(_LANDLOCK[call]), *given), f"landlock ({call})")
+
+
+def trim_memory() -> None:
+    """Give back what the C library's allocator holds unused, where it can."""
+    with contextlib.suppress(AttributeError):
+        _libc.malloc_trim(0)
 
 
 def forbid_dumps(forbidden: bool = True) -> None:

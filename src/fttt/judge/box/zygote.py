@@ -82,6 +82,7 @@ def main(control_fd: int) -> None:
     fault = "" if own is None else _attempt(lambda: os.write(fds[own], b"0"))
     leave_root(plan["uid"])
     _warm_up()
+    system.trim_memory()
     # Pages that the collector never touches stay shared between all boxes.
     gc.collect()
     gc.freeze()
@@ -185,7 +186,3 @@ def _attempt(action: Any) -> str:
     except OSError as error:
         return str(error) or type(error).__name__
     return ""
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]))
