@@ -8,7 +8,7 @@ import socket
 import struct
 from typing import Any
 
-__all__ = ["MAX_MESSAGE", "BrokenBorder", "Channel", "Item", "Turn"]
+__all__ = ["MAX_MESSAGE", "BrokenBorder", "Channel", "Item", "NotLoaded", "Turn"]
 
 MAX_MESSAGE = 64 * 1024 * 1024
 """The most bytes that one message may have."""
@@ -22,6 +22,10 @@ _PART = 1 << 16
 
 class BrokenBorder(BaseException):
     """The other side is gone, or said something that the protocol does not know."""
+
+
+class NotLoaded(BaseException):
+    """The submission did not even load: its exception's type and text."""
 
 
 class Channel:

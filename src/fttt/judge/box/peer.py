@@ -17,7 +17,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from .channel import BrokenBorder, Channel, Item, Turn
+from .channel import BrokenBorder, Channel, Item, NotLoaded, Turn
 from .registry import Registry
 from .remote import waiting
 from .replicas import LARGE, Group, Incoming, Outgoing
@@ -348,6 +348,8 @@ class Peer(Registry):
             for group in item.groups:
                 group.active += 1
                 self._live[group.root] = group
+        elif "failed" in message:
+            item.error = NotLoaded(*map(str, message["failed"]))
         elif "refused" in message:
             self.refused = str(message["refused"])
             item.error = Refused(self.refused)
@@ -416,12 +418,16 @@ class Peer(Registry):
 
     # -------------------------------------------------------------- answering
 
-    def serve_on(self) -> None:
-        """Answer requests until the border is closed, by :class:`BrokenBorder`."""
+    def take(self) -> Item | None:
+        """Wait for a request of the other side's first thread; raises :class:`BrokenBorder`."""
+        return self._wait(0)
+
+    def serve_on(self, item: Item | None = None) -> None:
+        """Answer a request that was taken, and all others, until the border is closed."""
         while True:
-            item = self._wait(0)
             if item is not None:
                 self._serve(item)
+            item = self.take()
 
     def _serve(self, item: Item) -> None:
         """Answer one request of the other side."""

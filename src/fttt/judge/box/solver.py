@@ -107,19 +107,19 @@ def run_solver(connection: socket.socket, submission: int) -> None:
 
 
 def serve(channel: Channel, source: str) -> None:
-    """Run a submission once the tester is ready, then serve until it is done."""
-    channel.receive()  # nothing that the next box will load can be changed from here on
+    """Run a submission once the tester asks for the first time, then serve until it is done."""
     module = ModuleType("submission")
     # Where dataclasses and typing look up a class's own module.
     sys.modules["submission"] = module
+    solver = Solver(channel, module.__dict__)
+    first = solver.take()  # from here on nothing can be changed that the next box will load
     try:
         code = compile(source, "<submission>", "exec", dont_inherit=True)
         exec(code, module.__dict__)
     except BaseException as error:
-        channel.send({"failed": describe(error)})
+        channel.send({"t": 0, "table": [], "failed": describe(error)})
         return
-    channel.send({"loaded": True})
-    Solver(channel, module.__dict__).serve_on()
+    solver.serve_on(first)
 
 
 def describe(error: BaseException) -> list[str]:

@@ -19,7 +19,7 @@ from dataclasses import asdict
 from typing import Any, ClassVar
 
 from .analysis import Analysis
-from .channel import BrokenBorder, Channel
+from .channel import BrokenBorder, Channel, NotLoaded
 from .peer import Peer, Refused
 from .remote import OPERATIONS, RemoteType, is_remote
 from .score import SCORE, Score, instrument
@@ -136,9 +136,9 @@ class Tester(Peer):
             space[name] = found if attribute is None else getattr(found, attribute)
         wanted = analysis.anything | analysis.classes | analysis.exceptions
         arguments = (sorted(analysis.entry | wanted), shared, analysis.threads)
+        found = self.ask("begin", None, arguments, {})
         if analysis.threads:
             self.read_on()
-        found = self.ask("begin", None, arguments, {})
         for name in found["classes"]:
             self._shared[name] = space[name]
             self._names[space[name]] = name
@@ -224,16 +224,12 @@ class _Trial:
         try:
             tests = self._tests = Tests.read(file)
             os.close(file)
-            channel.send({"prepared": True})
             score.steps = tests.steps
             score.ending = (MemoryError, BrokenBorder, Refused)
             score.progress = self._answer
             score.describe = _describe
             score.on_failure = self._first_failure
             score.write(f'{{"tests_total": {score.total}}}\n')
-            loaded = channel.receive()
-            if "loaded" not in loaded:
-                raise _NotLoaded(*(str(part) for part in loaded.get("failed", ("", "no word"))))
             tester = Tester(channel)
             if tests.shared:
                 self._run_there(tester, tests)
@@ -285,7 +281,7 @@ class _Trial:
         """
         if isinstance(error, BadTests | Refused):
             return _verdict("error", str(error))
-        if isinstance(error, _NotLoaded):
+        if isinstance(error, NotLoaded):
             kind, text = error.args
             return _verdict("memory" if kind == "MemoryError" else "failed", f"{kind}: {text}")
         if isinstance(error, MemoryError):
@@ -348,10 +344,6 @@ def run_here(
 
 
 _BUILTINS = dict(vars(builtins))
-
-
-class _NotLoaded(Exception):  # noqa: N818
-    """The submission did not even load: its exception's type and text."""
 
 
 def explain(
