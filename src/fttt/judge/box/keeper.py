@@ -29,6 +29,8 @@ from .usage import Group, Processes
 __all__ = ["Keeper", "namespaces", "try_in"]
 
 _TICK = 0.02
+_LOOKS = 5
+"""The most looks at a box that is over a limit, until one finds the processes of the one before."""
 _SUBMISSION, _TESTS, _VERDICT = 3, 4, 5
 
 
@@ -186,12 +188,18 @@ class Keeper:
 
     def _end_beyond_limits(self, box: _Box, now: float) -> None:
         """End a box that is over a limit which the kernel does not hold it to by itself."""
-        reason = self._over(box, now)
-        if reason and not self._counted:
-            # A child that is awaited in mid-look counts twice: as itself and in its parent.
+        seen: set[tuple[int, int]] = set()
+        for _ in range(_LOOKS):
             reason = self._over(box, now)
-        if reason:
-            self._end(box, reason)
+            if not reason:
+                return
+            # A process that ends in mid-look counts twice: as itself, and in its parent or in the
+            # shares of those that it shared pages with. So such a look says nothing.
+            found = set() if self._counted else self._processes.members(box.pid)
+            if found == seen:
+                break
+            seen = found
+        self._end(box, reason)
 
     def _over(self, box: _Box, now: float) -> str:
         """The limit that a box is over, if any."""

@@ -10,6 +10,7 @@ looks at them.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -151,6 +152,10 @@ class Processes:
             root = found[root].parent
         return root if root in roots else 0
 
+    def members(self, root: int) -> set[tuple[int, int]]:
+        """The processes of a box, named for good."""
+        return {(member.pid, member.start) for member in self.families[root]}
+
     def cpu(self, root: int) -> float:
         """Seconds of processor time that a box has used."""
         return sum(member.cpu for member in self.families[root])
@@ -234,16 +239,27 @@ def _namespace(pid: int) -> str | None:
 def _share(process: Process) -> int:
     """A process's own pages, and its part of those that it shares with others by fork.
 
-    What it has in shared mappings is left out: they are counted by what they can hold.
+    What it has in shared mappings is left out: they are counted by what they can hold. One that has
+    ended since it was seen has nothing any more.
     """
-    sizes = {}
-    for line in _read(f"/proc/{process.pid}/smaps_rollup", 4096).splitlines():
+    place = f"/proc/{process.pid}/smaps_rollup"
+    sizes = dict.fromkeys((b"Pss", b"Pss_Shmem", b"SwapPss"), 0)
+    for line in _read(place, 4096).splitlines():
         name, _, value = line.partition(b":")
-        if name in (b"Pss", b"Pss_Shmem", b"SwapPss"):
+        if name in sizes:
             sizes[name] = int(value.split()[0]) << 10
-    if b"Pss" not in sizes:  # not ours to read
+    if not sizes[b"Pss"] and _is_closed(place):
         return process.resident
-    return sizes[b"Pss"] - sizes.get(b"Pss_Shmem", 0) + sizes.get(b"SwapPss", 0)
+    return sizes[b"Pss"] - sizes[b"Pss_Shmem"] + sizes[b"SwapPss"]
+
+
+def _is_closed(path: str) -> bool:
+    """Whether a file is there, and not ours to read."""
+    try:
+        os.close(os.open(path, os.O_RDONLY))
+    except OSError as error:
+        return error.errno in (errno.EACCES, errno.EPERM)
+    return False
 
 
 def _shared_mappings(pid: int, shared: set[bytes]) -> int | None:
