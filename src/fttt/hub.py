@@ -17,11 +17,11 @@ __all__ = ["from_hub"]
 
 @contextmanager
 def from_hub(name: str) -> Iterator[None]:
-    """Read from the hub, or from its cache alone where the hub's name cannot be resolved.
+    """Read from the hub, or from its cache alone where the hub's host name does not resolve.
 
-    The hub's client would retry for half a minute, and say so each time, before it looks there.
-    Behind a proxy names are the proxy's to resolve, so nothing is asked; nor for a ``name`` that is
-    a folder here, since to learn that nothing resolves may take as long.
+    The hub's client would retry for half a minute, with a message each time, before it reads the
+    cache. Behind a proxy the proxy resolves names, so no look-up is made; neither is one for a
+    ``name`` that is a local folder, since a failing look-up may take as long.
     """
     offline = constants.HF_HUB_OFFLINE or not (Path(name).is_dir() or _resolves())
     with patch.object(constants, "HF_HUB_OFFLINE", offline):

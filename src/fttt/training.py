@@ -32,19 +32,19 @@ class GoldExample:
     prompt_ids: tuple[int, ...]
     """The user's turn and the header of the answer, as in a trial."""
     solution_ids: tuple[int, ...]
-    """What follows, the token that ends an answer included: the tokens that carry the loss."""
+    """The solution with the token that ends an answer: the tokens that carry the loss."""
 
     @property
     def length(self) -> int:
-        """Tokens of both."""
+        """Tokens of prompt and solution."""
         return len(self.prompt_ids) + len(self.solution_ids)
 
 
 def check_trainable(task: Task, split: str) -> None:
-    """Refuse a task that has nothing to learn from.
+    """Refuse a task without a training split, and a split that is not for training.
 
     Raises:
-        UsageError: the split does not exist, or is the one that is tested on.
+        UsageError: the split does not exist, or is the test split.
     """
     others = [name for name in task.splits if name != "test"]
     if not others:
@@ -60,10 +60,10 @@ def check_trainable(task: Task, split: str) -> None:
 
 
 def gold_examples(questions: Sequence[Question], chat: ChatFormat) -> list[GoldExample]:
-    """The questions that have a solution, in their order.
+    """The gold examples of the questions that have a solution, in their order.
 
     Raises:
-        UsageError: none of them has one.
+        UsageError: no question has a solution.
     """
     found = [
         GoldExample(q.id, chat.prompt_ids(q.prompt), chat.answer_ids(q.prompt, q.solution))
@@ -79,10 +79,10 @@ def gold_examples(questions: Sequence[Question], chat: ChatFormat) -> list[GoldE
 
 
 def held_out(ids: Sequence[str], share: float, seed: int) -> frozenset[str]:
-    """The question ids that are kept for validation: ``share`` of the distinct ones.
+    """The question ids held out for validation: ``share`` of the distinct ones.
 
-    Ids are ranked by a hash of their own, so that their order does not matter and a longer list
-    moves few of them; where there are two or more, at least one stays on either side.
+    Ids are ranked by their hash, so that their order does not matter and a longer list changes few
+    of them; of two or more, at least one is on either side.
     """
     if not 0 <= share < 1:
         raise UsageError(f"The share held out must be at least 0 and below 1, not {share}.")
@@ -94,10 +94,10 @@ def held_out(ids: Sequence[str], share: float, seed: int) -> frozenset[str]:
 
 
 def refuse_float16(dtype: str) -> None:
-    """Refuse the one precision of inference that training does not have.
+    """Refuse float16, which serves inference but not training.
 
     Raises:
-        UsageError: it is float16.
+        UsageError: the dtype is float16.
     """
     if dtype == "float16":
         raise UsageError(

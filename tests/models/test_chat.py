@@ -8,7 +8,7 @@ import pytest
 from fttt.errors import UsageError
 from fttt.models.chat import ChatFormat, check_tokenizer
 from fttt.testing import tiny_tokenizer
-from fttt.types import Completion
+from fttt.types import Completion, user
 
 BRACKETS = (
     "{{ '<|endoftext|>' }}{% for m in messages %}"
@@ -47,7 +47,7 @@ def test_a_conversation_is_what_the_template_renders(template: str | None, stopp
     chat = ChatFormat(made)
     attempt = answer(made, "It is 5.", stopped=stopped)
     second = answer(made, "It is 4.", stopped=stopped)
-    ids = chat.conversation_ids("2 + 2?", (attempt, "Wrong.", second, "Again."))
+    ids = chat.conversation_ids("2 + 2?", (attempt, user("Wrong."), second, user("Again.")))
     messages = [
         {"role": "user", "content": "2 + 2?"},
         {"role": "assistant", "content": "It is 5."},
@@ -64,7 +64,7 @@ def test_a_conversation_is_what_the_template_renders(template: str | None, stopp
 def test_generated_ids_are_kept_even_where_text_would_tokenise_differently() -> None:
     made = tokenizer()
     odd = Completion("\ufffd", (200, 201, 2), "stop", 0)
-    ids = ChatFormat(made).conversation_ids("Hi", (odd, "Wrong."))
+    ids = ChatFormat(made).conversation_ids("Hi", (odd, user("Wrong.")))
     assert ids[len(ChatFormat(made).prompt_ids("Hi")) :][:3] == (200, 201, 2)
 
 
@@ -86,7 +86,7 @@ def test_only_the_start_of_a_conversation_has_the_token_of_the_start() -> None:
     made = tokenizer(BRACKETS)
     chat = ChatFormat(made)
     start = made.convert_tokens_to_ids("<|endoftext|>")
-    ids = chat.conversation_ids("Hi", (answer(made, "Ho", stopped=True), "Wrong."))
+    ids = chat.conversation_ids("Hi", (answer(made, "Ho", stopped=True), user("Wrong.")))
     assert ids[0] == start
     assert start not in ids[1:]
 

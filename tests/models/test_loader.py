@@ -109,7 +109,7 @@ def test_folders_that_hold_no_causal_language_model_are_refused(tmp_path: Path) 
     with pytest.raises(UsageError, match="not a model's JSON object"):
         check_model(broken)
     (tmp_path / "weights.bin").write_bytes(b"")
-    with pytest.raises(UsageError, match="no GGUF file"):
+    with pytest.raises(UsageError, match="not a GGUF file"):
         check_model(str(tmp_path / "weights.bin"))
 
 

@@ -89,7 +89,7 @@ def test_a_conversation_is_what_the_engine_is_given_at_test_time(
 
 def test_a_folder_of_another_model_task_or_method() -> None:
     check_attempts(RUN, "smollm2-135m", "tiny")
-    with pytest.raises(UsageError, match=r"of the model 'smollm2-135m', not of 'owner/other'"):
+    with pytest.raises(UsageError, match=r"by the model 'smollm2-135m', not by 'owner/other'"):
         check_attempts(RUN, "owner/other", "tiny")
     with pytest.raises(UsageError, match=r"at the task 'tiny', not 'gsm8k'"):
         check_attempts(RUN, "smollm2-135m", "gsm8k")
@@ -97,7 +97,7 @@ def test_a_folder_of_another_model_task_or_method() -> None:
     with pytest.raises(UsageError, match=r"made by 'revision'.*use a run of sample"):
         check_attempts(RUN, "smollm2-135m", "tiny")
     RUN.method = "sample"
-    with pytest.raises(UsageError, match=r"there are no trials"):
+    with pytest.raises(UsageError, match=r"the run has no trials yet"):
         check_attempts(run_of(), "smollm2-135m", "tiny")
 
 

@@ -241,7 +241,7 @@ def test_bad_input_is_refused_before_a_model_is_loaded(
             plan_training(settings(attempts, **more))
 
     refused("did you mean 'q_proj'", targets=["q_prj"])
-    refused("not of 'owner/other'", model="owner/other")
+    refused("not by 'owner/other'", model="owner/other")
     refused("at the task 'arithmetic', not 'gsm8k'", task="gsm8k")
     refused("no tracker 'paper'.*tensorboard", tracker="paper")
     refused("no run folder", attempts_from=tmp_path / "nowhere")

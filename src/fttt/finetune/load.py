@@ -58,11 +58,11 @@ _PEFT_TYPES: dict[Method, str] = {
 }
 _TYPES = {**_PEFT_TYPES, "adapter": PEFT_TYPE}
 _TRAINED = (".lora_", ".ia3_", ".ln_tuning_layers.")
-"""What PEFT's names of trained tensors say after the module's own name."""
+"""Parts of PEFT's tensor names that follow the module's own name."""
 
 
 def check_checkpoint(folder: str | Path, model: str) -> FinetuneInfo:
-    """Refuse, without loading weights, a checkpoint that the model ``model`` cannot take.
+    """Check, without loading weights, that a checkpoint is whole and belongs to a model.
 
     Raises:
         UsageError: the folder is no whole checkpoint, or it belongs to another model.
@@ -72,7 +72,7 @@ def check_checkpoint(folder: str | Path, model: str) -> FinetuneInfo:
     _check_files(info, folder)
     if model != info.model and not same_model(info.model, model):
         _check_name(info, find_model(model).name, folder)
-    # After full fine-tuning the base model itself need not be there.
+    # after full fine-tuning the base model itself is not needed
     whole = info.method == "full"
     check_base(info, load_config(str(folder) if whole else model), model, folder)
     return info
@@ -85,10 +85,10 @@ def load_finetuned(
 
     Args:
         folder: the checkpoint.
-        model: its base model, by default the one that the checkpoint names; after full fine-tuning
-            it is only checked.
+        model: the base model, by default the one that the checkpoint names; after full fine-tuning
+            its name is only checked.
         dtype: see :func:`fttt.models.load_model`.
-        device: likewise.
+        device: see :func:`fttt.models.load_model`.
 
     Raises:
         UsageError: the folder is no checkpoint, or it belongs to another model.
@@ -102,9 +102,9 @@ def load_finetuned(
 
 
 def attach(loaded: LoadedModel, folder: str | Path) -> LoadedModel:
-    """Make what a checkpoint holds part of a model.
+    """Apply a checkpoint to a model.
 
-    The weights of ``loaded`` are changed in place, so it must not be used any more.
+    The weights of ``loaded`` are changed in place, so do not use ``loaded`` itself afterwards.
 
     Raises:
         UsageError: the folder is no checkpoint, or it belongs to another model.
@@ -125,7 +125,7 @@ def attach(loaded: LoadedModel, folder: str | Path) -> LoadedModel:
 
 
 def _attached(info: FinetuneInfo, loaded: LoadedModel, folder: Path) -> LoadedModel:
-    """The model with what a checkpoint of it adds."""
+    """The model with the trained weights of a checkpoint."""
     described = describe_checkpoint(folder)
     model, prefix, context = loaded.model, None, loaded.max_context
     if info.method == "prefix":
@@ -140,24 +140,23 @@ def _attached(info: FinetuneInfo, loaded: LoadedModel, folder: Path) -> LoadedMo
 
 
 def describe_checkpoint(folder: str | Path) -> dict[str, Any]:
-    """What ``environment.json`` says of a checkpoint: its facts, and a fingerprint of its files."""
+    """A checkpoint's entry in ``environment.json``: its metadata and a fingerprint of its files."""
     folder = Path(folder)
     facts = read_info(folder).model_dump(mode="json", exclude={"format", "architecture"})
     return {"folder": str(folder), **facts, "fingerprint": _fingerprint(folder)}
 
 
 def _whole_model(info: FinetuneInfo, folder: Path, dtype: str, device: str) -> LoadedModel:
-    """After full fine-tuning the folder is the model; it keeps the base model's name."""
+    """The model of a full fine-tuning, under the base model's name."""
     own = load_model(str(folder), dtype=dtype, device=device)
     return replace(own, name=info.base_model, adapter=describe_checkpoint(folder))
 
 
 def _merged(model: Any, folder: Path) -> tuple[Any, float]:
-    """The model with what PEFT trained in its weights, and the share of the change that is in them.
+    """The model with PEFT's weights merged into its own, and the share of the change they keep.
 
-    The sum (or product) is taken in float32, and kept so well that a model in half precision
-    computes with it (:mod:`fttt.finetune.load`). The share is the projection of the change that
-    was made on the one that was wanted: 1 where all of it is kept, 0 where nothing is.
+    The merge is computed in float32 and kept by :func:`keep_in`. The share is the projection of the
+    change that was kept on the change that was trained: 1 for all of it, 0 for nothing.
     """
     with _reading(folder):
         from safetensors import safe_open
@@ -171,10 +170,10 @@ def _merged(model: Any, folder: Path) -> tuple[Any, float]:
         merged = _peft_model(model, folder).merge_and_unload()
     along = wanted = 0.0
     for name, old in before.items():
-        wishes = {k: p.data for k, p in merged.get_submodule(name).named_parameters()}
+        exact = {k: p.data for k, p in merged.get_submodule(name).named_parameters()}
         held = keep_in(next(iter(old.values())).dtype, merged, name)
         for key, was in old.items():
-            change = wishes[key] - was.float()
+            change = exact[key] - was.float()
             made = held[key] - was.float()
             along += float((change * made).sum(dtype=torch.double))
             wanted += float((change * change).sum(dtype=torch.double))
@@ -182,7 +181,7 @@ def _merged(model: Any, folder: Path) -> tuple[Any, float]:
 
 
 def _modules(keys: Sequence[str]) -> list[str]:
-    """The modules of the base model that saved tensors belong to."""
+    """The base model's modules to which saved tensors belong."""
     names: dict[str, None] = {}
     for key in keys:
         name = key.removeprefix("base_model.model.")
@@ -193,7 +192,7 @@ def _modules(keys: Sequence[str]) -> list[str]:
 
 
 def _prefix(model: Any, folder: Path) -> Prefix:
-    """Keys and values as PEFT hands them to the model."""
+    """The keys and values of a trained prefix."""
     with _reading(folder), torch.no_grad():
         cache: Any = _peft_model(model, folder).get_prompt(1)
         return Prefix(
@@ -213,7 +212,7 @@ def _peft_model(model: nn.Module, folder: Path) -> Any:
 
 @contextmanager
 def _reading(folder: Path) -> Iterator[None]:
-    """Name the folder where its files do not fit the model."""
+    """Turn errors about files that do not fit the model into one that names the folder."""
     from safetensors import SafetensorError
 
     try:
@@ -229,7 +228,7 @@ def _reading(folder: Path) -> Iterator[None]:
 
 
 def _check_files(info: FinetuneInfo, folder: Path) -> None:
-    """Only safetensors are read, and only of the kind that ``finetune.json`` names."""
+    """Check that the folder holds safetensors of the method that ``finetune.json`` names."""
     if info.method == "full":
         return
     if info.method in _PEFT_TYPES and find_spec("peft") is None:
@@ -267,12 +266,12 @@ def _check_name(info: FinetuneInfo, model: str, folder: Path) -> None:
     if model != info.base_model:
         raise UsageError(
             f"The checkpoint {str(folder)!r} was trained on {info.base_model!r} and cannot be "
-            f"used with {model!r}; give --model {info.model}, or leave it away."
+            f"used with {model!r}; give --model {info.model}, or leave --model out."
         )
 
 
 def _fingerprint(folder: Path) -> str:
-    """A name for the content: ``finetune.json``, and each weight file's size and two ends."""
+    """A hash of ``finetune.json``, and of each weight file's size and two ends."""
     digest = hashlib.sha256((folder / INFO_FILE).read_bytes())
     for file in sorted(folder.glob("*.safetensors")):
         size, first, last = size_and_ends(file)
@@ -281,26 +280,26 @@ def _fingerprint(folder: Path) -> str:
 
 
 ONES = 8
-"""Inputs of 1 for a bias: two are used, and the others, times zero, keep rows aligned."""
+"""Constant inputs for a bias: two are used; the others, with zero weights, keep rows aligned."""
 
 
 class TwoPartLinear(nn.Linear):
-    """A linear layer whose numbers are each the sum of two numbers of half precision.
+    """A linear layer in which each weight is the sum of two half-precision numbers.
 
-    It takes twice the memory and twice the product of a plain layer.
+    It takes twice the memory and twice the multiplications of a plain layer.
     """
 
     def __init__(self, layer: nn.Linear, dtype: torch.dtype) -> None:
-        """Take the numbers of a float32 layer.
+        """Take the weights of a float32 layer.
 
         Args:
-            layer: stays as it is.
-            dtype: of the parts, and of what the layer is given and gives.
+            layer: the layer, which is not changed.
+            dtype: dtype of the parts, of the inputs and of the outputs.
         """
         nn.Module.__init__(self)
         self.in_features, self.out_features = layer.in_features, layer.out_features
-        # Both parts of a number lie side by side: where a product is summed in pieces, each of
-        # them rounded, they are in the same piece.
+        # Both parts of a number lie side by side: where a product is summed in pieces, and each
+        # piece is rounded, they are in the same piece.
         parts = [_two_parts(layer.weight.data, dtype).flatten(1)]
         if layer.bias is not None:  # as weights of inputs that are always 1
             parts.append(F.pad(_two_parts(layer.bias.data, dtype), (0, ONES - 2)))
@@ -313,7 +312,7 @@ class TwoPartLinear(nn.Linear):
         return self.parts_OK[:, : 2 * self.in_features : 2]
 
     def forward(self, input: Tensor) -> Tensor:
-        """As a plain layer; the argument has torch's own name."""
+        """Apply the layer; the argument has torch's own name."""
         twice_K = input[..., None].expand(*input.shape, 2).flatten(-2)
         ones = self.parts_OK.shape[1] - twice_K.shape[-1]
         return F.linear(F.pad(twice_K, (0, ones), value=1.0) if ones else twice_K, self.parts_OK)
@@ -328,24 +327,24 @@ class TwoPartLinear(nn.Linear):
 
 
 def _two_parts(numbers: Tensor, dtype: torch.dtype) -> Tensor:
-    """Float32 numbers, rounded, and what that leaves, rounded, along a new last axis."""
+    """Float32 numbers rounded, and their remainders rounded, along a new last axis."""
     first = numbers.to(dtype)
     return torch.stack([first, (numbers - first.float()).to(dtype)], -1)
 
 
 def keep_in(dtype: torch.dtype, model: nn.Module, name: str) -> dict[str, Tensor]:
-    """Let a module whose parameters are float32 serve in a model of another dtype.
+    """Keep a module's float32 parameters in a model of another dtype.
 
-    A linear layer is replaced by a :class:`TwoPartLinear`. Any other module, a norm, keeps its
-    float32 numbers and computes with them; what it gives has the dtype of what it is given.
+    A linear layer is replaced by a :class:`TwoPartLinear`. Any other module, such as a norm,
+    computes in float32, and its outputs have the dtype of its inputs.
 
     Args:
-        dtype: the model's own; after float32 nothing is to be done.
+        dtype: the model's dtype; with float32 nothing is changed.
         model: changed in place.
         name: the module's full name.
 
     Returns:
-        The numbers that the module computes with from now on, in float32, by parameter.
+        The parameters that the module computes with now, in float32, by name.
     """
     module: Any = model.get_submodule(name)
     if dtype != torch.float32 and isinstance(module, nn.Linear):

@@ -1,9 +1,9 @@
-"""What a folder of fine-tuned weights says of itself.
+"""The metadata of a fine-tuned checkpoint, and writing its folder whole or not at all.
 
 A checkpoint folder holds ``finetune.json`` and the weights: ``adapter_config.json`` and
 ``adapter_model.safetensors`` for everything that is added to a model, or a whole ``transformers``
-folder for full fine-tuning. What it is and which model it belongs to is read from
-``finetune.json`` alone, never guessed from its name.
+folder for full fine-tuning. The method and the base model are read from ``finetune.json`` alone,
+never guessed from the folder's name.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class _Facts(BaseModel):
 
 
 class ModelShape(_Facts):
-    """The numbers by which a checkpoint knows its model again."""
+    """The sizes by which a checkpoint recognises its base model."""
 
     model_type: str
     hidden_size: int
@@ -57,14 +57,14 @@ class ModelShape(_Facts):
 
 
 class FinetuneInfo(_Facts):
-    """Everything about a checkpoint but its weights, as ``finetune.json`` holds it."""
+    """The content of ``finetune.json``: everything about a checkpoint but its weights."""
 
     format: Literal[1] = 1
     method: Method
     model: str
     """The base model as ``--model`` named it."""
     base_model: str
-    """The base model's short name, as run folders are named by it."""
+    """The base model's short name, used in the names of run folders."""
     architecture: ModelShape
     """Of the base model."""
     task: str
@@ -72,21 +72,21 @@ class FinetuneInfo(_Facts):
     settings: dict[str, Any]
     """The method's settings, resolved."""
     step: int = Field(ge=0)
-    """Optimizer steps that these weights have seen."""
+    """Optimizer steps of these weights."""
     epoch: float = Field(ge=0)
     trained_parameters: int
     trained_tokens: int
-    """Tokens of solutions that carried a loss, each as often as it was seen."""
+    """Tokens of solutions that carried a loss, counted once per pass."""
     tokens: int
-    """Tokens of prompts and solutions that were run, padding left out."""
+    """Tokens of prompts and solutions in all passes, without padding."""
     seconds: float
-    """Wall time of the training up to here, validation and saving included."""
+    """Wall time of the training so far, validation and saving included."""
     validation_loss: float | None = None
     """Mean over held-out questions of the solution's mean cross-entropy."""
 
 
 def model_shape(config: Any) -> ModelShape:
-    """Read the numbers of a ``transformers`` config."""
+    """Read the sizes of a ``transformers`` config."""
     text = config.get_text_config()
     heads = int(getattr(text, "num_attention_heads", 0))  # none in a state space model
     return ModelShape(
@@ -101,7 +101,7 @@ def model_shape(config: Any) -> ModelShape:
 
 
 def read_info(folder: str | Path) -> FinetuneInfo:
-    """Read what a checkpoint folder holds; no weights are touched.
+    """Read a checkpoint's metadata without its weights.
 
     Raises:
         UsageError: the folder is missing, is no checkpoint, or is of another format.
@@ -138,7 +138,7 @@ def _step_of(file: Path) -> int:
 
 
 def write_info(folder: str | Path, info: FinetuneInfo) -> None:
-    """Write ``finetune.json``; a reader sees the old file or the new one, never half of it."""
+    """Write ``finetune.json``, whole or not at all."""
     file = Path(folder) / INFO_FILE
     text = json.dumps(info.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
     write_whole(file, text)
@@ -148,13 +148,13 @@ def check_base(info: FinetuneInfo, config: Any, model: str, folder: str | Path) 
     """Refuse a checkpoint that belongs to another model.
 
     Args:
-        info: of the checkpoint.
+        info: the checkpoint's metadata.
         config: the ``transformers`` config of the model at hand.
-        model: its name, for the sentence.
-        folder: the checkpoint's, for the sentence.
+        model: its name, for the error.
+        folder: the checkpoint's, for the error.
 
     Raises:
-        UsageError: a number of the architecture differs; both are named.
+        UsageError: a size differs; both are named.
     """
     ours, theirs = info.architecture.model_dump(), model_shape(config).model_dump()
     for key, value in ours.items():
@@ -167,10 +167,10 @@ def check_base(info: FinetuneInfo, config: Any, model: str, folder: str | Path) 
 
 @contextmanager
 def publish(folder: Path) -> Iterator[Path]:
-    """A fresh folder whose files move into ``folder`` once the block has ended.
+    """A temporary folder whose files move into ``folder`` when the block ends.
 
-    ``finetune.json``, which marks a whole checkpoint, moves last. What fails on the way (a full
-    disk, say) leaves ``folder`` as it was and nothing beside.
+    ``finetune.json``, which marks a whole checkpoint, moves last. Where writing fails (a full disk,
+    say), ``folder`` stays as it was and the temporary folder is deleted.
 
     Raises:
         RunError: something could not be written.

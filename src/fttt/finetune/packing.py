@@ -1,9 +1,9 @@
-"""The samples of one optimizer step, laid end to end so that nothing is padded.
+"""Packs the samples of one optimizer step end to end, without padding.
 
 One batch holds all samples of a step. They run as one row of tokens, as the engine's passes do
-(:mod:`fttt.engine.batch`): only attention looks at where a sample ends. A step of more tokens than
-may run at once is cut into groups, which run one after the other and whose gradients add up, so
-that neither the cut nor the memory at hand changes what a step learns.
+(:mod:`fttt.engine.batch`): only attention needs the borders between samples. A step of more tokens
+than fit into one pass is divided into groups, whose gradients are added up, so that the division
+does not change the result.
 
 Axes: B samples, M tokens that carry a loss, D width, V vocabulary.
 """
@@ -28,25 +28,25 @@ from fttt.training import GoldExample
 __all__ = ["PackedPasses", "SampleGroup", "collate", "groups"]
 
 MOST_PADDING = 4
-"""How many times a group's tokens attention may see, which alone pads samples to the longest. It is
-a small part of the work, and a second pass through all layers costs more."""
+"""The largest ratio of padded to real tokens in attention, which alone pads a group's samples to
+the longest. It is a small part of the work; a second pass through all layers costs more."""
 
 
 def collate(examples: Sequence[GoldExample]) -> dict[str, Any]:
-    """One batch: the ``samples``, and their ``length [B]``, which the trainer counts them by."""
+    """One batch: the ``samples``, and their ``length [B]``, by which the trainer counts them."""
     lengths = [e.length for e in examples]
     return {"length": torch.tensor(lengths), "samples": list(examples)}
 
 
 @dataclass(frozen=True)
 class SampleGroup:
-    """Samples that run together."""
+    """Samples of one pass."""
 
     samples: tuple[GoldExample, ...]
 
     @property
     def sequences(self) -> list[tuple[int, ...]]:
-        """What runs: all but the last token of each, which predicts nothing."""
+        """The token ids of the pass: all but the last of each sample, which predicts nothing."""
         return [e.prompt_ids + e.solution_ids[:-1] for e in self.samples]
 
     @property
@@ -70,12 +70,12 @@ class SampleGroup:
 
 
 def groups(samples: Sequence[GoldExample], most: int, at_least: int = 1) -> list[SampleGroup]:
-    """Cut a step's samples into neighbours by length.
+    """Divide a step's samples into groups of similar length.
 
     Args:
-        samples: of one step.
-        most: tokens that a group may have; a longer sample runs alone.
-        at_least: as many groups come of it where there are as many samples.
+        samples: the samples of one step.
+        most: maximum tokens of a group; a longer sample is a group of its own.
+        at_least: minimum number of groups, as far as there are samples.
     """
     lengths = [e.length for e in samples]
     parts = by_length(
@@ -89,10 +89,10 @@ def groups(samples: Sequence[GoldExample], most: int, at_least: int = 1) -> list
 
 
 class PackedPasses:
-    """Lets a model, and what wraps it, run groups of samples while this context is open.
+    """Lets a model, and its wrappers, run groups of samples while this context is open.
 
-    Logits are computed only where they are asked for: a vocabulary is many times as wide as a
-    model, and logits of prompts would take most of the memory and some of the time.
+    Logits are computed only for tokens of solutions: a vocabulary is many times as wide as a model,
+    and logits of prompts would take most of the memory and some of the time.
     """
 
     def __init__(
@@ -102,9 +102,9 @@ class PackedPasses:
 
         Args:
             model: a ``transformers`` causal language model, or PEFT's wrapper of one.
-            dtype: that attention is computed in, where it is not the model's.
-            fused: let fused kernels stand in for its norms and rotary positions, on a GPU. They
-                hold the norms' weights as they are now.
+            dtype: dtype of attention, where it is not the model's.
+            fused: on a GPU, replace norms and rotary positions by fused kernels, which hold the
+                norms' current weights.
         """
         self._inner: Any = getattr(model, "get_base_model", lambda: model)()
         self._dtype = dtype
@@ -133,7 +133,7 @@ class PackedPasses:
         self._open.close()
 
     def __call__(self, model: Any, group: SampleGroup) -> Tensor:
-        """Logits ``[M, V]`` of ``model``, which may wrap the one that was hooked into."""
+        """Logits ``[M, V]`` of ``model``: the one given before, or a wrapper of it."""
         ids = torch.tensor([[i for own in group.sequences for i in own]])
         self._group = group
         try:
@@ -143,7 +143,7 @@ class PackedPasses:
         return logits_MV
 
     def _begin(self, inner: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Say where samples end; keys and values that PEFT hands down come before each of them."""
+        """Add the borders of samples; PEFT's keys and values become each sample's prefix."""
         if self._group is None:
             return None
         before = kwargs.pop("past_key_values", None)

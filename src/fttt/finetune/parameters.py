@@ -58,15 +58,15 @@ PUBLISHED_ENCODER = 512
 
 
 def prepare(model: Any, settings: Section) -> Any:
-    """Freeze a model but for what a method trains, adding that where it is new.
+    """Freeze a model except for the weights that a method trains, which are added if they are new.
 
     Args:
         model: a ``transformers`` causal language model; it is changed in place.
-        settings: of the method.
+        settings: the method's.
 
     Returns:
-        The model to train. Trained weights are float32, but for full fine-tuning, where they stay
-        as they are.
+        The model to train. Trained weights are float32; after full fine-tuning's preparation they
+        keep their dtype.
 
     Raises:
         UsageError: the architecture cannot take the method.
@@ -86,7 +86,7 @@ def prepare(model: Any, settings: Section) -> Any:
 
 
 def on_meta(config: Any, settings: Section) -> Any:
-    """A prepared model without any weights, to count and to check with.
+    """A prepared model on the meta device, for counts and checks.
 
     Raises:
         UsageError: the architecture cannot take the method.
@@ -97,7 +97,7 @@ def on_meta(config: Any, settings: Section) -> Any:
 
 
 def count_trained(model: nn.Module) -> int:
-    """Numbers that are trained; what is shared counts once."""
+    """The number of trained parameters; shared ones count once."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
@@ -171,7 +171,7 @@ def _with_peft(model: Any, config: Any) -> Any:
 
     try:
         with warnings.catch_warnings():
-            # PEFT knows only torch's own LayerNorm, but copies any module as it is
+            # PEFT warns of norms other than torch's LayerNorm, but copies any module
             warnings.filterwarnings("ignore", "Unsupported layer type", UserWarning)
             return get_peft_model(model, config)
     except ValueError as error:
@@ -203,7 +203,7 @@ def _check_targets(model: Any, method: str, targets: tuple[str, ...]) -> bool:
 
 
 def _norms(model: Any) -> list[str]:
-    """Names of normalisation modules that have weights, without what comes before the last dot."""
+    """The last parts of the names of normalisation modules that have weights."""
     found = {
         name.rpartition(".")[2]
         for name, module in model.named_modules()
@@ -218,29 +218,29 @@ def _norms(model: Any) -> list[str]:
 
 
 def export(model: Any, settings: Section, folder: Path, base_model: str, state: Any = None) -> None:
-    """Write what a user of the trained model needs: an adapter, or the whole model.
+    """Write the trained weights for use: an adapter, or the whole model.
 
     Args:
         model: as :func:`prepare` returned it.
-        settings: of the method.
-        folder: exists.
-        base_model: the name that the adapter's own file gives.
-        state: of a whole model whose weights lie on several devices.
+        settings: the method's.
+        folder: an existing folder.
+        base_model: the base model's name in the adapter's configuration.
+        state: the state dict of a whole model whose weights were sharded.
     """
     if isinstance(settings, AdapterSettings):
         save_adapters(model, folder, base_model, settings.reduction)
         return
     with without_bars():
         if isinstance(settings, FullSettings):
-            if state is not None:  # gathered, so that tied weights do not show as one any more
+            if state is not None:  # gathered from shards, where tied weights are separate tensors
                 tied = model.all_tied_weights_keys
                 state = {name: value for name, value in state.items() if name not in tied}
             model.save_pretrained(folder, state_dict=state)
             return
         model.peft_config["default"].base_model_name_or_path = base_model
-        # embeddings are never trained here; else PEFT asks the hub whether they were enlarged
+        # embeddings are never trained; without this PEFT asks the hub whether they were resized
         model.save_pretrained(folder, save_embedding_layers=False)
-    (folder / "README.md").unlink(missing_ok=True)  # PEFT's model card, a form to fill in
+    (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
 
 
 def write_trained(model: nn.Module, folder: Path) -> None:
@@ -250,7 +250,7 @@ def write_trained(model: nn.Module, folder: Path) -> None:
 
 
 def read_trained(model: nn.Module, folder: Path) -> None:
-    """Read what :func:`write_trained` wrote into a prepared model."""
+    """Load the weights that :func:`write_trained` wrote into a prepared model."""
     state = load_file(folder / TRAINED_FILE)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -263,7 +263,7 @@ CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 PEFT_TYPE = "BOTTLENECK"
 CHILD = "bottleneck"
-"""What the adapter is called inside the sublayer that it follows."""
+"""The adapter's name within the sublayer that it follows."""
 
 
 class Bottleneck(nn.Module):
@@ -275,7 +275,7 @@ class Bottleneck(nn.Module):
     """
 
     def __init__(self, width: int, inner: int, **factory: Any) -> None:
-        """Make an adapter that changes nothing yet.
+        """Make an adapter that changes nothing before it is trained.
 
         Args:
             width: D.
@@ -310,7 +310,7 @@ def sublayers(model: Any) -> Iterator[tuple[str, nn.Module]]:
     if not found:
         raise UsageError(
             f"The architecture {model.config.model_type!r} cannot take the method 'adapter': its "
-            "layers have no self_attn and mlp to put one after; choose full or lora."
+            "layers have no self_attn and mlp to follow; choose full or lora."
         )
     return iter(found)
 
@@ -318,12 +318,12 @@ def sublayers(model: Any) -> Iterator[tuple[str, nn.Module]]:
 def add_adapters(
     model: Any, reduction: int, *, dtype: torch.dtype | None = None
 ) -> dict[str, Bottleneck]:
-    """Put an adapter after every sublayer of a model, in place.
+    """Add an adapter after every sublayer of a model, in place.
 
     Args:
         model: a ``transformers`` causal language model.
         reduction: D / R.
-        dtype: of the adapters' weights; by default the model's.
+        dtype: dtype of the adapters' weights; by default the model's.
 
     Returns:
         The adapters by their full module names.
@@ -344,7 +344,7 @@ def add_adapters(
 
 
 def _apply(sublayer: Any, _: Any, output: Any) -> Any:
-    """Attention gives out a tuple whose first entry is the hidden states; an MLP a tensor."""
+    """A hook: attention returns a tuple that starts with the hidden states, an MLP a tensor."""
     adapter = sublayer.bottleneck
     if isinstance(output, tuple):
         return (adapter(output[0]), *output[1:])
@@ -352,7 +352,7 @@ def _apply(sublayer: Any, _: Any, output: Any) -> Any:
 
 
 def save_adapters(model: Any, folder: Path, base_model: str, reduction: int) -> None:
-    """Write a model's adapters, and nothing else of it."""
+    """Write a model's adapters without the model."""
     config = {
         "peft_type": PEFT_TYPE,
         "task_type": "CAUSAL_LM",
@@ -371,10 +371,10 @@ def save_adapters(model: Any, folder: Path, base_model: str, reduction: int) -> 
 
 
 def load_adapters(model: Any, folder: Path, *, dtype: torch.dtype | None = None) -> None:
-    """Put saved adapters into a model that has none yet, in place.
+    """Add saved adapters to a model without any, in place.
 
     Raises:
-        UsageError: the folder holds no bottleneck adapters, or they are of another shape.
+        UsageError: the folder holds no bottleneck adapters, or adapters of another shape.
     """
     try:
         config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))

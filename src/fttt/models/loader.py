@@ -36,12 +36,12 @@ DTYPES = {
     "float16": torch.float16,
 }
 UNBOUNDED = 2**31 - 1
-"""Tokens: the context of models whose layers know no positions, as those of Mamba."""
+"""Tokens: the context of models without positions, such as Mamba."""
 
 
 @dataclass(frozen=True)
 class Prefix:
-    """Keys and values that every sequence begins with, in place of tokens (prefix tuning)."""
+    """Keys and values at the start of every sequence, in place of tokens (prefix tuning)."""
 
     keys: tuple[torch.Tensor, ...]
     """Layer by layer, ``[kv_heads, P, head_dim]``."""
@@ -49,13 +49,13 @@ class Prefix:
 
     @property
     def length(self) -> int:
-        """P: the positions that it takes."""
+        """P, the number of positions."""
         return int(self.keys[0].shape[1])
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A causal language model that is ready to run."""
+    """A causal language model, ready to run."""
 
     name: str
     model: Any
@@ -65,18 +65,18 @@ class LoadedModel:
     stop_ids: tuple[int, ...]
     """Tokens that end an answer."""
     max_context: int
-    """Positions that the model was made for, less those of its prefix."""
+    """Positions that the model supports, less those of its prefix."""
     dtype: str
     device: str
     prefix: Prefix | None = None
     adapter: Mapping[str, Any] | None = None
-    """What is known of the fine-tuned checkpoint that the weights come from, if they do."""
+    """Metadata of the fine-tuned checkpoint that the weights come from, if any."""
 
 
 def load_model(name: str, *, dtype: str = "auto", device: str = "auto") -> LoadedModel:
     """Load a model by hub name, folder, GGUF file or embedded name.
 
-    Only safetensors are read, and no code that came with a model is run.
+    Only safetensors and GGUF files are read, and no code that came with a model is run.
 
     Args:
         name: see :func:`fttt.models.locate.find_model`.
@@ -154,7 +154,7 @@ def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
 
 
 def _read_chat(source: ModelSource) -> ChatFormat:
-    """The tokenizer and its chat format, once they are known to keep text and special tokens."""
+    """The chat format, checked to preserve text and special tokens."""
     from transformers import AutoTokenizer
 
     if source.kind == "gguf":
@@ -195,7 +195,7 @@ def _read_weights(source: ModelSource, dtype: torch.dtype, device: torch.device)
 
 @contextmanager
 def _refusals(source: ModelSource) -> Iterator[None]:
-    """What ``transformers`` says of a model that it cannot read, as one sentence."""
+    """Turn an error of ``transformers`` about an unreadable model into one sentence."""
     try:
         yield
     except torch.OutOfMemoryError:
@@ -207,7 +207,7 @@ def _refusals(source: ModelSource) -> Iterator[None]:
 
 @contextmanager
 def without_bars() -> Iterator[None]:
-    """Without the progress bars of ``transformers``: loading and saving take seconds."""
+    """Hide the progress bars of ``transformers``, since loading and saving take seconds."""
     logging: Any = import_module("transformers.utils.logging")
     before = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
@@ -219,7 +219,7 @@ def without_bars() -> Iterator[None]:
 
 
 def _stop_ids(model: Any, chat: ChatFormat) -> tuple[int, ...]:
-    """The template's end of turn, and what the model's own generation settings name."""
+    """The template's end of turn, and the end tokens of the model's generation settings."""
     stops = set(chat.end_ids)
     settings: Any = getattr(model, "generation_config", None)
     named = getattr(settings, "eos_token_id", None)
@@ -229,14 +229,14 @@ def _stop_ids(model: Any, chat: ChatFormat) -> tuple[int, ...]:
         stops.update(int(i) for i in named)
     if not stops:
         raise UsageError(
-            f"The model {model.name_or_path!r} names no token that ends an answer; "
+            f"The model {model.name_or_path!r} names no end-of-sequence token; "
             "set eos_token_id in its generation_config.json."
         )
     return tuple(sorted(stops))
 
 
 def context_of(config: Any) -> int:
-    """Positions that a model was made for; all that can be counted where it has none."""
+    """Positions that a model supports, or :data:`UNBOUNDED` without positions."""
     text = config.get_text_config()
     names = ("max_position_embeddings", "n_positions", "max_seq_len")
     most = next(filter(None, (getattr(text, name, None) for name in names)), UNBOUNDED)

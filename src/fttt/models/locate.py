@@ -37,7 +37,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Embedded:
-    """A model that a package ships."""
+    """A model in an installed package."""
 
     package: str
     requirement: str
@@ -56,15 +56,15 @@ EMBEDDED = {
 
 
 _DECODERS = ("CausalLM", "LMHead", "ConditionalGeneration")
-"""Parts of the names of classes that are causal language models."""
+"""Parts of the class names of causal language models."""
 
 _TOKENIZERS = ("tokenizer.json", "*.model", "vocab*", "*.tiktoken", "tekken.json")
-"""Files of which a folder needs one to have a tokenizer."""
+"""Files of tokenizers; a model's folder needs at least one."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelSource:
-    """A model's name and the place that its files are read from."""
+    """A model's name and the place of its files."""
 
     name: str
     kind: Literal["hub", "folder", "gguf"]
@@ -73,16 +73,16 @@ class ModelSource:
 
 
 def list_models() -> list[tuple[str, str]]:
-    """Names that ``--model`` takes beside hub names, folders and GGUF files, with a description."""
+    """The embedded models' names, with their descriptions."""
     return [(name, embedded.description) for name, embedded in EMBEDDED.items()]
 
 
 def check_model(name: str) -> None:
-    """Refuse, without loading anything, a model that cannot be loaded.
+    """Refuse, from its files alone, a model that cannot be loaded.
 
     Raises:
-        UsageError: unknown name, a folder without safetensors weights, a pickle checkpoint, or a
-            model that is no causal language model.
+        UsageError: an unknown name, a folder without safetensors weights, a pickle checkpoint, or a
+            model that is not a causal language model.
     """
     source = find_model(name)
     if source.kind == "folder":
@@ -92,10 +92,10 @@ def check_model(name: str) -> None:
 
 
 def find_model(name: str) -> ModelSource:
-    """Decide what ``name`` means.
+    """Find the place that ``name`` stands for.
 
     Raises:
-        UsageError: nothing of that name can exist.
+        UsageError: there is no such place, and no such hub name.
     """
     if name in EMBEDDED:
         return ModelSource(name, "gguf", str(_embedded_file(name)))
@@ -105,7 +105,7 @@ def find_model(name: str) -> ModelSource:
     if path.is_file():
         if path.suffix != ".gguf":
             raise UsageError(
-                f"The model file {name!r} is no GGUF file; give a .gguf file, a folder with "
+                f"The model file {name!r} is not a GGUF file; give a .gguf file, a folder with "
                 "config.json and safetensors weights, or a hub name."
             )
         return ModelSource(path.stem, "gguf", str(path))
@@ -159,7 +159,8 @@ def _check_folder(folder: Path) -> None:
     check_supported(config, str(folder))
     if architectures and not any(kind in a for a in architectures for kind in _DECODERS):
         raise UsageError(
-            f"The model in {str(folder)!r} is no causal language model but {architectures[0]}."
+            f"The model in {str(folder)!r} is not a causal language model but {architectures[0]}; "
+            "choose one that generates text."
         )
     if not any(any(folder.glob(pattern)) for pattern in _TOKENIZERS):
         raise UsageError(
@@ -173,15 +174,15 @@ def _check_folder(folder: Path) -> None:
 
 
 def same_model(one: str, other: str) -> bool:
-    """Whether two names are alike in their last part, or lead to files of the same content.
+    """Whether two names have the same last part, or stand for files of the same content.
 
-    The embedded default and its GGUF file are one model, and so are a folder and its copy. The
-    content is told by the config, and by the size and both ends of each file of weights. A name may
-    be of a model that is not here any more, as a checkpoint's: then it is told by the name alone.
+    The embedded default and its GGUF file are one model, and so are a folder and its copy. Content
+    is compared by the config, and by the size and both ends of each weight file. A model that no
+    longer exists, as a checkpoint may name one, is compared by its name alone.
 
     Args:
-        one: as ``--model`` takes it.
-        other: likewise.
+        one: a name as ``--model`` takes it.
+        other: another.
     """
     if _last_part(one) == _last_part(other):
         return True
@@ -197,7 +198,7 @@ def _last_part(name: str) -> str:
 
 
 def _content(name: str) -> bytes | None:
-    """A digest of the model's files; ``None`` where they are not here."""
+    """A hash of a local model's files; ``None`` where there are none."""
     try:
         source = find_model(name)
     except UsageError:
@@ -222,7 +223,7 @@ _END = 2**20
 
 
 def find_fault(file: Path) -> str | None:
-    """What is wrong with a safetensors file, or ``None`` where it is as long as its header says."""
+    """The fault of a safetensors file, or ``None`` if it is as long as its header says."""
     try:
         size = file.stat().st_size
         with file.open("rb") as handle:
@@ -232,13 +233,13 @@ def find_fault(file: Path) -> str | None:
     except OSError as error:
         return f"{file.name} cannot be read ({error.strerror})"
     except (struct.error, ValueError, KeyError, TypeError, AttributeError):
-        return f"{file.name} is no whole safetensors file ({size} bytes)"
+        return f"{file.name} is not a whole safetensors file ({size} bytes)"
     whole = 8 + length + max(ends, default=0)
     return None if size == whole else f"{file.name} has {size} bytes instead of {whole}"
 
 
 def size_and_ends(file: Path) -> tuple[int, bytes, bytes]:
-    """The bytes that a file has, its first mebibyte and its last, which tell it from others."""
+    """A file's size, its first mebibyte and its last, which identify weights in practice."""
     size = file.stat().st_size
     with file.open("rb") as handle:
         first = handle.read(_END)

@@ -1,4 +1,4 @@
-"""Models that are refused by their configuration alone, before weights are loaded."""
+"""Models that are not supported, by their configuration alone, before weights are loaded."""
 
 from __future__ import annotations
 
@@ -48,17 +48,17 @@ REFUSED: dict[str, str] = {
     "inkling_text": "its attention has biases of positions that the engine does not keep",
     "diffllama": "each of its layers attends twice",
 }
-"""Model types, and why the engine cannot run them."""
+"""Model types that the engine cannot run, and why."""
 
 
 UNSHOWN_ON_GPU = frozenset({"gemma3n", "gemma3n_text"})
-"""Model types whose tokens on a GPU were not those on a CPU when the tests last ran on one."""
+"""Model types whose tokens on a GPU differed from those on a CPU in the last test on a GPU."""
 
 
 def refusal(config: Mapping[str, Any], device: str = "cpu") -> str | None:
-    """Why a model of this ``config.json`` cannot be run, or ``None`` where it may be run.
+    """Why a model of this ``config.json`` is not supported, or ``None``.
 
-    What no configuration tells is found out by the check of the model's outputs as it loads.
+    Faults that no configuration shows are found by the check of the model's outputs as it loads.
     """
     kind = config.get("model_type")
     why = REFUSED.get(str(kind))
@@ -73,10 +73,10 @@ def refusal(config: Mapping[str, Any], device: str = "cpu") -> str | None:
 
 
 def check_supported(config: Mapping[str, Any], name: str, device: str = "cpu") -> None:
-    """Refuse a model that cannot be run on this type of device, whatever its weights are.
+    """Refuse a model that is not supported on this type of device.
 
     Raises:
-        UsageError: its configuration says so.
+        UsageError: its type or a setting of its configuration is not supported.
     """
     why = refusal(config, device)
     if why is not None:

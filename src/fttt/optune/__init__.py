@@ -1,7 +1,8 @@
 """OpTune: a network that predicts, from one failed attempt, how to change the weights.
 
-``load_checkpoint`` loads a trained one from a folder or the hub, ``push`` and ``pull`` share it.
-Importing this loads no torch.
+``load_checkpoint`` loads a trained network from a folder or the hub; ``push`` and ``pull`` share
+one.
+Importing this package loads no torch.
 """
 
 from fttt.optune.checkpoint import (

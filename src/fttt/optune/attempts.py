@@ -1,8 +1,8 @@
-"""What OpTune learns from: attempts at training questions, and the questions' gold solutions.
+"""OpTune's training examples: attempts at training questions, and the questions' gold solutions.
 
-An example is a conversation that failed (question, attempt, feedback), whose gradient the network
-reads, and the gold solution that the changed model should give. Token ids are those that were
-sampled; nothing is tokenised again.
+An example is a failed conversation (question, attempt, feedback), whose gradient the network reads,
+and the gold solution that the changed model should give. Token ids are the sampled ones; nothing is
+tokenised again.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ __all__ = [
 ]
 
 FRESH = ("sample", "best-of-n", "self-consistency", "greedy")
-"""Methods whose every trial is a fresh answer of the base model to the question alone."""
+"""Methods whose trials are independent answers of the base model to the question alone."""
 
 
 @dataclass(frozen=True, slots=True)
 class AttemptExample:
-    """One attempt and what should have been said instead."""
+    """One attempt and the gold solution."""
 
     key: str
-    """Names its random stream: question and trial."""
+    """Question and trial, which name its random stream."""
     conversation_ids: tuple[int, ...]
     """Question, attempt and feedback."""
     gold: GoldExample
@@ -51,13 +51,13 @@ def check_attempts(run: Run, model: str, task: str) -> None:
     """Refuse a run folder whose trials are not attempts of this model at this task.
 
     Raises:
-        UsageError: another model, another task, no trials, or trials that followed others.
+        UsageError: another model, another task, no trials, or trials that depend on earlier ones.
     """
     where = f"The attempts in {str(run.path)!r}"
     if not same_model(run.model, model):
         raise UsageError(
-            f"{where} are those of the model {run.model!r}, not of {model!r}, so their token ids "
-            f"mean something else; train with --model {run.model} or generate attempts of "
+            f"{where} were made by the model {run.model!r}, not by {model!r}, so their token ids "
+            f"mean other tokens; train with --model {run.model} or generate attempts of "
             f"{model!r}."
         )
     if run.task != task:
@@ -67,17 +67,17 @@ def check_attempts(run: Run, model: str, task: str) -> None:
         )
     if run.method not in FRESH:
         raise UsageError(
-            f"{where} were made by {run.method!r}, whose trials are no independent answers; "
+            f"{where} were made by {run.method!r}, whose trials are not independent answers; "
             f"use a run of {', '.join(FRESH)} (`fttt optune generate` makes one)."
         )
     if not run.trials:
-        raise UsageError(f"{where} have not begun: there are no trials; resume that run first.")
+        raise UsageError(f"{where} are missing: the run has no trials yet; resume that run first.")
 
 
 def conversation_ids(
     chat: ChatFormat, prompt_ids: tuple[int, ...], attempt: Trial, feedback: str
 ) -> tuple[int, ...]:
-    """Question, attempt and feedback as the method ``optune`` hands them to the engine."""
+    """Ids of question, attempt and feedback, as the method ``optune`` gives them to the engine."""
     said = Completion(
         attempt.completion, attempt.token_ids, attempt.finish_reason, attempt.generation
     )
@@ -94,14 +94,16 @@ def attempt_examples(
     max_attempts: int | None = None,
     max_length: int,
 ) -> tuple[list[AttemptExample], int]:
-    """The examples of a run's attempts, by question; and how many were too long.
+    """The examples of a run's attempts, by question, and the number of attempts that were too long.
 
     Args:
         run: see :func:`check_attempts`.
-        golds: by question id; questions without one are left out.
-        attempts: whether correct attempts are learned from too.
-        max_attempts: at most so many of each question, the first ones.
-        max_length: the longest conversation, and the longest question with its solution.
+        chat: the model's chat format.
+        golds: gold solutions by question id; questions without one are left out.
+        feedback: the user's turn after an attempt.
+        attempts: whether correct attempts are used, too.
+        max_attempts: maximum attempts of each question; the first ones are used.
+        max_length: maximum tokens of a conversation, and of a question with its solution.
 
     Raises:
         UsageError: no example is left.
@@ -129,14 +131,14 @@ def attempt_examples(
 
 
 def with_ablation(examples: Sequence[AttemptExample], ablation: Ablation) -> list[AttemptExample]:
-    """The examples with conversations that tell nothing of what went wrong.
+    """The examples with conversations that do not show what went wrong.
 
-    ``shuffle-attempts`` gives each the whole conversation of another question's example;
-    ``constant-input`` gives all of them the first one's. The gold solutions stay. What the network
-    still learns then is the style of gold solutions, not how to use feedback.
+    ``shuffle-attempts`` gives each example the conversation of another question's example;
+    ``constant-input`` gives all of them the first one's. The gold solutions stay. The network can
+    then learn the style of gold solutions, but not how to use feedback.
 
     Raises:
-        UsageError: there is no other question to take attempts from.
+        UsageError: there are too few other questions to take attempts from.
     """
     if ablation == "none":
         return list(examples)
@@ -149,7 +151,7 @@ def with_ablation(examples: Sequence[AttemptExample], ablation: Ablation) -> lis
             f"--shuffle-attempts has too few other questions: {most} of {len(ids)} attempts are at "
             "one of them; generate attempts at more questions."
         )
-    # a question's examples stand together, so a shift by the longest block leaves every block
+    # a question's examples are adjacent, so a shift by the longest block moves each out of its own
     moved = [*examples[most:], *examples[:most]]
     return [
         replace(e, conversation_ids=other.conversation_ids)
@@ -160,9 +162,9 @@ def with_ablation(examples: Sequence[AttemptExample], ablation: Ablation) -> lis
 def in_windows(
     examples: Sequence[AttemptExample], window: int, seed: int, first: int = 0
 ) -> Iterator[list[AttemptExample]]:
-    """Windows without end, from number ``first`` on: epoch by epoch, each in an order of its own.
+    """Endless windows from number ``first`` on, epoch by epoch, each epoch in an order of its own.
 
-    The last window of an epoch holds what is left.
+    The last window of an epoch holds the remaining examples.
     """
     per_epoch = -(-len(examples) // window)
     epoch, skip = divmod(first, per_epoch)

@@ -62,12 +62,12 @@ __all__ = [
 STATE = "training.json"
 TENSORS = "training.safetensors"
 KEPT = 2
-"""Checkpoints that a training folder holds."""
+"""The number of checkpoints that a training folder keeps."""
 
 
 @dataclass(frozen=True, slots=True)
 class OpTuneCheckpoint:
-    """A network and what is known of it."""
+    """A network and its metadata."""
 
     info: OpTuneInfo
     network: OpTuneNetwork
@@ -81,7 +81,7 @@ class TrainingState:
     """
 
     numbers: Mapping[str, Any]
-    """The optimizer's and schedule's counts, and the place in the data."""
+    """Counts of the optimizer and the schedule, and the position in the data."""
     tensors: Mapping[str, Tensor]
     """The optimizer's moments."""
 
@@ -89,10 +89,10 @@ class TrainingState:
 def write_checkpoint(
     folder: Path, info: OpTuneInfo, network: OpTuneNetwork, state: TrainingState
 ) -> Path:
-    """Add ``step-N`` to a training folder, and let go of all but the newest two.
+    """Add ``step-N`` to a training folder, and delete all but the newest two.
 
-    It is written beside its place, synced to disk and renamed, so a kill or a full disk leaves the
-    one before it whole.
+    It is written to a temporary folder, synced to disk and renamed, so a kill or a full disk leaves
+    the previous checkpoint whole.
 
     Raises:
         RunError: it could not be written.
@@ -108,7 +108,7 @@ def write_checkpoint(
         INFO: _json({"format": FORMAT, **asdict(info)}),
     }
     try:
-        for torn in folder.glob(".step-*.partial"):  # of a process that was killed
+        for torn in folder.glob(".step-*.partial"):  # left by a killed process
             shutil.rmtree(torn, ignore_errors=True)
         scratch.mkdir(parents=True)
         for name, content in contents.items():
@@ -132,7 +132,7 @@ def load_checkpoint(source: str | Path, device: str = "cpu") -> OpTuneCheckpoint
     """Load a trained network from a folder, or from the hub as ``owner/name``.
 
     Raises:
-        UsageError: there is no such checkpoint, or it is torn or of another kind.
+        UsageError: there is no such checkpoint, or it is broken or of another kind.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -157,7 +157,7 @@ def check_training(source: str | Path) -> None:
     """Refuse a checkpoint that training cannot resume from, without loading it.
 
     Raises:
-        UsageError: a file of it is missing or torn.
+        UsageError: a file is missing or broken.
     """
     read_info(source)
     folder = find_checkpoint(source)
@@ -169,7 +169,7 @@ def load_training(source: str | Path) -> TrainingState:
     """What a training folder's newest checkpoint holds to resume from, on the CPU.
 
     Raises:
-        UsageError: the files are missing or torn.
+        UsageError: a file is missing or broken.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -238,10 +238,10 @@ Ablation = Literal["none", "shuffle-attempts", "constant-input"]
 
 @dataclass(frozen=True, slots=True)
 class OpTuneInfo:
-    """What ``optune.json`` says of a checkpoint."""
+    """A checkpoint's metadata, the content of ``optune.json``."""
 
     model: str
-    """The model whose factors it was trained on, as ``--model`` was given."""
+    """The model that it was trained for, as ``--model`` named it."""
     task: str
     layers: tuple[EditedLayer, ...]
     rank: int
@@ -253,11 +253,11 @@ class OpTuneInfo:
     ablation: Ablation = "none"
     validation_loss: float | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """Everything else that training was asked for."""
+    """The training's whole configuration."""
 
 
 def find_checkpoint(source: str | Path) -> Path:
-    """The folder of a checkpoint: itself, or the newest of a training folder.
+    """A checkpoint's folder: ``source`` itself, or the newest checkpoint of a training folder.
 
     Raises:
         UsageError: there is none.
@@ -278,18 +278,18 @@ def find_checkpoint(source: str | Path) -> Path:
 
 
 def read_info(source: str | Path) -> OpTuneInfo:
-    """What a checkpoint was made for, without loading it.
+    """A checkpoint's metadata, without loading its weights.
 
     Raises:
-        UsageError: the folder holds no checkpoint, or one that is torn or of another kind.
+        UsageError: the folder holds no checkpoint, or one that is broken or of another kind.
     """
     folder = find_checkpoint(source)
     try:
         values = json.loads((folder / INFO).read_text(encoding="utf-8"))
         if values.pop("format") != FORMAT:
             raise UsageError(
-                f"The checkpoint {str(folder)!r} has another format than {FORMAT}, which this "
-                "version of fttt reads; use the version that wrote it."
+                f"The checkpoint {str(folder)!r} has another format than {FORMAT}, the one that "
+                "this version of fttt reads; use the version that wrote it."
             )
         values["layers"] = tuple(EditedLayer(**layer) for layer in values["layers"])
         info = OpTuneInfo(**values)
@@ -305,10 +305,10 @@ def step_folders(folder: Path) -> list[Path]:
 
 
 def check_whole(folder: Path, name: str) -> None:
-    """Refuse a checkpoint whose file of weights is torn.
+    """Refuse a checkpoint whose weight file is not whole.
 
     Raises:
-        UsageError: it is.
+        UsageError: the file is missing or cut short.
     """
     from fttt.models.locate import find_fault
 
@@ -318,7 +318,7 @@ def check_whole(folder: Path, name: str) -> None:
 
 
 def broken(folder: Path, what: str) -> str:
-    """The sentence of a checkpoint that cannot be used."""
+    """The message about a broken checkpoint."""
     return (
         f"The OpTune checkpoint {str(folder)!r} is broken: {what}; restore it from a copy or "
         "train it again."
@@ -326,22 +326,22 @@ def broken(folder: Path, what: str) -> str:
 
 
 SHARED = (INFO, NETWORK)
-"""What is shared of a checkpoint; the optimizer's state is not."""
+"""The files of a checkpoint that are shared; the optimizer's state is not."""
 CARD = "README.md"
 _HUB_NAME = re.compile(r"[\w.-]*\w/[\w.-]+")
 
 
 def is_hub_name(source: str | Path) -> bool:
-    """Whether ``source`` reads as ``owner/name`` and is no place here: there is no folder owner."""
+    """Whether ``source`` has the form ``owner/name`` and there is no folder ``owner`` here."""
     text = str(source)
     return bool(_HUB_NAME.fullmatch(text)) and not Path(text).parent.is_dir()
 
 
 def fetch(source: str | Path) -> Path:
-    """The folder of one checkpoint: of a folder here, or downloaded as ``owner/name``.
+    """The folder of one checkpoint, found in a local folder or downloaded as ``owner/name``.
 
     Raises:
-        UsageError: there is none.
+        UsageError: there is no checkpoint.
         RunError: the hub could not be reached, or has no such repository.
     """
     return find_checkpoint(pull(str(source)) if is_hub_name(source) else source)
@@ -390,7 +390,7 @@ def push(source: str | Path, name: str, *, private: bool = False) -> str:
             commit = api.upload_folder(
                 repo_id=name, folder_path=scratch, commit_message=f"OpTune, step {info.step}"
             )
-    except (httpx.HTTPError, OSError) as error:  # what the hub says is one of the first too
+    except (httpx.HTTPError, OSError) as error:  # the hub's own errors are HTTP errors, too
         raise RunError(
             f"The checkpoint {str(folder)!r} could not be uploaded to {name!r}: "
             f"{_line(error)}; check the name, the connection and the token of "

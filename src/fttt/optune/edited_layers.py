@@ -1,4 +1,4 @@
-"""Which linear layers are edited, and whether a model has them."""
+"""The linear layers that OpTune edits: their choice, and the check that a model has them."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ __all__ = ["EditedLayer", "check_layers", "edited_layers"]
 
 @dataclass(frozen=True, slots=True)
 class EditedLayer:
-    """A linear layer whose weight ``[outputs, inputs]`` is changed."""
+    """A linear layer whose weight ``[outputs, inputs]`` OpTune changes."""
 
     name: str
-    """Its full name in the model, as ``model.layers.31.self_attn.q_proj``."""
+    """Full name in the model, such as ``model.layers.31.self_attn.q_proj``."""
     inputs: int
     outputs: int
 
     @property
     def shape(self) -> str:
-        """The weight's shape as networks are named by: ``4096x1024`` has 4096 outputs."""
+        """The weight's shape as a network's name: ``4096x1024`` has 4096 outputs."""
         return f"{self.outputs}x{self.inputs}"
 
 
@@ -35,7 +35,7 @@ def edited_layers(
 ) -> tuple[EditedLayer, ...]:
     """The linear layers named ``targets`` in the ``last`` layers of a model, in its own order.
 
-    A model on the meta device will do.
+    The model may be on the meta device.
 
     Raises:
         UsageError: no linear layer has one of the names, or the model has fewer layers.
@@ -67,8 +67,8 @@ def check_layers(layers: Sequence[EditedLayer], model: nn.Module, made_for: str)
     """Refuse a model that lacks the edited layers, or has them in another shape.
 
     Args:
-        layers: what a checkpoint edits.
-        model: the model at hand; on the meta device it will do.
+        layers: the layers that a checkpoint edits.
+        model: the model at hand, which may be on the meta device.
         made_for: the name of the model that the checkpoint was made for.
 
     Raises:

@@ -1,9 +1,9 @@
-"""One window of examples: its statistics, its loss, and the exact gradient of the network.
+"""The loss of a window of examples, and the network's exact gradient.
 
-A window's factors are recorded first, its statistics taken in, and only then are changes predicted
-from them, so that every example of a window is scored by the same statistics. Losses and gradients
-are sums over examples, which the caller divides by the number of examples of the whole window:
-neither micro-batches nor processes change the result.
+A window's factors are recorded first and added to the statistics; only then are changes predicted
+from them, so that the same statistics serve every example of a window. Losses and gradients are
+sums over examples, which the caller divides by the number of examples of the whole window: neither
+micro-batches nor processes change the result.
 
 Axes: M tokens that carry a loss, Q examples, P parameters of the network.
 """
@@ -32,20 +32,20 @@ __all__ = ["GradientRunner", "Part", "Sums"]
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Examples that run together, and their factors."""
+    """The examples of one pass, and their factors."""
 
     examples: tuple[AttemptExample, ...]
     factors: Factors
 
     def apart(self) -> Iterator[Part]:
-        """Its examples, one by one."""
+        """One part for each example."""
         for example, one in zip(self.examples, self.factors.groups(1), strict=True):
             yield Part((example,), one)
 
 
 @dataclass(slots=True)
 class Sums:
-    """Sums over the examples that could be used."""
+    """Sums over the examples with finite losses and gradients."""
 
     gradient_P: Tensor
     loss: Tensor
@@ -53,14 +53,14 @@ class Sums:
     examples: int = 0
 
     def add(self, other: Sums) -> None:
-        """Take in another's."""
+        """Add other sums."""
         self.gradient_P += other.gradient_P
         self.loss += other.loss
         self.examples += other.examples
 
 
 class GradientRunner:
-    """Runs a frozen model for the network that learns to change it.
+    """Computes a network's losses and gradients on the frozen model that it changes.
 
     The model is :func:`fttt.engine.sequences.prepared`.
     """
@@ -72,11 +72,11 @@ class GradientRunner:
 
         Args:
             model: frozen, in any precision.
-            network: whose layers the model has.
-            batch_tokens: of a micro-batch, conversations and solutions added; an example that is
-                longer runs alone.
-            reuse_bytes: of the computer's memory, for what the layers below the edited ones give
-                for gold solutions: it is the same for every attempt at a question.
+            network: a network for layers of the model.
+            batch_tokens: maximum tokens of a micro-batch, conversations and solutions together; a
+                longer example runs alone.
+            reuse_bytes: host memory for the hidden states that the layers below the edited ones
+                compute for gold solutions, which are the same for every attempt at a question.
         """
         self.model, self.network = model, network
         self.batch_tokens = batch_tokens
@@ -87,18 +87,18 @@ class GradientRunner:
         self._room = reuse_bytes
 
     def record(self, examples: Sequence[AttemptExample]) -> list[Part]:
-        """The factors of examples under the unmodified model, those not finite left out."""
+        """The factors of examples under the unmodified model, without those that are not finite."""
         return [part for group in self._groups(examples) for part in self._record(group)]
 
     def gradient(self, parts: Sequence[Part], seed: int, step: int) -> Sums:
         """The sums of loss and gradient of recorded examples, under dropout.
 
-        An example whose loss or gradient is not finite is left out; the others of its micro-batch
-        are run again without it.
+        An example whose loss or gradient is not finite is left out, and the others of its
+        micro-batch run again without it.
 
         Args:
-            parts: what :meth:`record` returned.
-            seed: of dropout; each example's stream depends on it, the step and the example only.
+            parts: results of :meth:`record`.
+            seed: seed of dropout; each example's stream depends on it, the step and the example.
             step: the window's number.
         """
         sums = self.nothing()
@@ -108,7 +108,7 @@ class GradientRunner:
 
     @torch.no_grad()
     def losses(self, parts: Sequence[Part], *, change: bool = True) -> Sums:
-        """The sum of losses without dropout or gradient; ``change=False`` is the base model's."""
+        """The sum of losses without dropout or gradient; ``change=False`` for the base model."""
         sums = self.nothing()
         for part in parts:
             loss_Q = self._loss(part, self.network.factored(part.factors) if change else {})[1]
@@ -118,7 +118,7 @@ class GradientRunner:
         return sums
 
     def nothing(self) -> Sums:
-        """The sums of no examples."""
+        """Sums over no examples."""
         device = self.network.alpha_L.device
         size = sum(p.numel() for p in self.parameters)
         return Sums(torch.zeros(size, device=device), torch.zeros((), device=device))
@@ -146,7 +146,7 @@ class GradientRunner:
         return sums
 
     def _loss(self, part: Part, deltas: dict[str, FactoredDelta]) -> tuple[Tensor, Tensor]:
-        """The sum of the examples' losses with its graph, and each one's loss without.
+        """The sum of the examples' losses with its graph, and each loss without a graph.
 
         A loss is the mean cross-entropy of the gold solution's tokens under the changed model.
         """
@@ -170,7 +170,7 @@ class GradientRunner:
         return pack_sequences(self.model, [g.prompt_ids + g.solution_ids[:-1] for g in golds])
 
     def _below(self, upper: Upper, golds: Sequence[GoldExample]) -> Tensor:
-        """What the edited layers are given for gold solutions, each computed once while it fits."""
+        """The edited layers' inputs for gold solutions, kept for reuse while memory lasts."""
         device = self.network.alpha_L.device
         found = {g: self._hidden[g].to(device) for g in golds if g in self._hidden}
         missing = [g for g in dict.fromkeys(golds) if g not in found]
@@ -186,7 +186,7 @@ class GradientRunner:
         return torch.cat([found[g] for g in golds])
 
     def _groups(self, examples: Sequence[AttemptExample]) -> Iterator[list[AttemptExample]]:
-        """Micro-batches of examples of about one length."""
+        """Micro-batches of examples of similar length."""
         group: list[AttemptExample] = []
         tokens = 0
         for example in sorted(examples, key=lambda e: (len(e.conversation_ids), e.key)):
@@ -205,7 +205,7 @@ def _tokens(example: AttemptExample) -> int:
 
 
 def _solution_tokens(batch: Batch, counts: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Where each solution token is predicted in the packed row, and its example."""
+    """The packed positions that predict solution tokens, and the example of each."""
     device = batch.token_ids_N.device
     where = [
         end - count + t for end, count in zip(batch.ends, counts, strict=True) for t in range(count)

@@ -33,7 +33,7 @@ __all__ = ["OpTuneNetwork", "RunningStatistics", "ShapeNetwork"]
 
 
 class ShapeNetwork(nn.Module):
-    """What the matrices of one shape share."""
+    """The parameters and statistics that the matrices of one shape share."""
 
     def __init__(self, inputs: int, outputs: int, rank: int) -> None:
         super().__init__()
@@ -62,9 +62,9 @@ class ShapeNetwork(nn.Module):
 
 
 class OpTuneNetwork(nn.Module):
-    """The learned optimizer of a model's edited layers; float32 whatever the model's precision.
+    """The learned optimizer of a model's edited layers, in float32 whatever the model's precision.
 
-    It has no train mode: dropout is applied exactly where its keys are given.
+    It has no train mode: dropout is applied exactly where keys for it are given.
     """
 
     def __init__(
@@ -79,17 +79,17 @@ class OpTuneNetwork(nn.Module):
         """Start from ``dW = alpha sum_t delta_t x_t^T`` of z-scores: U and b are zero.
 
         Args:
-            layers: the edited layers; those of one shape share a network.
-            rank: of D and U.
+            layers: the edited layers; layers of one shape share a network.
+            rank: rank of D and U.
             dropout: share of the hidden features that training drops.
-            alpha: every matrix's first step size.
-            seed: of D, which is drawn as ``nn.Linear`` draws its weight.
+            alpha: initial step size of every matrix.
+            seed: seed of D, which is drawn as ``nn.Linear`` draws its weight.
         """
         super().__init__()
         self.layers = tuple(layers)
         self.rank, self.dropout = rank, dropout
         self.constant: Factors | None = None
-        """Of one example, read in place of any other's (the ablation ``constant-input``)."""
+        """The factors read in place of any example's own (the ablation ``constant-input``)."""
         self.shapes = nn.ModuleDict()
         for layer in self.layers:
             if layer.shape not in self.shapes:
@@ -102,7 +102,7 @@ class OpTuneNetwork(nn.Module):
         return {name: delta.dense() for name, delta in self.changes(factors).items()}
 
     def changes(self, factors: Factors) -> dict[str, FactoredDelta]:
-        """The same as factors, which whoever applies them may multiply out."""
+        """The same changes as products of two factors, not multiplied out."""
         if self.constant is None:
             return self.factored(factors)
         size = (factors.examples, -1, -1)
@@ -151,25 +151,25 @@ class OpTuneNetwork(nn.Module):
 
     @torch.no_grad()
     def observe(self, summary: Tensor) -> None:
-        """Take what :meth:`summarize` found, here or in another process, into the statistics."""
+        """Add a result of :meth:`summarize`, of this process or another, to the statistics."""
         running = [m for m in self.modules() if isinstance(m, RunningStatistics)]
         sizes = [each.flat().shape[0] for each in running]
         for each, flat in zip(running, summary.split(sizes), strict=True):
             each.join_flat(flat)
 
     def shape_of(self, layer: EditedLayer) -> ShapeNetwork:
-        """The network that a layer shares with others of its shape."""
+        """The network of a layer's shape."""
         return cast(ShapeNetwork, self.shapes[layer.shape])
 
     def _named_shapes(self) -> list[tuple[str, ShapeNetwork]]:
         return [(name, cast(ShapeNetwork, shape)) for name, shape in self.shapes.items()]
 
     def count_parameters(self) -> tuple[int, int]:
-        """The shared parameters, and the step sizes."""
+        """The numbers of shared parameters and of step sizes."""
         return sum(p.numel() for p in self.shapes.parameters()), self.alpha_L.numel()
 
     def _keep(self, segment_N: Tensor, keys_Q: Tensor | None, layer: int) -> Tensor | None:
-        """Dropout by example, matrix, token and hidden feature: the same in any batch."""
+        """Dropout mask by example, matrix, token and hidden feature, the same in any batch."""
         if keys_Q is None or self.dropout == 0:
             return None
         start_Q = torch.searchsorted(segment_N, torch.arange(len(keys_Q), device=segment_N.device))
@@ -192,14 +192,17 @@ class OpTuneNetwork(nn.Module):
 
 
 _BLOCK = 1024
-"""Tokens that are held in float64 at once."""
+"""Tokens converted to float64 at once."""
 _ROUNDING = 1e-7
 
 
 class RunningStatistics(nn.Module):
-    """Count, mean and sum of squared deviations of each feature, in float64.
+    """Running count, mean and sum of squared deviations of each feature, in float64.
 
-    The three are buffers: they are saved and restored with the network that they belong to.
+    Welford's method in the form of Chan, Golub and LeVeque (1983): a block of tokens is summed up
+    at once, and two summaries join into one of both. So the result equals one pass over all tokens,
+    whatever the blocks and whichever process saw them. The three numbers are buffers, saved with
+    the network.
     """
 
     count: Tensor
@@ -214,7 +217,7 @@ class RunningStatistics(nn.Module):
 
     @torch.no_grad()
     def update(self, x_NF: Tensor) -> None:
-        """Take in tokens."""
+        """Add tokens."""
         for block_NF in x_NF.split(_BLOCK) if len(x_NF) else ():
             values_NF = block_NF.double()
             mean_F = values_NF.mean(0)
@@ -240,11 +243,11 @@ class RunningStatistics(nn.Module):
         self.count.copy_(total)
 
     def flat(self) -> Tensor:
-        """Count, mean and squares as one vector, to be sent to other processes."""
+        """Count, mean and squares as one vector, to send to other processes."""
         return torch.cat([self.count[None], self.mean_F, self.squares_F])
 
     def join_flat(self, flat: Tensor) -> None:
-        """Take in all that another's :meth:`flat` tells."""
+        """Add the tokens behind another's :meth:`flat`."""
         features = self.mean_F.shape[0]
         if float(flat[0]) > 0:
             self._join(float(flat[0]), flat[1 : features + 1], flat[features + 1 :])

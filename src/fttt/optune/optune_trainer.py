@@ -57,11 +57,11 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Examples:
-    """What is trained on, and what only tells how well."""
+    """Training and validation examples."""
 
     training: list[AttemptExample]
     validation: list[AttemptExample]
-    """One attempt of each question that is held out."""
+    """One attempt at each held-out question."""
     too_long: int
 
 
@@ -71,14 +71,14 @@ class TrainingResult:
 
     step: int
     skipped: int
-    """Examples that were left out because something of theirs was not finite."""
+    """Examples left out because their loss or gradient was not finite."""
     base_loss: float | None
     """Validation loss of the unchanged model."""
     validation: dict[int, float]
     """Validation loss by step, since the training was last resumed."""
     shuffled_loss: float | None
-    """Validation loss at the end where each question is read another's attempt: as low as the
-    other one where the network makes nothing of what it reads."""
+    """Validation loss at the end where each question gets the attempt of another: as low as the
+    ordinary one where the network does not use the attempt."""
     examples_per_second: float
 
 
@@ -110,10 +110,10 @@ def train(plan: OpTunePlan, folder: Path, *, resume: bool = False) -> TrainingRe
 
 
 def prepare_examples(plan: OpTunePlan, loaded: LoadedModel) -> Examples:
-    """Turn the plan's attempts into examples, and hold some questions out.
+    """Turn the plan's attempts into examples, and hold out some questions for validation.
 
     Raises:
-        UsageError: none is left.
+        UsageError: no example is left.
     """
     config = plan.config
     golds = {gold.question_id: gold for gold in gold_examples(plan.questions, loaded.chat)}
@@ -216,7 +216,7 @@ class OpTuneTrainer:
         )
 
     def _reusable_bytes(self) -> int:
-        """What may be kept for reuse: on a GPU a share of the computer's free memory.
+        """Host memory for reuse of hidden states: with a GPU, a share of the free memory.
 
         On a CPU nothing, so that a resumed training repeats the very same numbers:
         what is reused was computed in another batch, and so rounded in another way.
@@ -239,7 +239,7 @@ class OpTuneTrainer:
         self.processes.track(self.plan.config.to_toml())
 
     def _begin(self) -> None:
-        """What happens once, before the first step."""
+        """Set the constant input and take the first validation losses, before the first step."""
         if self.plan.config.ablation == "constant-input":
             parts = self.runner.record(self.examples.training[:1])
             if not parts:
@@ -335,7 +335,7 @@ class OpTuneTrainer:
         self.processes.wait()
 
     def info(self) -> OpTuneInfo:
-        """What a checkpoint of now says of itself."""
+        """The metadata of a checkpoint written now."""
         plan, config = self.plan, self.plan.config
         return OpTuneInfo(
             model=plan.model, task=plan.task, layers=plan.layers, rank=config.rank,
@@ -365,7 +365,7 @@ class OpTuneTrainer:
 
 
 def learning_rate(config: OpTuneConfig, step: int, total: int) -> float:
-    """The learning rate of a step, from 0: rising in the warm-up, then constant or a cosine."""
+    """The learning rate of a step: a linear warm-up, then constant or a cosine."""
     rising = round(config.warmup * total)
     if step < rising:
         return config.lr * (step + 1) / rising
@@ -376,19 +376,22 @@ def learning_rate(config: OpTuneConfig, step: int, total: int) -> float:
 
 
 RUNS = "logs"
-"""The trackers' folder in a training folder."""
+"""Folder of the trackers' files in a training folder."""
 
 
 class ProcessGroup:
-    """What ``accelerate`` knows of this process and the others, and its trackers."""
+    """The processes of one training, through ``accelerate``, and its trackers.
+
+    They are started by ``accelerate launch`` or ``torchrun``; without these there is one.
+    """
 
     def __init__(self, device: str, tracker: str, folder: Path) -> None:
         """Join the other processes.
 
         Args:
-            device: ``cpu`` keeps to the CPU, and so does ``auto`` without a GPU; with several
-                processes and ``cuda``, each has the GPU of its number.
-            tracker: a name that ``accelerate`` knows, or ``none``.
+            device: ``cpu``, or ``auto`` without a GPU, uses the CPU; with several processes and
+                ``cuda``, each uses the GPU of its number.
+            tracker: a tracker of ``accelerate``, or ``none``.
             folder: the training folder, for trackers that write files.
 
         Raises:
@@ -400,7 +403,7 @@ class ProcessGroup:
                 "gives each process its own, and choose GPUs by CUDA_VISIBLE_DEVICES."
             )
         accelerate: Any = import_module("accelerate")
-        # where that is not said of a machine without a GPU, each process would be the only one
+        # without this, each process on a machine without a GPU would think that it is the only one
         cpu = pick_device(device).type == "cpu"
         self._accelerator = accelerate.Accelerator(
             cpu=cpu,
@@ -411,14 +414,14 @@ class ProcessGroup:
         self.rank = self._accelerator.process_index
         self.count = self._accelerator.num_processes
         self.local_count = int(os.environ.get("LOCAL_WORLD_SIZE", self.count))
-        """ProcessGroup on this computer, as ``torchrun`` and ``accelerate`` tell."""
+        """Processes on this computer, as ``torchrun`` and ``accelerate`` set it."""
         self.main = self._accelerator.is_main_process
         self.device = device
         if self.count > 1 and device in {"auto", "cuda"}:
             self.device = str(self._accelerator.device)
 
     def track(self, settings: Mapping[str, Any]) -> None:
-        """Begin the trackers' run with the settings; values that are no numbers go as texts."""
+        """Start the trackers' run with the settings; values other than numbers become texts."""
         if self._tracked:
             plain = {
                 key: value if isinstance(value, int | float | str) else str(value)
@@ -427,12 +430,12 @@ class ProcessGroup:
             self._accelerator.init_trackers(RUNS, config=plain)
 
     def log(self, values: Mapping[str, float], step: int) -> None:
-        """Hand values to the trackers; the main process does."""
+        """Log values to the trackers, in the main process."""
         if self._tracked:
             self._accelerator.log(dict(values), step=step)
 
     def sum(self, values: Tensor) -> Tensor:
-        """Added up over the processes."""
+        """The sum over the processes."""
         if self.count == 1:
             return values
         total: Tensor = self._accelerator.reduce(values, reduction="sum")
@@ -445,7 +448,7 @@ class ProcessGroup:
         return torch.as_tensor(self._accelerator.gather(values[None]))
 
     def wait(self) -> None:
-        """Until every process is here."""
+        """Wait for all processes."""
         self._accelerator.wait_for_everyone()
 
     def close(self) -> None:

@@ -47,11 +47,11 @@ def test_a_file_that_was_not_copied_whole_is_refused_before_anything_is_loaded(
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (b"", "no GGUF file"),
-        (b"PK\3\4" + bytes(100), "no GGUF file"),
+        (b"", "not a GGUF file"),
+        (b"PK\3\4" + bytes(100), "not a GGUF file"),
         (b"GGUF" + bytes(64), "version 0"),
         (b"GGUF" + b"\0\0\0\3" + bytes(64), "little-endian"),
-        (b"GGUF" + b"\3\0\0\0" + b"\xff" * 64, "breaks off"),
+        (b"GGUF" + b"\3\0\0\0" + b"\xff" * 64, "is damaged"),
     ],
 )
 def test_what_is_no_such_file_is_refused(tmp_path: Path, content: bytes, says: str) -> None:

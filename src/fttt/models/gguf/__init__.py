@@ -1,1 +1,1 @@
-"""GGUF files: read as they are, into ``transformers`` models, without a copy on the disk."""
+"""GGUF files, read directly into ``transformers`` models, without a converted copy on disk."""

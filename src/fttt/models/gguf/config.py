@@ -42,11 +42,11 @@ _HARMLESS = frozenset(
         "vocab_size",  # the embedding's rows say
     }
 )
-"""Keys that change nothing where the architecture does not read them."""
+"""Keys that have no effect where the architecture does not read them."""
 
 
 class Keys:
-    """The metadata of a file's architecture; it remembers what was read."""
+    """The metadata of a file's architecture; records which keys were read."""
 
     def __init__(self, file: GGUFFile) -> None:
         self.file = file
@@ -54,7 +54,7 @@ class Keys:
         self._read: set[str] = set()
 
     def get(self, key: str, default: Any = None) -> Any:
-        """A value by its name without the architecture; an array of one value is that value."""
+        """A value by its name without the architecture; an array of equal values is that value."""
         self._read.add(key)
         value = self.file.metadata.get(self._prefix + key, default)
         if not hasattr(value, "tolist"):
@@ -63,10 +63,10 @@ class Keys:
         return value[0] if len(set(value)) == 1 else value
 
     def need(self, key: str) -> Any:
-        """The same, of a key that every file of the architecture has.
+        """The value of a required key.
 
         Raises:
-            UsageError: it is missing.
+            UsageError: the key is missing.
         """
         value = self.get(key)
         if value is None:
@@ -89,33 +89,33 @@ Adjust = Callable[[Keys, Values], None]
 
 @dataclass(frozen=True)
 class Architecture:
-    """What the files of an architecture hold beside the usual, and which model they are."""
+    """The settings of an architecture's files beyond the common ones, and their model type."""
 
     model_type: str
     keys: Mapping[str, str] = field(default_factory=dict)
     """Further settings by the metadata's keys."""
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """What is true of every such model, and not said in its file."""
+    """Settings of every such model that its file does not hold."""
     eps: str = "rms_norm_eps"
-    """The setting that holds the norms' epsilon."""
+    """The name of the setting for the norms' epsilon."""
     centred: bool = False
-    """Whether its norms take the mean away, too."""
+    """Whether its norms also subtract the mean."""
     partial: bool = False
-    """Whether rotary positions may turn a part of each head only."""
+    """Whether rotary positions may cover a part of each head only."""
     adjust: Adjust | None = None
-    """A last word on the settings; it may name another ``model_type`` among them."""
+    """A last change of the settings, which may set another ``model_type``."""
 
 
 def check_architecture(file: GGUFFile) -> None:
-    """Refuse, from the header alone, a file of an architecture that is not known here.
+    """Refuse, from the header alone, a file of an unsupported architecture.
 
     Raises:
-        UsageError: it is not.
+        UsageError: the architecture is not supported.
     """
     if file.architecture not in ARCHITECTURES:
         file.refuse(
-            f"holds a model of the architecture {file.architecture!r}, which is not known here",
-            f"known are {', '.join(sorted(ARCHITECTURES))}; or take the model as safetensors",
+            f"holds a model of the architecture {file.architecture!r}, which is not supported",
+            f"supported are {', '.join(sorted(ARCHITECTURES))}; or use the model as safetensors",
         )
 
 
@@ -123,7 +123,7 @@ def make_config(file: GGUFFile) -> Any:
     """The ``transformers`` config of a file's model, its special tokens aside.
 
     Raises:
-        UsageError: the architecture is not known, or its metadata are not understood.
+        UsageError: the architecture or some of its metadata are not supported.
     """
     check_architecture(file)
     architecture, keys = ARCHITECTURES[file.architecture], Keys(file)
@@ -143,26 +143,26 @@ def make_config(file: GGUFFile) -> Any:
 
 
 def _usual(keys: Keys, architecture: Architecture) -> Values:
-    """What the files of nearly all architectures say in the same words."""
+    """The settings that nearly all architectures hold under the same keys."""
     file = keys.file
     heads, hidden = keys.need("attention.head_count"), keys.need("embedding_length")
     if isinstance(heads, list):
         file.refuse(
             f"gives its layers different counts of heads ({heads}), which is not supported",
-            "take the model as safetensors",
+            "use the model as safetensors",
         )
     width = keys.get("attention.key_length") or hidden // heads
     turned = keys.get("rope.dimension_count") or width
     if turned != width and not architecture.partial:
         if keys.get("attention.key_length"):
             file.refuse(
-                f"turns {turned} of the {width} values of a head by its positions, which a model "
-                f"of the architecture {file.architecture!r} cannot here",
-                "take the model as safetensors",
+                f"has rotary positions for {turned} of the {width} values of a head, which is not "
+                f"supported for the architecture {file.architecture!r}",
+                "use the model as safetensors",
             )
-        width = turned  # older files leave the width of a head to be told by this
+        width = turned  # older files give the width of a head by this alone
     if "token_embd.weight" not in file.tensors:
-        file.refuse("has no token embedding", "see that it holds a language model")
+        file.refuse("has no token embedding", "check that it holds a language model")
     rotary = rotary_parameters(keys, turned)
     if turned != width:
         rotary["partial_rotary_factor"] = turned / width
@@ -185,7 +185,7 @@ def _usual(keys: Keys, architecture: Architecture) -> Values:
 
 
 def _epsilon(keys: Keys, architecture: Architecture) -> float:
-    """Of the norms; a file may hold that of either kind, or both."""
+    """The norms' epsilon, of which a file may hold either kind, or both."""
     kinds = ["attention.layer_norm_epsilon", "attention.layer_norm_rms_epsilon"]
     if architecture.centred:
         kinds.reverse()
@@ -194,26 +194,26 @@ def _epsilon(keys: Keys, architecture: Architecture) -> float:
 
 
 def _check(keys: Keys, values: Values) -> None:
-    """Refuse what was not understood."""
+    """Refuse keys and values that are not supported."""
     file = keys.file
     if keys.get("attention.causal", True) is False:
-        file.refuse("holds a model that is not causal", "take one that generates text")
+        file.refuse("holds a model that is not causal", "use one that generates text")
     lists = [n for n, v in values.items() if isinstance(v, list) and n != "layer_types"]
     if lists:
         file.refuse(
             f"gives its layers different values of {lists[0]} ({values[lists[0]]}), which is not "
             "supported",
-            "take the model as safetensors",
+            "use the model as safetensors",
         )
     for key in keys.left():
         file.refuse(
-            f"says {key} = {file.metadata[key]}, which is not understood here",
-            "take the model as safetensors",
+            f"says {key} = {file.metadata[key]}, which is not supported",
+            "use the model as safetensors",
         )
 
 
 def _biases(keys: Keys, values: Values) -> None:
-    """Biases that a family has in some of its models only."""
+    """Biases, which only some models of a family have."""
     tensors = keys.file.tensors
     values["attention_bias"] = "blk.0.attn_q.bias" in tensors
     values["mlp_bias"] = "blk.0.ffn_up.bias" in tensors
@@ -225,7 +225,7 @@ def _window(keys: Keys, values: Values) -> None:
 
 
 def _layers(keys: Keys, values: Values, period: int) -> None:
-    """Windows of some layers: by the file's own pattern, else all but every ``period``-th."""
+    """Sliding windows by the file's pattern, else in all layers but every ``period``-th."""
     _window(keys, values)
     count = values["num_hidden_layers"]
     pattern = keys.get("attention.sliding_window_pattern")
@@ -242,7 +242,7 @@ def _layers(keys: Keys, values: Values, period: int) -> None:
 
 
 def _llama(keys: Keys, values: Values) -> None:
-    """Llama, Mistral and Mixtral, which llama.cpp calls by one name."""
+    """Llama, Mistral and Mixtral, which share a name in llama.cpp."""
     experts = keys.get("expert_count", 0)
     if experts:
         values |= {
@@ -293,7 +293,7 @@ def _gemma3(keys: Keys, values: Values) -> None:
 
 
 def _two_bases(keys: Keys, values: Values, base: float) -> None:
-    """Positions of their own in the layers that slide, which nothing stretches."""
+    """Rotary positions of sliding layers, which have their own base and no scaling."""
     own = float(keys.get("rope.freq_base_swa", base))
     values["rope_parameters"] = {
         "full_attention": values["rope_parameters"],
@@ -313,7 +313,7 @@ def _phi3(keys: Keys, values: Values) -> None:
 def _granite(keys: Keys, values: Values) -> None:
     _biases(keys, values)
     del values["head_dim"]
-    keys.get("rope.scaling.finetuned")  # llama.cpp marks layers without positions by it; none here
+    keys.get("rope.scaling.finetuned")  # marks layers without positions in llama.cpp; none here
 
 
 def _olmo2(keys: Keys, values: Values) -> None:
@@ -335,7 +335,7 @@ def _starcoder2(keys: Keys, values: Values) -> None:
 
 def _stablelm(keys: Keys, values: Values) -> None:
     tensors = keys.file.tensors
-    keys.get("use_parallel_residual")  # as its tensors tell: some files say it wrongly
+    keys.get("use_parallel_residual")  # taken from the tensors: some files have it wrong
     values |= {
         "use_qkv_bias": "blk.0.attn_q.bias" in tensors,
         "use_parallel_residual": "blk.0.ffn_norm.weight" not in tensors,
@@ -353,7 +353,7 @@ def _gpt_oss(keys: Keys, values: Values) -> None:
 
 
 def _lfm2(keys: Keys, values: Values) -> None:
-    heads = values["num_key_value_heads"]  # none where a layer convolves
+    heads = values["num_key_value_heads"]  # zero for layers with a convolution
     heads = heads if isinstance(heads, list) else [heads] * values["num_hidden_layers"]
     values |= {
         "num_key_value_heads": max(heads),
@@ -466,10 +466,10 @@ def rotary_parameters(keys: Keys, width: int) -> dict[str, Any]:
 
     Args:
         keys: the file's metadata.
-        width: values of a head that positions turn.
+        width: values of a head with rotary positions.
 
     Raises:
-        UsageError: the scaling is of an unknown kind, or its factors follow no known rule.
+        UsageError: the kind of scaling is not supported, or its factors follow no known rule.
     """
     base = float(keys.get("rope.freq_base", _BASE))
     found: dict[str, Any] = {"rope_type": "default", "rope_theta": base}
@@ -484,16 +484,16 @@ def rotary_parameters(keys: Keys, width: int) -> dict[str, Any]:
         return found | _yarn(keys, float(factor or 1.0))
     if kind not in {"none", "longrope"}:
         keys.file.refuse(
-            f"scales its rotary positions by {kind!r}, which is not known here",
-            "known are none, linear, yarn, longrope and Llama 3's",
+            f"scales its rotary positions by {kind!r}, which is not supported",
+            "supported are none, linear, yarn, longrope and Llama 3's",
         )
     if "rope_freqs.weight" in keys.file.tensors:
         divisors = read_tensor(keys.file, "rope_freqs.weight")[: width // 2]
         settings = llama3_settings(divisors, base, width)
         if settings is None:
             keys.file.refuse(
-                "divides its rotary frequencies by factors that are not those of Llama 3's scaling",
-                "take the model as safetensors",
+                "divides its rotary frequencies by factors other than those of Llama 3's scaling",
+                "use the model as safetensors",
             )
         return found | settings
     return found
@@ -501,10 +501,11 @@ def rotary_parameters(keys: Keys, width: int) -> dict[str, Any]:
 
 def _yarn(keys: Keys, factor: float) -> dict[str, Any]:
     found: dict[str, Any] = {"rope_type": "yarn", "factor": factor}
-    keys.get("rope.scaling.finetuned")  # says how the model came by it
+    keys.get("rope.scaling.finetuned")  # whether it was trained; has no effect
     if keys.get("rope.scaling.yarn_ext_factor", 1.0) != 1.0:
         keys.file.refuse(
-            "mixes yarn's frequencies by another share than 1", "take the model as safetensors"
+            "sets yarn's extrapolation factor to a value other than 1",
+            "use the model as safetensors",
         )
     optional = {
         "original_max_position_embeddings": "original_context_length",
@@ -532,38 +533,38 @@ def _long(keys: Keys) -> dict[str, Any]:
 
 
 def llama3_settings(divisors: Tensor, base: float, width: int) -> dict[str, Any] | None:
-    """The settings of Llama 3's scaling that give these divisors, or ``None`` where none do.
+    """The settings of Llama 3's scaling that give these divisors, or ``None`` if none do.
 
-    High frequencies are divided by 1, low ones by the factor; between two wavelengths the share
-    ``1/d`` goes over smoothly, linear in the context's length over the wavelength, so that two
-    divisors on the way tell both ends. With fewer on the way the ends are only narrowed down, and
-    any that agree with the divisors make the same model.
+    High frequencies are divided by 1, low ones by the factor; in the transition between two
+    wavelengths, ``1/d`` is linear in the context's length over the wavelength, so that two divisors
+    in the transition determine both of its ends. With fewer, the ends are only bounded, and any
+    that agree with the divisors make the same model.
 
     Args:
-        divisors: of each frequency, from the highest to the lowest.
-        base: of the frequencies.
-        width: values of a head that positions turn.
+        divisors: one for each frequency, from the highest to the lowest.
+        base: base of the frequencies.
+        width: values of a head with rotary positions.
     """
     given = [float(d) for d in divisors]
     factor = max(given)
-    turns = [base ** (-2 * n / width) / (2 * math.pi) for n in range(len(given))]  # a token
+    turns = [base ** (-2 * n / width) / (2 * math.pi) for n in range(len(given))]  # per token
     if factor <= 1:
         return {} if min(given) == 1 else None
-    share = [(1 / d - 1 / factor) / (1 - 1 / factor) for d in given]  # 1: as it was
-    on_the_way = [n for n, s in enumerate(share) if 1e-6 < s < 1 - 1e-6]
+    share = [(1 / d - 1 / factor) / (1 - 1 / factor) for d in given]  # 1: not divided
+    transition = [n for n, s in enumerate(share) if 1e-6 < s < 1 - 1e-6]
     untouched = [turns[n] for n, s in enumerate(share) if s >= 1 - 1e-6]
     divided = [turns[n] for n, s in enumerate(share) if s <= 1e-6]
     high = min(untouched, default=turns[0] * 4)
     low = max(divided, default=turns[-1] / 4)
-    if len(on_the_way) > 1:
-        first, last = on_the_way[0], on_the_way[-1]
+    if len(transition) > 1:
+        first, last = transition[0], transition[-1]
         slope = (share[first] - share[last]) / (turns[first] - turns[last])
         low = turns[first] - share[first] / slope
         high = low + 1 / slope
-    elif on_the_way:
-        turn, kept = turns[on_the_way[0]], share[on_the_way[0]]
+    elif transition:
+        turn, kept = turns[transition[0]], share[transition[0]]
         lower = (turn - kept * high) / (1 - kept)
-        if lower < low:  # a low frequency would not be divided whole
+        if lower < low:  # a low frequency would not be divided by the whole factor
             high = low + (turn - low) / kept
         else:
             low = lower
@@ -580,6 +581,6 @@ def llama3_settings(divisors: Tensor, base: float, width: int) -> dict[str, Any]
 
 
 def _divisor(turn: float, low: float, high: float, factor: float) -> float:
-    """What a frequency of so many turns a token is divided by."""
+    """The divisor of a frequency of ``turn`` turns per token."""
     share = min(1.0, max(0.0, (turn - low) / (high - low)))
     return 1 / ((1 - share) / factor + share)

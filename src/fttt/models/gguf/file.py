@@ -40,7 +40,7 @@ _SPLIT = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
 
 @dataclass(frozen=True, slots=True)
 class TensorEntry:
-    """Where a tensor's data are."""
+    """The place and form of a tensor's data."""
 
     name: str
     shape: tuple[int, ...]
@@ -48,9 +48,9 @@ class TensorEntry:
     kind: GGMLQuantizationType
     file: Path
     offset: int
-    """Of its first byte in the file."""
+    """Position of the first byte in the file."""
     size: int
-    """In bytes."""
+    """Bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ class GGUFFile:
         return str(self.metadata["general.architecture"])
 
     def refuse(self, what: str, then: str) -> NoReturn:
-        """Raise the sentence that says what is wrong with this file and what to do.
+        """Raise the error about this file: what is wrong, and what to do.
 
         Raises:
             UsageError: always.
@@ -77,10 +77,10 @@ class GGUFFile:
 
 
 def open_gguf(path: str | Path) -> GGUFFile:
-    """Read the metadata of a file, and of the other parts where it was split.
+    """Read the metadata of a file, and of its other parts if it was split.
 
     Raises:
-        UsageError: it is no GGUF file, is cut short, or has tensors of an unknown kind.
+        UsageError: it is not a GGUF file, is cut short, or has tensors of an unknown kind.
     """
     path = Path(path)
     try:
@@ -103,7 +103,7 @@ def _open(path: Path, size: int, modified: int) -> GGUFFile:
 
 
 def _joined(first: GGUFFile, parts: int) -> GGUFFile:
-    """A split file whole: the metadata are those of its first part."""
+    """All parts of a split file together; the metadata are those of its first part."""
     named = _SPLIT.fullmatch(first.path.name)
     if named is None or int(named[3]) != parts or int(named[2]) != 1:
         first.refuse(
@@ -120,14 +120,14 @@ def _joined(first: GGUFFile, parts: int) -> GGUFFile:
 
 
 def _check_kinds(file: GGUFFile) -> None:
-    """Refuse what cannot be dequantised; one block of each kind is tried."""
+    """Refuse kinds that cannot be dequantised; one block of each kind is tried."""
     for kind in {tensor.kind for tensor in file.tensors.values()}:
         try:
             dequantize(np.zeros((1, GGML_QUANT_SIZES[kind][1]), np.uint8), kind)
         except NotImplementedError:
             file.refuse(
-                f"holds tensors of the kind {kind.name}, which cannot be read here",
-                "take the model in another quantisation, such as Q4_K_M or Q8_0",
+                f"holds tensors of the kind {kind.name}, which is not supported",
+                "use the model in another quantisation, such as Q4_K_M or Q8_0",
             )
 
 
@@ -135,23 +135,23 @@ def _read(path: Path) -> GGUFFile:
     """One file.
 
     Raises:
-        UsageError: it is no GGUF file, or not whole.
+        UsageError: it is not a GGUF file, or not whole.
         OSError: it cannot be read.
     """
     size = path.stat().st_size
     with path.open("rb") as handle:
         if size < 24 or handle.read(4) != _MAGIC:
             raise UsageError(
-                f"The file {str(path)!r} ({size:,} bytes) is no GGUF file: it does not begin with "
-                "'GGUF'; see that it was copied whole."
+                f"The file {str(path)!r} ({size:,} bytes) is not a GGUF file: it does not begin "
+                "with 'GGUF'; check that it was copied whole."
             )
         with mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as data:
             try:
                 file = _HeaderReader(path, data).file()
             except (struct.error, IndexError, ValueError, OverflowError) as error:
                 raise UsageError(
-                    f"The GGUF file {str(path)!r} ({size:,} bytes) ends or breaks off within its "
-                    "metadata; see that it was copied whole."
+                    f"The GGUF file {str(path)!r} ({size:,} bytes) ends or is damaged within its "
+                    "metadata; check that it was copied whole."
                 ) from error
     end = max((tensor.offset + tensor.size for tensor in file.tensors.values()), default=0)
     if end > size:
@@ -163,7 +163,7 @@ def _read(path: Path) -> GGUFFile:
 
 
 class _HeaderReader:
-    """Takes one thing after the other from a file's bytes."""
+    """Reads the values of a file's header one after the other."""
 
     def __init__(self, path: Path, data: mmap.mmap) -> None:
         self._path, self._data, self._at = path, data, 4
@@ -195,7 +195,7 @@ class _HeaderReader:
             except (ValueError, KeyError):
                 raise UsageError(
                     f"The GGUF file {str(self._path)!r} holds the tensor {name!r} of the unknown "
-                    f"kind {number}; take the model in another quantisation, such as Q4_K_M."
+                    f"kind {number}; use the model in another quantisation, such as Q4_K_M."
                 ) from None
             size = prod(shape) // block * block_bytes
             yield TensorEntry(name, shape, kind, self._path, start + offset, size)
@@ -257,7 +257,7 @@ def read_tensor(file: GGUFFile, name: str, dtype: torch.dtype = torch.float32) -
 
 
 def tensor_pieces(entry: TensorEntry, out: Tensor) -> Iterator[Callable[[], object]]:
-    """What fills ``out`` with a tensor, each a few rows."""
+    """Functions that each fill a few rows of ``out`` with a tensor's weights."""
     data = np.memmap(entry.file, np.uint8, "r", entry.offset, (entry.size,))
     columns = entry.shape[-1] if entry.shape else 1
     rows_RC = out.view(-1, columns)

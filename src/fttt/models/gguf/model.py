@@ -45,15 +45,15 @@ _SAMPLING = {
     "min_p": "min_p",
     "repetition_penalty": "penalty_repeat",
 }
-"""Settings of generation by the names that GGUF has for them."""
+"""Generation settings of ``transformers``, and GGUF's names for them."""
 
 
 def check_gguf(path: str | Path) -> None:
-    """Refuse a file that the metadata alone show to be of no use here.
+    """Refuse, from its metadata alone, a file that cannot be used.
 
     Raises:
-        UsageError: it is not whole, of an unknown architecture, tokenizer or kind of tensors, or
-            has no chat template.
+        UsageError: it is not whole, its architecture, tokenizer or kind of tensors is not
+            supported, or it has no chat template.
     """
     file = open_gguf(path)
     check_architecture(file)
@@ -69,7 +69,7 @@ def read_config(path: str | Path) -> Any:
     """The ``transformers`` config of a file's model.
 
     Raises:
-        UsageError: its metadata are not understood.
+        UsageError: some of its metadata are not supported.
     """
     file = open_gguf(path)
     config = make_config(file)
@@ -82,7 +82,7 @@ def read_tokenizer(path: str | Path) -> Any:
     """The ``transformers`` tokenizer of a file, with its chat template.
 
     Raises:
-        UsageError: its metadata are not understood.
+        UsageError: some of its metadata are not supported.
     """
     return make_tokenizer(open_gguf(path))
 
@@ -91,7 +91,7 @@ def read_model(path: str | Path, dtype: torch.dtype) -> Any:
     """The ``transformers`` model of a file, on the CPU.
 
     Raises:
-        UsageError: its metadata are not understood, or its tensors are not those of such a model.
+        UsageError: some of its metadata are not supported, or its tensors do not fit them.
     """
     file, config = open_gguf(path), read_config(path)
     auto: Any = import_module("transformers").AutoModelForCausalLM
@@ -105,7 +105,7 @@ def read_model(path: str | Path, dtype: torch.dtype) -> Any:
 
 
 def _special(file: GGUFFile) -> Mapping[str, Any]:
-    """Ids of special tokens, every one that ends an answer among them."""
+    """Ids of special tokens, including all that end an answer."""
     found: dict[str, Any] = {"eos_token_id": list(stop_ids(file)) or None}
     for role in ("bos", "pad"):
         key = {"bos": "bos", "pad": "padding"}[role]
@@ -116,7 +116,7 @@ def _special(file: GGUFFile) -> Mapping[str, Any]:
 
 
 def _generation(file: GGUFFile) -> Mapping[str, Any]:
-    """How the model's authors sample from it, where the file says so."""
+    """The sampling settings of the model's authors, if the file holds them."""
     found = {}
     for name, key in _SAMPLING.items():
         value = file.metadata.get(f"general.sampling.{key}")
@@ -126,26 +126,26 @@ def _generation(file: GGUFFile) -> Mapping[str, Any]:
 
 
 _THREADS = 16
-"""At most; more only wait for memory."""
+"""Maximum number of threads; more only wait for memory."""
 _NO_WEIGHT = re.compile(r"rope_freqs\.weight|rope_factors_(long|short)\.weight|.*attn_rot_embd.*")
-"""Tensors by which rotary positions are told."""
+"""Tensors that describe rotary positions."""
 
 Make = Callable[..., Tensor]
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How one parameter is made of tensors of the file."""
+    """How one parameter is made from tensors of the file."""
 
     names: tuple[str, ...]
     make: Make | None = None
-    """From these tensors; ``None`` takes the one as it is."""
+    """Makes the parameter from these tensors; ``None`` uses the only one as it is."""
 
 
 def read_weights(
     file: GGUFFile, made: Mapping[str, Recipe], dtype: torch.dtype
 ) -> dict[str, Tensor]:
-    """The parameters of a model, by the recipes for them.
+    """A model's parameters, made by their recipes.
 
     Vectors are made in float32 and rounded last, since some are stored with an offset.
     """
@@ -167,15 +167,15 @@ def _made(file: GGUFFile, recipe: Recipe, dtype: torch.dtype, pool: Executor) ->
 
 
 def recipes(file: GGUFFile, config: Any, outline: torch.nn.Module) -> dict[str, Recipe]:
-    """How each parameter of a model is made, once all of them and all tensors are accounted for.
+    """The recipe of each parameter of a model, after a check that every tensor has a use.
 
     Args:
         file: the weights.
-        config: that was made of the same file.
+        config: the configuration made from the same file.
         outline: the model on the meta device.
 
     Raises:
-        UsageError: a parameter has no tensor, or one of another shape, or a tensor no use.
+        UsageError: a parameter has no tensor, or one of another shape, or a tensor has no use.
     """
     tied: Any = getattr(outline, "all_tied_weights_keys", {})
     wanted = {name: x for name, x in outline.state_dict().items() if name not in tied}
@@ -188,7 +188,7 @@ def recipes(file: GGUFFile, config: Any, outline: torch.nn.Module) -> dict[str, 
             file.refuse(
                 f"lacks the tensor {missing[0]!r} of a model of the architecture "
                 f"{file.architecture!r}",
-                "see that it holds the whole model",
+                "check that it holds the whole model",
             )
         shape = _shape(file, recipe)
         if shape != tuple(parameter.shape):
@@ -201,15 +201,15 @@ def recipes(file: GGUFFile, config: Any, outline: torch.nn.Module) -> dict[str, 
     for name in file.tensors:
         if name not in used and not _NO_WEIGHT.fullmatch(name) and not names.beyond(name):
             file.refuse(
-                f"holds the tensor {name!r}, which a model of the architecture "
-                f"{file.architecture!r} has no use for here",
-                "take the model as safetensors",
+                f"holds the tensor {name!r}, for which a model of the architecture "
+                f"{file.architecture!r} has no use",
+                "use the model as safetensors",
             )
     return found
 
 
 def _shape(file: GGUFFile, recipe: Recipe) -> tuple[int, ...]:
-    """Of what a recipe makes; tried without data."""
+    """The shape of a recipe's result, found on the meta device."""
     read = [torch.empty(file.tensors[name].shape, device="meta") for name in recipe.names]
     try:
         return tuple((read[0] if recipe.make is None else recipe.make(*read)).shape)
@@ -218,7 +218,7 @@ def _shape(file: GGUFFile, recipe: Recipe) -> tuple[int, ...]:
 
 
 class _Names:
-    """The tensors behind a model's parameters."""
+    """The file's tensor names for a model's parameters."""
 
     def __init__(self, file: GGUFFile, config: Any) -> None:
         self._kind, self._config = config.model_type, config
@@ -233,12 +233,12 @@ class _Names:
         self._map = gguf.get_tensor_name_map(known[file.architecture], self._layers)
 
     def beyond(self, tensor: str) -> bool:
-        """Whether it is of a layer after the last, one that guesses further tokens ahead."""
+        """Whether it belongs to a layer after the last, one that predicts further tokens."""
         block = re.match(r"blk\.(\d+)\.", tensor)
         return block is not None and int(block[1]) >= self._layers
 
     def recipe(self, parameter: str) -> Recipe:
-        """How a parameter is made."""
+        """The recipe of a parameter."""
         for pattern, build in _RECIPES.get(self._kind, {}).items():
             match = re.fullmatch(pattern, parameter)
             if match is not None:
@@ -246,7 +246,7 @@ class _Names:
         return Recipe((self.tensor(parameter),))
 
     def tensor(self, parameter: str) -> str:
-        """The file's name for a parameter; its own where the file has none for it."""
+        """The file's name for a parameter, or the parameter's own name."""
         name, suffix = parameter, ""
         for end in (".weight", ".bias"):
             if parameter.endswith(end):
@@ -255,17 +255,17 @@ class _Names:
         return parameter if found is None else found + suffix
 
     def turned(self, match: re.Match[str]) -> Recipe:
-        """Queries and keys whose halves llama.cpp interleaves."""
+        """Queries and keys, whose halves llama.cpp interleaves."""
         config = self._config
         heads = {"q": config.num_attention_heads, "k": config.num_key_value_heads}[match["which"]]
         return Recipe((self.tensor(match[0]),), lambda x: _halves(x, heads))
 
     def shifted(self, match: re.Match[str]) -> Recipe:
-        """Norms that the file stores with one added."""
+        """Norms, which the file stores with one added."""
         return Recipe((self.tensor(match[0]),), lambda x: x - 1)
 
     def experts_up(self, match: re.Match[str]) -> Recipe:
-        """Gates and ups of all experts, one under the other."""
+        """Gate and up projections of all experts, concatenated."""
         block = f"blk.{match['layer']}.ffn_"
         return Recipe(
             (f"{block}gate_exps.weight", f"{block}up_exps.weight"),
@@ -282,7 +282,7 @@ class _Names:
         return Recipe((f"blk.{match['layer']}.ffn_gate_inp_shexp.weight",), lambda x: x.view(1, -1))
 
     def oss_up(self, match: re.Match[str]) -> Recipe:
-        """Gates and ups of gpt-oss's experts, one beside the other in turns."""
+        """Gate and up projections of gpt-oss's experts, interleaved."""
         block, end = f"blk.{match['layer']}.ffn_", match["end"]
         names = tuple(f"{block}{part}_exps.{end or 'weight'}" for part in ("gate", "up"))
         if end:
@@ -301,7 +301,7 @@ class _Names:
 
 
 def _halves(x: Tensor, heads: int) -> Tensor:
-    """Rows of each head from pairs to halves."""
+    """Reorder the rows of each head from pairs to halves."""
     return x.view(heads, -1, 2, *x.shape[1:]).transpose(1, 2).reshape(x.shape)
 
 
@@ -340,4 +340,4 @@ _RECIPES: dict[str, dict[str, _Build]] = {
     "qwen3_moe": _EXPERTS,
     "smollm3": _TURNED,
 }
-"""By the model's type: what is not one tensor of the file as it is."""
+"""By model type: recipes of the parameters that are not simply one tensor of the file."""

@@ -1,9 +1,9 @@
-"""The tokenizer that a GGUF file's metadata describe, as one of ``transformers``.
+"""The tokenizer that a GGUF file's metadata describe, as a tokenizer of ``transformers``.
 
-Two kinds are read: byte-level BPE, whose merges the file holds and whose way to cut text into words
-it only names (``tokenizer.ggml.pre``); and SentencePiece's, whose merges follow from the scores of
-its pieces. Which tokens are special is what the file says of each, so that ``<think>`` is one token
-wherever the model has it.
+Two kinds are read: byte-level BPE, whose merges the file holds and whose rule to split text into
+words it only names (``tokenizer.ggml.pre``); and SentencePiece's BPE, whose merges follow from the
+scores of its pieces. The file says of each token whether it is special, so that ``<think>`` is one
+token wherever the model has it.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ _DEEPSEEK_CODER = (
 )
 
 _GPT2 = "gpt2"
-"""The words of GPT-2, which the tokenizers package has built in."""
+"""GPT-2's rule, which the tokenizers package has built in."""
 _DIGITS = "digits"
 """Each digit by itself."""
 _FALCON = "falcon"
@@ -114,16 +114,16 @@ _WORDS: Mapping[str, tuple[str, ...]] = {
     "trillion": (_GPT2,),
     "viking": (_BLOOM, _DIGITS),
 }
-"""How text is cut into words, by the name that the file gives it."""
+"""How text is split into words, by the file's name for the rule."""
 _WHOLE_WORDS = frozenset(
     {"falcon-h1", "falcon3", "lfm2", "llama-bpe", "llama-v3", "llama3", "midm-2.0", "pixtral"}
     | {"tekken"}
 )
-"""Where a word that is a token is one, whatever the merges make of it."""
+"""Rules under which a word that is in the vocabulary is one token, whatever the merges say."""
 _STARTS = _WHOLE_WORDS
-"""Where a text begins with the token for that unless the file says otherwise."""
+"""Rules under which a text starts with the beginning-of-sequence token by default."""
 _COMPOSED = frozenset({"command-r", "olmo", "qwen2", "qwen35"})
-"""Where text is put into Unicode's composed form first."""
+"""Rules that first normalise text to Unicode's composed form."""
 
 _ENDS = frozenset(
     {"<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<end_of_turn>"}
@@ -131,21 +131,21 @@ _ENDS = frozenset(
     | {"<end_of_utterance>", "<eos>", "<turn|>", "<|tool_response>", "[e~["}
     | {"<\uff5cend\u2581of\u2581sentence\uff5c>"}  # DeepSeek's
 )
-"""Special tokens that end an answer, whichever model has them."""
+"""Special tokens that end an answer in any model that has them."""
 
 
 def check_tokenizer_kind(file: GGUFFile) -> None:
     """Refuse, from the metadata alone, a tokenizer that cannot be made.
 
     Raises:
-        UsageError: it is of an unknown kind, or its vocabulary is missing.
+        UsageError: its kind is not supported, or its vocabulary is missing.
     """
     kind = file.metadata.get("tokenizer.ggml.model")
     if kind not in {"gpt2", "llama"}:
         file.refuse(
-            f"has a tokenizer of the kind {kind!r}, which cannot be read here",
-            "known are 'gpt2' (byte-level BPE) and 'llama' (SentencePiece); or take the model as "
-            "safetensors",
+            f"has a tokenizer of the kind {kind!r}, which is not supported",
+            "supported are 'gpt2' (byte-level BPE) and 'llama' (SentencePiece); or use the model "
+            "as safetensors",
         )
     lists = ["tokens", "token_type", "merges" if kind == "gpt2" else "scores"]
     for name in lists:
@@ -157,8 +157,8 @@ def check_tokenizer_kind(file: GGUFFile) -> None:
         words = file.metadata.get("tokenizer.ggml.pre")
         if words not in _WORDS:
             file.refuse(
-                f"cuts text into words by {words!r} (tokenizer.ggml.pre), which is not known here",
-                "convert the model again with a current converter, or take it as safetensors",
+                f"splits text into words by {words!r} (tokenizer.ggml.pre), which is not supported",
+                "convert the model again with a current converter, or use it as safetensors",
             )
 
 
@@ -181,7 +181,7 @@ def make_tokenizer(file: GGUFFile) -> Any:
     """A ``transformers`` tokenizer.
 
     Raises:
-        UsageError: it is of an unknown kind.
+        UsageError: its kind is not supported.
     """
     from tokenizers import AddedToken
 
@@ -191,7 +191,7 @@ def make_tokenizer(file: GGUFFile) -> Any:
     try:
         core = _sentencepiece(file, tokens, kinds) if pieces else _bytes(file, tokens)
     except Exception as error:  # the tokenizers package has no class of its own for them
-        file.refuse(f"describes no tokenizer ({error})", "see that it was converted whole")
+        file.refuse(f"describes no tokenizer ({error})", "check that it was converted whole")
     strips = pieces and file.architecture == "phi3"
     core.add_tokens(
         [
@@ -222,7 +222,7 @@ def make_tokenizer(file: GGUFFile) -> Any:
 
 
 def _add_ends(file: GGUFFile, core: Any, tokens: Sequence[str], *, starts: bool) -> None:
-    """Let plain text be framed by the tokens that the model expects there."""
+    """Add the tokens that the model expects at the start and the end of plain text."""
     from tokenizers import processors
 
     frame: list[str] = ["$A"]
@@ -237,7 +237,7 @@ def _add_ends(file: GGUFFile, core: Any, tokens: Sequence[str], *, starts: bool)
 
 
 def stop_ids(file: GGUFFile) -> tuple[int, ...]:
-    """Every token that ends an answer: those that the file names, and what is known as one."""
+    """Every token that ends an answer: those that the file names, and those known by their text."""
     tokens, kinds = _tokens(file)
     named = {_special(file, role) for role in ("eos", "eot", "eom")}
     known = {
