@@ -124,7 +124,7 @@ def layer_of(module: Any) -> int:
 
 
 def _refuse_unknown(attention_mask: Tensor | None, others: dict[str, Any]) -> None:
-    """Refuse an attention that is more than this one."""
+    """Refuse an attention with parts that are not implemented here."""
     if attention_mask is not None:
         raise UsageError(
             "The model's attention has a mask of its own, which the engine does not know."
@@ -184,7 +184,7 @@ class Reach:
 
 @dataclass(frozen=True, slots=True)
 class _Own:
-    """What is one layer's own in a pass."""
+    """The settings of one layer's attention in a pass."""
 
     batch: Batch
     layer: int

@@ -213,14 +213,14 @@ BUCKETS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """A question that is searched, and its rows."""
+    """An active search and its rows."""
 
     job: BeamJob
     rows: list[int]
 
 
 class BeamSearcher:
-    """The searches that wait and those that are active.
+    """Runs beam searches beside the engine's other sequences.
 
     All active ones have one width and the same stop tokens; the first that waits for others begins
     when they have ended.
@@ -250,7 +250,7 @@ class BeamSearcher:
 
     @property
     def jobs(self) -> list[BeamJob]:
-        """All that are owed an answer."""
+        """Jobs without an answer yet."""
         return [*self.waiting, *(search.job for search in self.active)]
 
     @property
@@ -329,7 +329,7 @@ class BeamSearcher:
         return tokens
 
     def clear(self) -> None:
-        """Forget all of them, and their rows, since the engine ends."""
+        """Drop all searches when the engine closes."""
         self.waiting.clear()
         self.active.clear()
 
@@ -376,7 +376,7 @@ class BeamSearcher:
         self.active.pop()
 
     def _give_up(self) -> None:
-        """Out of memory is an error of these searches, and not the engine's."""
+        """Fail these searches alone where memory runs out."""
         for place in reversed(range(len(self.active))):
             job = self.active[place].job
             if not job.answer.done():

@@ -81,7 +81,7 @@ _looking: ContextVar[Look] = ContextVar("looking")
 
 
 def _look(*args: Any, **kwargs: Any) -> tuple[Tensor, None]:
-    """What is registered once as an attention: that which looks at the moment."""
+    """The registered attention, which passes its call to the current reader of heads."""
     return _looking.get()(*args, **kwargs)
 
 
@@ -211,16 +211,16 @@ class KVCache:
 
     @property
     def kept(self) -> int:
-        """Rows that :meth:`take` would take back when no other is free."""
+        """Kept rows, which :meth:`take` evicts when no other is free."""
         return len(self._kept)
 
     @property
     def spare(self) -> int:
-        """Those of them that it would take back first, as no train step waits for them."""
+        """Kept rows that it evicts first, since no train step waits for them."""
         return sum(not kept.awaited for kept in self._kept.values())
 
     def take(self) -> int:
-        """Take a free row, or the one that was kept longest, a train step's last."""
+        """Take a free row, or evict the one that was kept longest, a train step's last."""
         if not self._free:
             oldest = next(iter(self._kept.values()))
             spare = next((kept for kept in self._kept.values() if not kept.awaited), oldest)
@@ -250,14 +250,14 @@ class KVCache:
         return kept
 
     def claim(self, kept: KeptRow) -> int | None:
-        """Make a kept row the caller's own, or return ``None`` where it was taken back."""
+        """Take over a kept row, or return ``None`` where it was evicted."""
         if kept.row is None:
             return None
         del self._kept[kept.row]
         return kept.evict()
 
     def release(self, kept: KeptRow) -> None:
-        """Let a kept row go."""
+        """Free a kept row."""
         row = self.claim(kept)
         if row is not None:
             self.give(row)
@@ -304,9 +304,9 @@ class KeptRow:
         self._token_ids = token_ids
         self.row: int | None = row
         self.adapted = adapted
-        """Whether an adapter made it, as it was then."""
+        """Whether it was written with an adapter."""
         self.awaited = awaited
-        """Whether a train step is to read it, so that it is taken back last."""
+        """Whether a train step is to read it, so that it is evicted last."""
         self.version = version
         """Of the weights under which it was written, as the bank numbers them; ``None`` where they
         were changed meanwhile."""
@@ -340,5 +340,5 @@ class KeptRow:
         return row
 
     def close(self) -> None:
-        """Let the cache go. Calling it twice is harmless."""
+        """Free the row. Calling it twice is harmless."""
         self._cache.release(self)

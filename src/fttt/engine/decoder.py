@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fttt.engine import ops
-from fttt.engine.adapters.bank import Bank
+from fttt.engine.adapters.bank import Bank, applied
 from fttt.engine.batch import Batch, Segment
 from fttt.engine.cache import KVCache
 from fttt.engine.ops.sampling import Shape, shaped, token_logprobs, uniform
@@ -34,7 +34,7 @@ __all__ = [
 
 @dataclass(eq=False)
 class Lane:
-    """A running sequence: what it is drawn with, and what was drawn."""
+    """A running sequence: its sampling settings and the tokens that were drawn."""
 
     row: int
     slot: int
@@ -50,18 +50,18 @@ class Lane:
     top_k: int = 0
     min_p: float = 0.0
     penalty: float = 1.0
-    """Of repetition."""
+    """Repetition penalty."""
     prompt: tuple[int, ...] = ()
-    """What stood before, where a penalty asks for it."""
+    """The prompt's tokens, where a repetition penalty needs them."""
     version: int = 0
-    """Of the adapter's weights when it began."""
+    """Version of the adapter's weights when the sequence began."""
     tokens: list[int] = field(default_factory=list)
     """Drawn so far; the last one is not in the cache yet."""
     scores: list[float] = field(default_factory=list)
 
     @property
     def shaped(self) -> bool:
-        """Whether it asks for more than temperature and nucleus."""
+        """Whether it has settings beside temperature and nucleus."""
         return self.top_k > 0 or self.min_p > 0 or self.penalty != 1
 
     @property
@@ -110,7 +110,7 @@ def draw(logits_LV: Tensor, lanes: Sequence[Lane]) -> None:
 
 
 def _note_seen(seen_LV: Tensor, lanes: Sequence[Lane]) -> Tensor:
-    """Mark in a cleared table what stands in each lane that has a penalty."""
+    """Mark the tokens of each lane that has a penalty in a cleared table."""
     for n, lane in enumerate(lanes):
         if lane.penalty != 1:
             ids = torch.tensor([*lane.prompt, *lane.tokens], device=seen_LV.device)
@@ -119,10 +119,10 @@ def _note_seen(seen_LV: Tensor, lanes: Sequence[Lane]) -> Tensor:
 
 
 def _check_finite(score_L: Tensor, lanes: Sequence[Lane]) -> None:
-    """Stop at what no token can be drawn from.
+    """Refuse to draw from logits that are NaN or infinite.
 
-    One such sequence ends all: what its row holds would reach the next that takes the row, since a
-    masked key's weight of zero times infinity is no number.
+    One such sequence ends the run: its keys and values stay in the row for the next sequence that
+    takes it, and a masked key's weight of zero times infinity is NaN.
     """
     finite_L = score_L.isfinite()
     if bool(finite_L.all()):
@@ -130,12 +130,12 @@ def _check_finite(score_L: Tensor, lanes: Sequence[Lane]) -> None:
     lane = lanes[int((~finite_L).nonzero()[0])]
     if lane.slot >= 0:
         raise DivergedError(
-            "A question's own weights have diverged: with them the model's outputs are no numbers; "
+            "A question's own weights have diverged: with them the model's outputs became NaN; "
             "lower the learning rate or take --dtype float32."
         )
     raise DivergedError(
-        "The model's outputs are no numbers; take --dtype bfloat16 or float32, whose range is "
-        "larger than that of float16, and look whether its weights are whole."
+        "The model's outputs became NaN; take --dtype bfloat16 or float32, whose range is larger "
+        "than that of float16, and check that the model's files are complete."
     )
 
 
@@ -156,11 +156,8 @@ class CPUDecoder:
         """Append one token to each lane."""
         lanes = self._lanes
         batch = Batch.pack("decode", [lane.segment for lane in lanes], self._cache)
-        if self._bank is None:
+        with applied(self._bank, batch):
             logits = run_model(self._model, batch, slice(None))
-        else:
-            with self._bank.applied(batch):
-                logits = run_model(self._model, batch, slice(None))
         for lane in lanes:
             lane.length += 1
         draw(logits, lanes)
@@ -236,7 +233,7 @@ class CUDADecoder:
             lane.scores.extend(logprobs)
 
     def _note_ends(self, lanes: Sequence[Lane]) -> None:
-        """Say how each lane ends: what is drawn after that must not enter its state.
+        """Tell the device how each lane ends: tokens drawn after that must not enter its state.
 
         Keys and values behind the end are never read, but a state is one for all tokens.
         """
@@ -251,7 +248,7 @@ class CUDADecoder:
         self._ends[:, : len(lanes)].copy_(torch.tensor(ends).T.pin_memory(), non_blocking=True)
 
     def _note_shape(self, lanes: Sequence[Lane], spare: int) -> None:
-        """Say what each lane asks for, and what it holds already."""
+        """Tell the device each lane's settings and the tokens that it holds already."""
         shape = self._shape
         assert shape is not None
         size = len(lanes) + spare
@@ -298,11 +295,8 @@ class CUDADecoder:
             "decode", self._cache, token_L, length_L, row_L, length_L, slot_L,
             lengths=(), pasts=(), rows=(), adapted=adapted,
         )  # fmt: skip
-        if self._bank is None:
+        with applied(self._bank, batch):
             logits_LV = run_model(self._model, batch, slice(None))
-        else:
-            with self._bank.applied(batch):
-                logits_LV = run_model(self._model, batch, slice(None))
         noise_L = uniform(key_L, count_L)
         if asks:
             assert self._shape is not None
@@ -334,7 +328,7 @@ class CUDADecoder:
 
 @dataclass(frozen=True)
 class Uncaptured:
-    """Runs a step as it is where others replay a graph of it."""
+    """Runs a step without capturing it, in place of a graph."""
 
     replay: Callable[[], None]
 

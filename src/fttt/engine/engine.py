@@ -16,7 +16,7 @@ import torch
 from torch.nn.attention import sdpa_kernel
 
 from fttt.engine.adapters import bank_of
-from fttt.engine.adapters.bank import Slot, handed_over
+from fttt.engine.adapters.bank import Slot, applied, handed_over
 from fttt.engine.attention import KERNELS
 from fttt.engine.batch import Batch, Segment, by_length
 from fttt.engine.beam import BeamJob, BeamSearcher
@@ -133,7 +133,7 @@ class BatchedEngine:
             self._waiting = PrefillQueue()
             self._running: list[GenerateJob] = []
             self._apart: list[GenerateJob] = []
-            """Those of the running ones that take their next token in a pass of their own."""
+            """Running jobs that take their next token in a pass of their own."""
             self._lessons = LessonQueue()
             self._scores = ScoreQueue()
             self._scorer = Scorer(self._model, self._cache, self._bank, self.plan.prefill_tokens)
@@ -173,7 +173,7 @@ class BatchedEngine:
 
         Raises:
             UsageError: it cannot fit a row.
-            RunError: the device ran out of memory, the model's outputs are no numbers, or the
+            RunError: the device ran out of memory, the model's outputs became NaN, or the
                 engine was closed.
         """
         check_fits(request, self.max_length)
@@ -261,7 +261,7 @@ class BatchedEngine:
             self._bank.detach()
 
     def _start(self) -> None:
-        """Let the loop look at what is about to be queued; an engine that failed takes nothing."""
+        """Wake the loop for a request that is about to be queued; a failed engine takes none."""
         if self._failure is not None:
             raise self._failure
         self._wake.set()
@@ -290,7 +290,7 @@ class BatchedEngine:
     @torch.no_grad()
     @sdpa_kernel(KERNELS)
     def _turn(self) -> None:
-        """One look at what runs, and one train or prefill pass where it is due."""
+        """Collect decode steps, run a train, score or prefill pass that is due, launch again."""
         self._collect()
         self._lessons.drop_cancelled()
         running = len(self._running) + self._searcher.running
@@ -316,12 +316,12 @@ class BatchedEngine:
         self._patience[kind].ran(seconds)
 
     def _admissible(self) -> int:
-        """Waiting requests that a lane and a row are there for."""
+        """How many waiting requests have a lane and a row."""
         lanes = self.plan.batch_size - len(self._running)
         return min(len(self._waiting), lanes, self._rows())
 
     def _rows(self) -> int:
-        """Rows to be had. A train step's are evicted only where nothing else can run."""
+        """Rows that are free or may be evicted; a train step's only where nothing else can run."""
         busy = self._running or self._lessons or self._searcher.active
         return self._cache.free + (self._cache.spare if busy else self._cache.kept)
 
@@ -356,9 +356,7 @@ class BatchedEngine:
         """Fill cache rows; return the logits after each segment's last token."""
         batch = Batch.pack("prefill", segments, self._cache)
         last = torch.tensor(batch.ends, device=self._device) - 1
-        if self._bank is None:
-            return run_model(self._model, batch, last)
-        with self._bank.applied(batch):
+        with applied(self._bank, batch):
             return run_model(self._model, batch, last)
 
     def _launch(self) -> None:
@@ -380,7 +378,7 @@ class BatchedEngine:
         self.busy["beam"] += time.perf_counter() - since
 
     def _step_at_the_edge(self, edge: int) -> None:
-        """Give sequences whose keys are about to become others a token by a pass of their own.
+        """Give sequences that reach the edge of their rotary frequencies a token in their own pass.
 
         The one that is longer than ``edge`` for the first time is run as a whole.
         """
@@ -405,7 +403,7 @@ class BatchedEngine:
         self._apart = self._settle(near, 1)
 
     def _collect(self) -> None:
-        """Take the tokens of the steps that were begun, and answer what ended."""
+        """Take the tokens of the launched steps, and answer the sequences that ended."""
         if not (self._running or self._searcher.active):
             return
         if self._running:
@@ -424,7 +422,7 @@ class BatchedEngine:
         self._patience["beam"].waited(self._searcher.admissible(self._rows()), seconds)
 
     def _settle(self, jobs: Sequence[GenerateJob], fresh: int) -> list[GenerateJob]:
-        """Answer those that ended among their last ``fresh`` tokens; return the others."""
+        """Answer the jobs that ended among their last ``fresh`` tokens; return the others."""
         still: list[GenerateJob] = []
         for job in jobs:
             lane, request = job.lane, job.request
@@ -467,7 +465,7 @@ class BatchedEngine:
         )
 
     def _version(self, lane: Lane) -> int | None:
-        """Of the weights that all of a lane was written under, if they were the same."""
+        """Version of the weights that a lane was written under; ``None`` where they changed."""
         now = self._bank.version(lane.slot) if self._bank is not None else 0
         return now if now == lane.version else None
 
@@ -492,7 +490,7 @@ class BatchedEngine:
                 job.answer.set_result(Scored(logprobs, top_ids, top_logprobs, job.seconds))
 
     def _fail(self, error: BaseException) -> None:
-        """Answer everything with an error; later requests get it too."""
+        """Answer every request with an error; later requests get it too."""
         self._failure = error
         jobs: list[Job[Any, Any]] = [*self._waiting, *self._running, *self._apart, *self._lessons]
         jobs += [*self._scores, *self._searcher.jobs]

@@ -76,7 +76,7 @@ class HiddenCache:
             yield n, torch.cat([old_ND, fresh_ND]) if past else fresh_ND
 
     def _write(self, batch: Batch, hidden_ND: Tensor) -> None:
-        """As attention writes keys and values; also within a captured decode step."""
+        """Store hidden states as attention stores keys; also within a captured decode step."""
         hidden = self._cache.hidden
         if batch.mode != "train" and hidden is not None:
             hidden[batch.row_N, batch.position_N] = hidden_ND.to(hidden.dtype)
@@ -94,7 +94,7 @@ class _ReachedError(Exception):
 
 
 def upper_part(model: Any, edited: Sequence[str]) -> Upper | None:
-    """From the first decoder layer with an edited linear layer on; ``None`` where there is no such.
+    """The model from its first edited decoder layer on; ``None`` where nothing lies below it.
 
     Args:
         model: a ``transformers`` causal language model.
@@ -152,7 +152,7 @@ class Upper:
 
     @contextmanager
     def given(self, hidden_ND: Tensor) -> Iterator[None]:
-        """Let passes of the model begin with these hidden states; the layers below do nothing."""
+        """Let passes begin with these hidden states, and skip the layers below."""
 
         def put(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             if args:

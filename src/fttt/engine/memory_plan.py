@@ -78,7 +78,7 @@ class MemoryPlan:
         )
 
     def exceeded(self, device: torch.device) -> RunError:
-        """What is said where it turns out to be too little."""
+        """The error of a device that ran out of memory all the same."""
         return RunError(
             f"{device} ran out of memory beyond the plan ({self.describe()}); lower --batch-size "
             "or --max-new-tokens and resume."

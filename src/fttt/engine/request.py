@@ -106,7 +106,7 @@ class Kept(Protocol):
         """Prompt and completion, as the model saw them."""
 
     def close(self) -> None:
-        """Let the cache go. Calling it twice is harmless."""
+        """Free the cache row. Calling it twice is harmless."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +125,7 @@ class GenerateRequest:
     keep: bool = False
     """Hold keys and values after the end (``Generation.kept``) until they are closed."""
     awaited: bool = True
-    """Whether a train step may come for what is kept, so that rows are taken back there last."""
+    """Whether a train step may come for what is kept, so that such rows are evicted last."""
     reuse: Kept | None = None
     """A kept sequence that begins as the prompt does, the last turn of a conversation, say. Where
     neither has an adapter and most of the prompt is still held, its row becomes this request's and

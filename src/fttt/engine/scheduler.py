@@ -158,7 +158,7 @@ class PrefillQueue(deque[GenerateJob]):
 
 
 def _held_tokens(request: GenerateRequest) -> int:
-    """How many of the prompt's first tokens are taken from the row that it may reuse.
+    """How many of the prompt's first tokens are read from the row that it may reuse.
 
     An adapter's keys and values are not the base model's, nor its own after a train step. Less than
     half of a prompt is not worth attention that reads the row.
@@ -182,7 +182,7 @@ class LessonQueue(deque[TrainJob]):
     """Train requests in the order of their arrival."""
 
     def drop_cancelled(self) -> None:
-        """Forget requests that nobody waits for; their slots may be others' by now."""
+        """Drop cancelled requests, whose slots may belong to other questions by now."""
         for job in [job for job in self if job.answer.cancelled()]:
             self.remove(job)
 
@@ -240,6 +240,6 @@ class Patience:
         self._lost += waiting * seconds
 
     def ran(self, seconds: float) -> None:
-        """Note what a pass took."""
+        """Note the duration of a pass."""
         self._lost = 0.0
         self._cost = seconds if self._cost is None else 0.7 * self._cost + 0.3 * seconds

@@ -1,4 +1,4 @@
-"""Whole sequences in one pass, ragged and packed, with a loss on their tokens and no cached rows.
+"""Whole sequences in one pass, ragged and packed: their losses and their log-probabilities.
 
 What learns from question, attempt and feedback together, or from a gold solution, runs the model
 through this module: OpTune's factors and its training.
@@ -10,7 +10,7 @@ teacher, D hidden width, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
 
@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.attention import sdpa_kernel
 from transformers.utils.generic import ModelOutput
 
-from fttt.engine.adapters.bank import Bank, slot_index
+from fttt.engine.adapters.bank import Bank, applied, slot_index
 from fttt.engine.attention import KERNELS
 from fttt.engine.batch import Batch, Segment, by_length
 from fttt.engine.cache import KeptRow, KVCache, read_heads
@@ -42,14 +42,14 @@ __all__ = [
 LOGIT_BYTES = 2**28
 """Of float32 logits that are held at once where a loss is taken in chunks."""
 FLOOR = -100.0
-"""The least that the log-probability of all tokens that are not named is taken for."""
+"""Lower bound of the log-probability of all tokens outside a list, so that it stays finite."""
 Score = tuple[tuple[float, ...], tuple[tuple[int, ...], ...], tuple[tuple[float, ...], ...]]
 """Log-probabilities of given tokens, and the likeliest ones with theirs."""
 
 
 @contextmanager
 def prepared(model: Any, *, faster: bool = True) -> Iterator[None]:
-    """Let a model run packed sequences outside an engine; it gets its own code back at the end.
+    """Let a model run packed sequences outside an engine, and restore its own code at the end.
 
     ``faster=False`` leaves all but what packing needs to the model's own code.
     """
@@ -142,7 +142,7 @@ class Scorer:
         self._tokens = tokens
 
     def check(self, request: ScoreRequest) -> None:
-        """Refuse what is longer than a pass, and what has nothing to score.
+        """Refuse a sequence that is longer than a pass, and one without tokens to score.
 
         Raises:
             UsageError: the request is such.
@@ -184,13 +184,13 @@ class Scorer:
         lengths = [len(segment.token_ids) for segment in segments]
         for part in by_length(lengths, lambda padded, _: padded <= self._tokens):
             batch = Batch.pack("train", [segments[n] for n in part], self._cache)
-            with self._bank.applied(batch) if self._bank else nullcontext():
+            with applied(self._bank, batch):
                 scores = self._score(batch, [requests[n] for n in part])
             found.update(zip(part, scores, strict=True))
         return [found[n] for n in range(len(requests))]
 
     def _row(self, request: ScoreRequest) -> tuple[int, int]:
-        """The row that holds what comes before, and how many tokens of it are read there."""
+        """The row that holds the context, and how many of its tokens are read from it."""
         kept = request.context
         past = request.tokens - len(request.token_ids) - 1
         if not isinstance(kept, KeptRow) or kept.row is None or not kept.serves(request.tokens):
@@ -263,7 +263,7 @@ def run_layers(model: Any, batch: Batch) -> Any:
 
 
 def _chunks(model: Any, tokens: int) -> Iterator[slice]:
-    """Parts of so many tokens, whose logits are held at once."""
+    """Slices of so many tokens, each with logits of at most ``LOGIT_BYTES``."""
     size = max(1, LOGIT_BYTES // (4 * model.config.get_text_config().vocab_size))
     for start in range(0, tokens, size):
         yield slice(start, start + size)
@@ -321,7 +321,7 @@ class _ChunkedLoss(torch.autograd.Function):
 
 
 def _head(model: Any, batch: Batch, form: type[ModelOutput], hidden_MD: Tensor) -> Tensor:
-    """Logits of hidden states by the model's own code, whatever it does to them on the way.
+    """Logits of hidden states by the model's own code, softcaps and scales included.
 
     ``form`` is what its layers answer with; some hold more than hidden states.
     """

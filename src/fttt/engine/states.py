@@ -67,12 +67,12 @@ class States:
         return state
 
     def write(self, number: int, row_B: Tensor, state: State) -> None:
-        """Store what a mixer carries on from here."""
+        """Store a mixer's new states."""
         for key, tensor in self._tensors[number].items():
             tensor[row_B] = state[key].to(tensor.dtype)
 
     def clear(self, row: int) -> None:
-        """Make a row as it is before any token."""
+        """Reset a row to its state before any token."""
         self._seen[row] = 0
         for state in self._tensors:
             for tensor in state.values():
@@ -92,7 +92,7 @@ class States:
         self._seen[row] = tokens
 
     def check(self, row: int, past: int) -> None:
-        """Stop a pass that would read a state at another place than where it stands."""
+        """Refuse to read a state that has seen another number of tokens."""
         if past not in {0, self._seen[row]}:
             raise RuntimeError(
                 f"the state of row {row} has seen {self._seen[row]} tokens, not {past}"
@@ -171,7 +171,7 @@ class _Carried:
 
     @property
     def state(self) -> State:
-        """What is carried on."""
+        """The state after the last token."""
         conv = {("conv", n): t for n, t in self.conv_states.items()}
         return conv | {("recurrent", n): t for n, t in self.recurrent_states.items()}
 

@@ -159,9 +159,9 @@ def train_step(
 
 @contextmanager
 def _rerun(model: nn.Module) -> Iterator[None]:
-    """Let decoder layers hold their inputs alone, and run again for the gradient one by one.
+    """Let decoder layers keep only their inputs, and run again for the gradient one by one.
 
-    So a sequence that is longer than a pass takes little more than a layer's activations.
+    A sequence that is longer than a pass then holds little more than a layer's activations.
     """
 
     def held(forward: Callable[..., Any]) -> Callable[..., Any]:
@@ -195,7 +195,7 @@ def _contexts(requests: Sequence[TrainRequest], slots: Sequence[int]) -> list[Co
 def _place(
     waiting: Sequence[ContextTargets], bank: LoRABank, cache: KVCache, tokens: int, fill: Fill
 ) -> Sequence[ContextTargets]:
-    """Give the first contexts a row each, until ``tokens`` or the rows are reached, and fill them.
+    """Give the first contexts a row each, up to ``tokens`` or the rows there are, and fill them.
 
     A kept row is taken over where it holds what the adapter, as it is, would write.
     """
@@ -235,7 +235,7 @@ def _parts(
     tokens: int,
     fill: Fill,
 ) -> Iterator[list[int]]:
-    """Numbers of segments to run at once, whose rows are ready for them when they are handed out.
+    """Yield numbers of segments that run in one pass, with their rows ready for them.
 
     Where layers carry a state, a row's is that after all tokens that it holds. For targets that
     come after less of it, that less is run again, under the adapter as it is.
@@ -266,9 +266,9 @@ def _parts(
 
 
 def worth_padding(padded: int, own: int, tokens: int) -> bool:
-    """Whether a part of a step of ``tokens`` may be so long with padding, without it ``own``.
+    """Whether a pass may have ``padded`` tokens where ``own`` of them are no padding.
 
-    It may hold a quarter more than its own tokens, and what a pass costs in any case.
+    A quarter may be padding, and as many tokens more as cost what another pass would.
     """
     return padded <= min(1.25 * tokens, 1.25 * own + _WORTH_A_PASS)
 
@@ -276,7 +276,7 @@ def worth_padding(padded: int, own: int, tokens: int) -> bool:
 def _with_one_past(
     owners: Sequence[ContextTargets], segments: Sequence[Segment], waiting: Sequence[int]
 ) -> list[int]:
-    """The segments to read a row's state at one place: first at its end, where it stands."""
+    """Segments that read their row's state at one place: first at the row's end."""
     chosen: dict[int, int] = {}
     for n in sorted(waiting, key=lambda n: -segments[n].past):
         chosen.setdefault(id(owners[n]), segments[n].past)

@@ -1,4 +1,4 @@
-"""What all kinds of adapters have in common: slots, the bank that holds them, and what they need.
+"""What all kinds of adapters share: slots, the bank that holds them, and their memory.
 
 A kind is one file beside this one. It owns its bank (the stacked weights and how they are added to
 a model's layers), what it takes of the memory, and how its train requests are carried out.
@@ -11,7 +11,7 @@ import difflib
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -35,6 +35,7 @@ __all__ = [
     "Learned",
     "Learner",
     "Slot",
+    "applied",
     "decoder_layers",
     "handed_over",
     "layers_by_name",
@@ -44,32 +45,32 @@ __all__ = [
 Fill = Callable[[Sequence[Segment]], None]
 """Runs segments into their cache rows."""
 Learned = tuple["TrainJob", tuple[float, ...]]
-"""A request that was carried out, and its targets' losses before the step."""
+"""A finished request, and its targets' losses before the step."""
 
 
 class Learner(Protocol):
-    """Carries out train requests."""
+    """Runs train requests."""
 
     def check(self, request: TrainRequest) -> None:
-        """Refuse what this kind of adapter cannot learn from.
+        """Refuse a request that this kind of adapter cannot learn from.
 
         Raises:
             UsageError: the request is such.
         """
 
     def reads(self, *, adapted: bool) -> bool:
-        """Whether a step reads the rows of sequences written with an adapter, or without one."""
+        """Whether a step reads the cache rows of sequences that were (or were not) adapted."""
 
     def due(self, queue: LessonQueue) -> int:
-        """How many requests could be carried out now, 0 where the first one must wait."""
+        """How many requests could run now; 0 where the first one must wait."""
 
     def run(self, queue: LessonQueue) -> list[Learned]:
-        """Take as many requests as one pass holds and carry them out; an error leaves them."""
+        """Run as many requests as one pass holds; after an error they stay queued."""
 
 
 @dataclass(frozen=True, slots=True)
 class AdapterNeeds:
-    """What adapters of one kind take of the memory, in bytes, and of a run."""
+    """Memory of one kind of adapter, in bytes, and the sizes of its train passes."""
 
     slot: int
     """Of an open adapter."""
@@ -104,6 +105,11 @@ class Slot:
             self.bank.give(self.index)
 
 
+def applied(bank: Bank | None, batch: Batch) -> AbstractContextManager[None]:
+    """Add each segment's adapter for one forward pass, where there are any."""
+    return nullcontext() if bank is None else bank.applied(batch)
+
+
 def slot_index(adapter: AdapterSlot | None) -> int:
     """The place of an engine's own slot; -1 for the base model."""
     if adapter is None:
@@ -128,7 +134,7 @@ class Bank(ABC):
 
     @abstractmethod
     def learner(self, cache: KVCache, plan: MemoryPlan, fill: Fill) -> Learner:
-        """What carries out the train requests of these adapters; ``fill`` fills cache rows."""
+        """The learner of these adapters' train requests; ``fill`` fills cache rows."""
 
     def __init__(self, model: Any, spec: AdapterSpec, slots: int, device: torch.device) -> None:
         """Take the memory of so many slots.
@@ -146,18 +152,18 @@ class Bank(ABC):
 
     @abstractmethod
     def fill(self, index: int, seed: int) -> None:
-        """Make a slot as it is before any train step: the model's outputs are the base model's."""
+        """Reset a slot to its state before any train step, with the base model's outputs."""
 
     @abstractmethod
     def copy(self, source: int, target: int) -> None:
-        """Make a slot as another one is, with all that its next steps depend on."""
+        """Copy a slot to another one, with all that its next steps depend on."""
 
     @abstractmethod
     def applied(self, batch: Batch) -> AbstractContextManager[None]:
         """Add each segment's adapter to the model's layers for one forward pass."""
 
     async def open(self, seed: int, copy_of: AdapterSlot | None = None) -> Slot:
-        """Wait for a free slot and make it fresh, or as another one is then.
+        """Wait for a free slot and reset it, or make it a copy of another one.
 
         Raises:
             RunError: ``copy_of`` is closed, or a slot of another bank.
@@ -197,19 +203,19 @@ class Bank(ABC):
         return slot.index
 
     def version(self, index: int) -> int:
-        """A number that a slot's weights have to themselves; 0 where outputs are the base model's.
+        """A number of a slot's present weights; 0 where the outputs are the base model's.
 
         A slot of -1 is the base model. Copies share the number until one of them is changed.
         """
         return 0 if index < 0 else self._versions[index]
 
     def changed(self, index: int) -> None:
-        """Note that a slot's weights are others now."""
+        """Give a slot's weights a new version number, since they changed."""
         self._changes += 1
         self._versions[index] = self._changes
 
     def give(self, index: int) -> None:
-        """Hand a slot to whoever waits for one, or keep it free."""
+        """Hand a slot to the next request that waits for one, or keep it free."""
         while self._waiting:
             future = self._waiting.popleft()
             if not future.done():
@@ -218,7 +224,7 @@ class Bank(ABC):
         self._free.append(index)
 
     def fail(self, error: BaseException) -> None:
-        """Answer all that wait for a slot with an error."""
+        """Answer all requests that wait for a slot with an error."""
         for future in self._waiting:
             if not future.done():
                 future.set_exception(error)
@@ -257,7 +263,7 @@ T = TypeVar("T")
 
 
 async def handed_over(future: asyncio.Future[T], give_back: Callable[[T], None]) -> T:
-    """Wait for a future; ``give_back`` takes what it holds where the wait is cancelled.
+    """Wait for a future; ``give_back`` releases its result where the wait is cancelled.
 
     A future that is cancelled never holds anything. But a task that is cancelled after its future
     was filled, and before its own next turn, never sees what it was given.

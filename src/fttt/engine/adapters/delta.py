@@ -320,7 +320,7 @@ class DeltaBank(Bank):
         self._batch: Batch | None = None
 
     def learner(self, cache: KVCache, plan: MemoryPlan, fill: Fill) -> DeltaLearner:
-        """Predicts changes; what it reads of a row are hidden states."""
+        """A learner that predicts changes; of a row it reads hidden states."""
         upper = upper_part(self.model, self.spec.layers)
         below = HiddenCache(upper, cache) if upper else None
         if below:
@@ -328,12 +328,12 @@ class DeltaBank(Bank):
         return DeltaLearner(self, cache, plan, below)
 
     def fill(self, index: int, seed: int) -> None:
-        """No change."""
+        """Set the change to zero."""
         for delta_SOI in self.delta_SOI.values():
             delta_SOI[index] = 0
 
     def copy(self, source: int, target: int) -> None:
-        """The change."""
+        """Copy the change."""
         for delta_SOI in self.delta_SOI.values():
             delta_SOI[target] = delta_SOI[source]
 
@@ -402,7 +402,7 @@ class DeltaBank(Bank):
 
 
 class DeltaLearner:
-    """One predicted change of the weights each, from the factors of the whole sequence's loss.
+    """Applies one predicted change of weights a request, from the factors of its loss.
 
     Only layers from the first edited one on run all of it. Those below run what follows the context
     where that is still kept.
@@ -430,15 +430,15 @@ class DeltaLearner:
             )
 
     def reads(self, *, adapted: bool) -> bool:
-        """Those that the change learns from, by what the layers below the edited ones gave."""
+        """Rows whose hidden states below the edited layers the change is predicted from."""
         return self._below is not None and self._bank.spec.learns_from(adapted=adapted)
 
     def due(self, queue: LessonQueue) -> int:
-        """All: none needs a row."""
+        """All of them, since none needs a row."""
         return len(queue)
 
     def run(self, queue: LessonQueue) -> list[Learned]:
-        """Take as many requests as one pass holds and carry them out; an error leaves them.
+        """Run as many requests as one pass holds; after an error they stay queued.
 
         A loss or a change that is not finite is answered by a loss that is not finite.
         """

@@ -135,7 +135,7 @@ class LoRABank(Bank):
         self._cached: tuple[tuple[int, ...], tuple[Tensor, ...]] | None = None
 
     def learner(self, cache: KVCache, plan: MemoryPlan, fill: Fill) -> LoRALearner:
-        """Takes AdamW steps."""
+        """A learner that takes AdamW steps."""
         return LoRALearner(self, cache, plan, fill)
 
     def factors(self, slot: int) -> list[tuple[Tensor, Tensor]]:
@@ -295,7 +295,7 @@ class LoRABank(Bank):
         a_URI: Tensor,
         b_UOR: Tensor,
     ) -> Tensor:
-        """Within a mixer, which runs some segments as a batch."""
+        """The same within a mixer, which runs some segments as a padded batch."""
         assert batch.inside is not None
         groups = torch.tensor([batch.groups.group_of[n] for n in batch.inside], device=x.device)
         x_BTI = batch.by_segment(x).float()
@@ -312,30 +312,30 @@ class LoRABank(Bank):
         return out_BTO.index_add(0, own_B, delta).view_as(output)
 
     def _mask(self, key_B: Tensor, token_BT: Tensor, layer: TargetLayer) -> Tensor:
-        """Which inputs are dropped at random: by question, update, layer, position and feature."""
+        """Dropout's factors, drawn by question, update, layer, position and feature."""
         token_BT = token_BT * len(self._layers) + layer.index
         return ops.keep_mask(key_B, token_BT, layer.inputs, self.spec.dropout)
 
 
 class LoRALearner:
-    """One AdamW step each, on contexts whose keys and values lie in cache rows."""
+    """Takes one AdamW step a request, on contexts whose keys and values lie in cache rows."""
 
     def __init__(self, bank: LoRABank, cache: KVCache, plan: MemoryPlan, fill: Fill) -> None:
         self._bank, self._cache, self._plan, self._fill = bank, cache, plan, fill
 
     def check(self, request: TrainRequest) -> None:
-        """Anything can be learned from."""
+        """Accept any request."""
 
     def reads(self, *, adapted: bool) -> bool:
-        """Those that the adapter learns from, by their keys and values."""
+        """Rows of adapted sequences, for their keys and values."""
         return self._bank.spec.learns_from(adapted=adapted)
 
     def due(self, queue: LessonQueue) -> int:
-        """All, where a context that needs a row can have one."""
+        """All of them, where a context that needs a row can have one."""
         return len(queue) if self._cache.free + self._cache.kept > 0 else 0
 
     def run(self, queue: LessonQueue) -> list[Learned]:
-        """Take as many requests as one pass holds and carry them out; an error leaves them."""
+        """Run as many requests as one pass holds; after an error they stay queued."""
         plan = self._plan
         jobs = queue.next_pass(self._cache, plan.train_tokens, plan.train_questions)
         try:
