@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import fttt
 from fttt.config import build, resolve
 from fttt.engine.request import LoRASpec
 from fttt.errors import UsageError
-from fttt.experiment.plan import settle
+from fttt.experiment.plan import Plan, settle
+from fttt.experiment.runner import make_engine
 from fttt.methods.policy import (
     Policy,
     PolicySettings,
@@ -20,7 +23,7 @@ from fttt.methods.policy import (
     leave_one_out,
     rewards,
 )
-from fttt.testing import play
+from fttt.testing import play, tiny_model
 from fttt.types import Completion, Judged, Outcome, Question, Verdict
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -190,3 +193,26 @@ def test_a_score_that_is_not_a_number_is_a_wrong_verdict_and_no_reward() -> None
 def test_a_bad_list_of_targets_is_named() -> None:
     with pytest.raises(UsageError, match="'targets' in the settings"):
         build(PolicySettings, {"targets": []}, "the settings")
+
+
+def test_one_question_alone_has_room_for_its_group_and_for_the_shared_weights() -> None:
+    model = tiny_model()
+    result = fttt.solve(
+        "Question?",
+        verify=_wrong,
+        model=model,
+        method="policy",
+        trials=12,
+        max_new_tokens=8,
+        settings={"shared": True, "advantage": "ngrpo"},
+    )
+    assert len(result.trials) == 12
+    sampling = {"max_new_tokens": 8}
+    settled = settle(resolve({"method": "policy", "settings": {"group": 6}, "sampling": sampling}))
+    engine = make_engine([Plan(settled, (Question("q", "Question?"),))], model)
+    assert (engine.plan.batch_size, engine.plan.slots) == (6, 1)  # type: ignore[attr-defined]
+    asyncio.run(engine.close())
+
+
+def _wrong(_: str) -> bool:
+    return False

@@ -95,22 +95,30 @@ def make_engine(plans: Sequence[Plan], loaded: LoadedModel) -> CountingEngine:
     Raises:
         UsageError: a question does not fit the model's context, or the memory does not suffice.
     """
-    widths = [
-        (plan.config.budget.trials or 1)
-        if plan.method.together or plan.method.searches or plan.method.fresh
-        else 1
-        for plan in plans
-    ]
+    widths = [_width(plan) for plan in plans]
     sequences = sum(len(p.questions) * width for p, width in zip(plans, widths, strict=True))
     at_once = _at_most(loaded, plans[0])
+    learners = [plan for plan in plans if plan.adapter_spec is not None]
+    own = [plan for plan in learners if not plan.method.shared]
+    copies = SharedAdapter.COPIES * (len(learners) - len(own))
     return BatchedEngine(
         loaded,
         max_length=max(check_fits(plan, loaded) for plan in plans),
         batch_size=plans[0].config.engine.batch_size,
         concurrency=min(sequences, at_once),
-        adapter=next((plan.adapter_spec for plan in plans if plan.adapter_spec is not None), None),
+        adapter=next((plan.adapter_spec for plan in learners), None),
+        adapters=copies + sum(min(len(p.questions), at_once) * p.method.adapters for p in own),
+        least_adapters=copies + max((p.method.adapters for p in own), default=0),
         beams=max(w if p.method.searches else 0 for p, w in zip(plans, widths, strict=True)),
     )
+
+
+def _width(plan: Plan) -> int:
+    """Sequences of one question that run at once."""
+    method = plan.method
+    if method.together or method.searches or method.fresh:
+        return plan.config.budget.trials or 1
+    return method.at_once
 
 
 def make_context(

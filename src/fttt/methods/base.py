@@ -391,6 +391,8 @@ class Method(ABC):
     """Whether its trials are the beams of one search, whose width only ``trials`` can say."""
     adapters: ClassVar[int] = 1
     """Adapters that a question has open at once, at most."""
+    at_once: int = 1
+    """Sequences of a question that it asks for at once, a group of trials, say."""
     shared: bool = False
     """Whether one adapter is all questions', of the class or as its settings say. Steps are then
     taken in waves: that of a trial, or of

@@ -122,7 +122,7 @@ class Policy(Method):
 
     def __init__(self, settings: PolicySettings) -> None:
         self.settings = settings.settled()
-        self.shared = settings.shared
+        self.shared, self.at_once = settings.shared, settings.group
 
     async def solve(self, question: Question, session: Session) -> None:
         given: Counter[str] = Counter()
