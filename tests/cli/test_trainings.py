@@ -276,7 +276,7 @@ def test_a_training_is_begun_and_gone_on_with(
     assert optune("train", "--resume", "t", "--max-steps", "2") == 0
     assert read_optune("t").step == 2
     assert optune("train", "--resume", "t", "--lr", "0.1") == 2
-    assert "begun with lr = 0.0001" in capsys.readouterr().err
+    assert "started with lr = 0.0001" in capsys.readouterr().err
     weights = tmp_path / "t/step-00000002/network.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
     assert optune("train", "--resume", "t", "--max-steps", "3") == 2

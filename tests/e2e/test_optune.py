@@ -28,6 +28,7 @@ def done(*words: str) -> None:
     assert call(*words) == 0
 
 
+@pytest.mark.slow
 def test_from_attempts_to_an_evaluated_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

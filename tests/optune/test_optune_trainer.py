@@ -254,7 +254,7 @@ def test_bad_input_is_refused_before_a_model_is_loaded(
 def test_a_training_is_resumed_under_its_own_settings_only(attempts: Path, tmp_path: Path) -> None:
     own = settings(attempts)
     check_resumable(own, settings(attempts, max_steps=9, batch_tokens=5), tmp_path)
-    with pytest.raises(UsageError, match=r"begun with lr = 0.001 and cannot be resumed with 0.1"):
+    with pytest.raises(UsageError, match=r"started with lr = 0.001 and cannot be resumed with 0.1"):
         check_resumable(own, settings(attempts, lr=0.1), tmp_path)
     cosine = settings(attempts, schedule="cosine")
     with pytest.raises(UsageError, match=r"max_steps = None and cannot be resumed with 9"):

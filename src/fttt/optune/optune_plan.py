@@ -169,9 +169,9 @@ def check_resumable(old: OpTuneConfig, new: OpTuneConfig, folder: Path) -> None:
     for name in sorted({*before, *after}):
         if before.get(name) != after.get(name) and name not in free:
             raise UsageError(
-                f"The training in {str(folder)!r} was begun with {name} = {before.get(name)!r} and "
-                f"cannot be resumed with {after.get(name)!r}; leave that setting out, or start a "
-                "new training."
+                f"The training in {str(folder)!r} was started with {name} = {before.get(name)!r} "
+                f"and cannot be resumed with {after.get(name)!r}; leave that setting out, or start "
+                "a new training."
             )
     if any(folder.glob("step-*")):
         check_training(folder)
