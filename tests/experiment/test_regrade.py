@@ -99,6 +99,19 @@ def test_the_copy_of_an_unfinished_run_is_unfinished(run: Run, tmp_path: Path) -
     assert new.summary["solved"] == 1
 
 
+def test_the_copy_has_the_answers_whose_trials_had_not_ended(run: Run, tmp_path: Path) -> None:
+    (run.path / "summary.json").unlink()
+    question = run.questions[0].id
+    writer = RunWriter(run.path)
+    late = GenerationEvent(question, 2, Completion("4", (3,), "stop", 2, Usage(0, 1, 0, 1)))
+    writer.generation(late)
+    writer.close()
+    new, _ = regrade(Run.open(run.path), tmp_path / "new")
+    assert len(new.trials) == len(run.trials)
+    assert new.histories[question].generations[2] == late
+    assert new.seconds == Run.open(run.path).seconds
+
+
 def test_a_folder_that_is_taken_is_refused(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr("fttt.experiment.regrade._judge")  # and nothing is judged before
     with pytest.raises(UsageError, match="is not empty"):
