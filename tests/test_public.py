@@ -56,6 +56,15 @@ def test_what_is_exported_is_documented() -> None:
         assert getattr(fttt, name).__doc__, name
 
 
+def test_importing_it_loads_nothing_else_of_ours() -> None:
+    """Every worker process imports the package first."""
+    script = (
+        "import sys, fttt; sys.exit(any(m.startswith(('fttt.', 'pydantic')) for m in sys.modules))"
+    )
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+    assert set(dir(fttt)) == EXPORTED
+
+
 def test_importing_it_loads_no_torch() -> None:
     script = "import sys, fttt, fttt.cli, fttt.experiment.plan; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

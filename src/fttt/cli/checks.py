@@ -10,17 +10,19 @@ from contextlib import nullcontext
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fttt.cli.flags import found_data
 from fttt.errors import UsageError
 from fttt.tasks import TaskOptions, get_task
-from fttt.tasks.gold_check import CheckReport, check_task
 from fttt.types import Verdict
 from fttt.verifiers.verifier import choose_verifier
 from fttt.verifiers.verify_lines import verify_lines
+
+if TYPE_CHECKING:
+    from fttt.tasks.gold_check import CheckReport
 
 __all__ = ["check_command", "verify_command"]
 
@@ -51,6 +53,8 @@ def check_command(
 
     Exits with 0 where every gold is correct and every wrong answer is not, else with 1.
     """
+    from fttt.tasks.gold_check import check_task  # late: it knows every verifier
+
     choices = {"verifier": verifier, "rule": math_rule, "judge_url": judge_url}
     made = get_task(task, **{key: value for key, value in choices.items() if value is not None})
     data_dir = data_dir or found_data(made, split)
