@@ -13,8 +13,7 @@ import pytest
 from fttt.config import build
 from fttt.engine.request import GenerateRequest
 from fttt.errors import RunError, UsageError
-from fttt.experiment.demo import DEMO
-from fttt.experiment.sweep import Grid, SweepConfig, run_sweep
+from fttt.experiment.sweep import DEMO, Grid, SweepConfig, run_sweep
 from fttt.progress import Quiet
 from fttt.store import Run
 from fttt.testing import FakeEngine, fake_model

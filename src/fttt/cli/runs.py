@@ -241,8 +241,7 @@ def demo_command(
 
     All with the embedded model on generated word problems: nothing is downloaded.
     """
-    from fttt.experiment.demo import DEMO
-    from fttt.experiment.sweep import run_sweep
+    from fttt.experiment.sweep import DEMO, run_sweep
     from fttt.progress import Progress
     from fttt.report.run_table import show_runs
 

@@ -30,7 +30,7 @@ from fttt.errors import UsageError
 from fttt.files import output_folder
 
 if TYPE_CHECKING:
-    from fttt.experiment.evaluate import Evaluated
+    from fttt.experiment.sweep import Evaluated
     from fttt.finetune.metadata import FinetuneInfo
     from fttt.optune.optune_trainer import TrainingResult
     from fttt.store import Run
@@ -154,8 +154,7 @@ def evaluate_command(
     """
     ask_judge(judge_url)
 
-    from fttt.experiment.evaluate import evaluated, evaluation
-    from fttt.experiment.sweep import run_sweep
+    from fttt.experiment.sweep import evaluated, evaluation, run_sweep
     from fttt.progress import Progress
 
     sweep = evaluation(checkpoints, flags, hard_limit=hard_limit)

@@ -4,5 +4,5 @@ The one place that knows methods, tasks, models, the engine and the store. Impor
 ``plan`` (the settings, settled once, and all that can be wrong before a model is loaded),
 ``session`` (what methods see), ``replay`` (what is done for one question, or read from the
 journal), ``waves`` (an adapter of all questions), ``runner`` (many questions at once), ``sweep``,
-``evaluate``, ``regrade``, ``cases``, ``environment``.
+``regrade``, ``cases``, ``environment``.
 """

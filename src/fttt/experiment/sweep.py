@@ -20,12 +20,22 @@ from fttt.errors import UsageError
 from fttt.experiment.plan import MAY_DIFFER, Settled, leaves, plan_resume, plan_run, settle
 from fttt.experiment.runner import Cell, MakeEngine, run_cells
 from fttt.files import cannot_write, file_name, is_a_file, write_whole
+from fttt.finetune.metadata import read_info
 from fttt.methods import find_method
 from fttt.models import LoadedModel
 from fttt.progress import Progress
 from fttt.store import Run, solved_within
 
-__all__ = ["Grid", "SweepConfig", "run_sweep"]
+__all__ = [
+    "DEMO",
+    "DEMO_QUESTIONS",
+    "Evaluated",
+    "Grid",
+    "SweepConfig",
+    "evaluated",
+    "evaluation",
+    "run_sweep",
+]
 
 GRID_FILE = "sweep.toml"
 
@@ -299,3 +309,131 @@ def _name(entry: str | Mapping[str, Any], key: str) -> str:
 
 def _label(entry: str | Mapping[str, Any], key: str) -> str:
     return entry if isinstance(entry, str) else str(entry.get("label", entry.get(key, "")))
+
+
+# ---- the sweep that evaluates fine-tuned checkpoints
+
+SAMPLES = "finetuned"
+KEPT = 0.9
+"""Share of a trained change that merged weights should hold."""
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """One checkpoint's runs."""
+
+    greedy: Run
+    """On all questions."""
+    samples: Run | None
+    """On the hard ones; ``None`` where greedy decoding solved every question."""
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """What ``environment.json`` says of the checkpoint and its training."""
+        facts: Mapping[str, Any] = self.greedy.environment["adapter"]
+        return facts
+
+    @property
+    def note(self) -> str | None:
+        """A warning that the evaluated weights hold too little of what was trained."""
+        kept = self.facts.get("change_kept", 1.0)
+        if kept >= KEPT:
+            return None
+        return (
+            f"In {self.greedy.environment['dtype']} the weights hold {100 * kept:.0f} % of the "
+            f"change trained in {self.facts['folder']}; --dtype float32 holds all of it."
+        )
+
+
+def evaluation(
+    checkpoints: Sequence[Path], base: Mapping[str, Any], *, hard_limit: int | None = None
+) -> SweepConfig:
+    """The sweep that evaluates checkpoints, one after the other.
+
+    Args:
+        checkpoints: folders that ``fttt finetune train`` wrote.
+        base: settings of all runs, as a recipe has them; without ``task``, the one that the
+            checkpoints were trained on. Where ``data.skip_cases`` is given, the hard questions are
+            those that it does not name; else those that the checkpoint's own greedy decoding
+            fails.
+        hard_limit: at most this many hard questions.
+
+    Raises:
+        UsageError: a folder is no checkpoint, or the task is not clear.
+    """
+    tasks = dict.fromkeys(read_info(folder).task for folder in checkpoints)
+    if "task" not in base and len(tasks) > 1:
+        raise UsageError(
+            f"The checkpoints were trained on {', '.join(tasks)}; say with --task on which "
+            "questions all of them are to be evaluated."
+        )
+    base = merge({"task": next(iter(tasks)), "save_correct_cases": False}, base)
+    data = dict(base.get("data", {}))
+    cases = data.pop("skip_cases", None)
+    samples: dict[str, Any] = {"method": SAMPLES}
+    if cases is not None:
+        if hard_limit is not None:
+            raise UsageError(
+                "--hard-limit cannot be combined with --skip-cases; choose the hard questions by "
+                "one of them."
+            )
+        samples["data"] = {"skip_cases": cases}
+    return build(
+        SweepConfig,
+        {
+            "methods": ["greedy", samples],
+            "tasks": [base.pop("task")],
+            "seeds": [base.pop("seed", 42)],
+            "vary": [
+                {"label": label, "adapter": str(folder)}
+                for label, folder in zip(_short_names(checkpoints), checkpoints, strict=True)
+            ],
+            "hard_only": cases is None,
+            "hard_limit": hard_limit,
+            "base": {**base, "data": data},
+        },
+        "the evaluation",
+    )
+
+
+def evaluated(runs: Sequence[Run]) -> list[Evaluated]:
+    """The runs of an evaluation, by checkpoint."""
+    samples = {run.adapter: run for run in runs if run.method == SAMPLES}
+    return [Evaluated(run, samples.get(run.adapter)) for run in runs if run.method == "greedy"]
+
+
+def _short_names(folders: Sequence[Path]) -> list[str]:
+    """Short names, each its own: a folder's, or as much of its path as tells it apart."""
+    paths = [folder.resolve() for folder in folders]
+    if len(set(paths)) < len(paths):
+        raise UsageError("A checkpoint is named twice; name each one once.")
+    for depth in range(1, max(len(path.parts) for path in paths) + 1):
+        labels = ["-".join(path.parts[-depth:]) for path in paths]
+        if len(set(labels)) == len(labels):
+            break
+    return labels
+
+
+# ---- the demo's sweep: the main job on the embedded default, in minutes on two processors
+
+DEMO_QUESTIONS = 32
+DEMO_LR = 1e-4
+"""Ten times the paper's: with it, eight trials of a few tokens leave the draws as they were."""
+
+DEMO = build(
+    SweepConfig,
+    {
+        "methods": ["greedy", "best-of-n", {"method": "fttt", "settings": {"lr": DEMO_LR}}],
+        "tasks": ["arithmetic"],
+        "hard_only": True,
+        "base": {
+            "model": "smollm2-135m",
+            "save_correct_cases": False,
+            "data": {"limit": DEMO_QUESTIONS},
+            "budget": {"trials": 8},
+            "sampling": {"max_new_tokens": 96},
+        },
+    },
+    "the demo",
+)
+"""Greedy on :data:`DEMO_QUESTIONS` questions; the other two on those that it fails."""
