@@ -67,14 +67,12 @@ class Alone:
             weight_decay=spec.weight_decay,
         )  # fmt: skip
 
-    def greedy(self, prompt: tuple[int, ...], tokens: int) -> tuple[int, ...]:
-        ids = list(prompt)
+    def likeliest(self, prompt: tuple[int, ...], attempt: tuple[int, ...]) -> tuple[int, ...]:
+        """The likeliest token at each place of an attempt: itself, where it is greedy."""
         self.model.eval()
-        for _ in range(tokens):
-            with torch.no_grad():
-                logits = self.model(torch.tensor([ids])).logits[0, -1]
-            ids.append(int(logits.argmax()))
-        return tuple(ids[len(prompt) :])
+        with torch.no_grad():
+            logits = self.model(torch.tensor([prompt + attempt[:-1]])).logits[0, len(prompt) - 1 :]
+        return tuple(logits.argmax(-1).tolist())
 
     def step(self, context: tuple[int, ...], targets: list[tuple[int, ...]]) -> float:
         """Mean cross-entropy of each target after the cached context, summed; one update."""
@@ -99,8 +97,13 @@ def target(loaded: LoadedModel, text: str) -> Target:
     return Target(ids, (1 / len(ids),) * len(ids))
 
 
-@pytest.mark.parametrize("family", ["llama", "mistral", "qwen", "gemma", "gemma3"])
-@pytest.mark.parametrize("kept", [True, False], ids=["kept", "replayed"])
+@pytest.mark.parametrize(
+    ("family", "kept"),
+    [
+        *((family, True) for family in ("llama", "mistral", "qwen", "gemma", "gemma3")),
+        *((family, False) for family in ("llama", "gemma3")),
+    ],
+)
 def test_eight_updates_equal_peft_and_adamw_one_question_at_a_time(
     family: str, kept: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -145,7 +148,8 @@ def test_eight_updates_equal_peft_and_adamw_one_question_at_a_time(
     for n, prompt in enumerate(prompts):
         alone = Alone(loaded, starts[n])
         for u in range(updates):
-            assert alone.greedy(prompt, 6 + n) == attempts[n][u]
+            assert len(attempts[n][u]) == 6 + n
+            assert alone.likeliest(prompt, attempts[n][u]) == attempts[n][u]
             texts = [FEEDBACK[(n + u) % 3]] + ([FEEDBACK[n % 3]] if u % 2 else [])
             ids = [loaded.chat.turn_ids(t, answer=False) for t in texts]
             expected = alone.step(prompt + attempts[n][u], ids)
