@@ -115,6 +115,7 @@ def test_the_archive_gives_back_every_trial(make_run: MakeRun) -> None:
         HOSTILE,
         [],
         None,
+        None,
     ]
 
 
@@ -122,11 +123,14 @@ def test_how_close_a_trial_came_is_said(make_run: MakeRun) -> None:
     path = make_run("a", {"x": "iic"}).path
     lines = [json.loads(line) for line in (path / "trials.jsonl").read_text().splitlines()]
     lines[0] |= {"score": 0.4, "tests_passed": 2, "tests_total": 5}
-    lines[1] |= {"score": -1.5}
+    lines[1] |= {"score": -1.5, "divergence": 0.04567, "reset": False}
+    lines[2] |= {"divergence": 1.25, "reset": True}
     (path / "trials.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     archive = pack(form_sides([Run.open(path)]))
     (((_, _, trials),),) = [unpack(chunk) for chunk in archive.chunks]
-    assert [trial[-1] for trial in trials] == ["2 of 5 tests passed", "score -1.5", None]
+    assert [trial[-2] for trial in trials] == ["2 of 5 tests passed", "score -1.5", None]
+    said = [None, "divergence 0.0457", "divergence 1.25, adapter reset"]
+    assert [trial[-1] for trial in trials] == said
 
 
 def test_what_was_said_after_a_trial_is_kept_with_it(make_run: MakeRun) -> None:
@@ -134,7 +138,7 @@ def test_what_was_said_after_a_trial_is_kept_with_it(make_run: MakeRun) -> None:
     archive = pack(form_sides([run]))
     assert unpack(archive.index)["runs"][0]["feedback"] == "Wrong."
     (((_, _, trials),),) = [unpack(chunk) for chunk in archive.chunks]
-    assert [trial[-2] for trial in trials] == [["Look again."], ["Look again."], []]
+    assert [trial[-3] for trial in trials] == [["Look again."], ["Look again."], []]
 
 
 def test_long_runs_are_cut_into_chunks_that_open_alone(

@@ -299,7 +299,15 @@ def _run_entry(run: Run, side: Side, chunks: list[str]) -> dict[str, Any]:
         "tokens": [int(n) for n in outcomes.spent["tokens"]],
         "places": places,
         "feedback": _feedback(run),
+        "beside": _beside(run),
     }
+
+
+def _beside(run: Run) -> str:
+    """What a completion that is no answer is called."""
+    if run.config.get("ablate") == "shuffle":
+        return "Written in place of the attempt, or about it"
+    return "Critique by the model"
 
 
 def _chunked(
@@ -353,7 +361,7 @@ def _after_trials(trials: Sequence[Trial], critiques: list[tuple[int, str]]) -> 
 def _feedback(run: Run) -> str | None:
     """What the run's method says after a wrong attempt, where its settings tell."""
     said = run.config.get("settings", {}).get("feedback")
-    return said if isinstance(said, str) else None
+    return said if isinstance(said, str) and "{feedback}" not in said else None
 
 
 def _row(trial: Trial, critiques: list[str]) -> list[JSON]:
@@ -373,7 +381,15 @@ def _row(trial: Trial, critiques: list[str]) -> list[JSON]:
         trial.completion,
         critiques,
         _score(trial),
+        _divergence(trial),
     ]
+
+
+def _divergence(trial: Trial) -> str | None:
+    """How far a step has led from the base model, where it was measured."""
+    if trial.divergence is None or not math.isfinite(trial.divergence):
+        return None
+    return f"divergence {trial.divergence:.3g}{', adapter reset' if trial.reset else ''}"
 
 
 def _score(trial: Trial) -> str | None:

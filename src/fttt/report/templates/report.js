@@ -109,7 +109,7 @@ function draw() {
 }
 
 function trial(fields, run) {
-  const [n, verdict, finish, extracted, detail, loss, prompt, generated, trained, seconds, text, critiques, score] = fields;
+  const [n, verdict, finish, extracted, detail, loss, prompt, generated, trained, seconds, text, critiques, score, divergence] = fields;
   const element = make("div", "trial " + verdict);
   const head = make("div", "head");
   head.append(make("b", "", `Trial ${n}: ${NAMES[verdict]}`));
@@ -119,13 +119,14 @@ function trial(fields, run) {
   if (prompt) facts.push(`${number(prompt)} prompt tokens`);
   if (trained) facts.push(`${number(trained)} trained`);
   if (loss !== null) facts.push(`loss ${loss.toPrecision(4)}`);
+  if (divergence !== null) facts.push(divergence);
   if (finish === "length") facts.push("cut off at the length limit");
   head.append(make("span", "soft", facts.join(" · ")));
   element.append(head);
   if (detail) element.append(make("div", "why", detail));
   element.append(make("pre", "", text));
   if (loss !== null && run.feedback) element.append(make("div", "said", `Told and trained on: “${run.feedback}”`));
-  for (const critique of critiques) element.append(make("div", "said", "Critique by the model"), make("pre", "", critique));
+  for (const critique of critiques) element.append(make("div", "said", run.beside), make("pre", "", critique));
   return element;
 }
 
