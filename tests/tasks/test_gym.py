@@ -94,7 +94,7 @@ def test_levels_are_the_curriculums() -> None:
     ("name", "options", "match"),
     [
         ("gym", {}, "needs a family; write gym/FAMILY"),
-        ("gym/word_sort", {}, "no family of gym 'word_sort'; did you mean 'word_sorting'"),
+        ("gym/word_sort", {}, "no gym problem 'word_sort'; did you mean 'word_sorting'"),
         ("gym/puzzle24", {}, "by running it as Python"),
         ("gym/word_sorting", {"level": 99}, "has no level 99; it has 0 to"),
         ("gym/word_sorting", {"words": 4}, "does not take.*words"),

@@ -71,7 +71,7 @@ def test_answers_that_break_the_rules_score_nothing() -> None:
 
 
 def test_faults_are_named() -> None:
-    with pytest.raises(UsageError, match="no family of optimise 'trip'"):
+    with pytest.raises(UsageError, match="no optimise problem 'trip'"):
         get_task("optimise/trip")
     with pytest.raises(UsageError, match="items of optimise cannot be 40"):
         get_task("optimise/tour", items=40)

@@ -104,7 +104,7 @@ class PolicySettings(BoundedSettings):
         if trials is not None and self.group > trials:
             raise UsageError(
                 f"A group of {self.group} attempts is larger than the budget of {trials} trials; "
-                f"give --trials {2 * self.group} or more, or --set group=2 or more."
+                f"give --trials {2 * self.group} or more, or a smaller --set group (2 or more)."
             )
 
 

@@ -109,7 +109,7 @@ class GymTask:
                 f"{', '.join(families)}."
             )
         if family not in families:
-            raise unknown_name("family of gym", family, families)
+            raise unknown_name("gym problem", family, families)
         if family in EVALUATING:
             raise UsageError(
                 f"The family {family!r} of gym scores an answer by running it as Python, which "

@@ -51,7 +51,7 @@ class OptimiseTask:
             UsageError: there is no such family or size.
         """
         if family is None or family not in _FAMILIES:
-            raise unknown_name("family of optimise", family or "(none given)", _FAMILIES)
+            raise unknown_name("optimise problem", family or "(none given)", _FAMILIES)
         if not 4 <= items <= 10:
             raise UsageError(f"The option items of optimise cannot be {items}; give 4 to 10.")
         self.family, self.items = family, items
