@@ -11,9 +11,9 @@ import pytest
 
 from fttt.config import resolve
 from fttt.errors import UsageError
-from fttt.experiment.ablation import partner, random_verdict
 from fttt.experiment.plan import plan_run, settle
 from fttt.experiment.runner import Cell
+from fttt.experiment.session import partner, random_verdict
 from fttt.store import Run
 from fttt.testing import FakeEngine, tiny_tokenizer
 from fttt.types import Completion, Question, Verdict

@@ -1,4 +1,9 @@
-"""What a method sees of a run: the trials of one question, adapters, and a budget."""
+"""What a method sees of a run: the trials of one question, adapters, and a budget.
+
+And what an ablation shows it in place of an attempt and its verdict. That is the same again on
+resume: it depends on the seed, the question and the attempt's number, and what had to be generated
+and judged for it is in the journal.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +11,10 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 from fttt.engine.ops.sampling import derive_key
 from fttt.errors import RunError
-from fttt.experiment.ablation import (
-    CONSTANT_ANSWER,
-    constant,
-    partner,
-    random_verdict,
-    shuffled,
-)
 from fttt.experiment.held_sequences import OwnAdapter
 from fttt.experiment.replay import Ledger, Replay, RunContext
 from fttt.experiment.waves import SharedAdapter
@@ -24,6 +23,7 @@ from fttt.types import (
     Completion,
     Example,
     Judged,
+    Outcome,
     Question,
     Scores,
     Step,
@@ -33,8 +33,20 @@ from fttt.types import (
     Usage,
     Verdict,
 )
+from fttt.verifiers.verifier import feedback_on
 
-__all__ = ["AdapterRoom", "QuestionAttempt", "QuestionGroup", "QuestionSession"]
+__all__ = [
+    "AdapterRoom",
+    "QuestionAttempt",
+    "QuestionGroup",
+    "QuestionSession",
+    "partner",
+    "random_verdict",
+]
+
+CONSTANT_ANSWER = "I do not know."
+"""What every attempt says under ``constant``."""
+_BITS = 32
 
 
 class QuestionAttempt:
@@ -388,7 +400,7 @@ class QuestionSession:
         if run.ablate is None:
             return Judged(completion, verdict)
         if run.ablate == "constant":
-            return constant(run.chat.given(self._question.prompt, CONSTANT_ANSWER))
+            return constant_attempt(run.chat.given(self._question.prompt, CONSTANT_ANSWER))
         if run.ablate == "random-verdict":
             key = derive_key("verdict", run.seed, self._question.id, completion.generation)
             return random_verdict(completion, verdict, key)
@@ -438,3 +450,38 @@ class QuestionSession:
 def _ours(adapter: Adapter | None) -> OwnAdapter | SharedAdapter | None:
     assert adapter is None or isinstance(adapter, OwnAdapter | SharedAdapter)
     return adapter
+
+
+def constant_attempt(answer: Completion) -> Judged:
+    """The same wrong answer each time."""
+    return Judged(answer, Verdict("incorrect", feedback=feedback_on("incorrect", None)))
+
+
+def random_verdict(completion: Completion, verdict: Verdict, key: int) -> Judged:
+    """The attempt and the verdict of a coin; a score becomes a uniform one from 0 to 1."""
+    outcome: Outcome = "correct" if key & 1 else "incorrect"
+    score = None if verdict.score is None else (key >> 1) % 2**_BITS / 2**_BITS
+    said = replace(
+        verdict,
+        outcome=outcome,
+        score=score,
+        feedback=feedback_on(outcome, verdict.extracted),
+        detail="",
+        tests_passed=None,
+        tests_total=None,
+    )
+    return Judged(completion, said)
+
+
+def partner(question: Question, questions: Sequence[Question], key: int) -> Question:
+    """Another question of the run, a different one for each."""
+    own = next(n for n, one in enumerate(questions) if one.id == question.id)
+    return questions[(own + 1 + key % (len(questions) - 1)) % len(questions)]
+
+
+def shuffled(foreign: Completion, verdict: Verdict) -> Judged:
+    """An attempt at another question; where it is right there, it is still wrong here."""
+    if verdict.correct:
+        said = feedback_on("incorrect", verdict.extracted)
+        verdict = replace(verdict, outcome="incorrect", feedback=said)
+    return Judged(foreign, verdict)
