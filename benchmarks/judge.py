@@ -28,7 +28,7 @@ from typing import Any
 import httpx
 import psutil
 
-from fttt.judge.limits import Limits
+from fttt.judge.confinement import Limits
 from fttt.judge.problem import Problem, Submission
 from fttt.judge.sandbox import Sandbox
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from fttt.judge import sandbox as module
-from fttt.judge.limits import Limits
+from fttt.judge.confinement import Limits
 from fttt.judge.problem import Judgement, Problem, Submission
 from fttt.judge.sandbox import Sandbox
 

@@ -8,7 +8,7 @@ import pytest
 
 from fttt.judge import cgroups as module
 from fttt.judge.cgroups import COUNTED, Groups
-from fttt.judge.limits import Limits
+from fttt.judge.confinement import Limits
 from fttt.judge.problem import Problem, Submission
 from fttt.judge.sandbox import Sandbox
 

@@ -18,7 +18,7 @@ from fttt.errors import RunError, UsageError
 from fttt.judge import rehearsal
 from fttt.judge import sandbox as module
 from fttt.judge.cgroups import COUNTED
-from fttt.judge.limits import Limits
+from fttt.judge.confinement import Limits
 from fttt.judge.problem import Judgement, Problem, Submission
 from fttt.judge.sandbox import ExhaustedError, Sandbox
 

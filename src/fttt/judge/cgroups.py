@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fttt.judge.limits import Limits
+from fttt.judge.confinement import Limits
 
 __all__ = ["COUNTED", "Groups"]
 

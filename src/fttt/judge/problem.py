@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Literal, get_args
 
-from fttt.judge.limits import MAX_SUBMISSION
+from fttt.judge.confinement import MAX_SUBMISSION
 
 __all__ = ["BadRequest", "Border", "Judgement", "Problem", "Status", "Submission", "TestFailure"]
 

@@ -13,8 +13,8 @@ import pytest
 from fttt.judge.box import channel as channel_module
 from fttt.judge.box import tester as tester_module
 from fttt.judge.box.channel import BrokenBorder, Channel
+from fttt.judge.box.identities import CandidateError
 from fttt.judge.box.peer import Peer, Refused
-from fttt.judge.box.registry import CandidateError
 from fttt.judge.box.remote import is_remote
 from fttt.judge.box.solver import Solver
 

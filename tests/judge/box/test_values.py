@@ -28,7 +28,7 @@ from hypothesis import strategies as st
 
 from fttt.judge.box import tester as tester_module
 from fttt.judge.box.channel import Channel
-from fttt.judge.box.registry import CandidateError
+from fttt.judge.box.identities import CandidateError
 from fttt.judge.box.replicas import Incoming
 from fttt.judge.box.solver import Solver
 from fttt.judge.box.values import Malformed

@@ -8,7 +8,7 @@ import socket
 import struct
 from typing import Any
 
-__all__ = ["MAX_MESSAGE", "BrokenBorder", "Channel", "Item", "NotLoaded", "Turn"]
+__all__ = ["MAX_MESSAGE", "BrokenBorder", "Channel", "Item", "Monitor", "NotLoaded"]
 
 MAX_MESSAGE = 64 * 1024 * 1024
 """The most bytes that one message may have."""
@@ -91,7 +91,7 @@ class Channel:
         return found[:length]
 
 
-class Turn:
+class Monitor:
     """A lock, and threads that wait for news: what ``threading.Condition`` is.
 
     Few programs import ``threading``, and every box would copy it.

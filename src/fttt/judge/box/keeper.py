@@ -24,7 +24,7 @@ from . import system
 from .confine import NAMESPACES, confine, map_ids
 from .solver import run_solver
 from .tester import run_tests
-from .usage import Group, Processes
+from .usage import ControlGroup, Processes
 
 __all__ = ["Keeper", "namespaces", "try_in"]
 
@@ -48,7 +48,7 @@ class _Box:
 class Keeper:
     """Makes boxes in one place, one at a time."""
 
-    def __init__(self, control: socket.socket, plan: dict[str, Any], group: Group) -> None:
+    def __init__(self, control: socket.socket, plan: dict[str, Any], group: ControlGroup) -> None:
         self._control, self._group = control, group
         self._limits: dict[str, Any] = plan["limits"]
         self._program = bytes.fromhex(plan["filter"])

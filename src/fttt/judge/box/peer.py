@@ -17,10 +17,10 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from .channel import BrokenBorder, Channel, Item, NotLoaded, Turn
-from .registry import Registry
+from .channel import BrokenBorder, Channel, Item, Monitor, NotLoaded
+from .identities import Identities
 from .remote import waiting
-from .replicas import LARGE, Group, Incoming, Outgoing
+from .replicas import LARGE, Incoming, Outgoing, ReplicaGroup
 from .values import Malformed
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class _Token:
         self._ended.append(self._number)
 
 
-class Peer(Registry):
+class Peer(Identities):
     """One side of the border. Subclasses say what may cross and what may be done."""
 
     shows_operands = True
@@ -66,7 +66,7 @@ class Peer(Registry):
     def __init__(self, channel: Channel) -> None:
         super().__init__()
         self._channel = channel
-        self._live: dict[int, Group] = {}
+        self._live: dict[int, ReplicaGroup] = {}
         self._spent = 0
         self._crossings = 0
         self.reading = False
@@ -79,7 +79,7 @@ class Peer(Registry):
         self._lock = _thread.RLock()  # around the tables
         self._sending = _thread.allocate_lock()
         self._out: deque[bytes] = deque()
-        self._turn = Turn()
+        self._turn = Monitor()
         self._reading = self._reads_on = False
         self._workers: set[int] = set()
         self._cached: dict[int, None] = {}
@@ -120,7 +120,7 @@ class Peer(Registry):
     def printed(self, texts: dict[str, Any]) -> None:
         """Take what was printed while a request was served."""
 
-    def forget(self, group: Group) -> None:
+    def forget(self, group: ReplicaGroup) -> None:
         super().forget(group)
         self._live.pop(group.root, None)
 
@@ -161,7 +161,7 @@ class Peer(Registry):
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         **flags: bool,
-    ) -> list[Group]:
+    ) -> list[ReplicaGroup]:
         """Send a request; the groups that it passes are under way from now on."""
         if self.broken is not None:
             raise BrokenBorder(self.broken)
@@ -220,7 +220,7 @@ class Peer(Registry):
             if idle and self._let_go(group):
                 message.setdefault("gone", []).append(group.root)
 
-    def _let_go(self, group: Group) -> bool:
+    def _let_go(self, group: ReplicaGroup) -> bool:
         """Whether this side's program has no hold any more on what is kept in step."""
         if self.concurrent or group.pinned:
             return False
@@ -228,7 +228,7 @@ class Peer(Registry):
             return False
         return not group.held()
 
-    def _release(self, groups: list[Group]) -> None:
+    def _release(self, groups: list[ReplicaGroup]) -> None:
         for group in groups:
             group.active -= 1
             if not group.active and not group.kept:
@@ -481,7 +481,7 @@ class Peer(Registry):
             item.groups = []
         self._flush()
 
-    def _part(self, groups: list[Group], writer: Outgoing, message: dict[str, Any]) -> None:
+    def _part(self, groups: list[ReplicaGroup], writer: Outgoing, message: dict[str, Any]) -> None:
         """Say which of the containers of a call this side's program still holds."""
         fresh = [group for group in writer.passed.values() if group.fresh]
         for group in groups:

@@ -2,10 +2,10 @@
 
 A list that a program is handed, and keeps, is the same list to it whenever the tests change it
 later, and the other way round. So each container that crosses gets a number, and a copy on the
-other side. What was first shown together makes a :class:`Group`. While a call runs, its arguments
-are held by both sides; afterwards the side that ran it looks at the reference counts: what its
-program kept is *kept* in step from then on, what is large is *cached* (the next call that passes it
-sends nothing but its number, unless it has changed), and anything else is forgotten.
+other side. What was first shown together makes a :class:`ReplicaGroup`. While a call runs, its
+arguments are held by both sides; afterwards the side that ran it looks at the reference counts:
+what its program kept is *kept* in step from then on, what is large is *cached* (the next call that
+passes it sends nothing but its number, unless it has changed), and anything else is forgotten.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import Any
 
 from .values import INLINE, Malformed, Reader, Writer, set_state
 
-__all__ = ["BY_TAG", "KINDS", "LARGE", "Group", "Incoming", "Kind", "Outgoing", "kind_of"]
+__all__ = ["BY_TAG", "KINDS", "LARGE", "Incoming", "Kind", "Outgoing", "ReplicaGroup", "kind_of"]
 
 LARGE = 200
 """The items from which on a group is cached."""
@@ -202,7 +202,7 @@ def kind_of(cls: type) -> Kind | None:
     return found
 
 
-class Group:
+class ReplicaGroup:
     """Containers that were first shown together, and what both sides last agreed on of them."""
 
     def __init__(self, root: int) -> None:
@@ -377,15 +377,15 @@ class Outgoing(Writer):
     def __init__(self, border: Any) -> None:
         super().__init__(border)
         self._peer = border
-        self.group: Group | None = None
+        self.group: ReplicaGroup | None = None
         """The group that new containers belong to; none at the top, where each makes its own."""
-        self.touched: dict[int, Group] = {}
-        self.passed: dict[int, Group] = {}
+        self.touched: dict[int, ReplicaGroup] = {}
+        self.passed: dict[int, ReplicaGroup] = {}
         """What is passed by itself, not only kept in step."""
         self.new: list[int] = []
         """All numbers that this message gives."""
-        self._pending: deque[tuple[int, Any, Group]] = deque()
-        self._unsynced: deque[Group] = deque()
+        self._pending: deque[tuple[int, Any, ReplicaGroup]] = deque()
+        self._unsynced: deque[ReplicaGroup] = deque()
         self._texts: dict[int, dict[int, str]] = {}
 
     def introduce(self, number: int, value: Any, *, own: bool, by_state: bool) -> None:
@@ -404,7 +404,7 @@ class Outgoing(Writer):
         self._texts.setdefault(group.root, {})
         self._pending.append((number, value, group))
 
-    def touch(self, group: Group) -> None:
+    def touch(self, group: ReplicaGroup) -> None:
         """Make sure that what a group holds is known to the other side as it is now."""
         if self.group is not None and group is not self.group:
             self.group.links.add(group.root)
@@ -432,7 +432,7 @@ class Outgoing(Writer):
         for root, texts in self._texts.items():
             self.touched[root].record(texts)
 
-    def _sync(self, group: Group) -> None:
+    def _sync(self, group: ReplicaGroup) -> None:
         self.group = group
         texts = self._texts.setdefault(group.root, {})
         for number, value, text in list(group.odd()):
@@ -448,7 +448,7 @@ class Outgoing(Writer):
             content = self._delta(group, number, value) or self._peer.content(self, value)
             self.table.append([number, content])
 
-    def _delta(self, group: Group, number: int, value: Any) -> list[Any] | None:
+    def _delta(self, group: ReplicaGroup, number: int, value: Any) -> list[Any] | None:
         """Only what has changed in a long list or dictionary, where that is little."""
         kind = type(value)
         if (kind is not list and kind is not dict) or len(value) < _DELTA:
@@ -480,8 +480,8 @@ class Incoming(Reader):
     def __init__(self, border: Any) -> None:
         super().__init__(border)
         self._peer = border
-        self._group: Group | None = None
-        self.touched: dict[int, Group] = {}
+        self._group: ReplicaGroup | None = None
+        self.touched: dict[int, ReplicaGroup] = {}
         """The groups that the message passes or changes, and those that these refer to."""
 
     def numbered(self, number: int) -> Any:
@@ -493,7 +493,7 @@ class Incoming(Reader):
             self._touch(group)
         return self._peer.table[number]
 
-    def _touch(self, group: Group) -> None:
+    def _touch(self, group: ReplicaGroup) -> None:
         todo = [group]
         while todo:
             found = todo.pop()
@@ -510,7 +510,7 @@ class Incoming(Reader):
         if not table:
             return
         peer = self._peer
-        contents: list[tuple[int, Any, list[Any], Group]] = []
+        contents: list[tuple[int, Any, list[Any], ReplicaGroup]] = []
         for number, content, *root in sorted(table, key=_rank):
             if number in peer.table:
                 contents.append((number, peer.table[number], content, peer.group_of[number]))

@@ -49,7 +49,7 @@ class Failure:
 
 
 @dataclass
-class Step:
+class Statement:
     """A statement of ``check``: a test, or what prepares tests."""
 
     line: int
@@ -70,7 +70,7 @@ class Step:
 class Score:
     """The tests of one problem, and how they went."""
 
-    steps: list[Step] = field(default_factory=list)
+    steps: list[Statement] = field(default_factory=list)
     ending: tuple[type[BaseException], ...] = (MemoryError,)
     """What no later test can survive."""
     describe: Callable[[BaseException], str] = repr
@@ -89,11 +89,11 @@ class Score:
         """The tests that there are, as far as that is known by now."""
         return max(1, sum(step.turns for step in self.steps if step.index is not None))
 
-    def step(self, number: int) -> _Running:
+    def step(self, number: int) -> _Guard:
         """Guard a statement."""
-        return _Running(self, self.steps[number])
+        return _Guard(self, self.steps[number])
 
-    def loop(self, number: int, length: Callable[[], int]) -> _Running:
+    def loop(self, number: int, length: Callable[[], int]) -> _Guard:
         """Guard a loop of tests as a whole; its turns are tests where their number is known."""
         step = self.steps[number]
         try:
@@ -101,12 +101,12 @@ class Score:
         except Exception:
             step.turns, step.by_turn = 1, False
         self.write(f'\n{{"tests_total": {self.total}}}\n')
-        return _Running(self, step, whole=True)
+        return _Guard(self, step, whole=True)
 
-    def turn(self, number: int) -> _Running:
+    def turn(self, number: int) -> _Guard:
         """Guard one turn of a loop."""
         step = self.steps[number]
-        return _Running(self, step, transparent=not step.by_turn)
+        return _Guard(self, step, transparent=not step.by_turn)
 
     @staticmethod
     def size(value: Any) -> int:
@@ -124,7 +124,7 @@ class Score:
 
     least = staticmethod(min)
 
-    def succeeded(self, step: Step) -> None:
+    def succeeded(self, step: Statement) -> None:
         """Count a statement that ended well."""
         if step.uses & self._lost:
             self._count(step, "what it needs failed before")
@@ -134,7 +134,7 @@ class Score:
             self.passed += 1
             self.write("+")
 
-    def fell(self, step: Step, error: BaseException) -> None:
+    def fell(self, step: Statement, error: BaseException) -> None:
         """Count a statement that raised."""
         if not self.failed:
             self.failed = True
@@ -155,7 +155,7 @@ class Score:
             self._written += len(text)
             os.write(self.progress, text.encode("ascii"))
 
-    def _count(self, step: Step, error: str) -> None:
+    def _count(self, step: Statement, error: str) -> None:
         if step.index is None:
             return
         known = len(self.failures)
@@ -164,13 +164,13 @@ class Score:
         self.write("-")
 
 
-class _Running:
+class _Guard:
     """A statement under way; leaving it counts it, and lets the next one run."""
 
     __slots__ = ("_score", "_step", "_transparent", "_whole")
 
     def __init__(
-        self, score: Score, step: Step, *, whole: bool = False, transparent: bool = False
+        self, score: Score, step: Statement, *, whole: bool = False, transparent: bool = False
     ) -> None:
         self._score, self._step, self._whole, self._transparent = score, step, whole, transparent
 
@@ -217,7 +217,7 @@ def instrument(tree: ast.Module, source: str, entry: Iterable[str] = ()) -> Scor
         uses, binds = _used(statement), _bound(statement)
         if isinstance(statement, ast.AugAssign):
             uses |= binds
-        step = Step(statement.lineno, text[:_SOURCE], uses, binds)
+        step = Statement(statement.lineno, text[:_SOURCE], uses, binds)
         score.steps.append(step)
         if _is_test(statement, checkers):
             step.index = tests

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .analysis import Analysis, analyse
-from .score import Step, instrument
+from .score import Statement, instrument
 
 __all__ = ["BadTests", "Tests", "is_prepared", "run_prompt"]
 
@@ -44,7 +44,7 @@ class Tests:
     shared: bool
     """Whether tests and submission have to share one process."""
     analysis: Analysis
-    steps: list[Step]
+    steps: list[Statement]
     code: types.CodeType
     """The tests, instrumented."""
     check: types.CodeType
@@ -107,7 +107,7 @@ class Tests:
     def _load(cls, data: bytes) -> Tests:
         fields: dict[str, Any] = marshal.loads(data)
         fields["analysis"] = Analysis(**fields["analysis"])
-        fields["steps"] = [Step(*step) for step in fields["steps"]]
+        fields["steps"] = [Statement(*step) for step in fields["steps"]]
         return cls(**fields)
 
 

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["SHARED_MAPPING", "Group", "Processes"]
+__all__ = ["SHARED_MAPPING", "ControlGroup", "Processes"]
 
 SHARED_MAPPING = 16 << 20
 """The most that one shared mapping may hold; the system call filter refuses larger ones."""
@@ -30,7 +30,7 @@ _MAPS = 1 << 19  # bytes of /proc/PID/maps, some 5,000 mappings; nobody honest h
 _PAGE, _TICK = os.sysconf("SC_PAGE_SIZE"), os.sysconf("SC_CLK_TCK")
 
 
-class Group:
+class ControlGroup:
     """The control group of a place, by descriptors that the service opened."""
 
     def __init__(self, plan: Mapping[str, Any], fds: list[int]) -> None:

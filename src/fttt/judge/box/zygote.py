@@ -23,7 +23,7 @@ from .confine import NAMESPACES, confine, leave_root
 from .keeper import Keeper, namespaces, try_in
 from .solver import run_solver, serve
 from .tester import run_tests
-from .usage import Group
+from .usage import ControlGroup
 
 __all__ = ["main"]
 
@@ -88,7 +88,7 @@ def main(control_fd: int) -> None:
     gc.freeze()
     # A collection of the first few hundred objects would only cost each box time.
     gc.set_threshold(_COLLECT, *gc.get_threshold()[1:])
-    places = [Group(place, fds) for place in groups.get("places", [{}] * plan["places"])]
+    places = [ControlGroup(place, fds) for place in groups.get("places", [{}] * plan["places"])]
     answers = _probe(plan)
     plan["layers"] = [name for name in plan["layers"] if not answers[name]]
     keepers, found = _make_keepers(control, plan, places)
@@ -159,7 +159,7 @@ def _probe(plan: dict[str, Any]) -> dict[str, str]:
 
 
 def _make_keepers(
-    control: socket.socket, plan: dict[str, Any], places: list[Group]
+    control: socket.socket, plan: dict[str, Any], places: list[ControlGroup]
 ) -> tuple[set[int], str]:
     """Make a keeper for each place, and say why one of them cannot make boxes there."""
     keepers, answers, faults = set[int](), list[int](), list[str]()

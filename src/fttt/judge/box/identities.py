@@ -16,7 +16,7 @@ from enum import Enum
 from typing import Any, ClassVar
 
 from .remote import Remote, describe_class, is_remote, make_class, stand_in_class
-from .replicas import KINDS, Group, Outgoing, kind_of
+from .replicas import KINDS, Outgoing, ReplicaGroup, kind_of
 from .values import (
     BASES,
     CONSTANTS,
@@ -28,7 +28,7 @@ from .values import (
     standard_name,
 )
 
-__all__ = ["CandidateError", "Registry"]
+__all__ = ["CandidateError", "Identities"]
 
 _EXCEPTIONS = {
     name: value
@@ -67,7 +67,7 @@ class CandidateError(RuntimeError):
     """What the other side raised, where that exception must not pass as itself."""
 
 
-class Registry:
+class Identities:
     """What one side knows by number. Subclasses say what may cross."""
 
     parity: ClassVar[int]
@@ -83,9 +83,9 @@ class Registry:
         self._hashes: dict[int, int | None] = {}
         self._described: dict[type, int] = {}
         self._kinds: dict[tuple[str, str], type[Remote]] = {}
-        self.groups: dict[int, Group] = {}
+        self.groups: dict[int, ReplicaGroup] = {}
         """Containers that are kept in step, by the number of each group's first."""
-        self.group_of: dict[int, Group] = {}
+        self.group_of: dict[int, ReplicaGroup] = {}
 
     def may_cross(self, value: Any, kind: type) -> None:
         """Raises :class:`TypeError` for what the other side may not have in any form."""
@@ -114,11 +114,11 @@ class Registry:
         writer.new.append(number)
         return number
 
-    def new_group(self, root: int) -> Group:
+    def new_group(self, root: int) -> ReplicaGroup:
         """A group of containers, by the number of its first."""
         if type(root) is not int:
             raise Malformed("a group without a number")
-        group = self.groups[root] = Group(root)
+        group = self.groups[root] = ReplicaGroup(root)
         return group
 
     def undo(self, writer: Outgoing) -> None:
@@ -134,7 +134,7 @@ class Registry:
                 if not group.members:
                     self.groups.pop(group.root, None)
 
-    def forget(self, group: Group) -> None:
+    def forget(self, group: ReplicaGroup) -> None:
         """Let go of containers that need no longer be kept in step."""
         for number, value in group.members.items():
             self.table.pop(number, None)

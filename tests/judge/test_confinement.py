@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from fttt.judge.layers import LAYERS, LayerReport
+from fttt.judge.confinement import LAYERS, LayerReport
 
 
 def test_a_layer_that_was_not_tried_does_not_hold() -> None:
