@@ -8,7 +8,6 @@ import json
 import os
 import signal
 import socket
-import time
 from collections import OrderedDict
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, get_args
@@ -28,6 +27,8 @@ _START_SECONDS = 20.0
 _GRACE_SECONDS = 5.0  # beyond a box's wall limit, before the zygote itself counts as hung
 _MOST_WORKERS = 16
 _VERDICT_BYTES = 1 << 16
+_AHEAD = 2
+"""Requests that the zygote has for each box that may run: the next one lies ready when one ends."""
 _DESCRIPTORS = 253  # the most that the kernel carries in one message
 _PREPARED_BYTES = 64 << 20
 """Of prepared tests that are kept, some 10 KB each."""
@@ -162,7 +163,7 @@ class Sandbox:
         self.workers = workers or default_workers()
         self.limits = limits or Limits()
         self._allow_weaker = allow_weaker
-        self._places = asyncio.Semaphore(self.workers)
+        self._places = asyncio.Semaphore(_AHEAD * self.workers)
         self._starting = asyncio.Lock()
         self._running: _Running | None = None
         self._number = 0
@@ -171,7 +172,7 @@ class Sandbox:
     @property
     def busy(self) -> int:
         """The boxes that run now."""
-        return len(self._running.ends) if self._running is not None else 0
+        return min(self.workers, len(self._running.ends)) if self._running is not None else 0
 
     async def start(self) -> LayerReport:
         """Start the zygote, unless it runs, and say which layers hold.
@@ -313,7 +314,6 @@ class Sandbox:
             raise RunError("the code judge's sandbox was closed while a submission waited")
         self._number += 1
         number = self._number
-        begin = time.monotonic()
         end = running.loop.create_future()
         verdict = b""
         problem = submission.problem
@@ -343,10 +343,11 @@ class Sandbox:
             verdict = verdict_pipe.read(_VERDICT_BYTES) or b""
             if known is None:
                 self._prepared.keep(problem, tests)
-        return _judgement(ended, verdict, time.monotonic() - begin)
+        return _judgement(ended, verdict)
 
     async def _wait(self, running: _Running, end: asyncio.Future[dict[str, Any]]) -> dict[str, Any]:
-        patience = self.limits.wall_seconds + self.limits.waiting_seconds + _GRACE_SECONDS
+        patience = _AHEAD * (self.limits.wall_seconds + self.limits.waiting_seconds)
+        patience += _GRACE_SECONDS
         try:
             async with asyncio.timeout(patience):
                 return await asyncio.shield(end)
@@ -399,7 +400,7 @@ def _in_memory(content: bytes) -> int:
     return fd
 
 
-def _judgement(ended: dict[str, Any], verdict: bytes, seconds: float) -> Judgement:
+def _judgement(ended: dict[str, Any], verdict: bytes) -> Judgement:
     """Put together how the box ended and what its tester wrote until then."""
     reason = ended["end"]
     if reason == "killed":
@@ -426,7 +427,7 @@ def _judgement(ended: dict[str, Any], verdict: bytes, seconds: float) -> Judgeme
     if answer["status"] not in get_args(Status):
         raise _ZygoteLost(answer["detail"])
     judgement = Judgement.from_json(
-        {"passed": answer["status"] == "passed", **answer, "seconds": seconds}
+        {"passed": answer["status"] == "passed", **answer, "seconds": ended["seconds"]}
     )
     if answer.get("signal") in _DEADLY:
         raise _BoxKilled(judgement)

@@ -52,7 +52,7 @@ _UPLOADS = 8 * MAX_BODY
 _PROBE_SECONDS = 0.2
 _TCP_CLOSE = 7  # TCP_INFO's state of a connection that was reset
 _ACCEPTED = 16  # connections that are taken at once, before the first of them is looked at
-_PER_BOX, _SPARE = 8, 16  # descriptors of a running box, and for all else that comes and goes
+_PER_BOX, _SPARE = 12, 16  # descriptors of a running box, and for all else that comes and goes
 _FEWEST = 8  # connections below which serving makes no sense
 _IDLE_SECONDS = 15.0
 """A connection is closed when it has had no whole request under way for so long."""

@@ -161,7 +161,8 @@ class Keeper:
             _sweep()
         if box.end == "exit":
             self._explain(box, status, usage.ru_utime + usage.ru_stime)
-        self._report({"box": box.number, "end": box.end, "status": status})
+        seconds = time.monotonic() - box.begin
+        self._report({"box": box.number, "end": box.end, "status": status, "seconds": seconds})
 
     def _explain(self, box: _Box, status: int, cpu: float) -> None:
         """Say why a box ended that this process did not end: the kernel may have, or somebody."""

@@ -108,6 +108,7 @@ class Processes:
         self._namespaces: dict[int, str | None] = {}
         self._own_namespace = _namespace(os.getpid())
         self._shares: dict[int, _Shares] = {}
+        self._waits: dict[int, dict[tuple[int, int], float]] = {}
         self.families: dict[int, list[Process]] = {}
         """The members of each box, by the id of its first process."""
 
@@ -121,6 +122,7 @@ class Processes:
         by_namespace = {name: pid for pid, name in self._namespaces.items() if name not in known}
         owners = {}
         self.families = {root: [] for root in roots}
+        self._waits = {root: self._waits.get(root, {}) for root in roots}
         for process in found.values():
             key = process.pid, process.start
             root = self._owners.get(key)
@@ -129,6 +131,7 @@ class Processes:
             if root in self.families:
                 owners[key] = root
                 self.families[root].append(process)
+                self._waits[root][key] = _waited(process.pid)
         self._owners = owners
 
     def _owner(
@@ -184,12 +187,12 @@ class Processes:
         return memory + shares.now(members)
 
     def waited(self, root: int) -> float:
-        """Seconds for which a box was ready to run and had no processor.
+        """Seconds for which the processes of a box were ready to run and had no processor, in sum.
 
-        Its first process and the others wait for each other by turns, so both their times count.
+        They wait for each other by turns, so that of all of them counts, and of those that have
+        ended as far as it was seen.
         """
-        others = [member.pid for member in self.families[root] if member.pid != root]
-        return _waited(root) + max(map(_waited, others), default=0.0)
+        return sum(self._waits[root].values())
 
 
 class _Shares:
