@@ -8,6 +8,7 @@ import pytest
 
 from fttt.errors import UsageError
 from fttt.methods import METHODS, Method, find_method
+from fttt.report.sides import OUTER_SETTINGS, RULE_SETTINGS
 
 
 def test_built_in_methods_are_described() -> None:
@@ -19,8 +20,10 @@ def test_built_in_methods_are_described() -> None:
         assert find_method(name) is method
         assert method.name == name
         assert method.summary
-        for field in method.Settings.model_fields.values():
+        for setting, field in method.Settings.model_fields.items():
             assert field.description
+            # comparisons know settings by their last name
+            assert setting not in {*RULE_SETTINGS, *OUTER_SETTINGS}
 
 
 def test_an_unknown_method_is_named_with_its_neighbour() -> None:

@@ -79,7 +79,7 @@ def test_the_entropic_weights_seek_the_best_and_are_as_far_from_equal_as_they_ma
 def test_a_step_is_the_advantages_and_the_anchor(
     kind: Any, play_on_tiny: Any, reference: Any, tmp_path: Path
 ) -> None:
-    method = policy(advantage=kind, kl=0.5, top_k=6)
+    method = policy(advantage=kind, kl=0.5, teacher_tokens=6)
     run, recorded = play_on_tiny(method, tmp_path / "run", wrong, trials=8)
     assert len(recorded.steps) == 2, "one step a question, on four attempts"
     for question in ("q0", "q1"):

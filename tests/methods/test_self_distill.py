@@ -52,7 +52,7 @@ def against(teacher: torch.Tensor, other: torch.Tensor | None, logs: torch.Tenso
 def test_the_loss_by_its_formula(
     form: str, level: str, play_on_tiny: Any, reference: Any, tmp_path: Path
 ) -> None:
-    method = distill(form=form, level=level, top_k=6)
+    method = distill(form=form, level=level, teacher_tokens=6)
     run, recorded = play_on_tiny(method, tmp_path / "run", wrong, trials=3)
     for trial in (t for t in run.trials if t.trial == 0):
         attempt: Completion = run.histories[trial.question_id].generations[0].completion

@@ -50,7 +50,9 @@ class PolicySettings(BoundedSettings):
         description="weight of the anchor, the cross-entropy of the attempts' tokens against the "
         "base model's predictions",
     )
-    top_k: int = Field(20, ge=1, description="anchor: the base model's tokens at each place")
+    teacher_tokens: int = Field(
+        20, ge=1, description="anchor: the base model's tokens at each place"
+    )
     novelty: float = Field(
         0.0,
         ge=0,
@@ -165,7 +167,7 @@ class Policy(Method):
         ]
         if said.kl:
             base = await asyncio.gather(
-                *(session.score(one.completion, top_k=said.top_k) for one in judged)
+                *(session.score(one.completion, top_k=said.teacher_tokens) for one in judged)
             )
             found += [
                 Example(one.completion, weight=said.kl / len(judged), teacher=scores.teacher())

@@ -41,7 +41,9 @@ class SelfDistillSettings(BoundedSettings):
         description="what is compared at each place: the attempt's token (token), or the likeliest "
         "tokens and all others as one (top-k)",
     )
-    top_k: int = Field(20, ge=1, description="the teacher's likeliest tokens at each place")
+    teacher_tokens: int = Field(
+        20, ge=1, description="the teacher's likeliest tokens at each place"
+    )
     feedback: str = Field(
         f"{FEEDBACK} {_AGAIN}",
         min_length=1,
@@ -90,7 +92,7 @@ class SelfDistill(Method):
         said, attempt = self.settings, shown.completion
         texts = (told(said.feedback, shown.verdict), user(said.praise))
         after, other = reversed(texts) if shown.verdict.correct else texts
-        top_k = said.top_k if said.level == "top-k" else 0
+        top_k = said.teacher_tokens if said.level == "top-k" else 0
 
         async def score(text: Text) -> Scores:
             return await session.score(attempt, after=(attempt, text), top_k=top_k)
