@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -93,6 +94,19 @@ def test_a_layer_imports_what_lies_under_it() -> None:
 def test_every_layer_is_known() -> None:
     upper = {"experiment", "cli", "solving", "testing", "__init__", "__main__"}
     assert {layer(module) for module in MODULES} <= set(ALLOWED) | upper
+
+
+def test_no_two_files_and_no_two_classes_share_a_name() -> None:
+    """A name that a reader meets in a traceback or an import leads to one place."""
+    files = Counter(Path(module).name for module in MODULES if not module.endswith("__init__.py"))
+    assert [name for name, times in files.items() if times > 1] == []
+    classes = Counter(
+        node.name
+        for module in MODULES
+        for node in ast.walk(ast.parse((ROOT / module).read_text(encoding="utf-8")))
+        if isinstance(node, ast.ClassDef)
+    )
+    assert [name for name, times in classes.items() if times > 1] == []
 
 
 def test_nothing_is_a_drawer_for_odds_and_ends() -> None:
