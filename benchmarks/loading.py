@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from shapes import SHAPES, random_loaded
 
-from fttt.engine.memory_plan import current
+from fttt.engine.ops import current_device
 from fttt.engine.selfcheck import find_difference
 from fttt.models import find_model, load_model, without_bars
 from fttt.models.gguf.file import open_gguf
@@ -64,7 +64,7 @@ def check(model: Any, what: str, repeats: int) -> None:
     """Check a model's outputs so many times."""
 
     def once() -> None:
-        with current(torch.device(model.device)):
+        with current_device(model.device):
             fault = find_difference(model)
         assert fault is None, fault
 

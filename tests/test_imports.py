@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from collections import Counter
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 import fttt
@@ -145,3 +146,13 @@ def _long_functions(tree: ast.Module) -> Iterator[str]:
             code = node.body[1:] if ast.get_docstring(node) else node.body
             if code and (code[-1].end_lineno or 0) - code[0].lineno >= 60:
                 yield node.name
+
+
+def test_benchmarks_import_names_that_exist() -> None:
+    """Nothing else runs or type-checks them."""
+    for file in sorted((ROOT.parents[1] / "benchmarks").glob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("fttt"):
+                module = import_module(node.module or "")
+                for alias in node.names:
+                    assert hasattr(module, alias.name), f"{file.name}: {node.module}.{alias.name}"
