@@ -7,7 +7,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fttt.engine.batch import Batch, Segment, by_length, rebound
@@ -89,6 +89,8 @@ def test_only_a_modules_own_methods_find_another_function(family: str, name: str
 
 
 @given(st.lists(st.tuples(st.integers(-1, 3), st.integers(1, 9)), min_size=1, max_size=8))
+@settings(deadline=None)
+@example([(0, 600), (1, 1), (-1, 5), (2, 1), (3, 1)])  # padding would be most of it
 def test_tokens_are_grouped_by_adapter_and_put_back(segments: list[tuple[int, int]]) -> None:
     cache = packed([1]).cache
     batch = Batch.pack("train", [Segment((1,) * n, 0, 0, slot) for slot, n in segments], cache)

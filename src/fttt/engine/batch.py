@@ -130,7 +130,8 @@ class SlotGroups:
         """``(x Aᵀ) Bᵀ`` of each slot's tokens, ``[M, O]``."""
         x_MI = x_NI if self.where_M is None else x_NI[self.where_M]
         groups = self.ragged
-        if len(groups.lengths) * groups.longest > 2 * groups.ends[-1] + 64:  # mostly padding
+        most = 1.5 if torch.is_grad_enabled() else 4.0  # what is padded is held for the gradient
+        if len(groups.lengths) * groups.longest > most * groups.ends[-1] + 1024:
             parts = zip(x_MI.split(groups.lengths), a_URI, b_UOR, strict=True)
             return torch.cat([(x @ a.T) @ b.T for x, a, b in parts])
         y_UTO = (groups.pad(x_MI) @ a_URI.transpose(1, 2)) @ b_UOR.transpose(1, 2)

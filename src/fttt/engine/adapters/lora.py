@@ -132,6 +132,7 @@ class LoRABank(Bank):
         self._batch: Batch | None = None
         self._parts: tuple[Tensor, ...] | None = None
         self._dropout_key_B: Tensor | None = None
+        self._dropout_key_N: Tensor | None = None
         self._cached: tuple[tuple[int, ...], tuple[Tensor, ...]] | None = None
 
     def learner(self, cache: KVCache, plan: MemoryPlan, fill: Fill) -> LoRALearner:
@@ -162,7 +163,7 @@ class LoRABank(Bank):
         try:
             yield
         finally:
-            self._batch = self._parts = self._dropout_key_B = None
+            self._batch = self._parts = self._dropout_key_B = self._dropout_key_N = None
 
     def drop_out(self, targets: Sequence[tuple[int, int]], batch: Batch) -> None:
         """Seed the dropout of a train pass: a question's own stream, its update, its positions.
@@ -175,6 +176,7 @@ class LoRABank(Bank):
         ]
         if self.spec.dropout > 0:
             self._dropout_key_B = torch.tensor(keys, device=batch.token_ids_N.device)
+            self._dropout_key_N = self._dropout_key_B[batch.segment_N]
 
     def step(self, slots: Sequence[int], gradient_QP: Tensor) -> list[bool]:
         """One AdamW step (Loshchilov and Hutter 2019) of each slot's own weights.
@@ -279,9 +281,9 @@ class LoRABank(Bank):
                     f"{len(batch.position_N)} tokens of a pass, as an expert of a mixture is; "
                     "choose other target layers."
                 )
-            if self._dropout_key_B is not None:
-                key_N = self._dropout_key_B[batch.segment_N]
-                x_NI = x_NI * self._mask(key_N, batch.position_N[:, None], layer)[:, 0]
+            if self._dropout_key_N is not None:
+                token_N1 = batch.position_N[:, None]
+                x_NI = x_NI * self._mask(self._dropout_key_N, token_N1, layer)[:, 0]
             return batch.groups.add(output, batch.groups.product(x_NI, a_URI, b_UOR) * self.scale)
 
         return add
@@ -297,16 +299,17 @@ class LoRABank(Bank):
     ) -> Tensor:
         """The same within a mixer, which runs some segments as a padded batch."""
         assert batch.inside is not None
-        groups = torch.tensor([batch.groups.group_of[n] for n in batch.inside], device=x.device)
+        groups = [batch.groups.group_of[n] for n in batch.inside]
+        own = [n for n, group in enumerate(groups) if group >= 0]
+        own_B, group_B = torch.tensor(
+            [own, [groups[n] for n in own]], dtype=torch.int64, device=x.device
+        )
         x_BTI = batch.by_segment(x).float()
         if self._dropout_key_B is not None:
-            own_B = torch.tensor(batch.inside, device=x.device)
-            at_T = torch.arange(x_BTI.shape[1], device=x.device)
-            token_BT = batch.past_B[own_B, None] + at_T
-            x_BTI = x_BTI * self._mask(self._dropout_key_B[own_B], token_BT, layer)
-        own_B = (groups >= 0).nonzero()[:, 0]
-        groups = groups[own_B]
-        delta = (x_BTI[own_B] @ a_URI[groups].transpose(1, 2)) @ b_UOR[groups].transpose(1, 2)
+            segment_B = torch.tensor(batch.inside, device=x.device)
+            token_BT = batch.past_B[segment_B, None] + torch.arange(x_BTI.shape[1], device=x.device)
+            x_BTI = x_BTI * self._mask(self._dropout_key_B[segment_B], token_BT, layer)
+        delta = (x_BTI[own_B] @ a_URI[group_B].transpose(1, 2)) @ b_UOR[group_B].transpose(1, 2)
         out_BTO = output.view(*x_BTI.shape[:2], -1)
         delta = (delta * self.scale).to(output.dtype)
         return out_BTO.index_add(0, own_B, delta).view_as(output)
