@@ -13,7 +13,7 @@ from pydantic import BaseModel
 import fttt
 from fttt.cli import app
 from fttt.config import FinetuneConfig, RunConfig, field_help
-from fttt.config.optune_config import OpTuneConfig
+from fttt.config.training_configs import OpTuneConfig
 from fttt.methods import METHODS
 from fttt.tasks import get_task
 

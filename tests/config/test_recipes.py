@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fttt.config import SETTINGS, FinetuneConfig, build, merge, read_toml, resolve
-from fttt.config.optune_config import OpTuneConfig
+from fttt.config.training_configs import OpTuneConfig
 from fttt.experiment.plan import settle
 from fttt.experiment.sweep import Grid, SweepConfig
 from fttt.tasks import TASKS

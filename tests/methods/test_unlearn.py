@@ -15,7 +15,7 @@ from fttt.errors import UsageError
 from fttt.methods.base import MethodSettings
 from fttt.methods.best_of_n import BestOfN
 from fttt.methods.unlearn import Unlearn, UnlearnSettings
-from fttt.report.run_table import show_runs
+from fttt.report.text import show_runs
 from fttt.testing import play
 from fttt.types import Trial
 

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from fttt.config import resolve, to_toml
-from fttt.config.optune_config import OpTuneConfig
+from fttt.config.training_configs import OpTuneConfig
 from fttt.errors import RunError, UsageError
 from fttt.experiment.plan import plan_run, settle
 from fttt.experiment.runner import Cell, run_cells

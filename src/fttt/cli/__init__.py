@@ -10,8 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from fttt.cli.checks import check_command, verify_command
-from fttt.cli.list import list_command
-from fttt.cli.reports import compare_command, report_command
+from fttt.cli.reports import compare_command, list_command, report_command
 from fttt.cli.runs import demo_command, regrade_command, run_command, sweep_command
 from fttt.cli.services import bench_app, judge_app
 from fttt.cli.trainings import finetune_app, optune_app

@@ -192,7 +192,7 @@ def load(config: RunConfig) -> LoadedModel:
 
 
 def _show(run: Any) -> None:
-    from fttt.report.run_table import show_runs
+    from fttt.report.text import show_runs
 
     show_runs([run])
 
@@ -223,7 +223,7 @@ def sweep_command(
     from fttt.config import build, read_toml
     from fttt.experiment.sweep import SweepConfig, run_sweep
     from fttt.progress import Progress
-    from fttt.report.run_table import show_runs
+    from fttt.report.text import show_runs
 
     config = build(SweepConfig, read_toml(file), str(file))
     with (
@@ -243,7 +243,7 @@ def demo_command(
     """
     from fttt.experiment.sweep import DEMO, run_sweep
     from fttt.progress import Progress
-    from fttt.report.run_table import show_runs
+    from fttt.report.text import show_runs
 
     with (
         output_folder(out, "demo") as folder,
@@ -263,7 +263,7 @@ def regrade_command(
 ) -> None:
     """Judge the stored completions of a run again, without a model, and list changed verdicts."""
     from fttt.experiment.regrade import regrade
-    from fttt.report.run_table import show_runs
+    from fttt.report.text import show_runs
     from fttt.store import Run
 
     old = Run.open(run)

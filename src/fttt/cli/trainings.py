@@ -25,7 +25,7 @@ from fttt.cli.flags import (
 )
 from fttt.cli.runs import load, run_command, run_flags
 from fttt.config import FinetuneConfig, field_help, to_toml
-from fttt.config.optune_config import OpTuneConfig
+from fttt.config.training_configs import OpTuneConfig
 from fttt.errors import UsageError
 from fttt.files import output_folder
 
@@ -171,7 +171,7 @@ def _show_evaluated(rows: Sequence[Evaluated], runs: Sequence[Run]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from fttt.report.run_table import show_folders
+    from fttt.report.text import show_folders
 
     console = Console()
     if not console.is_terminal:

@@ -1,6 +1,5 @@
 """Typed settings, TOML recipes, and flags over file over defaults."""
 
-from fttt.config.finetune_config import SETTINGS, FinetuneConfig
 from fttt.config.recipe import build, in_sections, key_values, merge, read_toml, resolve, to_toml
 from fttt.config.run_config import (
     BudgetSection,
@@ -10,6 +9,7 @@ from fttt.config.run_config import (
     SamplingSection,
     field_help,
 )
+from fttt.config.training_configs import SETTINGS, FinetuneConfig
 
 __all__ = [
     "SETTINGS",

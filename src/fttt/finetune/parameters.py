@@ -23,7 +23,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from fttt.config.finetune_config import (
+from fttt.config.run_config import Section
+from fttt.config.training_configs import (
     AdapterSettings,
     FinetuneLoRASettings,
     FullSettings,
@@ -31,7 +32,6 @@ from fttt.config.finetune_config import (
     LNSettings,
     PrefixSettings,
 )
-from fttt.config.run_config import Section
 from fttt.engine.states import Mixers
 from fttt.errors import UsageError
 from fttt.finetune.metadata import model_shape

@@ -24,8 +24,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import Trainer, TrainerCallback, TrainerState
 
-from fttt.config.finetune_config import FullSettings
 from fttt.config.run_config import Section
+from fttt.config.training_configs import FullSettings
 from fttt.errors import DivergedError
 from fttt.finetune.metadata import INFO_FILE, FinetuneInfo, cannot_save, write_info
 from fttt.finetune.packing import PackedPasses, SampleGroup, collate, groups

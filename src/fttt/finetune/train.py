@@ -21,7 +21,7 @@ import torch
 from transformers import PrinterCallback, TrainerState, TrainingArguments, set_seed
 
 from fttt.config import FinetuneConfig, to_toml
-from fttt.config.finetune_config import FullSettings
+from fttt.config.training_configs import FullSettings
 from fttt.engine.selfcheck import check_outputs
 from fttt.errors import RunError, UsageError
 from fttt.files import begin_folder, held_folder

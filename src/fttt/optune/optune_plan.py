@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fttt.config import RunConfig, build, merge, read_toml, resolve
-from fttt.config.optune_config import OpTuneConfig
+from fttt.config.training_configs import OpTuneConfig
 from fttt.errors import UsageError
 from fttt.files import file_name
 from fttt.optune.attempts import check_attempts

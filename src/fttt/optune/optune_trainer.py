@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from fttt.config import to_toml
-from fttt.config.optune_config import OpTuneConfig
+from fttt.config.training_configs import OpTuneConfig
 from fttt.engine.memory_plan import free_bytes
 from fttt.engine.ops import current_device
 from fttt.engine.selfcheck import check_outputs

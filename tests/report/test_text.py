@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from fttt.report.run_table import show_runs
+from fttt.report.text import show_runs
 from fttt.store import RunWriter
 from fttt.types import Question, Trial, Usage
 
