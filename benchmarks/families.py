@@ -22,7 +22,7 @@ import transformers
 from fttt.engine import BatchedEngine, GenerateRequest, Lesson, LoRASpec, Target, TrainRequest
 from fttt.engine.selfcheck import ADAPTED, find_difference
 from fttt.errors import UsageError
-from fttt.models.support import refusal
+from fttt.models.locate import refusal
 from fttt.testing.tiny_models import family_types, loaded_tiny, random_family
 
 DOCS = Path(__file__).parent.parent / "docs" / "models.md"

@@ -29,7 +29,7 @@ from engine import synchronize
 from fttt.engine.sequences import prepared
 from fttt.models import LoadedModel, load_model
 from fttt.optune.attempts import AttemptExample
-from fttt.optune.edited_layers import edited_layers
+from fttt.optune.checkpoint import edited_layers
 from fttt.optune.gradient import GradientRunner
 from fttt.optune.network import OpTuneNetwork
 from fttt.training import GoldExample

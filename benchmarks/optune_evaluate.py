@@ -30,7 +30,7 @@ from fttt.engine import (
     derive_key,
 )
 from fttt.models import LoadedModel, load_model
-from fttt.optune.edited_layers import edited_layers
+from fttt.optune.checkpoint import edited_layers
 from fttt.optune.network import OpTuneNetwork
 
 

@@ -14,8 +14,7 @@ from fttt.config import SETTINGS, build
 from fttt.finetune.metadata import FinetuneInfo, Method, model_shape, write_info
 from fttt.finetune.parameters import count_trained, export, prepare
 from fttt.models import LoadedModel
-from fttt.optune.checkpoint import OpTuneInfo, TrainingState, write_checkpoint
-from fttt.optune.edited_layers import edited_layers
+from fttt.optune.checkpoint import OpTuneInfo, TrainingState, edited_layers, write_checkpoint
 from fttt.optune.network import OpTuneNetwork, RunningStatistics
 from fttt.testing import save_tiny_model, tiny_model
 

@@ -5,14 +5,19 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
+from huggingface_hub import is_offline_mode
 
+import fttt.files
 from fttt.errors import RunError, UsageError
 from fttt.files import (
     begin_folder,
     check_unused,
+    from_hub,
     held_folder,
     hold,
     model_label,
@@ -20,7 +25,10 @@ from fttt.files import (
     output_folder,
     write_whole,
 )
+from fttt.models.loader import load_config
 from fttt.store.line_file import LineFile, read_lines
+from fttt.tasks.benchmark_data import read_hub
+from fttt.testing import save_tiny_model
 
 
 @pytest.fixture
@@ -146,3 +154,58 @@ def test_a_place_that_cannot_be_written_is_named(elsewhere: Path) -> None:
     Path("outputs").touch()
     with pytest.raises(RunError, match="Cannot write 'outputs/"):
         output_folder(None, "name").__enter__()
+
+
+def unknown(*_: Any, **__: Any) -> None:
+    raise socket.gaierror(-2, "Name or service not known")
+
+
+@pytest.fixture
+def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fttt.files, "getproxies", dict)
+
+
+@pytest.mark.parametrize("proxies", [{}, {"no": "localhost"}])
+def test_without_a_connection_only_the_cache_is_asked(
+    proxies: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fttt.files, "getproxies", lambda: proxies)
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    with from_hub("nobody/nothing"):
+        assert is_offline_mode()
+    assert not is_offline_mode()
+
+
+@pytest.mark.usefixtures("no_proxy")
+def test_with_one_the_hub_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *a: asked.append(a))
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "https://mirror.example:8443/hf")
+    with from_hub("nobody/nothing"):
+        assert not is_offline_mode()
+    assert asked == [("mirror.example", 8443)]
+
+
+def test_a_proxy_resolves_names_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    monkeypatch.setattr(fttt.files, "getproxies", lambda: {"https": "http://proxy:3128"})
+    with from_hub("nobody/nothing"):
+        assert not is_offline_mode()
+
+
+@pytest.mark.usefixtures("no_proxy")
+def test_a_folder_needs_no_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_: pytest.fail("asked"))
+    assert load_config(str(save_tiny_model(tmp_path / "tiny"))).model_type == "llama"
+
+
+@pytest.mark.usefixtures("no_proxy")
+def test_a_model_or_data_set_out_of_reach_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    with pytest.raises(UsageError, match="'nobody/nothing' cannot be read"):
+        load_config("nobody/nothing")
+    with pytest.raises(UsageError, match="'nobody/nothing' could not be loaded from the hub"):
+        read_hub("nobody/nothing", None, "test", ["question"])
+    assert "Retry" not in "".join(capfd.readouterr())

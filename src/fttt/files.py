@@ -1,4 +1,4 @@
-"""Files and folders: names, whole-file writes, locks, and the errors of a failed write."""
+"""Files and folders: names, whole-file writes, locks, write errors, and reading from the hub."""
 
 from __future__ import annotations
 
@@ -6,12 +6,16 @@ import errno
 import fcntl
 import os
 import re
+import socket
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from itertools import count
 from pathlib import Path
 from typing import IO
+from unittest.mock import patch
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from fttt.errors import RunError, UsageError
 
@@ -20,6 +24,7 @@ __all__ = [
     "cannot_write",
     "check_unused",
     "file_name",
+    "from_hub",
     "held_folder",
     "hold",
     "is_a_file",
@@ -214,3 +219,31 @@ def cannot_write(
 def is_a_file(path: Path) -> UsageError:
     """The error of an output folder that is a file."""
     return UsageError(f"--out {str(path)!r} is a file; name a folder.")
+
+
+@contextmanager
+def from_hub(name: str) -> Iterator[None]:
+    """Read from the hub, or from its cache alone where the hub's host name does not resolve.
+
+    The hub's client would retry for half a minute, with a message each time, before it reads the
+    cache. Behind a proxy the proxy resolves names, so no look-up is made; neither is one for a
+    ``name`` that is a local folder, since a failing look-up may take as long.
+    """
+    from huggingface_hub import constants
+
+    offline = constants.HF_HUB_OFFLINE or not (Path(name).is_dir() or _resolves())
+    with patch.object(constants, "HF_HUB_OFFLINE", offline):
+        yield
+
+
+def _resolves() -> bool:
+    from huggingface_hub import constants
+
+    address = urlsplit(constants.ENDPOINT)
+    if {address.scheme, "all"} & getproxies().keys():  # not "no", which names exceptions
+        return True
+    try:
+        socket.getaddrinfo(address.hostname, address.port or 443)
+    except OSError:
+        return False
+    return True

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 import fttt
 from fttt.engine.sequences import prepared
 from fttt.optune.attempts import AttemptExample
-from fttt.optune.edited_layers import edited_layers
+from fttt.optune.checkpoint import edited_layers
 from fttt.optune.gradient import GradientRunner, Sums
 from fttt.optune.network import OpTuneNetwork
 from fttt.testing import save_tiny_model, tiny_model

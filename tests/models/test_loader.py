@@ -57,7 +57,7 @@ def test_the_dtype_is_what_was_asked_for(tmp_path: Path, dtype: str) -> None:
 def test_the_embedded_model_ends_its_turns_with_the_right_token(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.delattr("fttt.hub._resolves")  # nothing is asked of the hub
+    monkeypatch.delattr("fttt.files._resolves")  # nothing is asked of the hub
     loaded = load_model("smollm2-135m", device="cpu")
     ends = loaded.tokenizer.convert_tokens_to_ids(["<|endoftext|>", "<|im_end|>"])
     assert loaded.stop_ids == tuple(ends)

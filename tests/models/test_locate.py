@@ -1,16 +1,18 @@
-"""One model under two names is one model, and a torn file of weights is told from a whole one."""
+"""Models under two names, torn files of weights, and models that are not supported."""
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 
 from fttt.errors import UsageError
-from fttt.models import find_model
-from fttt.models.locate import check_model, find_fault, same_model
+from fttt.models import check_model, find_model, load_model
+from fttt.models.locate import find_fault, refusal, same_model
 from fttt.testing import save_tiny_model
+from fttt.testing.tiny_models import family_types
 
 
 def test_the_embedded_model_is_its_file_wherever_that_lies(tmp_path: Path) -> None:
@@ -60,3 +62,43 @@ def test_a_torn_model_is_refused_before_it_is_loaded(tmp_path: Path) -> None:
             check_model(str(folder))
     file.unlink()
     assert find_fault(file) == "model.safetensors cannot be read (No such file or directory)"
+
+
+@pytest.mark.parametrize(
+    ("config", "why"),
+    [
+        ({"model_type": "bart"}, "encoder-decoder"),
+        ({"model_type": "new", "is_encoder_decoder": True}, "encoder-decoder"),
+        ({"model_type": "bert"}, "later tokens"),
+        ({"model_type": "deepseek_v32"}, "index"),
+        ({"model_type": "phimoe", "rope_scaling": {"rope_type": "longrope"}}, "longest sequence"),
+    ],
+)
+def test_a_model_is_refused_by_its_configuration(
+    tmp_path: Path, config: dict[str, object], why: str
+) -> None:
+    folder = save_tiny_model(tmp_path / "model")
+    file = folder / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **config}))
+    (folder / "model.safetensors").write_bytes(b"never read")
+    for refuse in (check_model, load_model):
+        with pytest.raises(UsageError, match=why) as refused:
+            refuse(str(folder))
+        assert str(refused.value).count(";") == 1
+
+
+def test_a_model_that_was_not_shown_right_on_a_gpu_is_refused_there_only() -> None:
+    config = {"model_type": "gemma3n_text"}
+    assert refusal(config) is None
+    assert "--device cpu" in (refusal(config, "cuda") or "")
+
+
+def test_a_usual_model_is_not() -> None:
+    for kind in ("llama", "gpt2", "qwen3", "gemma3_text", "gpt_oss"):
+        assert kind in family_types()
+        assert refusal({"model_type": kind}) is None
+    assert refusal({"model_type": "phimoe"}) is None
+
+
+def test_a_model_of_gpt2s_class_is_a_causal_language_model(tmp_path: Path) -> None:
+    check_model(str(save_tiny_model(tmp_path / "model", "gpt2")))

@@ -9,7 +9,7 @@ import torch
 
 from fttt.engine.adapters.delta import Factors
 from fttt.optune.attempts import AttemptExample
-from fttt.optune.edited_layers import EditedLayer
+from fttt.optune.checkpoint import EditedLayer
 from fttt.training import GoldExample
 
 MakeFactors = Callable[..., Factors]

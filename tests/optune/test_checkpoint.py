@@ -18,12 +18,16 @@ from fttt.errors import RunError, UsageError
 from fttt.optune import OpTuneInfo, load_checkpoint, push, read_info
 from fttt.optune import checkpoint as module
 from fttt.optune.checkpoint import (
+    EditedLayer,
     TrainingState,
+    check_layers,
     check_training,
+    edited_layers,
     load_training,
     write_checkpoint,
 )
 from fttt.optune.network import OpTuneNetwork
+from fttt.testing import tiny_model
 
 
 @pytest.fixture
@@ -195,3 +199,34 @@ def test_a_hub_out_of_reach_is_named(
     write_checkpoint(tmp_path / "run", info, network, state(20))
     with pytest.raises(RunError, match="'me/optune-tiny': Name or service not known; check the"):
         push(tmp_path / "run", "me/optune-tiny")
+
+
+def test_the_last_layers_in_the_model_s_order() -> None:
+    found = edited_layers(tiny_model(layers=3).model)
+    assert found == (
+        EditedLayer("model.layers.1.self_attn.q_proj", 32, 32),
+        EditedLayer("model.layers.1.self_attn.v_proj", 32, 16),
+        EditedLayer("model.layers.2.self_attn.q_proj", 32, 32),
+        EditedLayer("model.layers.2.self_attn.v_proj", 32, 16),
+    )
+
+
+def test_a_projection_that_does_not_exist() -> None:
+    with pytest.raises(UsageError, match=r"'q_porj'.*did you mean 'q_proj'.*down_proj.*--targets"):
+        edited_layers(tiny_model().model, ["v_proj", "q_porj"])
+
+
+def test_more_layers_than_the_model_has() -> None:
+    with pytest.raises(UsageError, match=r"last 3 layers.*has 2 linear.*--layers.*1 to 2"):
+        edited_layers(tiny_model().model, last=3)
+
+
+def test_a_model_of_another_shape() -> None:
+    model = tiny_model().model
+    layers = list(edited_layers(model))
+    check_layers(layers, model, "tiny")
+    wider = EditedLayer(layers[0].name, 64, 64)
+    with pytest.raises(UsageError, match=r"made for 'big'.*is 64 x 64.*has it as 32 x 32"):
+        check_layers([wider], model, "big")
+    with pytest.raises(UsageError, match="no such linear layer"):
+        check_layers([EditedLayer("model.layers.9.self_attn.q_proj", 32, 32)], model, "deep")

@@ -13,7 +13,7 @@ from torch.func import functional_call
 
 from fttt.engine.sequences import prepared
 from fttt.optune.attempts import AttemptExample
-from fttt.optune.edited_layers import edited_layers
+from fttt.optune.checkpoint import edited_layers
 from fttt.optune.gradient import GradientRunner
 from fttt.optune.network import OpTuneNetwork
 from fttt.testing import tiny_model

@@ -9,7 +9,7 @@ import pytest
 import torch
 from numpy.testing import assert_allclose
 
-from fttt.optune.edited_layers import EditedLayer
+from fttt.optune.checkpoint import EditedLayer
 from fttt.optune.network import OpTuneNetwork, RunningStatistics
 
 

@@ -84,7 +84,7 @@ class OpTuneSettings(MethodSettings):
         """
         from fttt.models.loader import model_outline
         from fttt.models.locate import same_model
-        from fttt.optune.edited_layers import check_layers
+        from fttt.optune.checkpoint import check_layers
 
         info, named = self._info, isinstance(model, str)
         check_layers(info.layers, model_outline(model) if named else model, info.model)

@@ -11,11 +11,10 @@ from typing import Any
 import torch
 
 from fttt.errors import RunError, UsageError
-from fttt.hub import from_hub
+from fttt.files import from_hub
 from fttt.models.chat import ChatFormat, check_tokenizer
 from fttt.models.gguf.model import read_config, read_model, read_tokenizer
-from fttt.models.locate import ModelSource, check_model, find_model
-from fttt.models.support import check_supported
+from fttt.models.locate import ModelSource, check_model, check_supported, find_model
 
 __all__ = [
     "DTYPES",

@@ -27,7 +27,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from fttt.engine.adapters.delta import FactoredDelta, Factors
 from fttt.engine.ops.sampling import derive_key, keep_mask
-from fttt.optune.edited_layers import EditedLayer
+from fttt.optune.checkpoint import EditedLayer
 
 __all__ = ["OpTuneNetwork", "RunningStatistics", "ShapeNetwork"]
 

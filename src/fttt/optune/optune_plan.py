@@ -13,8 +13,7 @@ from fttt.config.training_configs import OpTuneConfig
 from fttt.errors import UsageError
 from fttt.files import file_name
 from fttt.optune.attempts import check_attempts
-from fttt.optune.checkpoint import check_training
-from fttt.optune.edited_layers import EditedLayer, edited_layers
+from fttt.optune.checkpoint import EditedLayer, check_training, edited_layers
 from fttt.store import Run, fingerprint
 from fttt.tasks import TaskOptions, get_task, load_questions, task_name
 from fttt.training import check_trainable, refuse_float16

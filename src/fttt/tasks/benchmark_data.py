@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from fttt.errors import UsageError
-from fttt.hub import from_hub
+from fttt.files import from_hub
 from fttt.tasks.task import TaskOptions
 
 __all__ = [

@@ -22,7 +22,7 @@ def test_a_file_is_loaded_as_it_is_and_nothing_is_written(
     workshop: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("FTTT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delattr("fttt.hub._resolves")  # nothing is asked of the hub
+    monkeypatch.delattr("fttt.files._resolves")  # nothing is asked of the hub
     path = workshop.llama()
     loaded = load_model(str(path), device="cpu")
     model = workshop.tiny("Llama")
