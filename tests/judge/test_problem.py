@@ -5,8 +5,7 @@ from typing import get_args
 
 import pytest
 
-from fttt.judge.confinement import MAX_SUBMISSION
-from fttt.judge.problem import BadRequest, Judgement, Problem, Status, Submission
+from fttt.judge.problem import MAX_SUBMISSION, BadRequest, Judgement, Problem, Status, Submission
 
 GOOD = {"prompt": "p", "test": "t", "entry_point": "f"}
 

@@ -126,7 +126,7 @@ def judge_command(
     from rich.table import Table
 
     from fttt.errors import UsageError
-    from fttt.judge.measure import measure
+    from fttt.judge.rehearsal import measure
     from fttt.judge.sandbox import Sandbox
 
     counts = clients.split(",")
@@ -140,9 +140,9 @@ def judge_command(
         sandbox = Sandbox(workers=workers)
         try:
             await sandbox.start()
-            await measure(sandbox, 2, 0.2)
+            await measure(sandbox.judge, 2, 0.2)
             for count in map(int, counts):
-                rate = await measure(sandbox, count, seconds)
+                rate = await measure(sandbox.judge, count, seconds)
                 table.add_row(
                     str(rate.clients),
                     f"{rate.per_second:.1f}",

@@ -23,7 +23,7 @@ _INSIDE = "/opt/judge"
 _BOX = Path(__file__).parent / "box"
 _START = (
     "import sys; places = sys.argv[2:]; sys.path += places; "
-    "from box.bootstrap import import_zygote; zygote = import_zygote(); "
+    "from box import import_zygote; zygote = import_zygote(); "
     "sys.path[:] = [p for p in sys.path if p not in places]; zygote.main(int(sys.argv[1]))"
 )
 # As -I would, but for the environment, which holds the seed and nothing else.

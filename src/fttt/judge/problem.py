@@ -7,9 +7,19 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Literal, get_args
 
-from fttt.judge.confinement import MAX_SUBMISSION
+__all__ = [
+    "MAX_SUBMISSION",
+    "BadRequest",
+    "Border",
+    "Judgement",
+    "Problem",
+    "Status",
+    "Submission",
+    "TestFailure",
+]
 
-__all__ = ["BadRequest", "Border", "Judgement", "Problem", "Status", "Submission", "TestFailure"]
+MAX_SUBMISSION = 1_000_000
+"""The most characters that a submission may have; compiling more would only waste its memory."""
 
 Status = Literal["passed", "failed", "timeout", "memory", "error"]
 """``failed``: it ran or did not compile, and is wrong; ``error``: it could not be judged."""

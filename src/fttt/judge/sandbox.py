@@ -15,11 +15,10 @@ from typing import Any, ClassVar, get_args
 from fttt.errors import RunError, UsageError
 from fttt.judge.box.tests import is_prepared
 from fttt.judge.cgroups import Groups
-from fttt.judge.confinement import LAYERS, LayerReport, Limits
+from fttt.judge.confinement import LAYERS, LayerReport, Limits, compile_filter
 from fttt.judge.launch import BOX_UID, Way, Zygote, bubblewrap, ways_to_launch
 from fttt.judge.problem import Judgement, Problem, Status, Submission
 from fttt.judge.rehearsal import rehearse
-from fttt.judge.syscalls import compile_filter
 
 __all__ = ["ExhaustedError", "Sandbox", "default_workers"]
 

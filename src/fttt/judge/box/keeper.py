@@ -20,8 +20,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from . import system
-from .confine import NAMESPACES, confine, map_ids
+from .confine import NAMESPACES, adopt_orphans, clone, confine, die_with_parent, map_ids
 from .solver import run_solver
 from .tester import run_tests
 from .usage import ControlGroup, Processes
@@ -66,13 +65,13 @@ class Keeper:
         """Serve until the control socket is closed; why that is impossible goes to ``ready``."""
         code = 70
         try:
-            system.die_with_parent()
+            die_with_parent()
             self._processes = Processes()
             if "user" in self.own_layers:
                 map_ids(*self._ids)
                 self._ids = os.getuid(), os.getgid()
             if "pid" not in self._layers:
-                system.adopt_orphans()
+                adopt_orphans()
             try_in(self._layers, self._try_box, self._group.into)
             os.close(ready)
             self._serve()
@@ -94,7 +93,7 @@ class Keeper:
             number = json.loads(message)["box"]
             self._group.begin()
             try:
-                pid = system.clone(namespaces(self._layers), self._group.into)
+                pid = clone(namespaces(self._layers), self._group.into)
             except OSError as error:
                 self._report({"box": number, "end": f"no box could be made: {error}"})
             else:
@@ -115,11 +114,11 @@ class Keeper:
         """The life of a box's first process."""
         code = 70
         try:
-            system.die_with_parent()
+            die_with_parent()
             self._group.join()
             _keep_only(fds)
             if "pid" not in self._layers:
-                system.adopt_orphans()
+                adopt_orphans()
             self._confine()
             ours, theirs = socket.socketpair()
             solver = os.fork()
@@ -245,7 +244,7 @@ def try_in(layers: Iterable[str], action: Callable[[], None], group: int | None 
     Raises :class:`OSError` where that fails.
     """
     read, write = os.pipe()
-    pid = system.clone(namespaces(layers), group)
+    pid = clone(namespaces(layers), group)
     if pid == 0:
         try:
             action()

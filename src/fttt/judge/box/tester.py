@@ -18,12 +18,11 @@ from collections.abc import Collection
 from dataclasses import asdict
 from typing import Any, ClassVar
 
-from .analysis import Analysis
 from .channel import BrokenBorder, Channel, NotLoaded
 from .peer import Peer, Refused
 from .remote import OPERATIONS, RemoteType, is_remote
 from .score import SCORE, Score, instrument
-from .tests import BadTests, Tests, run_prompt
+from .tests import Analysis, BadTests, Tests, run_prompt
 
 __all__ = ["run_here", "run_tests"]
 

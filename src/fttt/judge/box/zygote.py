@@ -17,9 +17,8 @@ import socket
 import sys
 from typing import Any
 
-from . import system
 from .channel import BrokenBorder, Channel
-from .confine import NAMESPACES, confine, leave_root
+from .confine import NAMESPACES, clone, confine, leave_root, trim_memory
 from .keeper import Keeper, namespaces, try_in
 from .solver import run_solver, serve
 from .tester import run_tests
@@ -82,7 +81,7 @@ def main(control_fd: int) -> None:
     fault = "" if own is None else _attempt(lambda: os.write(fds[own], b"0"))
     leave_root(plan["uid"])
     _warm_up()
-    system.trim_memory()
+    trim_memory()
     # Pages that the collector never touches stay shared between all boxes.
     gc.collect()
     gc.freeze()
@@ -166,7 +165,7 @@ def _make_keepers(
     for place in places:
         read, write = os.pipe()
         keeper = Keeper(control, plan, place)
-        pid = system.clone(namespaces(keeper.own_layers))
+        pid = clone(namespaces(keeper.own_layers))
         if pid == 0:
             os.close(read)
             keeper.live(write)
