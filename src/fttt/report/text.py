@@ -241,9 +241,9 @@ def render(comparison: Comparison) -> RenderableType:
     parts.append(_sides(comparison.sides))
     brief, follows = first_pairs(comparison), conclusions(comparison)
     left = len(follows) - len(brief)
-    if comparison.scores is not None:
-        parts += _scores(comparison.scores, brief)
     parts.append(_pairs([p for p in comparison.pairs if (p.first, p.second) in brief], left))
+    if comparison.scores is not None:
+        parts += [Text("\nBest scores", style="bold"), *_scores(comparison.scores, brief)]
     parts.append(Text("\nWhat follows", style="bold"))
     parts.extend(_item(sentence) for sentence in follows[: len(brief)])
     if left:
