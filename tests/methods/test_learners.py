@@ -176,9 +176,8 @@ def flags(name: str, model: Path, out: Path) -> list[str]:
         *(BUILT_IN[name][0] if name in BUILT_IN else [f"{name}:{NAMES[name]}"]),
         *("--model", str(model), "--device", "cpu"),
         *("--task", "jsonl", "--data-dir", str(data), "--verifier", "regex:[a-c]"),
-        *("--trials", str(TRIALS), "--max-new-tokens", "24", "--top-p", "1"),
-        *([] if name in {"memory", "heated"} else ["--set", "lr=1e-2"]),
-        *([] if name == "heated" else ["--temperature", "1"]),
+        *("--trials", str(TRIALS), "--max-new-tokens", "24", "--temperature", "1", "--top-p", "1"),
+        *([] if name == "memory" else ["--set", "lr=1e-2"]),
         *("--out", str(out)),
     ]
 
@@ -191,13 +190,12 @@ def facts(run: Run) -> list[tuple[Any, ...]]:
 
 
 BUILT_IN = {
-    "unlearn": (["unlearn", "--set", "bound=0.05"], 9),
+    "bounded-unlearn": (["unlearn", "--set", "bound=0.05"], 9),
     "policy": (["policy", "--set", "kl=0.1", "--set", "novelty=0.5"], 21),
     "policy-shared": (["policy", "--shared"], 21),
     "self-distill": (["self-distill", "--set", "bound=2.0"], 15),
     "shuffled": (["unlearn", "--ablate", "shuffle"], 21),
     "memory": (["memory"], 13),
-    "heated": (["best-of-n", "--temperature", "0.6..1.4"], 13),
 }
 """Words of a command line, and lines of the journal."""
 
@@ -221,7 +219,7 @@ def test_killed_and_resumed_a_learner_makes_the_same_trials(
 
     assert call("run", "--resume", str(torn)) == 0
     assert facts(Run.open(torn)) == facts(run)
-    if name == "unlearn":
+    if name == "bounded-unlearn":
         assert {t.reset for t in run.trials} == {True, False}
     events = [json.loads(line) for line in (torn / "events.jsonl").read_text().splitlines()]
     made = [(e["question_id"], e["generation"]) for e in events if e["event"] == "generation"]
