@@ -17,7 +17,7 @@ from fttt.engine.request import (
 )
 from fttt.types import Completion
 
-__all__ = ["HeldSequence", "HeldSequences", "Lookahead", "OwnAdapter"]
+__all__ = ["Conversation", "HeldSequence", "HeldSequences", "Lookahead", "OwnAdapter"]
 
 
 @dataclass(eq=False)
@@ -169,3 +169,18 @@ class HeldSequences:
         if self._last is not None:
             self._last.close()
             self._last = None
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """A target's tokens and all that stands before them."""
+
+    before_ids: tuple[int, ...]
+    target_ids: tuple[int, ...]
+    fixed: int
+    """Tokens whose keys and values are constants of a step: up to the last answer before the
+    target, the question at least."""
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        return self.before_ids + self.target_ids

@@ -10,7 +10,7 @@ import asyncio
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -29,7 +29,13 @@ from fttt.engine.request import (
     TrainRequest,
 )
 from fttt.errors import FTTTError, RunError
-from fttt.experiment.held_sequences import HeldSequence, HeldSequences, Lookahead, OwnAdapter
+from fttt.experiment.held_sequences import (
+    Conversation,
+    HeldSequence,
+    HeldSequences,
+    Lookahead,
+    OwnAdapter,
+)
 from fttt.experiment.waves import SharedAdapter
 from fttt.methods import Method
 from fttt.models.chat import ChatFormat
@@ -148,21 +154,6 @@ class Ledger:
 
 
 MethodAdapter = OwnAdapter | SharedAdapter
-
-
-@dataclass(frozen=True, slots=True)
-class Conversation:
-    """A target's tokens and all that stands before them."""
-
-    before_ids: tuple[int, ...]
-    target_ids: tuple[int, ...]
-    fixed: int
-    """Tokens whose keys and values are constants of a step: up to the last answer before the
-    target, the question at least."""
-
-    @property
-    def token_ids(self) -> tuple[int, ...]:
-        return self.before_ids + self.target_ids
 
 
 class Replay:
@@ -345,7 +336,7 @@ class Replay:
         examples = [example for example in examples if _counts(example)]
         if not examples:
             return Step(None), Usage()
-        lessons = tuple(self._lesson(example, adapter) for example in examples)
+        lessons = _joined(self._lesson(example, adapter) for example in examples)
         if isinstance(adapter, SharedAdapter):
             adapter.hand_in(self.question.id, self.round, lessons)
             tokens = sum(w != 0 for x in lessons for t in x.targets for w in t.weights)
@@ -577,6 +568,16 @@ class Replay:
 
 def _is_user(turn: Turn) -> bool:
     return isinstance(turn, Text) and turn.role == "user"
+
+
+def _joined(lessons: Iterable[Lesson]) -> tuple[Lesson, ...]:
+    """Lessons, those that follow each other after one kept sequence as one."""
+    found: list[Lesson] = []
+    for lesson in lessons:
+        if found and found[-1].context is lesson.context:
+            lesson = replace(lesson, targets=found.pop().targets + lesson.targets)
+        found.append(lesson)
+    return tuple(found)
 
 
 def _counts(example: Example) -> bool:
