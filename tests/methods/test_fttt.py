@@ -93,7 +93,7 @@ def test_reflection_adds_the_critique_of_the_base_model() -> None:
     )
     assert second.prompt_ids == attempt.prompt_ids
     (request,) = scene.engine.trainings
-    ((fixed, written),) = (lesson.targets for lesson in request.lessons)
+    (fixed,), (written,) = (lesson.targets for lesson in request.lessons)
     assert text(fixed.token_ids) == TURN
     assert text(written.token_ids) == (
         "\n<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\nit is not 1<|im_end|>"

@@ -10,7 +10,7 @@ import asyncio
 import math
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -336,7 +336,7 @@ class Replay:
         examples = [example for example in examples if _counts(example)]
         if not examples:
             return Step(None), Usage()
-        lessons = _joined(self._lesson(example, adapter) for example in examples)
+        lessons = tuple(self._lesson(example, adapter) for example in examples)
         if isinstance(adapter, SharedAdapter):
             adapter.hand_in(self.question.id, self.round, lessons)
             tokens = sum(w != 0 for x in lessons for t in x.targets for w in t.weights)
@@ -568,16 +568,6 @@ class Replay:
 
 def _is_user(turn: Turn) -> bool:
     return isinstance(turn, Text) and turn.role == "user"
-
-
-def _joined(lessons: Iterable[Lesson]) -> tuple[Lesson, ...]:
-    """Lessons, those that follow each other after one kept sequence as one."""
-    found: list[Lesson] = []
-    for lesson in lessons:
-        if found and found[-1].context is lesson.context:
-            lesson = replace(lesson, targets=found.pop().targets + lesson.targets)
-        found.append(lesson)
-    return tuple(found)
 
 
 def _counts(example: Example) -> bool:
