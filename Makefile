@@ -19,7 +19,7 @@ demo: setup
 	$(BIN)/fttt demo
 
 test: setup
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist loadfile
 
 check: setup
 	$(BIN)/ruff check .
