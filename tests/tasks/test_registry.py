@@ -16,7 +16,17 @@ from fttt.verifiers.number import NumberVerifier
 
 
 def test_every_task_has_its_name_and_splits() -> None:
-    names = ["arithmetic", "gsm8k", "math500", "humaneval", "mbpp", "gym", "optimise", "jsonl"]
+    names = [
+        "arithmetic",
+        "gsm8k",
+        "math500",
+        "humaneval",
+        "mbpp",
+        "sorting",
+        "gym",
+        "optimise",
+        "jsonl",
+    ]
     assert list(TASKS) == names
     for name, task in TASKS.items():
         assert task.name == name

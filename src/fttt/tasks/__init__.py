@@ -38,6 +38,7 @@ TASKS: Registry[Task] = Registry(
         "math500": "fttt.tasks.math500:Math500Task",
         "humaneval": "fttt.tasks.humaneval:HumanEvalTask",
         "mbpp": "fttt.tasks.mbpp:MBPPTask",
+        "sorting": "fttt.tasks.sorting:SortingTask",
         "gym": "fttt.tasks.gym:GymTask",
         "optimise": "fttt.tasks.optimise:OptimiseTask",
         "jsonl": "fttt.tasks.jsonl:JsonlTask",
