@@ -26,9 +26,10 @@ from fttt.report.compare import compare
 from fttt.store import Run
 
 
-def sweep(seed: int, trials: int, lr: float) -> SweepConfig:
+def sweep(seed: int, trials: int, lr: float, advantage: str) -> SweepConfig:
     """The two sides under one seed."""
-    learner = {"method": "policy", "settings": {"shared": True, "group": 8, "lr": lr}}
+    settings = {"shared": True, "group": 8, "lr": lr, "advantage": advantage}
+    learner = {"method": "policy", "settings": settings}
     base = {
         "model": "smollm2-135m",
         "save_correct_cases": False,
@@ -61,12 +62,14 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
     parser.add_argument("--trials", type=int, default=64)
     parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--advantage", default="rloo")
     given = parser.parse_args(words)
     print("seed  side       first 16  last 16  best  solved  tokens  seconds")
     for seed in given.seeds:
         with tempfile.TemporaryDirectory() as folder:
             begun = time.perf_counter()
-            runs = run_sweep(sweep(seed, given.trials, given.lr), Path(folder) / "s", load, Quiet())
+            grid = sweep(seed, given.trials, given.lr, given.advantage)
+            runs = run_sweep(grid, Path(folder) / "s", load, Quiet())
             seconds = time.perf_counter() - begun
             for run in runs:
                 best = [record.score or 0.0 for record in run.records]
