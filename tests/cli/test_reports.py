@@ -1,4 +1,4 @@
-"""``fttt compare`` and ``fttt report``."""
+"""``fttt compare``, ``fttt report`` and ``fttt list runs``."""
 
 from __future__ import annotations
 
@@ -202,3 +202,28 @@ def test_a_place_that_cannot_be_written_is_one_sentence(
 def test_an_unknown_format_is_refused(runs: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert call("report", *runs, "--format", "gif") == 2
     assert "png" in capsys.readouterr().err
+
+
+def test_the_runs_of_a_folder_are_listed_and_how_to_resume_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = write_run(tmp_path / "runs" / "whole", "fttt", 5)
+    torn = write_run(tmp_path / "runs" / "sweep" / "torn", "best-of-n", 3)
+    (torn / "summary.json").unlink()
+    journal = torn / "events.jsonl"
+    journal.write_text("".join(journal.read_text().splitlines(keepends=True)[:-4]))
+    (tmp_path / "runs" / "other").mkdir()
+    (tmp_path / "runs" / "other" / "config.toml").write_text("nothing = 1")  # no run folder
+    code, out, _ = fttt(capsys, "list", "runs", str(tmp_path / "runs"))
+    assert code == 0
+    rows = {line.split()[0]: line.split() for line in out.splitlines()}
+    assert rows[str(whole)][1:] == ["fttt", "arithmetic", "tiny", "12/12", "5", "just", "now"]
+    assert rows[str(torn)][4:6] == ["8/12", "3"]
+    assert [line for line in out.splitlines() if "--resume" in line] == [
+        f"resume: fttt run --resume {torn}"
+    ]
+    code, _, errors = fttt(capsys, "list", "runs", str(tmp_path / "nowhere"))
+    assert code == 2
+    assert "There is no run in" in errors
+    code, _, errors = fttt(capsys, "list", "tasks", "runs")
+    assert (code, "Only runs are listed by folder" in errors) == (2, True)

@@ -12,11 +12,14 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from fttt.cli.flags import RunFolders
 from fttt.errors import UsageError
 from fttt.files import cannot_write
 from fttt.store import open_runs
+
+_WORDS = ("run", "method", "task", "model")
 
 __all__ = ["compare_command", "list_command", "report_command"]
 
@@ -27,12 +30,21 @@ class ListKind(StrEnum):
     METHODS = "methods"
     TASKS = "tasks"
     MODELS = "models"
+    RUNS = "runs"
 
 
 def list_command(
     kind: Annotated[ListKind, typer.Argument(help="What to list.", show_default=False)],
+    folder: Annotated[
+        Path | None, typer.Argument(metavar="[DIR]", help="runs: the folder they lie in (outputs).")
+    ] = None,
 ) -> None:
-    """List the methods with their settings, the tasks, or the models."""
+    """List the methods with their settings, the tasks, the models, or the runs of a folder."""
+    if kind is ListKind.RUNS:
+        _show_listed_runs(folder or Path("outputs"))
+        return
+    if folder is not None:
+        raise UsageError(f"Only runs are listed by folder; leave {str(folder)!r} away.")
     table = Table(box=None, show_header=False, pad_edge=False)
     for name, text in {
         ListKind.METHODS: _methods,
@@ -41,6 +53,35 @@ def list_command(
     }[kind]():
         table.add_row(name, text)
     Console().print(table)
+
+
+def _show_listed_runs(folder: Path) -> None:
+    """One line a run, the latest first, and below it how an unfinished one is resumed."""
+    from fttt.report.text import ago
+    from fttt.store import find_runs
+
+    found = find_runs(folder)
+    if not found:
+        raise UsageError(
+            f"There is no run in {str(folder)!r}; name a folder of runs, or make one by `fttt run`."
+        )
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name in ("run", "method", "task", "model", "questions", "solved", "written"):
+        table.add_column(name, justify="left" if name in _WORDS else "right", overflow="fold")
+    for run, written in found:
+        done = len(run.questions) - len(run.owed)
+        solved = sum(record.solved for record in run.records)
+        row = [str(run.path), run.method, run.task, run.model]
+        row += [f"{done}/{len(run.questions)}", str(solved), ago(written)]
+        table.add_row(*map(Text, row))
+    console = Console()
+    if not console.is_terminal:
+        console.width = 200  # a file has no edge to wrap at
+    console.print(table)
+    for run, _ in found:
+        if not run.finished:
+            say = f"resume: fttt run --resume {run.path}"
+            console.print(say, soft_wrap=True, highlight=False, markup=False)
 
 
 def _methods() -> list[tuple[str, str]]:

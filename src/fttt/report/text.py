@@ -7,6 +7,7 @@ imported before there is a comparison to tell.
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from fttt.report.statistics import Estimate
 
 __all__ = [
+    "ago",
     "budget_label",
     "caveats",
     "conclusion",
@@ -87,6 +89,16 @@ def quantity(number: float) -> str:
     if abs(number) < 10 and number != round(number):
         return f"{number:.1f}"
     return count(number)
+
+
+def ago(moment: float) -> str:
+    """``just now``, ``5 min ago``, ``3 h ago``, ``2 days ago``, of a time since the epoch."""
+    age = max(0.0, time.time() - moment)
+    for size, unit in ((86400, "day"), (3600, "h"), (60, "min")):
+        if age >= size:
+            number = int(age // size)
+            return f"{number} {unit}{'s' if unit == 'day' and number > 1 else ''} ago"
+    return "just now"
 
 
 def seconds(number: float) -> str:

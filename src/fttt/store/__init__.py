@@ -16,6 +16,7 @@ from fttt.store.run_folder import (
     Run,
     RunWriter,
     check_free,
+    find_runs,
     fingerprint,
     open_runs,
 )
@@ -32,6 +33,7 @@ __all__ = [
     "ScoreEvent",
     "Unanswered",
     "check_free",
+    "find_runs",
     "fingerprint",
     "open_runs",
     "solved_within",

@@ -36,7 +36,15 @@ from fttt.store.line_file import LineFile, read_lines
 from fttt.store.outcome import DecidedBy, Unanswered, summarize
 from fttt.types import Question, Record, Trial, Usage, Verdict
 
-__all__ = ["Run", "RunWriter", "check_free", "fingerprint", "open_runs", "question_line"]
+__all__ = [
+    "Run",
+    "RunWriter",
+    "check_free",
+    "find_runs",
+    "fingerprint",
+    "open_runs",
+    "question_line",
+]
 
 CONFIG = "config.toml"
 ENVIRONMENT = "environment.json"
@@ -274,6 +282,22 @@ def _broken(path: Path, what: str) -> str:
         f"The run folder {str(path)!r} is broken: {what}; "
         "restore it from a copy or start a new run."
     )
+
+
+def find_runs(folder: Path) -> list[tuple[Run, float]]:
+    """The run folders below a folder, the latest first, each with when it was last written.
+
+    What is no run folder, or a broken one, is passed over.
+    """
+    found = []
+    for config in folder.rglob(CONFIG):
+        try:
+            run = Run.open(config.parent)
+            written = max(path.stat().st_mtime for path in run.path.iterdir())
+        except (UsageError, OSError):
+            continue
+        found.append((run, written))
+    return sorted(found, key=lambda pair: -pair[1])
 
 
 def open_runs(paths: Iterable[str | Path]) -> list[Run]:
