@@ -336,3 +336,25 @@ def test_a_question_ends_at_the_score_that_it_is_to_reach() -> None:
     best = Record(Question("q", "?"), scene.trials, scene.usage).best
     assert best is not None
     assert (best.completion, best.score) == ("7", 0.0)
+
+
+def test_places_that_come_free_as_a_question_is_cancelled_go_to_the_next() -> None:
+    async def main() -> list[object]:
+        room = AdapterRoom(2)
+        await room.take(2)
+        waits = [asyncio.create_task(room.take(count)) for count in (2, 1, 1)]
+        await asyncio.sleep(0)
+        waits[0].cancel()
+        room.give(1)  # before the cancelled one has noticed
+        await asyncio.sleep(0)
+        assert [task.done() for task in waits[1:]] == [True, False]
+        room.give(1)
+        found = await asyncio.gather(*waits, return_exceptions=True)
+        room.give(1)
+        room.give(1)
+        await room.take(2)  # nothing was lost
+        return list(found)
+
+    found = asyncio.run(main())
+    assert isinstance(found[0], asyncio.CancelledError)
+    assert found[1:] == [None, None]

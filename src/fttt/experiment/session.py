@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
+from fttt.engine.adapters.bank import handed_over
 from fttt.engine.ops.sampling import derive_key
 from fttt.errors import RunError
 from fttt.experiment.held_sequences import OwnAdapter
@@ -232,7 +233,7 @@ class AdapterRoom:
     def __init__(self, places: int) -> None:
         self.places = places
         self._free = places
-        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self._waiting: deque[tuple[int, asyncio.Future[int]]] = deque()
 
     async def take(self, count: int) -> None:
         """Wait for ``count`` places.
@@ -248,16 +249,12 @@ class AdapterRoom:
         if not self._waiting and count <= self._free:
             self._free -= count
             return
-        future = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._waiting.append((count, future))
         try:
-            await future
+            await handed_over(future, self.give)
         except asyncio.CancelledError:
-            if future.done() and not future.cancelled():
-                self.give(count)
-            else:
-                self._waiting.remove((count, future))
-                self._hand_out()
+            self._hand_out()  # to those behind
             raise
 
     def give(self, count: int) -> None:
@@ -266,11 +263,14 @@ class AdapterRoom:
         self._hand_out()
 
     def _hand_out(self) -> None:
-        while self._waiting and self._waiting[0][0] <= self._free:
-            count, future = self._waiting.popleft()
+        while self._waiting:
+            count, future = self._waiting[0]
             if not future.done():
+                if count > self._free:
+                    return
                 self._free -= count
-                future.set_result(None)
+                future.set_result(count)
+            self._waiting.popleft()
 
 
 class QuestionSession:
