@@ -11,7 +11,7 @@ import pytest
 
 from fttt.engine import scheduler
 from fttt.engine.request import GenerateRequest, WeightDeltaSpec
-from fttt.experiment.held_sequences import HeldSequence, HeldSequences
+from fttt.experiment.held_sequences import HeldSequences
 from fttt.experiment.plan import Plan
 from fttt.experiment.runner import Cell, run_cells
 from fttt.methods.base import Method, MethodSettings
@@ -22,7 +22,7 @@ from fttt.methods.self_consistency import SelfConsistency
 from fttt.methods.self_refine import SelfRefine, SelfRefineSettings
 from fttt.progress import Quiet
 from fttt.testing import FakeEngine, FakeKept, play, tiny_model, tiny_tokenizer
-from fttt.types import Completion, Trial
+from fttt.types import Trial
 
 REVISION = Revision(RevisionSettings(feedback="Wrong."))
 SELF_REFINE = SelfRefine(SelfRefineSettings(critique_tokens=9))
@@ -85,8 +85,7 @@ def test_a_step_after_an_older_sequence_is_given_its_own_tokens() -> None:
         for number in range(2):
             prompt = (3, 4 + number)
             answer = await sequences.generate(GenerateRequest(prompt, 9, keep=True))
-            completion = Completion("", answer.token_ids, answer.finish_reason, number)
-            sequences.add(number, HeldSequence(prompt, completion))
+            assert answer.kept is None  # of the base model, whose last sequence is held beside
         one, two = ((3, 4 + n, *tiny_tokenizer()(f"{n + 1}")["input_ids"], 2) for n in (0, 1))
         assert sequences.find(one, len(one), None) is None
         last = sequences.find(two, len(two), None)

@@ -15,7 +15,6 @@ from fttt.engine.request import (
     Kept,
     LoRASpec,
 )
-from fttt.types import Completion
 
 __all__ = ["Conversation", "HeldSequence", "HeldSequences", "Lookahead", "OwnAdapter"]
 
@@ -73,35 +72,22 @@ class Lookahead:
         self._begun.clear()
 
 
-@dataclass
+@dataclass(frozen=True)
 class HeldSequence:
-    """A conversation as the model saw it, and the cache rows that its train step may read."""
+    """Cache rows that a train step may read, and the weights that they were written under."""
 
-    prompt_ids: tuple[int, ...]
-    completion: Completion
-    kept: Kept | None = None
-    adapter: OwnAdapter | None = None
-    steps: int = 0
+    kept: Kept
+    adapter: OwnAdapter | None
+    steps: int
     """Of the adapter, when it was written."""
 
     def serves(self, adapter: OwnAdapter | None) -> bool:
         """Whether an adapter wrote it with the weights that it has now."""
         return adapter is not None and adapter is self.adapter and adapter.steps == self.steps
 
-    @property
-    def token_ids(self) -> tuple[int, ...]:
-        """Prompt and completion."""
-        return self.prompt_ids + self.completion.token_ids
-
-    def release(self) -> None:
-        """Give the cache rows back. Calling it twice is harmless."""
-        if self.kept is not None:
-            self.kept.close()
-            self.kept = None
-
 
 class HeldSequences:
-    """A question's sequences by generation number, and what the engine's cache holds of them.
+    """What the engine's cache holds of a question's sequences.
 
     A sequence of the question's own adapter is held for the train step on it, until its trial ends.
     Of the base model's sequences only the last is held, since the next one may begin as it does;
@@ -111,12 +97,12 @@ class HeldSequences:
     def __init__(self, engine: Engine, spec: AdapterSpec | None) -> None:
         """``spec`` is the question's adapters', which says what a train step reads."""
         self._engine, self._spec = engine, spec
-        self._held: dict[int, HeldSequence] = {}
+        self._held: list[HeldSequence] = []
         self._last: Kept | None = None  # of the base model
 
-    def add(self, number: int, sequence: HeldSequence) -> None:
-        """Note a sequence."""
-        self._held[number] = sequence
+    def hold(self, kept: Kept, adapter: OwnAdapter | None) -> None:
+        """Hold the rows of a sequence that an adapter, as it is now, has written."""
+        self._held.append(HeldSequence(kept, adapter, adapter.steps if adapter else 0))
 
     def learns_from(self, *, adapted: bool) -> bool:
         """Whether train steps read what the adapter wrote, or what the base model did."""
@@ -143,11 +129,7 @@ class HeldSequences:
         reads what any sequence has given below the edited layers.
         """
         learned = isinstance(self._spec, LoRASpec)
-        found = [
-            held.kept
-            for held in self._held.values()
-            if held.kept is not None and (not learned or held.serves(adapter))
-        ]
+        found = [held.kept for held in self._held if not learned or held.serves(adapter)]
         if self._last is not None and self.learns_from(adapted=False):
             found.append(self._last)
         for kept in found:
@@ -157,8 +139,9 @@ class HeldSequences:
 
     def release(self) -> None:
         """Give back the rows that were held for the train steps of a trial."""
-        for sequence in self._held.values():
-            sequence.release()
+        for held in self._held:
+            held.kept.close()
+        self._held.clear()
 
     def close(self) -> None:
         """Give everything back."""

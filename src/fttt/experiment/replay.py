@@ -31,14 +31,13 @@ from fttt.engine.request import (
 from fttt.errors import FTTTError, RunError
 from fttt.experiment.held_sequences import (
     Conversation,
-    HeldSequence,
     HeldSequences,
     Lookahead,
     OwnAdapter,
 )
 from fttt.experiment.waves import SharedAdapter
 from fttt.methods import Method
-from fttt.models.chat import ChatFormat
+from fttt.models.chat import ChatFormat, is_user
 from fttt.store import DivergenceEvent, GenerationEvent, Journal, ScoreEvent
 from fttt.types import (
     Ablation,
@@ -242,8 +241,8 @@ class Replay:
             kept = generation.kept
             completion = self._completion(number, len(prompt_ids), generation)
             run.journal.generation(GenerationEvent(self.question.id, trial, completion))
-        steps = own.steps if own else 0
-        self._sequences.add(number, HeldSequence(prompt_ids, completion, kept, own, steps))
+        if kept is not None:
+            self._sequences.hold(kept, own)
         self.ledger.spend(completion.usage)
         return completion
 
@@ -279,9 +278,7 @@ class Replay:
             for event in events:
                 run.journal.generation(event)
         for event in events:
-            completion = event.completion
-            self._sequences.add(completion.generation, HeldSequence(prompt_ids, completion))
-            self.ledger.spend(completion.usage)
+            self.ledger.spend(event.completion.usage)
         return tuple(event.completion for event in events)
 
     async def score(
@@ -442,8 +439,8 @@ class Replay:
             )
 
         found = ids()
-        while len(found) > room and (len(turns) >= 2 or any(map(_is_user, turns))):
-            turns = turns[1 if _is_user(turns[0]) else 2 :]
+        while len(found) > room and (len(turns) >= 2 or any(map(is_user, turns))):
+            turns = turns[1 if is_user(turns[0]) else 2 :]
             found = ids()
         return found
 
@@ -451,10 +448,10 @@ class Replay:
         """An example in token ids."""
         chat, target, after = self.run.chat, example.target, example.after
         room, prompt = self.run.engine.max_length, self.question.prompt
-        answers = [n for n, turn in enumerate(after) if not _is_user(turn)]
+        answers = [n for n, turn in enumerate(after) if not is_user(turn)]
         last = answers[-1] + 1 if answers else 0
         answered = 0 < last == len(after)
-        if isinstance(target, Text) and (target.role == "system" or _is_user(target) != answered):
+        if isinstance(target, Text) and (target.role == "system" or is_user(target) != answered):
             raise ValueError(
                 "the target of an example is an answer after the question or a user text, or a "
                 f"user text after an answer; this one is a {target.role} text after {after!r}"
@@ -564,10 +561,6 @@ class Replay:
                 "made by another version or from other data, so the run cannot be resumed from it; "
                 "start a new run."
             )
-
-
-def _is_user(turn: Turn) -> bool:
-    return isinstance(turn, Text) and turn.role == "user"
 
 
 def _counts(example: Example) -> bool:

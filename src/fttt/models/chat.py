@@ -9,7 +9,7 @@ from typing import Any
 from fttt.errors import UsageError
 from fttt.types import Completion, Text, Turn
 
-__all__ = ["ChatFormat", "check_tokenizer"]
+__all__ = ["ChatFormat", "check_tokenizer", "is_user"]
 
 _ATTEMPT = "QXATTEMPTXQ"
 _FEEDBACK = "QXFEEDBACKXQ"
@@ -165,7 +165,7 @@ class ChatFormat:
         Raises:
             ValueError: two answers in a row, or a system's text after the question.
         """
-        own = next((n for n, turn in enumerate(turns) if not _is_user(turn)), len(turns))
+        own = next((n for n, turn in enumerate(turns) if not is_user(turn)), len(turns))
         behind = tuple(turn for turn in turns[:own] if isinstance(turn, Text))
         ids = self.opening_ids(prompt, rendered, before=before, behind=behind)
         after: Completion | None = None
@@ -173,7 +173,7 @@ class ChatFormat:
         for number, turn in enumerate(turns[own:], own + 1):
             if isinstance(turn, Text) and turn.role == "user":
                 said.append(turn.content)
-                if number == len(turns) or not _is_user(turns[number]):
+                if number == len(turns) or not is_user(turns[number]):
                     last = number == len(turns)
                     ids += self.turn_ids("\n\n".join(said), after, answer=header or not last)
                     said, after = [], None
@@ -289,7 +289,8 @@ class ChatFormat:
         return frozenset(() if eos is None else (eos,))
 
 
-def _is_user(turn: Turn) -> bool:
+def is_user(turn: Turn) -> bool:
+    """Whether a turn is a text of the user's."""
     return isinstance(turn, Text) and turn.role == "user"
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar, TypeVar
 
 from fttt.errors import UsageError
+from fttt.tasks.benchmark_data import check_split
 from fttt.tasks.task import TaskOptions, fill_prompt
 from fttt.types import Question
 from fttt.verifiers.number import NumberVerifier
@@ -135,11 +136,7 @@ class ArithmeticTask:
 
     def load(self, options: TaskOptions) -> list[Question]:
         """Make the split's questions from ``options.seed``."""
-        if options.split not in SIZES:
-            raise UsageError(
-                f"The arithmetic task has no split {options.split!r}; "
-                f"choose from {', '.join(SIZES)}."
-            )
+        check_split(self.name, options.split, self.splits)
         return [self._question(options, index) for index in range(SIZES[options.split])]
 
     def _question(self, options: TaskOptions, index: int) -> Question:

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal
 
 from fttt.errors import UsageError
 from fttt.registry import unknown_name
+from fttt.tasks.benchmark_data import check_split
 from fttt.tasks.task import TaskOptions, fill_prompt
 from fttt.types import Question, Verdict
 from fttt.verifiers.answer_extraction import after_thought
@@ -124,10 +125,7 @@ class GymTask:
 
     def load(self, options: TaskOptions) -> list[Question]:
         """Make the split's problems from ``options.seed``."""
-        if options.split not in SIZES:
-            raise UsageError(
-                f"The task 'gym' has no split {options.split!r}; choose from {', '.join(SIZES)}."
-            )
+        check_split(self.name, options.split, self.splits)
         size = self._size or SIZES[options.split]
         seed = options.seed + (_TRAIN_SEED if options.split == "train" else 0)
         settings = {**self._config, "seed": seed, "size": size}

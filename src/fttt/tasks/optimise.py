@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 from fttt.errors import UsageError
 from fttt.registry import unknown_name
 from fttt.tasks.arithmetic import Draws
+from fttt.tasks.benchmark_data import check_split
 from fttt.tasks.task import TaskOptions, fill_prompt
 from fttt.types import JSON, Outcome, Question, Verdict
 from fttt.verifiers.answer_extraction import after_thought
@@ -58,11 +59,7 @@ class OptimiseTask:
 
     def load(self, options: TaskOptions) -> list[Question]:
         """Make the split's problems from ``options.seed``."""
-        if options.split not in SIZES:
-            raise UsageError(
-                f"The task 'optimise' has no split {options.split!r}; "
-                f"choose from {', '.join(SIZES)}."
-            )
+        check_split(self.name, options.split, self.splits)
         questions = []
         for index in range(SIZES[options.split]):
             identity = (

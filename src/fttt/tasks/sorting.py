@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from fttt.errors import UsageError
 from fttt.tasks.arithmetic import Draws
+from fttt.tasks.benchmark_data import check_split
 from fttt.tasks.task import TaskOptions, fill_prompt
 from fttt.types import Outcome, Question, Verdict
 from fttt.verifiers.answer_extraction import after_thought
@@ -43,11 +44,7 @@ class SortingTask:
 
     def load(self, options: TaskOptions) -> list[Question]:
         """Make the split's questions from ``options.seed``."""
-        if options.split not in SIZES:
-            raise UsageError(
-                f"The task 'sorting' has no split {options.split!r}; "
-                f"choose from {', '.join(SIZES)}."
-            )
+        check_split(self.name, options.split, self.splits)
         return [self._question(options, index) for index in range(SIZES[options.split])]
 
     def _question(self, options: TaskOptions, index: int) -> Question:
