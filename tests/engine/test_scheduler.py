@@ -9,28 +9,12 @@ from typing import Any
 import pytest
 
 from fttt.engine import BatchedEngine, GenerateRequest, Lesson, LoRASpec, Target, TrainRequest
-from fttt.engine.batch import Batch
 from fttt.engine.scheduler import Patience
 from fttt.models import LoadedModel
 from fttt.testing import tiny_model
 
 SPEC = LoRASpec()
 TURN = (7, 8, 9)
-
-
-@pytest.fixture
-def prefilled(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Tokens of each segment that is prefilled."""
-    seen: list[int] = []
-    pack = Batch.pack
-
-    def counted(mode: Any, segments: Any, cache: Any) -> Batch:
-        if mode == "prefill":
-            seen.extend(len(segment.token_ids) for segment in segments)
-        return pack(mode, segments, cache)
-
-    monkeypatch.setattr(Batch, "pack", counted)
-    return seen
 
 
 def run(

@@ -109,21 +109,6 @@ def test_samples_of_one_prompt_begin_with_its_state(family: str) -> None:
     assert len({a.token_ids[:6] for a in together}) == 4
 
 
-@pytest.fixture
-def prefilled(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Tokens of each segment that is prefilled."""
-    seen: list[int] = []
-    pack = Batch.pack
-
-    def counted(mode: Any, segments: Any, cache: Any) -> Batch:
-        if mode == "prefill":
-            seen.extend(len(segment.token_ids) for segment in segments)
-        return pack(mode, segments, cache)
-
-    monkeypatch.setattr(Batch, "pack", counted)
-    return seen
-
-
 def test_a_state_is_reused_where_the_whole_of_it_is_the_prompts(prefilled: list[int]) -> None:
     """A state cannot be cut back, so a prompt that leaves the kept one early is run anew."""
     loaded = tiny_model("qwen3_5")

@@ -100,7 +100,7 @@ def make_engine(plans: Sequence[Plan], loaded: LoadedModel) -> CountingEngine:
     at_once = _at_most(loaded, plans[0])
     learners = [plan for plan in plans if plan.adapter_spec is not None]
     own = [plan for plan in learners if not plan.method.shared]
-    copies = SharedAdapter.COPIES * (len(learners) - len(own))
+    copies = _shared_copies(plans)
     return BatchedEngine(
         loaded,
         max_length=max(check_fits(plan, loaded) for plan in plans),
@@ -111,6 +111,11 @@ def make_engine(plans: Sequence[Plan], loaded: LoadedModel) -> CountingEngine:
         least_adapters=copies + max((p.method.adapters for p in own), default=0),
         beams=max(w if p.method.searches else 0 for p, w in zip(plans, widths, strict=True)),
     )
+
+
+def _shared_copies(plans: Sequence[Plan]) -> int:
+    """Adapters that the shared weights of the plans take, beside those of questions."""
+    return SharedAdapter.COPIES * sum(plan.method.shared for plan in plans)
 
 
 def _width(plan: Plan) -> int:
@@ -228,7 +233,7 @@ class _Group:
 
     async def _run(self) -> None:
         runs: list[RunContext] = []
-        copies = sum(SharedAdapter.COPIES for cell in self.cells if cell.plan.method.shared)
+        copies = _shared_copies([cell.plan for cell in self.cells])
         room = AdapterRoom(self.engine.adapters - copies)
         try:
             for cell in self.cells:
