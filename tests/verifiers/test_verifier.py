@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fttt.errors import UsageError
 from fttt.types import Question, Verdict
@@ -136,3 +138,50 @@ def test_a_module_beside_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         return found
 
     assert asyncio.run(run()) == [True, False]
+
+
+LOOKALIKES = {
+    "i": "\u0131İᵢⁱ", "s": "\u017f", "k": "\u212a", "0": "０٠⓪", "1": "¹₁①❶፩", "2": "²₂②❷፪", "5": "⁵₅❺",
+    "/": "\u2044\u2215", "-": "\u2212⁻", "(": "⁽\uff08", " ": "\u00a0\u200b",
+}  # fmt: skip
+ANSWERS = (
+    "The final answer is 5 million", "\\boxed{\\frac12}", "\\boxed{5\\text{ kilometers}}",
+    "The final answer is negative 5 percent", "\\boxed{2^{10}}", "The final answer is 1/2 dozen",
+    "The final answer is ¹/₁₂₃₄₅₆₇₈₉₀", "\\boxed{x_{1} = 2}", "\\boxed{5!}", "It is 7:05 p.m.",
+)  # fmt: skip
+
+
+@given(st.sampled_from(ANSWERS), st.data())
+def test_no_character_of_a_completion_makes_a_verifier_raise(
+    text: str, data: st.DataObject
+) -> None:
+    """Letters and digits that look, or count for Python, like those of a number are none."""
+    at = data.draw(st.lists(st.integers(0, len(text) - 1), max_size=6))
+    written = list(text)
+    for place in at:
+        others = LOOKALIKES.get(written[place])
+        written[place] = data.draw(st.sampled_from(others)) if others else written[place]
+    completion = "".join(written)
+    for verifier in (NumberVerifier(), MathVerifier()):
+        verifier.extract(QUESTION, completion)
+
+
+@pytest.mark.parametrize(
+    "completion",
+    [
+        "The final answer is 5 m\u0131llion",
+        "The final answer is 5 mİllion",
+        "The final answer is ¹/₁₂₃₄₅₆₇₈₉₀",
+        "\\boxed{\\frac❶2}",
+        "\\boxed{\\frac፩2}",
+    ],
+)
+def test_signs_that_are_no_digits_or_letters_of_a_number_are_judged(completion: str) -> None:
+    async def outcomes() -> list[str]:
+        found = []
+        for verifier in (NumberVerifier(), MathVerifier()):
+            found.append((await verifier.verify(QUESTION, completion)).outcome)
+            await verifier.close()
+        return found
+
+    assert "correct" not in asyncio.run(outcomes())

@@ -154,7 +154,7 @@ _REST = re.compile(rf"{_S}(?:{_CURRENCY})?{_S}")
 """Text behind a number that is a whole text."""
 _FRACTION = re.compile(r"\\(?:[dtc]?frac|nicefrac|sfrac)(?![A-Za-z])")
 _START = re.compile(
-    rf"[0-9{''.join(_VULGAR)}]|(?<!\.)\.[0-9]|{_FRACTION.pattern}|(?<![{_RAISED}])[{_RAISED}]{{1,9}}/[{_LOWERED}]"
+    rf"[0-9{''.join(_VULGAR)}]|(?<!\.)\.[0-9]|{_FRACTION.pattern}|(?<![{_RAISED}])[{_RAISED}]{{1,9}}/[{_LOWERED}]{{1,9}}(?![{_LOWERED}])"
 )
 _INSIDE = re.compile(
     r"(?:(?P<index>(?:\^|(?<=[\w)\]}|])_)\s*[{(]?)"
@@ -233,7 +233,7 @@ _SCALES = {
 }
 _SCALE = re.compile(
     rf"{_CLOSE}-?(?P<text>{_TEXT})?"
-    rf"(?P<word>(?i:{'|'.join(sorted(_SCALES, key=len, reverse=True))}))(?i:s?)"
+    rf"(?P<word>(?ai:{'|'.join(sorted(_SCALES, key=len, reverse=True))}))(?i:s?)"
     r"(?![A-Za-z]|(?<=hundred)-)(?(text)\s*\}?)"
 )
 _LETTER_SCALES = {"k": 3, "K": 3, "M": 6, "mn": 6, "bn": 9, "Bn": 9}

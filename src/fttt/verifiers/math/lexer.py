@@ -535,7 +535,7 @@ class _Scanner:
     def single(self) -> None:
         """One digit, letter or command as an argument without braces."""
         character = self.text[self.place]
-        if character.isdigit():
+        if character.isdecimal():
             self.place += 1
             self.add("number", character, Fraction(int(character)))
         elif character.isalpha():
