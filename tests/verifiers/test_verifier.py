@@ -141,8 +141,8 @@ def test_a_module_beside_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 LOOKALIKES = {
-    "i": "\u0131İᵢⁱ", "s": "\u017f", "k": "\u212a", "0": "０٠⓪", "1": "¹₁①❶፩", "2": "²₂②❷፪", "5": "⁵₅❺",
-    "/": "\u2044\u2215", "-": "\u2212⁻", "(": "⁽\uff08", " ": "\u00a0\u200b",
+    "i": "\u0131İᵢⁱ", "s": "\u017f", "k": "\u212a", "0": "０٠⓪", "1": "¹₁①❶፩", "2": "²₂②❷፪",
+    "5": "⁵₅❺", "/": "\u2044\u2215", "-": "\u2212⁻", "(": "⁽\uff08", " ": "\u00a0\u200b",
 }  # fmt: skip
 ANSWERS = (
     "The final answer is 5 million", "\\boxed{\\frac12}", "\\boxed{5\\text{ kilometers}}",

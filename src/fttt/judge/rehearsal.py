@@ -9,7 +9,7 @@ import statistics
 import sys
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fttt.errors import RunError
 from fttt.judge.problem import Judgement, Problem, Submission
@@ -106,12 +106,11 @@ async def _importable(names: list[str]) -> list[str]:
     return found
 
 
-_PROBLEM = Problem(
-    prompt='def add(a, b):\n    """The sum of a and b."""\n',
+_PROBLEM = replace(
+    _ADD,
     test="def check(candidate):\n"
     "    for a in range(20):\n"
     "        assert candidate(a, 3) == a + 3\n",
-    entry_point="add",
 )
 
 

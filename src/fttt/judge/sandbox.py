@@ -314,7 +314,6 @@ class Sandbox:
         self._number += 1
         number = self._number
         end = running.loop.create_future()
-        verdict = b""
         problem = submission.problem
         known = self._prepared.get(problem)
         with contextlib.ExitStack() as open_files:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import asyncio
 import re
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -15,6 +14,7 @@ from fttt.tasks.task import Task, TaskOptions, fenced
 from fttt.types import Question
 from fttt.verifiers.math import MathVerifier
 from fttt.verifiers.number import NumberVerifier
+from fttt.verifiers.python_source import parse_quietly
 from fttt.verifiers.verifier import Verifier, verify_completion
 
 __all__ = [
@@ -298,9 +298,7 @@ def wrong_programs(program: str) -> list[str]:
 
 
 def _with_bodies(program: str, statement: str) -> str:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of invalid escapes in a benchmark's own programs
-        tree = ast.parse(program)
+    tree = parse_quietly(program)
     for node in tree.body:
         if isinstance(node, ast.FunctionDef):
             node.body = ast.parse(f"def f():\n    {statement}").body[0].body  # type: ignore[attr-defined]

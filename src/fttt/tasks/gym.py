@@ -205,7 +205,7 @@ def score_answer(request: Any) -> float:
     """The worker's job: the score of ``[gold, answer]``, from 0 to 1."""
     gold, answer = request
     problems = _problems(gold["family"], _frozen(gold["settings"]))
-    return float(problems.score_answer(answer, _entry(gold["family"], problems, gold["index"])))
+    return float(problems.score_answer(answer, _entry(problems, gold["index"])))
 
 
 def _families() -> list[str]:
@@ -263,5 +263,5 @@ def _problems(family: str, settings: tuple[tuple[str, Any], ...]) -> Any:
 
 
 @lru_cache(maxsize=4096)
-def _entry(family: str, problems: Any, index: int) -> Any:
+def _entry(problems: Any, index: int) -> Any:
     return problems[index]

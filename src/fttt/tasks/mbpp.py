@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import textwrap
-import warnings
 from collections.abc import Iterator
 from typing import ClassVar
 
@@ -12,6 +11,7 @@ from fttt.errors import UsageError
 from fttt.tasks.benchmark_data import Row, check_split, read_hub, read_local
 from fttt.tasks.task import TaskOptions, fenced, fill_prompt
 from fttt.types import JSON, Question
+from fttt.verifiers.python_source import parse_quietly
 from fttt.verifiers.verifier import Verifier
 
 __all__ = ["MBPPTask"]
@@ -134,7 +134,7 @@ def _entry_point(number: int, code: str, tests: list[str]) -> str:
 
 
 def _defined(code: str) -> Iterator[str]:
-    for node in _parse(code).body:
+    for node in parse_quietly(code).body:
         if isinstance(node, ast.FunctionDef):
             yield node.name
         elif isinstance(node, ast.Assign):
@@ -142,12 +142,6 @@ def _defined(code: str) -> Iterator[str]:
 
 
 def _called(test: str) -> Iterator[str]:
-    for node in ast.walk(_parse(test)):
+    for node in ast.walk(parse_quietly(test)):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
             yield node.func.id
-
-
-def _parse(code: str) -> ast.Module:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of invalid escapes in the benchmark's own programs
-        return ast.parse(code)

@@ -27,6 +27,7 @@ __all__ = [
     "is_outline",
     "made_by",
     "name_path",
+    "parse_quietly",
     "syntax_tree",
     "writes",
 ]
@@ -70,15 +71,24 @@ class Names:
         return self.used - self.bound - _GIVEN
 
 
+def parse_quietly(source: str) -> ast.Module:
+    """The syntax tree, without warnings of invalid escapes.
+
+    Raises:
+        SyntaxError: and what else ``ast.parse`` raises of a source that is no Python.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return ast.parse(source)
+
+
 @lru_cache(maxsize=32)
 def syntax_tree(source: str) -> ast.Module | None:
     """The syntax tree, or ``None`` where the source does not parse or is long."""
     if len(source) > 2 * LONG:
         return None
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of invalid escapes
-            return ast.parse(source)
+        return parse_quietly(source)
     except _NO_PYTHON:
         return None
 

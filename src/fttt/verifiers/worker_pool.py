@@ -452,7 +452,7 @@ class _Zygote:
             return False
         kind, number = _ORDER.unpack(data)
         if kind == b"k":
-            pid = self._pids.get(number)
+            pid = self._pids.pop(number, None)
             if pid in self._workers:
                 _kill(pid)
             return True

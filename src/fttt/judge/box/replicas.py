@@ -34,7 +34,6 @@ LARGE = 200
 _CARRIERS = frozenset((tuple, frozenset, dict))
 _PLAIN = INLINE | {int, bytes}
 _DELTA = 64  # the items from which on only the changed ones travel
-_DICTS = (dict, Counter, defaultdict)
 
 
 @dataclass(frozen=True)
@@ -210,7 +209,6 @@ class ReplicaGroup:
         self.members: dict[int, Any] = {}
         self.kept = False
         """Whether a program of the other side may look at it at any time, as one of ours may."""
-        self.cached = False
         self.fresh = True
         """Whether this side made it, and the other side has not answered since."""
         self.pinned = False

@@ -146,7 +146,7 @@ def _probe(plan: dict[str, Any]) -> dict[str, str]:
     def enter(layers: set[str]) -> None:
         try_in(layers, lambda: confine(frozenset(layers), plan["limits"], program, ids))
 
-    layers, held = set(plan["layers"]), set[str]()
+    layers = set(plan["layers"])
     together = _attempt(lambda: enter(layers & set(NAMESPACES)))
     for name in sorted(layers & set(NAMESPACES)):
         # All others live in the user namespace, so each is tried together with it.

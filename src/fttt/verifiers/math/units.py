@@ -148,7 +148,7 @@ pounds_sterling,gbp GBP 1
 yen,jpy JPY 1
 rupee,inr,rs INR 1
 yuan,cny,rmb CNY 1
-point,pt point 1
+point point 1
 mpg m^-2 201168000000000/473176473
 fps m*s^-1 381/1250
 bpm beat*s^-1 1/60
