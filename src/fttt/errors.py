@@ -14,7 +14,7 @@ A message is one sentence that names what failed, the value, what is allowed, an
 
 from __future__ import annotations
 
-__all__ = ["DivergedError", "FTTTError", "RunError", "UsageError"]
+__all__ = ["DivergedError", "FTTTError", "RunError", "UsageError", "first_line"]
 
 
 class FTTTError(Exception):
@@ -37,3 +37,8 @@ class RunError(FTTTError):
 
 class DivergedError(RunError):
     """Losses or outputs became NaN or infinite; resuming would fail again."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of another library's message, or the error's kind where it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -477,6 +477,23 @@ def test_a_target_that_does_not_fit_is_refused(one: Target, said: str) -> None:
     asyncio.run(main())
 
 
+def test_a_step_without_a_target_is_refused_and_the_engine_lives_on() -> None:
+    loaded = tiny_model()
+
+    async def main() -> float:
+        engine = BatchedEngine(loaded, max_length=100, concurrency=2, adapter=LoRASpec())
+        slot = await engine.open_adapter(LoRASpec(), 1)
+        for lessons in ((), (Lesson((1, 5, 6), ()),)):
+            with pytest.raises(UsageError, match="needs a target"):
+                await engine.train(TrainRequest(slot, lessons))
+        lesson = Lesson((1, 5, 6), (Target((7, 8), (0.5, 0.5)),))
+        loss = (await engine.train(TrainRequest(slot, (lesson,)))).loss
+        await engine.close()
+        return loss
+
+    assert asyncio.run(main()) > 0
+
+
 def test_repeated_steps_do_not_grow_their_context() -> None:
     loaded = tiny_model()
     one = target(loaded, FEEDBACK[0])

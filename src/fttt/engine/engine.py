@@ -156,7 +156,8 @@ class BatchedEngine:
     @property
     def idle(self) -> int:
         """Sequences that could run beside those that run or wait."""
-        return max(0, self.plan.batch_size - len(self._running) - len(self._waiting))
+        running = len(self._running) + len(self._apart)
+        return max(0, self.plan.batch_size - running - len(self._waiting))
 
     def reset_counters(self) -> None:
         """Start counting tokens, decode steps and busy seconds anew."""
@@ -292,6 +293,8 @@ class BatchedEngine:
     def _turn(self) -> None:
         """Collect decode steps, run a train, score or prefill pass that is due, launch again."""
         self._collect()
+        self._running += self._apart  # whose own pass is over
+        self._apart = []
         self._lessons.drop_cancelled()
         running = len(self._running) + self._searcher.running
         searches = self._searcher.admissible(self._rows())
@@ -361,8 +364,6 @@ class BatchedEngine:
 
     def _launch(self) -> None:
         """Begin decode steps; on a GPU they run while the questions' coroutines do."""
-        self._running += self._apart
-        self._apart = []
         for job in [j for j in self._running if j.answer.cancelled()]:
             self._running.remove(job)
             assert job.lane is not None

@@ -88,6 +88,8 @@ def check_targets(request: TrainRequest, max_length: int, longest: int) -> None:
     Raises:
         UsageError: it is such.
     """
+    if not any(lesson.targets for lesson in request.lessons):
+        raise UsageError("A train step needs a target; give one lesson with one or more.")
     for lesson in request.lessons:
         context = lesson.context if isinstance(lesson.context, tuple) else lesson.context.token_ids
         for target in lesson.targets:

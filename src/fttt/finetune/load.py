@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fttt.errors import UsageError
+from fttt.errors import UsageError, first_line
 from fttt.finetune.metadata import (
     INFO_FILE,
     FinetuneInfo,
@@ -220,7 +220,7 @@ def _reading(folder: Path) -> Iterator[None]:
     except (OSError, RuntimeError, ValueError, AttributeError, UserWarning, SafetensorError) as bad:
         if isinstance(bad, torch.OutOfMemoryError):
             raise
-        first = str(bad).strip().splitlines()[0]
+        first = first_line(bad)
         raise UsageError(
             f"The checkpoint {str(folder)!r} does not fit its model: {first}; restore the folder "
             "from a copy, or train it again."

@@ -18,7 +18,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 
-from fttt.errors import RunError, UsageError
+from fttt.errors import RunError, UsageError, first_line
 from fttt.files import write_whole
 
 __all__ = [
@@ -190,7 +190,7 @@ def publish(folder: Path) -> Iterator[Path]:
 
 def cannot_save(folder: Path, error: Exception) -> RunError:
     """The error of weights that could not be written."""
-    first = str(error).strip().splitlines()[0]
+    first = first_line(error)
     return RunError(
         f"{str(folder)!r} could not be saved ({first}); what was saved earlier is whole: free some "
         "space and resume from it with --resume."

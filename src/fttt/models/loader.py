@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from fttt.errors import RunError, UsageError
+from fttt.errors import RunError, UsageError, first_line
 from fttt.files import from_hub
 from fttt.models.chat import ChatFormat, check_tokenizer
 from fttt.models.gguf.model import read_config, read_model, read_tokenizer
@@ -121,7 +121,7 @@ def load_config(name: str) -> Any:
         with from_hub(source.path):
             return AutoConfig.from_pretrained(source.path, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
+        first = first_line(error)
         raise UsageError(f"The config of {name!r} cannot be read: {first}") from error
 
 
@@ -200,7 +200,7 @@ def _refusals(source: ModelSource) -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
+        first = first_line(error)
         raise UsageError(f"The model {source.path!r} cannot be loaded: {first}") from error
 
 
