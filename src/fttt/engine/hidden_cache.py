@@ -22,6 +22,7 @@ from torch.utils.hooks import RemovableHandle
 from fttt.engine.batch import Batch, Segment
 from fttt.engine.cache import KeptRow, KVCache
 from fttt.engine.request import Kept
+from fttt.engine.sequences import run_layers
 
 __all__ = ["HiddenCache", "Upper", "upper_part"]
 
@@ -138,12 +139,7 @@ class Upper:
 
         handle = self.reached(stop)
         try:
-            self._model.base_model(
-                input_ids=batch.token_ids_N[None],
-                position_ids=batch.position_N[None],
-                use_cache=False,
-                fttt_batch=batch,
-            )
+            run_layers(self._model, batch)
         except _ReachedError:
             return seen[0]
         finally:

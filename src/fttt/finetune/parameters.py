@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -294,7 +293,7 @@ class Bottleneck(nn.Module):
         return h_D + changed.to(h_D.dtype)
 
 
-def sublayers(model: Any) -> Iterator[tuple[str, nn.Module]]:
+def sublayers(model: Any) -> list[tuple[str, nn.Module]]:
     """The attention and MLP modules of a decoder's layers with their full names, in order.
 
     Raises:
@@ -312,7 +311,7 @@ def sublayers(model: Any) -> Iterator[tuple[str, nn.Module]]:
             f"The architecture {model.config.model_type!r} cannot take the method 'adapter': its "
             "layers have no self_attn and mlp to follow; choose full or lora."
         )
-    return iter(found)
+    return found
 
 
 def add_adapters(
@@ -332,7 +331,7 @@ def add_adapters(
     if not 1 <= reduction <= width:
         raise UsageError(f"The adapter's reduction must be from 1 to {width}, not {reduction}.")
     added = {}
-    for name, sublayer in list(sublayers(model)):
+    for name, sublayer in sublayers(model):
         weight = next(sublayer.parameters())
         adapter = Bottleneck(
             width, width // reduction, dtype=dtype or weight.dtype, device=weight.device
@@ -370,7 +369,7 @@ def save_adapters(model: Any, folder: Path, base_model: str, reduction: int) -> 
     save_file(state, folder / WEIGHTS_FILE, metadata={"format": "pt"})
 
 
-def load_adapters(model: Any, folder: Path, *, dtype: torch.dtype | None = None) -> None:
+def load_adapters(model: Any, folder: Path) -> None:
     """Add saved adapters to a model without any, in place.
 
     Raises:
@@ -386,7 +385,7 @@ def load_adapters(model: Any, folder: Path, *, dtype: torch.dtype | None = None)
             f"The folder {str(folder)!r} holds an adapter of type {config.get('peft_type')!r}, "
             f"not {PEFT_TYPE!r}."
         )
-    added = add_adapters(model, int(config["reduction"]), dtype=dtype)
+    added = add_adapters(model, int(config["reduction"]))
     own = {f"{name}.{key}": p for name, a in added.items() for key, p in a.named_parameters()}
     fits = own.keys() == state.keys() and all(own[k].shape == v.shape for k, v in state.items())
     if not fits:

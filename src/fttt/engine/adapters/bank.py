@@ -143,7 +143,6 @@ class Bank(ABC):
             UsageError: a layer that the model does not have.
         """
         self.model = model
-        self.slots = slots
         self.hooks: list[RemovableHandle] = []
         self._free = deque(range(slots))
         self._waiting: deque[asyncio.Future[int]] = deque()

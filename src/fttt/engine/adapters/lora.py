@@ -170,18 +170,19 @@ class LoRABank(Bank):
 
         ``targets`` are the slot of each segment and its number among the step's targets.
         """
+        if self.spec.dropout == 0:
+            return
         keys = [
             derive_key("dropout", self._seeds[slot], self._updates[slot], *([n] if n else []))
             for slot, n in targets
         ]
-        if self.spec.dropout > 0:
-            self._dropout_key_B = torch.tensor(keys, device=batch.token_ids_N.device)
-            self._dropout_key_N = self._dropout_key_B[batch.segment_N]
+        self._dropout_key_B = torch.tensor(keys, device=batch.token_ids_N.device)
+        self._dropout_key_N = self._dropout_key_B[batch.segment_N]
 
-    def step(self, slots: Sequence[int], gradient_QP: Tensor) -> list[bool]:
+    def step(self, slots: Sequence[int], gradient_QP: Tensor) -> None:
         """One AdamW step (Loshchilov and Hutter 2019) of each slot's own weights.
 
-        A slot whose gradient is not finite is left as it was; the answer says which were updated.
+        A slot whose gradient is not finite is left as it was.
         """
         spec, size = self.spec, max(1, STEP_NUMBERS // len(slots))
         updated = [bool(finite) for finite in gradient_QP.isfinite().all(-1).tolist()]
@@ -212,7 +213,6 @@ class LoRABank(Bank):
         for slot in (slots[n] for n in chosen):
             self._updates[slot] += 1
             self.changed(slot)
-        return updated
 
     def fill(self, index: int, seed: int) -> None:
         """A as PEFT draws it (Kaiming uniform: within ``1 / sqrt(in)``), B zero, no moments."""
@@ -346,7 +346,7 @@ class LoRALearner:
                 self._bank,
                 self._cache,
                 [job.request for job in jobs],
-                self._plan.train_tokens,
+                plan.train_tokens,
                 self._fill,
             )
         except Exception:

@@ -380,10 +380,6 @@ def _glm4(keys: Keys, values: Values) -> None:
     values["attention_bias"] = "blk.0.attn_q.bias" in keys.file.tensors
 
 
-def _nemotron(keys: Keys, values: Values) -> None:
-    _biases(keys, values)
-
-
 def _seed_oss(keys: Keys, values: Values) -> None:
     _biases(keys, values)
     values["attention_out_bias"] = "blk.0.attn_output.bias" in keys.file.tensors
@@ -437,7 +433,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     ),
     "llama": Architecture("llama", adjust=_llama),
     "nemotron": Architecture(
-        "nemotron", eps="norm_eps", centred=True, partial=True, adjust=_nemotron
+        "nemotron", eps="norm_eps", centred=True, partial=True, adjust=_biases
     ),
     "olmo2": Architecture("olmo2", adjust=_olmo2),
     "phi3": Architecture("phi3", partial=True, adjust=_phi3),
