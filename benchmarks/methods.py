@@ -15,6 +15,7 @@ from pathlib import Path
 
 from fttt.config import resolve
 from fttt.engine import BatchedEngine, GenerateRequest, derive_key
+from fttt.experiment.executor import LocalExecutor
 from fttt.experiment.plan import Plan, check_fits, plan_run, settle
 from fttt.experiment.runner import Cell, run_cells
 from fttt.models import LoadedModel, load_model
@@ -82,7 +83,7 @@ def through_the_stack(loaded: LoadedModel, plan: Plan) -> tuple[float, Run]:
     """Seconds of a run, and the run."""
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
-        (run,) = run_cells([Cell(plan, Path(folder) / "run")], loaded, Quiet())
+        (run,) = run_cells([Cell(plan, Path(folder) / "run")], LocalExecutor(loaded), Quiet())
         return time.perf_counter() - start, run
 
 

@@ -197,7 +197,7 @@ def _load(model: str, adapter: Path | None, dtype: str, device: str) -> LoadedMo
 
 
 async def _solve(plan: Plan, loaded: LoadedModel, verifier: Verifier, *, borrowed: bool) -> Result:
-    from fttt.experiment.runner import OwedQuestion, ask_all, make_context, make_engine
+    from fttt.experiment.executor import OwedQuestion, ask_all, make_context, make_engine
     from fttt.experiment.session import AdapterRoom
     from fttt.progress import Quiet
     from fttt.store import MemoryJournal, solved_within, vote

@@ -10,6 +10,7 @@ import pytest
 
 from fttt.config import resolve
 from fttt.engine.request import GenerateRequest
+from fttt.experiment.executor import LocalExecutor
 from fttt.experiment.plan import Plan, settle
 from fttt.experiment.runner import Cell, run_cells
 from fttt.progress import Quiet
@@ -43,7 +44,7 @@ def play_cells(
             engines.append(engine)
         return engine
 
-    return run_cells(cells, fake_model(100_000), Quiet(), make_engine=make_engine)
+    return run_cells(cells, LocalExecutor(fake_model(100_000), make_engine), Quiet())
 
 
 @pytest.fixture(autouse=True)

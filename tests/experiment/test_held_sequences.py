@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from fttt.config import resolve
 from fttt.engine.request import GenerateRequest, Generation
+from fttt.experiment.executor import make_engine
 from fttt.experiment.held_sequences import Lookahead
 from fttt.experiment.plan import plan_run, settle
-from fttt.experiment.runner import make_engine
 from fttt.methods.base import MethodSettings
 from fttt.methods.best_of_n import BestOfN
 from fttt.testing import Scene, play, save_tiny_model, tiny_model

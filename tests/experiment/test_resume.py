@@ -12,6 +12,7 @@ import pytest
 
 from fttt.config import merge, resolve
 from fttt.errors import UsageError
+from fttt.experiment.executor import LocalExecutor
 from fttt.experiment.plan import plan_resume, plan_run, settle
 from fttt.experiment.runner import Cell, run_cells
 from fttt.models import ChatFormat
@@ -114,7 +115,8 @@ def test_a_resume_asks_what_the_template_wrote_when_the_run_began(
 
     def play(cell: Cell) -> Run:
         engine = FakeEngine(lambda *_: "It is 5")
-        run = run_cells([cell], dated_model(), Quiet(), make_engine=lambda *_: engine)[0]
+        executor = LocalExecutor(dated_model(), lambda *_: engine)
+        run = run_cells([cell], executor, Quiet())[0]
         asked.append(engine.conversations)
         return run
 

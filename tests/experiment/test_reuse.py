@@ -11,6 +11,7 @@ import pytest
 
 from fttt.engine import scheduler
 from fttt.engine.request import GenerateRequest, WeightDeltaSpec
+from fttt.experiment.executor import LocalExecutor
 from fttt.experiment.held_sequences import HeldSequences
 from fttt.experiment.plan import Plan
 from fttt.experiment.runner import Cell, run_cells
@@ -63,7 +64,8 @@ def test_the_run_is_the_same_as_without(
     made = plan(method, sampling={"max_new_tokens": 12}, model="smollm2-135m")
 
     def facts(folder: str) -> list[Trial]:
-        (run,) = run_cells([Cell(made, tmp_path / folder)], tiny_model(max_context=4096), Quiet())
+        executor = LocalExecutor(tiny_model(max_context=4096))
+        (run,) = run_cells([Cell(made, tmp_path / folder)], executor, Quiet())
         trials = sorted(run.trials, key=lambda t: (t.question_id, t.trial))
         return [replace(t, usage=replace(t.usage, seconds=0.0)) for t in trials]
 

@@ -264,14 +264,14 @@ def test_questions_run_at_once(plan: MakePlan, play_plan: Play) -> None:
             waiting -= 1
             return await super().generate(request)
 
+    from fttt.experiment.executor import LocalExecutor
     from fttt.experiment.runner import run_cells
     from fttt.progress import Quiet
 
     folder = play_plan(plan("greedy"), "first").path.with_name("slow")
     run_cells(
         [Cell(plan("best-of-n", count=10), folder)],
-        fake_model(),
+        LocalExecutor(fake_model(), lambda *_: Slow(lambda *_: "3")),
         Quiet(),
-        make_engine=lambda *_: Slow(lambda *_: "3"),
     )
     assert most == 10

@@ -13,6 +13,7 @@ import pytest
 from fttt.config import build
 from fttt.engine.request import GenerateRequest
 from fttt.errors import RunError, UsageError
+from fttt.experiment.executor import LocalExecutor
 from fttt.experiment.sweep import DEMO, Grid, SweepConfig, run_sweep
 from fttt.progress import Quiet
 from fttt.store import Run
@@ -39,11 +40,11 @@ class Play:
         self.script: Any = write
 
     def __call__(self, sweep: SweepConfig) -> list[Run]:
-        return run_sweep(sweep, self.folder, self._load, Quiet(), make_engine=self._engine)
+        return run_sweep(sweep, self.folder, self._load, Quiet())
 
     def _load(self, _config: object) -> Any:
         self.loads += 1
-        return fake_model(100_000)
+        return LocalExecutor(fake_model(100_000), self._engine)
 
     def _engine(self, _plans: Sequence[object], _loaded: object) -> FakeEngine:
         self.engines.append(FakeEngine(self.script))

@@ -16,8 +16,9 @@ import torch
 
 from fttt.config import resolve
 from fttt.engine.request import Trained, TrainRequest
+from fttt.experiment.executor import LocalExecutor, make_engine
 from fttt.experiment.plan import Plan, settle
-from fttt.experiment.runner import Cell, make_engine, run_cells
+from fttt.experiment.runner import Cell, run_cells
 from fttt.methods import Method
 from fttt.models import LoadedModel
 from fttt.progress import Quiet
@@ -94,7 +95,7 @@ def play_tiny(
     settled = settle(resolve(values), method=method, task=task)
     recorded = Recorded()
     cell = Cell(Plan(settled, tuple(task.load(None))), folder)
-    (run,) = run_cells([cell], make_sharp_model(), Quiet(), make_engine=recorded)
+    (run,) = run_cells([cell], LocalExecutor(make_sharp_model(), recorded), Quiet())
     return run, recorded
 
 

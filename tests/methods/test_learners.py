@@ -16,8 +16,8 @@ import torch
 
 from fttt.config import resolve
 from fttt.engine.request import TrainRequest
+from fttt.experiment.executor import make_engine
 from fttt.experiment.plan import Plan, settle
-from fttt.experiment.runner import make_engine
 from fttt.methods import Method, find_method
 from fttt.store import Run
 from fttt.testing import call, save_tiny_model

@@ -13,8 +13,8 @@ import fttt
 from fttt.config import build, resolve
 from fttt.engine.request import LoRASpec
 from fttt.errors import UsageError
+from fttt.experiment.executor import make_engine
 from fttt.experiment.plan import Plan, settle
-from fttt.experiment.runner import make_engine
 from fttt.methods.policy import (
     Policy,
     PolicySettings,

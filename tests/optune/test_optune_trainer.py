@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from fttt.config import resolve, to_toml
 from fttt.config.training_configs import OpTuneConfig
 from fttt.errors import RunError, UsageError
+from fttt.experiment.executor import LocalExecutor
 from fttt.experiment.plan import plan_run, settle
 from fttt.experiment.runner import Cell, run_cells
 from fttt.models import load_model
@@ -42,7 +43,8 @@ def attempts(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 "engine": {"device": "cpu"},
             }
         )))  # fmt: skip
-    run_cells([Cell(plan, root / "run")], load_model(model, device="cpu"), Quiet())
+    executor = LocalExecutor(load_model(model, device="cpu"))
+    run_cells([Cell(plan, root / "run")], executor, Quiet())
     return root / "run"
 
 

@@ -30,7 +30,7 @@ from fttt.errors import UsageError
 from fttt.files import numbered, output_folder
 
 if TYPE_CHECKING:
-    from fttt.models import LoadedModel
+    from fttt.experiment.executor import Executor
 
 __all__ = ["demo_command", "load", "regrade_command", "run_command", "run_flags", "sweep_command"]
 
@@ -177,18 +177,20 @@ def _carry_out(cell: Any) -> None:
     from fttt.progress import Progress
 
     config: RunConfig = cell.plan.config
-    loaded = load(config)
+    executor = load(config)
     with say_how_to_resume(f"`fttt run --resume {cell.folder}`", cell.folder):
-        run = run_cells([cell], loaded, Progress(config.method))[0]
+        run = run_cells([cell], executor, Progress(config.method))[0]
     _show(run)
 
 
-def load(config: RunConfig) -> LoadedModel:
-    """Load a config's model, with the checkpoint that it starts from."""
+def load(config: RunConfig) -> Executor:
+    """Load a config's model, with the checkpoint that it starts from, to ask questions here."""
+    from fttt.experiment.executor import LocalExecutor
     from fttt.experiment.plan import load_weights
 
     engine = config.engine
-    return load_weights(config.model, config.adapter, dtype=engine.dtype, device=engine.device)
+    weights = load_weights(config.model, config.adapter, dtype=engine.dtype, device=engine.device)
+    return LocalExecutor(weights)
 
 
 def _show(run: Any) -> None:

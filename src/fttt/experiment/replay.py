@@ -209,7 +209,7 @@ class Replay:
         past = self._history.generations.get(number)
         if past is not None:
             self._check_replay(past, prompt_ids, trial)
-            kept, completion = None, past.completion
+            completion = past.completion
         else:
             first = GenerateRequest(
                 prompt_ids=prompt_ids,
@@ -238,11 +238,11 @@ class Replay:
                 )
             else:
                 generation = await self._sequences.generate(request(number))
-            kept = generation.kept
+            if generation.kept is not None:
+                self._sequences.hold(generation.kept, own)
             completion = self._completion(number, len(prompt_ids), generation)
             run.journal.generation(GenerationEvent(self.question.id, trial, completion))
-        if kept is not None:
-            self._sequences.hold(kept, own)
+            await run.journal.kept()
         self.ledger.spend(completion.usage)
         return completion
 
@@ -277,6 +277,7 @@ class Replay:
             ]
             for event in events:
                 run.journal.generation(event)
+            await run.journal.kept()
         for event in events:
             self.ledger.spend(event.completion.usage)
         return tuple(event.completion for event in events)
@@ -290,6 +291,7 @@ class Replay:
         if scores is None:
             scores = await self._scores(example, adapter, top_k)
             self.run.journal.score(ScoreEvent(self.question.id, number, scores))
+            await self.run.journal.kept()
         self.ledger.spend(scores.usage)
         return scores
 
@@ -315,6 +317,7 @@ class Replay:
             verdict = verdict.reaching(self.run.budget.until)
             past = replace(verdict, seconds=time.perf_counter() - start)
             self.run.journal.verdict(self.question.id, completion.generation, past)
+            await self.run.journal.kept()
         usage = Usage(verifier_calls=1, seconds=past.seconds)
         self.ledger.spend(usage)
         return past, usage
@@ -549,6 +552,7 @@ class Replay:
             sum((scores.usage for scores in both), Usage()),
         )
         self.run.journal.divergence(event)
+        await self.run.journal.kept()
         return event.divergence, event.usage
 
     def _check_replay(

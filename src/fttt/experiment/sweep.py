@@ -17,12 +17,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from fttt.config import RunConfig, build, merge
 from fttt.errors import UsageError
+from fttt.experiment.executor import Executor
 from fttt.experiment.plan import MAY_DIFFER, Settled, leaves, plan_resume, plan_run, settle
-from fttt.experiment.runner import Cell, MakeEngine, run_cells
+from fttt.experiment.runner import Cell, run_cells
 from fttt.files import cannot_write, file_name, is_a_file, write_whole
 from fttt.finetune.metadata import read_info
 from fttt.methods import find_method
-from fttt.models import LoadedModel
 from fttt.progress import Progress
 from fttt.store import Run, solved_within
 
@@ -182,16 +182,14 @@ class Grid:
 def run_sweep(
     config: SweepConfig,
     folder: Path,
-    load: Callable[[RunConfig], LoadedModel],
+    load: Callable[[RunConfig], Executor],
     progress: Progress,
-    *,
-    make_engine: MakeEngine | None = None,
 ) -> list[Run]:
     """Run what is owed of a sweep; return all its runs.
 
     Args:
         folder: where its runs lie; a folder of the same sweep is resumed.
-        load: loads the model of a config, once it is needed.
+        load: loads the model of a config where questions are asked, once it is needed.
 
     Raises:
         UsageError: the sweep or its folder is wrong, before a model is loaded.
@@ -201,11 +199,10 @@ def run_sweep(
     for place in grid.places:
         place.settled.check_model()  # all of them, before the first model is loaded
     _check_folder(grid)
-    more = {} if make_engine is None else {"make_engine": make_engine}
     runs: dict[str, Run] = {}
     hard: dict[str, list[str]] = {}
     for places in grid.by_weights():
-        loaded: LoadedModel | None = None
+        executor: Executor | None = None
         for stage in _stages(places, grid.decides):
             cells = {p.name: grid.cell(p, hard) for p in stage if not _nothing_hard(p, hard)}
             owed = {name: cell for name, cell in cells.items() if not _finished(cell)}
@@ -213,16 +210,16 @@ def run_sweep(
                 progress.note(note)
             if owed:
                 _claim(grid)
-                loaded = loaded or load(places[0].config)
-                ran = run_cells(list(owed.values()), loaded, progress, **more)
+                executor = executor or load(places[0].config)
+                ran = run_cells(list(owed.values()), executor, progress)
                 runs.update(zip(owed, ran, strict=True))
             for place in stage:
                 if place.name in cells and place.name not in runs:
                     runs[place.name] = Run.open(cells[place.name].folder)
                 if grid.decides(place):
                     hard[place.group] = _unsolved(runs[place.name])
-        if loaded is not None:
-            loaded = None
+        if executor is not None:
+            executor = None
             gc.collect()  # what an engine held must be free before the next weights come
     return [runs[place.name] for place in grid.places if place.name in runs]
 

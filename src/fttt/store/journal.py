@@ -335,7 +335,7 @@ def trial_from_json(line: Mapping[str, Any]) -> Trial:
 
 
 class Journal(Protocol):
-    """Where a run's facts go, each before the next step begins."""
+    """Where a run's facts go, in their order, each before the next step begins."""
 
     def history(self, question_id: str) -> History:
         """The facts of a question from an earlier process; empty where there was none."""
@@ -360,6 +360,9 @@ class Journal(Protocol):
 
     def done(self, question_id: str) -> None:
         """Keep that a question's method has returned."""
+
+    async def kept(self) -> None:
+        """Wait until all facts so far outlive this process; nothing follows from them before."""
 
 
 class MemoryJournal:
@@ -390,4 +393,7 @@ class MemoryJournal:
         self.trials.append(trial)
 
     def done(self, question_id: str) -> None:
+        pass
+
+    async def kept(self) -> None:
         pass

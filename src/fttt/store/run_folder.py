@@ -413,6 +413,9 @@ class RunWriter:
     def done(self, question_id: str) -> None:
         self._append_event({"event": "done", "question_id": question_id})
 
+    async def kept(self) -> None:
+        pass  # each line is with the operating system once it is appended
+
     def copy_journal(self, run: Run) -> None:
         """Take over the facts of another run, its clock included, but not its verdicts."""
         for line in _lines(run.path / PENDING):
