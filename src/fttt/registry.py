@@ -67,11 +67,18 @@ def unknown_name(kind: str, name: str, known: Collection[str], own: str = "") ->
         known: the names that exist.
         own: what else may be named.
     """
-    near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}? The {kind}s are" if near else "choose from"
+    near = _nearest(name.lower(), known)
+    hint = f"did you mean {near!r}? The {kind}s are" if near else "choose from"
     return UsageError(
         f"There is no {kind} {name!r}; {hint} {', '.join(known)}{own and f'; {own}'}."
     )
+
+
+def _nearest(name: str, known: Collection[str]) -> str | None:
+    """The known name that was probably meant: much alike, or alike with the same first letter."""
+    alike = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    sure = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
+    return next((one for one in alike if one in sure or one[:1] == name[:1]), None)
 
 
 def find_own(path: str, kind: str) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fttt.config import resolve
+from fttt.config import key_values, resolve
 from fttt.errors import UsageError
 from fttt.experiment.plan import plan_run, settle
 
@@ -44,6 +44,14 @@ def test_a_temperature_is_a_number_a_list_or_a_range(given: Any, read: Any) -> N
     assert greedy.sampling.temperature == 0.0
 
 
+def test_a_list_of_words_is_read_as_the_listing_shows_it() -> None:
+    given = key_values(["targets=q_proj, k_proj"], "--set")
+    settled = settle(config(settings=given))
+    assert settled.config.settings["targets"] == ["q_proj", "k_proj"]
+    one = settle(config(settings=key_values(["targets=all-linear"], "--set")))
+    assert one.config.settings["targets"] == ["all-linear"]
+
+
 def test_a_resolved_config_resolves_to_itself() -> None:
     for method in ("greedy", "fttt", "revision", "policy", "self-distill"):
         once = settle(config(method=method)).config
@@ -55,6 +63,8 @@ def test_a_resolved_config_resolves_to_itself() -> None:
     ("flags", "match"),
     [
         ({"method": "ftt"}, "no method 'ftt'; did you mean 'fttt'"),
+        ({"method": "nope"}, "no method 'nope'; choose from"),
+        ({"method": "fft"}, "no method 'fft'; did you mean 'fttt'"),
         ({"task": "gsm9k"}, "no task 'gsm9k'; did you mean 'gsm8k'"),
         ({"model": "smollm2-13m"}, "did you mean 'smollm2-135m'"),
         (

@@ -109,13 +109,24 @@ def resolve(
 def build(model: type[M], values: Mapping[str, Any], source: str) -> M:
     """Validate ``values``, with one sentence for the first fault.
 
+    A list of words may also be one text with commas between them, as help texts show it.
+
     Raises:
         UsageError: a key or a value that is not allowed.
     """
     try:
-        return model.model_validate(values)
+        return model.model_validate(_with_lists(model, values))
     except ValidationError as error:
         raise UsageError(_sentence(model, error, source)) from None
+
+
+def _with_lists(model: type[BaseModel], values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values with the words of lists of words apart: ``"a,b"`` is ``["a", "b"]``."""
+    read = dict(values)
+    for name, field in model.model_fields.items():
+        if field.annotation == tuple[str, ...] and isinstance(given := read.get(name), str):
+            read[name] = [word.strip() for word in given.split(",") if word.strip()]
+    return read
 
 
 def key_values(pairs: list[str], flag: str) -> dict[str, Any]:
