@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from statsmodels.stats.proportion import proportion_confint
 
 from fttt.store import solved_within, spent, vote, wilson
-from fttt.types import Trial, Usage
+from fttt.store.outcome import summarize
+from fttt.types import Question, Record, Trial, Usage
 
 
 def trials(*verdicts: str, extracted: str = "") -> list[Trial]:
@@ -52,6 +53,15 @@ def test_wilson_equals_statsmodels(successes: int, total: int) -> None:
     successes = min(successes, total)
     low, high = proportion_confint(successes, total, method="wilson")
     assert wilson(successes, total) == pytest.approx((low, high), abs=1e-12)
+
+
+def test_accuracy_is_given_at_the_whole_budget_too() -> None:
+    third = tuple(trials("incorrect", "incorrect", "correct"))
+    record = Record(Question("q", "?"), third, Usage())
+    summary = summarize(
+        [record], head={}, budget=3, decided_by="first", unanswered="count", seconds=1.0
+    )
+    assert summary["accuracy_at"] == {"1": 0.0, "2": 0.0, "3": 1.0}
 
 
 def test_no_question_says_nothing() -> None:

@@ -117,7 +117,7 @@ def summarize(
         "solved": solved,
         "accuracy": solved / total if total else 0.0,
         "ci95": list(wilson(solved, total)),
-        "accuracy_at": {str(k): accuracy(k) for k in _powers_of_two(reach)},
+        "accuracy_at": {str(k): accuracy(k) for k in _marks(reach)},
         "trials_total": trials_total,
         "trials_mean": trials_total / total if total else 0.0,
         "unanswered": sum(t.verdict == "unanswered" for r in records for t in r.trials),
@@ -138,5 +138,7 @@ def summarize(
     return summary
 
 
-def _powers_of_two(reach: int) -> list[int]:
-    return [1 << n for n in range(max(reach, 1).bit_length())]
+def _marks(reach: int) -> list[int]:
+    """1, 2, 4 ... and the whole budget."""
+    powers = [1 << n for n in range(max(reach, 1).bit_length())]
+    return powers if reach <= powers[-1] else [*powers, reach]
