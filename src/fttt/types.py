@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 JSON = None | bool | int | float | str | Sequence["JSON"] | Mapping[str, "JSON"]
 """Anything that a JSON file can hold."""
 
 Outcome = Literal["correct", "incorrect", "unanswered"]
+OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 FinishReason = Literal["stop", "length"]
 Ablation = Literal["shuffle", "constant", "random-verdict"]
 """What is put in the place of an attempt and its verdict where a method learns from them."""
@@ -255,11 +256,22 @@ class Verdict:
     tests_passed: int | None = None
     tests_total: int | None = None
     """Of a program's tests; ``None`` where none were run."""
+    failed: bool = False
+    """Whether the verifier itself failed (it raised, hung or could not be run), so that nothing was
+    said of the answer; such a verdict is ``incorrect``, and ``detail`` says what happened."""
 
     def __post_init__(self) -> None:
         if self.score is not None and not math.isfinite(self.score):
             raise ValueError(
                 f"the score of a verdict is {self.score}; give a finite number or None"
+            )
+        if self.outcome not in OUTCOMES:
+            raise ValueError(
+                f"the outcome of a verdict is {self.outcome!r}; give one of {', '.join(OUTCOMES)}"
+            )
+        if self.failed and self.outcome != "incorrect":
+            raise ValueError(
+                f"the verdict of a verifier that failed is {self.outcome!r}; give 'incorrect'"
             )
 
     @property
@@ -268,7 +280,7 @@ class Verdict:
 
     def reaching(self, until: float | None) -> Verdict:
         """The verdict where an answer is correct from the score ``until`` on, if one is given."""
-        if until is None or self.score is None or not self.answered:
+        if until is None or self.score is None or not self.answered or self.failed:
             return self
         return replace(self, outcome="correct" if self.score >= until else "incorrect")
 
@@ -306,6 +318,8 @@ class Trial:
     divergence: float | None = None
     reset: bool = False
     """Of the step that was taken after it; see :class:`Step`."""
+    failed: bool = False
+    """Whether the verifier itself failed; see :class:`Verdict`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,7 +52,7 @@ def test_what_is_written_comes_back(tmp_path: Path) -> None:
     verdict = Verdict("incorrect", "5", "expected 6", 0.5, "5 is incorrect", 0.25, 1, 4)
     writer.generation(GenerationEvent("q/0", 0, completion))
     writer.verdict("q/0", 0, verdict)
-    ended = trial("q/0", 0, completion="text", token_ids=(5, 6))
+    ended = trial("q/0", 0, completion="text", token_ids=(5, 6), failed=True)
     writer.trial(ended)
     writer.trial(trial("q/1", 0, "correct"))
     writer.done("q/1")
@@ -71,6 +71,38 @@ def test_what_is_written_comes_back(tmp_path: Path) -> None:
     assert not history.done
     assert run.histories["q/1"].done
     assert not run.finished
+
+
+@pytest.mark.parametrize(
+    ("detail", "failed"),
+    [
+        ("the judge could not judge it: the tests define no check", True),
+        ("the verifier raised ValueError: no", True),
+        ("the regular expression 'a' took longer than its limit of 5 s", True),
+        ("failed: AssertionError", False),
+        ("timeout: the submission took too long", False),
+    ],
+)
+def test_lines_without_the_field_say_by_their_words_whether_the_verifier_failed(
+    tmp_path: Path, detail: str, failed: bool
+) -> None:
+    writer = create(tmp_path / "run")
+    writer.trial(trial("q/0", 0, detail=detail))
+    writer.close()
+    assert [t.failed for t in Run.open(tmp_path / "run").trials] == [False]
+    path = tmp_path / "run" / "trials.jsonl"
+    line = json.loads(path.read_text())
+    del line["failed"]
+    path.write_text(json.dumps(line) + "\n")
+    assert [t.failed for t in Run.open(tmp_path / "run").trials] == [failed]
+
+
+def test_an_unknown_verdict_is_one_sentence(tmp_path: Path) -> None:
+    writer = create(tmp_path / "run")
+    writer.trial(trial("q/0", 0, "maybe"))
+    writer.close()
+    with pytest.raises(UsageError, match=r"line 1 of trials.jsonl is no trial .*'maybe' is none"):
+        _ = Run.open(tmp_path / "run").trials
 
 
 def answer(question: str, number: int, trial: int | None = 0) -> GenerationEvent:
@@ -133,7 +165,8 @@ def test_the_lines_have_the_contracts_fields(tmp_path: Path) -> None:
     line = json.loads((tmp_path / "run" / "trials.jsonl").read_text())
     assert list(line) == [
         "question_id", "trial", "generation", "completion", "token_ids", "finish_reason",
-        "extracted", "verdict", "score", "tests_passed", "tests_total", "detail", "loss", "usage",
+        "extracted", "verdict", "score", "tests_passed", "tests_total", "detail", "failed",
+            "loss", "usage",
     ]  # fmt: skip
     assert line["usage"] == {
         "prompt_tokens": 4,

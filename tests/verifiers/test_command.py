@@ -128,6 +128,7 @@ def test_a_command_that_will_not_die_costs_its_limit_and_leaves_nothing(tmp_path
     for verdict in (slow, again):
         assert verdict.outcome == "incorrect"
         assert verdict.detail == "the command took longer than its limit of 1 s"
+        assert verdict.failed
     found = [int(pid) for pid in pids.read_text().split()]
     assert len(found) == 6
     assert all(map(ended, found))

@@ -43,6 +43,7 @@ def test_a_raise_is_an_incorrect_verdict(time_limit: float | None) -> None:
     (verdict,) = judge(check, "42", time_limit=time_limit)
     assert verdict.outcome == "incorrect"
     assert verdict.detail == "the verifier raised ValueError: cannot read 42"
+    assert verdict.failed
 
 
 def test_a_hang_is_an_incorrect_verdict() -> None:
@@ -55,6 +56,7 @@ def test_a_hang_is_an_incorrect_verdict() -> None:
     verdicts = judge(check, "hang", "fine", "hang", "fine", time_limit=0.5, workers=2)
     assert [verdict.correct for verdict in verdicts] == [False, True, False, True]
     assert verdicts[0].detail == "the verifier took longer than its limit of 0.5 s"
+    assert [verdict.failed for verdict in verdicts] == [True, False, True, False]
     assert time.perf_counter() - start < 5.0
 
 

@@ -44,6 +44,7 @@ def test_a_catastrophic_pattern_costs_its_limit() -> None:
     slow, fine = judge(None, [(r"^(a+)+$", "a" * 60 + "b"), ("b$", "ab")], time_limit=0.5)
     assert slow.outcome == "incorrect"
     assert "took longer than its limit of 0.5 s" in slow.detail
+    assert (slow.failed, fine.failed) == (True, False)
     assert fine.correct
     assert time.perf_counter() - start < 5.0
 

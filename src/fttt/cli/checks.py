@@ -171,5 +171,6 @@ async def _print_verdicts(verdicts: AsyncIterator[Verdict]) -> None:
             "verdict": verdict.outcome,
             "extracted": verdict.extracted,
             "detail": verdict.detail,
+            **({"failed": True} if verdict.failed else {}),
         }
         typer.echo(json.dumps(line))

@@ -95,5 +95,6 @@ async def _again(
         score=verdict.score,
         tests_passed=verdict.tests_passed,
         tests_total=verdict.tests_total,
+        failed=verdict.failed,
     )
     return again, verdict

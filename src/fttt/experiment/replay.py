@@ -313,7 +313,7 @@ class Replay:
                 raise
             except Exception as error:  # a user's own verifier is allowed to be wrong
                 detail = f"the verifier raised {type(error).__name__}: {error}"
-                verdict = Verdict("incorrect", None, detail)
+                verdict = Verdict("incorrect", None, detail, failed=True)
             verdict = verdict.reaching(self.run.budget.until)
             past = replace(verdict, seconds=time.perf_counter() - start)
             self.run.journal.verdict(self.question.id, completion.generation, past)

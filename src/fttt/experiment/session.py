@@ -155,6 +155,7 @@ class QuestionAttempt:
                 tests_total=verdict.tests_total,
                 divergence=self._divergence,
                 reset=self._reset,
+                failed=verdict.failed,
             )
         )
 
@@ -469,6 +470,7 @@ def random_verdict(completion: Completion, verdict: Verdict, key: int) -> Judged
         detail="",
         tests_passed=None,
         tests_total=None,
+        failed=False,
     )
     return Judged(completion, said)
 

@@ -6,7 +6,6 @@ imported before there is a comparison to tell.
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -366,13 +365,6 @@ def _pairs(pairs: Sequence[PairResult], left: int) -> Table:
 
 _CUT = 0.1
 """Share of trials cut at their length limit above which a note says so."""
-_FAILED = re.compile(
-    "the (verifier|command|regular expression .*) "
-    "(raised|took longer|used more than|died|returned|could not be run)"
-    "|the judge could not judge it",
-    re.DOTALL,
-)
-"""How a verdict's detail begins where the verifier and not the answer failed."""
 
 
 def show_runs(runs: Sequence[Run], console: Console | None = None) -> None:
@@ -419,7 +411,7 @@ def _warnings(run: Run) -> list[str]:
     """Facts that cast doubt on the figures: cut trials, failed verifiers, unused settings."""
     said = []
     trials = run.trials
-    failed = [trial.detail for trial in trials if _FAILED.match(trial.detail)]
+    failed = [trial.detail for trial in trials if trial.failed]
     if failed:
         said.append(
             f"the verifier itself failed in {len(failed):,} of {len(trials):,} trials, which count "

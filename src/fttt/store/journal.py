@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from array import array
 from base64 import b64decode, b64encode
@@ -9,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
-from fttt.types import Completion, Scores, Trial, Usage, Verdict
+from fttt.types import OUTCOMES, Completion, Scores, Trial, Usage, Verdict
 
 __all__ = [
     "DivergenceEvent",
@@ -139,6 +140,7 @@ def verdict_to_json(question_id: str, generation: int, verdict: Verdict) -> dict
         "extracted": verdict.extracted,
         "detail": verdict.detail,
         "feedback": verdict.feedback,
+        "failed": verdict.failed,
         "score": verdict.score,
         "tests_passed": verdict.tests_passed,
         "tests_total": verdict.tests_total,
@@ -248,7 +250,7 @@ def _divergence(line: Mapping[str, Any]) -> DivergenceEvent:
 
 
 def _verdict(line: Mapping[str, Any]) -> Verdict:
-    """Version 0.1 wrote neither feedback nor a score."""
+    """Version 0.1 wrote neither feedback nor a score, nor whether the verifier failed."""
     return Verdict(
         outcome=line["outcome"],
         extracted=line["extracted"],
@@ -258,7 +260,22 @@ def _verdict(line: Mapping[str, Any]) -> Verdict:
         score=line.get("score"),
         tests_passed=line.get("tests_passed"),
         tests_total=line.get("tests_total"),
+        failed=_failed(line),
     )
+
+
+_FAILED = re.compile(
+    "the (verifier|command|regular expression .*) "
+    "(raised|took longer|used more than|died|returned|could not be run)"
+    "|the judge could not judge it",
+    re.DOTALL,
+)
+"""How a verdict's detail begins where the verifier failed, in lines without ``failed``."""
+
+
+def _failed(line: Mapping[str, Any]) -> bool:
+    """Whether the verifier itself failed; only the words say so in lines until 2026-11-28."""
+    return bool(line["failed"] if "failed" in line else _FAILED.match(line["detail"]))
 
 
 def _generation(line: Mapping[str, Any], content: Mapping[str, Any]) -> GenerationEvent:
@@ -301,6 +318,7 @@ def trial_to_json(trial: Trial) -> dict[str, Any]:
         "tests_passed": trial.tests_passed,
         "tests_total": trial.tests_total,
         "detail": trial.detail,
+        "failed": trial.failed,
         "loss": trial.loss,
         **measured,
         "usage": {**asdict(trial.usage), "seconds": round(trial.usage.seconds, 6)},
@@ -311,9 +329,11 @@ def trial_from_json(line: Mapping[str, Any]) -> Trial:
     """Read a line of ``trials.jsonl``.
 
     Raises:
-        KeyError, TypeError: the line lacks a field or holds a wrong one.
+        KeyError, TypeError, ValueError: the line lacks a field or holds a wrong one.
     """
     usage = line["usage"]
+    if line["verdict"] not in OUTCOMES:
+        raise ValueError(f"the verdict {line['verdict']!r} is none of {', '.join(OUTCOMES)}")
     return Trial(
         question_id=line["question_id"],
         trial=int(line["trial"]),
@@ -331,6 +351,7 @@ def trial_from_json(line: Mapping[str, Any]) -> Trial:
         tests_total=line.get("tests_total"),
         divergence=line.get("divergence"),
         reset=line.get("reset", False),
+        failed=_failed(line),
     )
 
 

@@ -138,7 +138,8 @@ def _judged(judgement: Judgement, code: str, detail: str, seconds: float, feedba
 
 def _unjudged(code: str | None, why: str, seconds: float = 0.0) -> Verdict:
     detail = f"the judge could not judge it: {why}"
-    return Verdict("incorrect", code, detail, seconds, "Your answer could not be checked.")
+    said = "Your answer could not be checked."
+    return Verdict("incorrect", code, detail, seconds, said, failed=True)
 
 
 def _feedback(seen: Judgement, *, told: bool) -> str:

@@ -78,7 +78,7 @@ class CommandVerifier:
             RunError: it cannot be started, or the gold answer is too long for its variable and the
                 command does not name the file.
         """
-        start = time.perf_counter()
+        start, failed = time.perf_counter(), False
         gold = question.gold if isinstance(question.gold, str) else json.dumps(question.gold)
         if len(gold.encode(errors="replace")) > _LONG and _GOLD_FILE not in self._command:
             # Without its variable, a command such as grep "$FTTT_GOLD" would find everything right.
@@ -97,13 +97,14 @@ class CommandVerifier:
             if status is None:
                 raise RunError(f"The verifier command could not be started: {detail}.")
             if status in _NOT_RUN:
+                failed = True
                 detail = f"the command could not be run: {detail}"
             elif status != 0 and not detail:
                 detail = f"the command ended with exit status {status}"
         except JobError as failure:
-            status, detail = 1, f"the command {failure}"
+            status, detail, failed = 1, f"the command {failure}", True
         outcome: Outcome = "correct" if status == 0 else "incorrect"
-        return timed_verdict(start, outcome, None, detail)
+        return timed_verdict(start, outcome, None, detail, failed=failed)
 
     def extract(self, question: Question, completion: str) -> str | None:
         """Always ``None``: a command extracts no answer."""

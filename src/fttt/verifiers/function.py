@@ -26,7 +26,7 @@ class FunctionVerifier:
     score (a ``float``, of which 1.0 is correct; ``--until`` sets another mark), or a
     :class:`fttt.Verdict`, which may also hold a ``score`` and the ``feedback`` for the model (by
     default feedback is made from the extracted answer alone). A call that raises or takes too long
-    is an ``incorrect`` verdict whose detail is the reason.
+    is an ``incorrect`` verdict that is ``failed`` and whose detail is the reason.
 
     It runs in a child process forked when the verifier is made (so a lambda or closure is fine),
     which can be killed after the time limit. The child has the caller's objects as they were at
@@ -73,12 +73,11 @@ class FunctionVerifier:
             else:
                 reply = await asyncio.to_thread(self._call, request)
         except JobError as failure:
-            reply = {"outcome": "incorrect", "detail": f"the verifier {failure}"}
+            reply = _failure(f"the verifier {failure}")
         except Exception as error:
             if self._pool is not None:
                 raise
-            detail = f"the verifier raised {type(error).__name__}: {error}"
-            reply = {"outcome": "incorrect", "detail": detail}
+            reply = _failure(f"the verifier raised {type(error).__name__}: {error}")
         verdict = Verdict(**{**reply, "seconds": time.perf_counter() - start})
         extracted = verdict.extracted or self.extract(question, completion)
         feedback = verdict.feedback or feedback_on(verdict.outcome, extracted)
@@ -110,16 +109,21 @@ class _Call:
             score = None if result.score is None else float(result.score)  # NumPy's, say
             return {**asdict(result), "score": score}
         if isinstance(result, str | bytes):
-            detail = f"the verifier returned the text {result[:60]!r} and no truth value"
-            return {"outcome": "incorrect", "detail": detail}
+            return _failure(
+                f"the verifier returned the text {result[:60]!r} and no truth value"
+            )
         if isinstance(result, float):
             if not math.isfinite(result):
-                detail = f"the verifier returned {result!r}, which is no score"
-                return {"outcome": "incorrect", "detail": detail}
+                return _failure(f"the verifier returned {result!r}, which is no score")
             scored: Outcome = "correct" if result == 1 else "incorrect"
             return {"outcome": scored, "detail": f"score {result:g}", "score": result}
         outcome: Outcome = "correct" if result else "incorrect"
         return {"outcome": outcome, "detail": ""}
+
+
+def _failure(detail: str) -> dict[str, Any]:
+    """The verdict where the function said nothing of the answer."""
+    return {"outcome": "incorrect", "detail": detail, "failed": True}
 
 
 def _arguments(check: Callable[..., Any]) -> int:

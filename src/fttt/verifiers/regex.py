@@ -40,16 +40,18 @@ class RegexVerifier:
 
     async def verify(self, question: Question, completion: str) -> Verdict:
         """Search the completion."""
-        start = time.perf_counter()
+        start, failed = time.perf_counter(), False
         pattern = self._pattern if self._pattern is not None else str(question.gold)
         try:
             found = await self._pool.run([pattern, completion])
             detail = "" if found is not None else f"no match of {pattern!r}"
         except JobError as failure:
             found, detail = None, f"the regular expression {pattern!r} {failure}"
+            failed = True
         outcome: Outcome = "incorrect" if found is None else "correct"
         seconds = time.perf_counter() - start
-        return Verdict(outcome, found, detail, seconds, feedback_on(outcome, None))
+        said = feedback_on(outcome, None)
+        return Verdict(outcome, found, detail, seconds, said, failed=failed)
 
     def extract(self, question: Question, completion: str) -> str | None:
         """Always ``None``: a pattern extracts no answer."""

@@ -34,7 +34,7 @@ class Verifier(Protocol):
     """Judges a model's completions.
 
     A verifier bounds its own time and never raises because of a completion: a check that raised or
-    hung is an ``incorrect`` verdict whose ``detail`` says so. It raises
+    hung is an ``incorrect`` verdict that is ``failed`` and whose ``detail`` says why. It raises
     :class:`fttt.errors.RunError` only where judging itself is impossible (the judge is down).
 
     ``verify`` and ``extract`` may also take a keyword ``cut: bool = False``: whether a completion
@@ -74,11 +74,17 @@ def _cut_argument(method: Callable[..., Any], cut: bool) -> dict[str, Any]:
 
 
 def timed_verdict(
-    start: float, outcome: Outcome, extracted: str | None, detail: str = ""
+    start: float,
+    outcome: Outcome,
+    extracted: str | None,
+    detail: str = "",
+    *,
+    failed: bool = False,
 ) -> Verdict:
     """A verdict with the seconds since ``start``, and feedback from the extracted answer alone."""
     seconds = time.perf_counter() - start
-    return Verdict(outcome, extracted, detail, seconds, feedback_on(outcome, extracted))
+    said = feedback_on(outcome, extracted)
+    return Verdict(outcome, extracted, detail, seconds, said, failed=failed)
 
 
 def check_rule(rule: str, known: Sequence[str], kind: str) -> None:

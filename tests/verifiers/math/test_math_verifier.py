@@ -139,6 +139,7 @@ def test_a_time_limit_holds() -> None:
     slow, honest, seconds = asyncio.run(run())
     assert slow.outcome == "incorrect"
     assert "took longer than its limit of 0.2 s" in slow.detail
+    assert (slow.failed, honest.failed) == (True, False)
     assert seconds < 2.0
     assert honest.correct
 

@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import Literal, get_args
 
 from fttt.errors import UsageError
-from fttt.types import Question, Verdict
+from fttt.types import Outcome, Question, Verdict
 from fttt.verifiers.answer_extraction import after_thought, boxed_answer, find_answer, last_boxed
 from fttt.verifiers.math.lexer import NotUnderstoodError, scan, spelled
 from fttt.verifiers.math.normal_forms import normal_form, strict_form
@@ -38,7 +38,7 @@ class MathVerifier:
 
     By the rule ``equivalence``, two numbers, and answers with the same tokens, are judged at once.
     All others are compared as mathematics in a worker process with a time and a memory limit; an
-    answer that reaches a limit is ``incorrect`` with a detail that says so. By the rule ``strict``,
+    answer that reaches a limit is ``incorrect`` and ``failed``, with a detail that says so. By the rule ``strict``,
     the string rule of the MATH benchmark decides.
     """
 
@@ -85,15 +85,22 @@ class MathVerifier:
         if answer is None:
             detail = "no \\boxed{} and no other answer in the completion"
             return timed_verdict(start, "unanswered", None, detail)
-        right, detail = False, "the gold answer is empty"
+        right, detail, failed = False, "the gold answer is empty", False
         if gold:
-            right, detail = await self._compare(gold, answer)
-        return timed_verdict(
-            start, "correct" if right else "incorrect", self._normal(answer), detail
-        )
+            try:
+                right, detail = await self._compare(gold, answer)
+            except JobError as error:
+                reason, failed = str(error).partition("\n")[0], True
+                detail = f"the comparison of {answer[:200]} with {gold[:200]} {reason}"
+        outcome: Outcome = "correct" if right else "incorrect"
+        return timed_verdict(start, outcome, self._normal(answer), detail, failed=failed)
 
     async def _compare(self, gold: str, answer: str) -> tuple[bool, str]:
-        """Whether both are the same, and a detail if not."""
+        """Whether both are the same, and a detail if not.
+
+        Raises:
+            JobError: the comparison reached a limit.
+        """
         differ = f"{answer[:200]} is not {gold[:200]}"
         if self.rule == "strict":
             alike = strict_form(gold) == strict_form(answer)
@@ -105,11 +112,7 @@ class MathVerifier:
         quick = judge_quickly(gold, answer)
         if quick is not None:
             return quick, "" if quick else differ
-        try:
-            same = bool(await self._pool.run([gold, answer]))
-        except JobError as error:
-            reason = str(error).partition("\n")[0]
-            return False, f"the comparison of {answer[:200]} with {gold[:200]} {reason}"
+        same = bool(await self._pool.run([gold, answer]))
         return same, "" if same else differ
 
     def extract(self, question: Question, completion: str, *, cut: bool = False) -> str | None:
