@@ -74,6 +74,9 @@ def test_the_area_tells_who_was_sooner(make_run: MakeRun) -> None:
     assert by_label["best-of-n"].area.value == pytest.approx(0.8)
     assert by_label["fttt"].area.value == pytest.approx(0.2)
     assert comparison.scores.pairs[0].p == 1.0
+    console = Console(width=120, record=True)
+    console.print(render(comparison))
+    assert "0.800 none" in " ".join(console.export_text().split())  # no width, no interval
 
 
 def test_scores_are_in_the_terminal_the_json_and_the_page(make_run: MakeRun) -> None:

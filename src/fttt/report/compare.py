@@ -1,7 +1,7 @@
 """Two or more runs on the same questions, held against each other.
 
 Each pair is compared twice: at equal trials and at equal generated tokens. The test is exact and
-paired, the interval is a paired bootstrap, and where nothing was shown the smallest difference
+paired, the interval is a paired score interval, and where nothing was shown the smallest difference
 that these questions would have shown is named beside it.
 """
 

@@ -44,6 +44,7 @@ from fttt.report.plots import (
 )
 from fttt.report.sides import Side, check_distinct, check_finished, form_sides
 from fttt.report.text import (
+    bounds,
     budget_label,
     caveats,
     conclusions,
@@ -104,8 +105,8 @@ def build_page(sections: Sequence[ReportSection]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    written = (budget_label, count, decimal, interval, p_value, percent, points, quantity, seconds)
-    environment.globals.update({function.__name__: function for function in written})
+    written = (bounds, budget_label, count, decimal, interval, p_value, percent, points, quantity)
+    environment.globals.update({function.__name__: function for function in (*written, seconds)})
     script = _asset("report.js")
     archive = pack([side for section in sections for side in section.sides])
     return environment.get_template("report.html.j2").render(

@@ -109,23 +109,50 @@ def shared_lattice(differences_Q: ArrayLike, seeds: int) -> NDArray[np.int64]:
     return whole.astype(np.int64)
 
 
-def difference_interval(
-    steps_Q: NDArray[np.int64], seeds: int, resamples: int = 20_000
-) -> Estimate:
-    """Paired bootstrap of a mean difference over questions; a question brings all its seeds.
+def difference_interval(steps_Q: NDArray[np.int64], seeds: int) -> Estimate:
+    """A mean difference over questions with Tango's score interval for paired proportions (1998).
 
-    ``steps_Q`` are the differences in units of ``1 / seeds``. Resampling Q questions with
-    replacement draws a multinomial over their few distinct differences, which is what is drawn:
-    the same distribution, without a Q x resamples matrix. The percentile interval.
+    ``steps_Q`` are the differences in units of ``1 / seeds``. With one seed a side this is Tango's
+    interval, which has width where no question is discordant: ``z² / (Q + z²)`` to either side.
+    With more it is taken on ``Q Σ|d| / Σd²`` effective questions, of which the shares ``Σ max(d, 0)
+    / Q`` and ``Σ max(-d, 0) / Q`` are discordant, so that the variance is that of the questions'
+    differences; the number lies between Q (the seeds agree on every question) and Q times the
+    seeds.
     """
-    questions = len(steps_Q)
-    kinds, counts = np.unique(steps_Q, return_counts=True)
-    drawn = np.random.default_rng(0).multinomial(questions, counts / questions, size=resamples)
-    means = drawn @ kinds / (questions * seeds)
-    tail = (1 - LEVEL) / 2
-    low, high = np.quantile(means, [tail, 1 - tail])
+    questions, differences = len(steps_Q), steps_Q / seeds
+    absolute = float(np.abs(differences).sum())
+    effective = questions * absolute / float((differences**2).sum()) if absolute else questions
+    first = float(differences.clip(min=0).sum()) * effective / questions
+    second = float((-differences).clip(min=0).sum()) * effective / questions
     value = float(steps_Q.sum()) / (questions * seeds)
-    return Estimate(value, min(float(low), value), max(float(high), value))
+    low = -_highest_difference(second, first, effective)
+    high = _highest_difference(first, second, effective)
+    return Estimate(value, min(low, value), max(high, value))
+
+
+def _highest_difference(first: float, second: float, pairs: float) -> float:
+    """The upper bound of Tango's interval for the share ``first`` minus the share ``second``.
+
+    Args:
+        first: pairs that only the first side solved.
+        second: pairs that only the second side solved.
+        pairs: all of them.
+    """
+    z = float(norm.isf((1 - LEVEL) / 2))
+
+    def excess(delta: float) -> float:
+        """How far below ``delta`` the observed difference is, beyond ``z`` standard errors."""
+        b = (2 * pairs - first + second) * delta - first - second
+        c = -second * delta * (1 - delta)
+        share = (math.sqrt(max(0.0, b * b - 8 * pairs * c)) - b) / (4 * pairs)
+        variance = pairs * (2 * share + delta * (1 - delta))
+        return pairs * delta - (first - second) - z * math.sqrt(max(0.0, variance))
+
+    # at the observed difference itself the variance may be 0, which is no bound
+    beyond = (first - second) / pairs + 1e-9
+    if beyond >= 1 or excess(1.0) <= 0:
+        return 1.0
+    return float(brentq(excess, beyond, 1.0))
 
 
 def paired_p_value(steps_Q: NDArray[np.int64]) -> float:

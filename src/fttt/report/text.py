@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ago",
+    "bounds",
     "budget_label",
     "caveats",
     "conclusion",
@@ -271,8 +272,8 @@ def _scores(scores: ScoreComparison, brief: Sequence[tuple[str, str]]) -> list[R
     for name in ("Best score", "95 % interval", "Area", "95 % interval"):
         sides.add_column(name, justify="right", no_wrap=True)
     for side in scores.sides:
-        row = [decimal(side.best.value), _bounds(side.best)]
-        row += [decimal(side.area.value), _bounds(side.area)]
+        row = [decimal(side.best.value), bounds(side.best)]
+        row += [decimal(side.area.value), bounds(side.area)]
         sides.add_row(Text(side.label), *row)
     sides.caption = (
         f"Best score of a question within {count(scores.trials)} trials, and the area under the "
@@ -291,14 +292,17 @@ def _scores(scores: ScoreComparison, brief: Sequence[tuple[str, str]]) -> list[R
                 Text(f"{pair.first} − {pair.second}"),  # noqa: RUF001
                 budget_label(pair),
                 Text(decimal(pair.difference.value, sign=True), style="bold"),
-                _bounds(pair.difference, sign=True),
+                bounds(pair.difference, sign=True),
                 p_value(pair.p_holm).removeprefix("p ").removeprefix("= "),
                 Text("yes", style="bold green") if pair.shown else Text("no", style="dim"),
             )
     return [sides, pairs]
 
 
-def _bounds(estimate: Estimate, sign: bool = False) -> str:
+def bounds(estimate: Estimate, sign: bool = False) -> str:
+    """``0.21 to 0.34``; ``none`` where the questions do not differ."""
+    if estimate.low == estimate.high:
+        return "none"
     return f"{decimal(estimate.low, sign)} to {decimal(estimate.high, sign)}"
 
 

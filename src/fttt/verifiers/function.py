@@ -109,9 +109,7 @@ class _Call:
             score = None if result.score is None else float(result.score)  # NumPy's, say
             return {**asdict(result), "score": score}
         if isinstance(result, str | bytes):
-            return _failure(
-                f"the verifier returned the text {result[:60]!r} and no truth value"
-            )
+            return _failure(f"the verifier returned the text {result[:60]!r} and no truth value")
         if isinstance(result, float):
             if not math.isfinite(result):
                 return _failure(f"the verifier returned {result!r}, which is no score")

@@ -38,8 +38,8 @@ class MathVerifier:
 
     By the rule ``equivalence``, two numbers, and answers with the same tokens, are judged at once.
     All others are compared as mathematics in a worker process with a time and a memory limit; an
-    answer that reaches a limit is ``incorrect`` and ``failed``, with a detail that says so. By the rule ``strict``,
-    the string rule of the MATH benchmark decides.
+    answer that reaches a limit is ``incorrect`` and ``failed``, with a detail that says so. By the
+    rule ``strict``, the string rule of the MATH benchmark decides.
     """
 
     def __init__(
