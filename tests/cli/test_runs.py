@@ -56,6 +56,26 @@ def test_a_finished_run_is_shown_again_and_other_settings_are_refused(
     assert "is not empty" in capsys.readouterr().err
 
 
+def test_lost_trials_of_a_finished_run_are_said_and_made_again(
+    model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call("run", "fttt", "--model", model, "--trials", "2", "--out", "r", *COMMON) == 0
+    path, whole = Path("r/trials.jsonl"), Run.open("r").trials
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[1:]))
+    (hurt,) = Run.open("r").lost
+    assert hurt == json.loads(lines[0])["question_id"]
+    capsys.readouterr()
+    assert call("report", "r", "--out", "r.html") == 2
+    assert "lost trials of 1 of its 2 questions: it ended with 4" in capsys.readouterr().err
+    assert call("report", "r", "--out", "r.html", "--intersection") == 0
+    assert call("run", "--resume", "r") == 0
+    again = Run.open("r")
+    assert [trial.token_ids for trial in again.trials] == [trial.token_ids for trial in whole]
+    assert again.finished
+    assert not again.lost
+
+
 def test_a_dry_run_prints_a_recipe_that_runs(
     model: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -41,6 +41,16 @@ def test_a_setting_that_only_one_side_has_still_tells_them_apart(make_run: MakeR
     assert [side.label for side in form_sides(runs)] == ["plain", "best-of-n (steps 2)"]
 
 
+def test_a_finished_run_that_has_lost_trials_is_not_compared_as_whole(make_run: MakeRun) -> None:
+    whole, hurt = make_run("whole", VERDICTS), make_run("hurt", VERDICTS, method="fttt")
+    path = hurt.path / "trials.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+    hurt = Run.open(hurt.path)
+    with pytest.raises(UsageError, match=r"'.*hurt' has lost trials.* ended with 6 trials and 1"):
+        shared_questions([whole, hurt], intersection=False)
+    assert Run.open(whole.path).lost == ()
+
+
 def test_other_questions_are_refused_or_left_out_and_said(make_run: MakeRun) -> None:
     runs = [make_run("one", VERDICTS), make_run("two", {"b": "iiii", "c": "c"})]
     with pytest.raises(UsageError, match=r"1 are shared of 3 in all.*--intersection"):

@@ -163,7 +163,7 @@ def _resume(folder: Path, flags: dict[str, Any]) -> None:
             f"resume it by `fttt run --resume {folder}`, or start a new run."
         )
     plan = plan_resume(run, merge(run.config, flags))
-    if run.finished:
+    if run.finished and not run.lost:
         _show(run)
         return
 

@@ -53,7 +53,7 @@ def regrade(run: Run, out: Path) -> tuple[Run, list[Change]]:
         for trial, verdict in graded:
             writer.verdict(trial.question_id, trial.generation, verdict)
             writer.trial(trial)
-        if not run.owed:
+        if not run.owed and not run.lost:
             writer.finish()
     finally:
         writer.close()

@@ -292,7 +292,10 @@ def _nothing_hard(place: Place, hard: Mapping[str, Sequence[str]]) -> bool:
 
 
 def _finished(cell: Cell) -> bool:
-    return cell.resume and Run.open(cell.folder).finished
+    if not cell.resume:
+        return False
+    run = Run.open(cell.folder)
+    return run.finished and not run.lost
 
 
 def _draws_nothing(method: str) -> bool:

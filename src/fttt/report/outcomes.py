@@ -174,6 +174,10 @@ class TruncatedRun(Run):
         return not self.owed
 
     @cached_property
+    def lost(self) -> tuple[str, ...]:
+        return self._whole.lost
+
+    @cached_property
     def trials(self) -> tuple[Trial, ...]:
         return tuple(t for record in self._whole.records for t in self._first(record))
 

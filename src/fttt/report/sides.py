@@ -141,9 +141,11 @@ def check_finished(runs: Sequence[Run]) -> None:
     """Refuse runs that were cut off.
 
     Raises:
-        UsageError: a question of a run still owes trials.
+        UsageError: a question of a run still owes trials, or has lost some.
     """
     for run in runs:
+        if run.lost:
+            raise UsageError(f"{run.loss}, or add --intersection to use the rest.")
         if run.owed:
             raise UsageError(
                 f"The run {str(run.path)!r} is unfinished: {len(run.owed)} of its "
@@ -171,7 +173,7 @@ def shared_questions(runs: Sequence[Run], intersection: bool) -> tuple[list[str]
                 f"{len(every)} in all (by id and by the sha256 of prompt and gold); compare "
                 "runs on the same questions, or add --intersection to use the shared ones."
             )
-    excluded = {i for run in runs for i in run.owed}
+    excluded = {i for run in runs for i in (*run.owed, *run.lost)}
     kept = [i for i in shared if i not in excluded]
     if not kept:
         raise UsageError(
@@ -256,7 +258,7 @@ def _digests(run: Run) -> dict[str, str]:
 
 def _finished(side: Sequence[Run]) -> tuple[str, ...]:
     """Ids of the questions that all runs of a side have finished."""
-    owed = {i for run in side for i in run.owed}
+    owed = {i for run in side for i in (*run.owed, *run.lost)}
     ids = tuple(i for i in _digests(side[0]) if i not in owed)
     if not ids:
         raise UsageError(

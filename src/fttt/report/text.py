@@ -415,6 +415,8 @@ def _warnings(run: Run) -> list[str]:
     """Facts that cast doubt on the figures: cut trials, failed verifiers, unused settings."""
     said = []
     trials = run.trials
+    if run.loss is not None:
+        said.append(run.loss)
     failed = [trial.detail for trial in trials if trial.failed]
     if failed:
         said.append(

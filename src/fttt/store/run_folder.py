@@ -199,6 +199,38 @@ class Run:
         return (self.path / SUMMARY).is_file()
 
     @cached_property
+    def lost(self) -> tuple[str, ...]:
+        """Ids of the questions of a finished run whose trials on disk are not those that it had.
+
+        ``summary.json`` says whether there are any, and the journal which; where it does not, they
+        are all questions.
+        """
+        if not (self.path / SUMMARY).is_file():
+            return ()
+        told, found = self.summary, self.summarize()
+        if all(told.get(name, found[name]) == found[name] for name in ("trials_total", "solved")):
+            return ()
+        made: dict[str, set[int]] = {question.id: set() for question in self.questions}
+        for trial in self.trials:
+            made[trial.question_id].add(trial.trial)
+        known = {i: self.histories.get(i, History()) for i in made}
+        less = tuple(i for i, own in known.items() if not own.done or own.judged - made[i])
+        return less or tuple(made)
+
+    @property
+    def loss(self) -> str | None:
+        """What a finished run has lost and how it comes back, without the full stop."""
+        if not self.lost:
+            return None
+        told = self.summary
+        return (
+            f"The run {str(self.path)!r} has lost trials of {len(self.lost)} of its "
+            f"{len(self.questions)} questions: it ended with {told['trials_total']} trials and "
+            f"{told['solved']} questions solved, and {TRIALS} holds others; restore that file from "
+            f"a copy, or make them again by `fttt run --resume {self.path}`"
+        )
+
+    @cached_property
     def owed(self) -> tuple[str, ...]:
         """Ids of the questions that are not done."""
         if self.finished:
@@ -340,6 +372,8 @@ class RunWriter:
 
     def _read(self, run: Run) -> None:
         """Load the facts that an earlier process wrote."""
+        if run.lost:  # they are made again, and then summed up again
+            (self.path / SUMMARY).unlink()
         self._histories = dict(run.histories)
         self._written: dict[str, set[int]] = {}
         for trial in run.trials:
