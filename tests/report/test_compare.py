@@ -34,6 +34,20 @@ def test_pairs_are_counted_at_equal_trials(make_run: MakeRun) -> None:
     assert not at_trials.shown
 
 
+def test_greedy_decoding_that_chose_the_hard_questions_is_no_side(make_run: MakeRun) -> None:
+    greedy = make_run("g", solved("11---", trials=1), method="greedy", trials=1)
+    hard = {i: row for i, row in solved("--12-").items() if i not in ("q0", "q1")}
+    sides = [make_run("a", hard), make_run("b", hard, method="fttt")]
+    comparison, _ = compare([greedy, *sides])
+    assert [side.method for side in comparison.sides] == ["best-of-n", "fttt"]
+    assert comparison.questions == 3
+    assert "Greedy decoding (g) solved 2 of 5 questions" in comparison.notes[0]
+    every = make_run("c", solved("1112-"))
+    with pytest.raises(UsageError, match="not on the same questions"):
+        compare([greedy, *sides, every])
+    assert len(compare([greedy, every])[0].sides) == 2  # both were asked all
+
+
 def test_equal_trials_are_the_fewest_that_both_sides_were_granted(make_run: MakeRun) -> None:
     few = make_run("a", solved("2-", trials=2), method="fttt", trials=2)
     many = make_run("b", solved("42"), trials=4)

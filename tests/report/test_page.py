@@ -52,6 +52,31 @@ def test_the_page_holds_all_that_it_needs(make_run: MakeRun) -> None:
         assert text in page
 
 
+def test_what_chose_the_hard_questions_has_a_section_of_its_own(make_run: MakeRun) -> None:
+    greedy = make_run("g", {"x": "c", "y": "i", "z": "i"}, method="greedy", trials=1)
+    hard = [
+        make_run("a", {"y": "ic", "z": "iiii"}),
+        make_run("b", {"y": "c", "z": "iiii"}, method="fttt"),
+    ]
+    first, second = gather([greedy, *hard])
+    assert [first.title, second.title] == [
+        "arithmetic · tiny · all questions",
+        "arithmetic · tiny · hard questions",
+    ]
+    assert [side.method for side in second.sides] == ["best-of-n", "fttt"]
+    assert "Greedy decoding (g) solved 1 of 3 questions" in second.notes[0]
+    build_page([first, second])
+
+
+def test_a_baseline_is_what_the_others_are_held_against(make_run: MakeRun) -> None:
+    runs = [make_run(name, {"x": "ic"}, method=name) for name in ("a", "b", "c")]
+    (section,) = gather(runs, baseline="b")
+    assert section.comparison is not None
+    assert [pair.second for pair in section.comparison.pairs] == ["b"] * 4
+    with pytest.raises(UsageError, match="no side 'd' to compare with; the sides are 'a', 'b'"):
+        gather(runs, baseline="d")
+
+
 def test_the_policy_allows_this_script_and_no_other(make_run: MakeRun) -> None:
     page = build_page(gather([make_run("a", {"x": "c"})]))
     policy = re.search(r'Content-Security-Policy" content="([^"]+)"', page)

@@ -143,6 +143,14 @@ FirstTrials = Annotated[
 ]
 
 
+Baseline = Annotated[
+    str | None,
+    typer.Option(
+        "--baseline", metavar="METHOD", help="Compare every other side with this one only."
+    ),
+]
+
+
 def compare_command(
     runs: RunFolders,
     as_json: Annotated[
@@ -153,18 +161,13 @@ def compare_command(
         typer.Option("--intersection", help="Compare on the questions that all runs finished."),
     ] = False,
     trials: FirstTrials = None,
+    baseline: Baseline = None,
     allow: Annotated[
         list[str] | None,
         typer.Option(
             "--allow",
             metavar="SETTING",
             help="Compare although this differs (model, temperature, unanswered ...); repeatable.",
-        ),
-    ] = None,
-    baseline: Annotated[
-        str | None,
-        typer.Option(
-            "--baseline", metavar="METHOD", help="Compare every other side with this one only."
         ),
     ] = None,
 ) -> None:
@@ -208,6 +211,7 @@ def report_command(
         typer.Option("--intersection", help="Use the questions that all runs finished."),
     ] = False,
     trials: FirstTrials = None,
+    baseline: Baseline = None,
 ) -> None:
     """Write runs as one self-contained HTML file: table, curves, tokens and every trial."""
     with _report_extra("fttt report"):
@@ -215,7 +219,7 @@ def report_command(
         from fttt.report.page import build_page, gather, save_plots
     if out.is_dir():
         raise UsageError(f"--out {str(out)!r} is a folder; name an HTML file.")
-    sections = gather(truncate(open_runs(runs), trials), intersection)
+    sections = gather(truncate(open_runs(runs), trials), intersection, baseline)
     page = build_page(sections)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

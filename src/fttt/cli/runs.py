@@ -254,7 +254,8 @@ def demo_command(
         runs = run_sweep(DEMO, folder, load, Progress("demo"))
     show_runs(runs)
     if len(runs) > 1:
-        typer.echo(f"Compare them: fttt compare {' '.join(str(run.path) for run in runs[1:])}")
+        typer.echo(f"Compare them: fttt compare {folder}")
+        typer.echo(f"See each trial: fttt report {folder}")
 
 
 def regrade_command(

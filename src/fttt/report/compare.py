@@ -18,7 +18,14 @@ import numpy as np
 from fttt.errors import UsageError
 from fttt.report.outcomes import Axis, pass_curve, trials_by_question
 from fttt.report.scores import ScoreComparison, compare_scores
-from fttt.report.sides import Side, check_distinct, check_rules, form_sides, shared_questions
+from fttt.report.sides import (
+    Side,
+    check_distinct,
+    check_rules,
+    form_sides,
+    set_aside,
+    shared_questions,
+)
 from fttt.report.statistics import (
     LEVEL,
     Estimate,
@@ -32,7 +39,7 @@ from fttt.report.statistics import (
 from fttt.store import Run
 from fttt.types import Usage
 
-__all__ = ["Comparison", "PairResult", "SideResult", "compare", "describe", "estimate"]
+__all__ = ["Comparison", "PairResult", "SideResult", "compare", "describe", "estimate", "named"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,11 +126,15 @@ def compare(
 ) -> tuple[Comparison, list[Side]]:
     """Compare every two sides (or each with ``baseline``) on the questions that they share.
 
+    A greedy run whose failures are the others' questions is left out, which the notes say.
+
     Raises:
         UsageError: fewer than two sides, an unknown baseline, or runs that must not be compared.
     """
     check_distinct(runs)
-    notes = check_rules(runs, allow)
+    _, others, hard = set_aside(runs)
+    runs = others if len(others) > 1 else runs
+    notes = [*(hard if runs is others else ()), *check_rules(runs, allow)]
     ids, said = shared_questions(runs, intersection)
     sides = form_sides(runs, ids)
     if len(sides) < 2:
@@ -229,10 +240,15 @@ def hold(first: Side, second: Side, axis: Axis, tests: int) -> PairResult:
     )
 
 
+def named(sides: Sequence[Side], name: str) -> list[Side]:
+    """The sides that a name means: a side's own, or the folder's of one of its runs."""
+    return [side for side in sides if name in (side.label, *(run.path.name for run in side.runs))]
+
+
 def _pair_up(sides: Sequence[Side], baseline: str | None) -> list[tuple[Side, Side]]:
     if baseline is None:
         return list(combinations(sides, 2))
-    wanted = [a for a in sides if baseline in (a.label, *(run.path.name for run in a.runs))]
+    wanted = named(sides, baseline)
     if len(wanted) != 1:
         raise UsageError(
             f"There is no side {baseline!r} to compare with; the sides are "

@@ -15,7 +15,7 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib import resources
 from pathlib import Path
@@ -26,7 +26,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from fttt.errors import UsageError
-from fttt.report.compare import Comparison, SideResult, compare, describe
+from fttt.report.compare import Comparison, SideResult, compare, describe, named
 from fttt.report.outcomes import AXES, Outcomes, trials_by_question
 from fttt.report.plots import (
     DARK,
@@ -42,7 +42,7 @@ from fttt.report.plots import (
     spending,
     token_figure,
 )
-from fttt.report.sides import Side, check_distinct, check_finished, form_sides
+from fttt.report.sides import Side, check_distinct, check_finished, form_sides, set_aside
 from fttt.report.text import (
     bounds,
     budget_label,
@@ -75,17 +75,30 @@ class ReportSection:
     comparison: Comparison | None
     """``None`` where there is one side, or where the sides must not be compared."""
     notes: tuple[str, ...]
+    part: str = ""
+    """Which of the task's questions, where another section has others."""
 
     @property
     def title(self) -> str:
-        return f"{self.task} · {self.model}"
+        return " · ".join(filter(None, (self.task, self.model, self.part)))
 
 
-def gather(runs: Sequence[Run], intersection: bool = False) -> list[ReportSection]:
+def gather(
+    runs: Sequence[Run], intersection: bool = False, baseline: str | None = None
+) -> list[ReportSection]:
     """Sort runs by task and model, and compare the sides of each where that is allowed.
 
+    Greedy runs that have chosen the hard questions of the others have a section of their own.
+
+    Args:
+        runs: finished ones.
+        intersection: use the questions that all runs finished.
+        baseline: the side that every other one is held against; where a section has none of that
+            name, all of its sides are held against one another.
+
     Raises:
-        UsageError: a run is named twice, or is unfinished and no intersection was asked for.
+        UsageError: a run is named twice, or is unfinished and no intersection was asked for; or no
+            section has the baseline.
     """
     check_distinct(runs)
     if not intersection:
@@ -93,7 +106,21 @@ def gather(runs: Sequence[Run], intersection: bool = False) -> list[ReportSectio
     places: dict[tuple[str, str], list[Run]] = defaultdict(list)
     for run in runs:
         places[run.task, run.model].append(run)
-    return [_section(task, model, group, intersection) for (task, model), group in places.items()]
+    sections: list[ReportSection] = []
+    for (task, model), group in places.items():
+        choosing, others, notes = set_aside(group)
+        if choosing:
+            sections.append(_section(task, model, choosing, intersection, None, "all questions"))
+        part = "hard questions" if choosing else ""
+        section = _section(task, model, others, intersection, baseline, part)
+        sections.append(replace(section, notes=(*notes, *section.notes)))
+    if baseline is not None and not any(named(section.sides, baseline) for section in sections):
+        labels = dict.fromkeys(side.label for section in sections for side in section.sides)
+        raise UsageError(
+            f"There is no side {baseline!r} to compare with; the sides are "
+            f"{', '.join(map(repr, labels))}."
+        )
+    return sections
 
 
 def build_page(sections: Sequence[ReportSection]) -> str:
@@ -143,15 +170,25 @@ def save_plots(sections: Sequence[ReportSection], folder: Path, kind: str) -> li
     return written
 
 
-def _section(task: str, model: str, runs: list[Run], intersection: bool) -> ReportSection:
+def _section(
+    task: str,
+    model: str,
+    runs: list[Run],
+    intersection: bool,
+    baseline: str | None,
+    part: str,
+) -> ReportSection:
     sides = form_sides(runs)
     if len(sides) == 1:
-        return ReportSection(task, model, sides, _results(sides), None, ())
+        return ReportSection(task, model, sides, _results(sides), None, (), part)
+    known = baseline if baseline is not None and named(sides, baseline) else None
     try:
-        comparison, sides = compare(runs, intersection=intersection)
+        comparison, sides = compare(runs, intersection=intersection, baseline=known)
     except UsageError as error:
-        return ReportSection(task, model, sides, _results(sides), None, (f"Not compared. {error}",))
-    return ReportSection(task, model, sides, list(comparison.sides), comparison, comparison.notes)
+        said = (f"Not compared. {error}",)
+        return ReportSection(task, model, sides, _results(sides), None, said, part)
+    results = list(comparison.sides)
+    return ReportSection(task, model, sides, results, comparison, comparison.notes, part)
 
 
 def _results(sides: Sequence[Side]) -> list[SideResult]:

@@ -26,6 +26,7 @@ __all__ = [
     "check_finished",
     "check_rules",
     "form_sides",
+    "set_aside",
     "shared_questions",
 ]
 
@@ -187,6 +188,38 @@ def shared_questions(runs: Sequence[Run], intersection: bool) -> tuple[list[str]
         f"Compared on the intersection: {len(kept)} questions that every run has finished, "
         f"of {len(every)} in all."
     ]
+
+
+def set_aside(runs: Sequence[Run]) -> tuple[list[Run], list[Run], list[str]]:
+    """Part the greedy runs that say which questions are hard from the runs that asked these.
+
+    A greedy run has chosen another's questions where it failed all of them and asked more. It is no
+    side of theirs: by their choice it solves none of them.
+
+    Returns:
+        The runs that have chosen, all others, and what to say of it.
+    """
+    failed = {
+        n: {r.question.id: fingerprint(r.question) for r in run.records if not r.solved}
+        for n, run in enumerate(runs)
+        if run.method == "greedy"
+    }
+    asked = [_digests(run).items() for n, run in enumerate(runs) if n not in failed]
+    choosing = [
+        n
+        for n, hard in failed.items()
+        if len(hard) < len(runs[n].questions) and any(ids <= hard.items() for ids in asked)
+    ]
+    notes = []
+    for n in choosing:
+        solved, every = len(runs[n].questions) - len(failed[n]), len(runs[n].questions)
+        notes.append(
+            f"Greedy decoding ({runs[n].path.name}) solved {solved} of {every} questions; others "
+            "were asked only what it failed, so their figures speak of these hard questions, and "
+            "it is held against none of them."
+        )
+    others = [run for n, run in enumerate(runs) if n not in choosing]
+    return [runs[n] for n in choosing], others, notes
 
 
 def check_rules(runs: Sequence[Run], allow: Sequence[str]) -> list[str]:
