@@ -5,7 +5,16 @@ from typing import get_args
 
 import pytest
 
-from fttt.judge.problem import MAX_SUBMISSION, BadRequest, Judgement, Problem, Status, Submission
+from fttt.judge.problem import (
+    MAX_SUBMISSION,
+    BadRequest,
+    Judgement,
+    Problem,
+    Status,
+    StdinProblem,
+    Submission,
+    read_problem,
+)
 
 GOOD = {"prompt": "p", "test": "t", "entry_point": "f"}
 
@@ -30,6 +39,29 @@ def test_what_is_no_object_is_refused(value: object) -> None:
         Problem.from_json(value)
     with pytest.raises(BadRequest):
         Submission.from_json(value)
+
+
+def test_a_problem_with_inputs_and_outputs_is_a_programs() -> None:
+    problem = read_problem({"inputs": ["1"], "outputs": ["2"], "visible": 1})
+    assert problem == StdinProblem(("1",), ("2",))
+    assert read_problem(json.loads(json.dumps(problem.to_json()))) == problem
+    assert isinstance(read_problem({**GOOD, "inputs": ["of something else"]}), Problem)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"inputs": ["1"]}, 'no list of texts in field "outputs"'),
+        ({"inputs": "1", "outputs": ["1"]}, 'no list of texts in field "inputs"'),
+        ({"inputs": [1], "outputs": ["1"]}, 'no list of texts in field "inputs"'),
+        ({"inputs": ["1", "2"], "outputs": ["1"]}, "2 inputs and 1 outputs"),
+        ({"inputs": [], "outputs": []}, "0 inputs and 0 outputs"),
+        ({"inputs": ["1"], "outputs": ["1"], "prompt": None}, 'no text in field "prompt"'),
+    ],
+)
+def test_inputs_and_outputs_come_in_pairs(fields: dict[str, object], message: str) -> None:
+    with pytest.raises(BadRequest, match=message):
+        read_problem(fields)
 
 
 def test_without_an_entry_point_check_takes_nothing() -> None:

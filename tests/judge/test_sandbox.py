@@ -309,8 +309,8 @@ def test_a_library_that_submissions_cannot_import_is_refused(
 def test_a_sandbox_that_judges_wrongly_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Sandbox, "_rehearsed", {})
 
-    async def wrong(self: Sandbox, submission: Submission) -> Judgement:
-        return Judgement("passed")
+    async def wrong(self: Sandbox, *args: object, **kwargs: object) -> tuple[Judgement, bytes]:
+        return Judgement("passed"), b""
 
     monkeypatch.setattr(Sandbox, "_run_box", wrong)
 

@@ -85,6 +85,18 @@ def test_the_published_protocol(service: tuple[str, psutil.Process]) -> None:
     assert "AssertionError" in body["detail"]
 
 
+def test_a_program_that_reads_standard_input(service: tuple[str, psutil.Process]) -> None:
+    problem = {"inputs": ["1 2\n", "3 4\n"], "outputs": ["3", "7"]}
+    program = "print(sum(map(int, input().split())))"
+    asked = {"problem": problem, "completion": program}
+    body = httpx.post(service[0], json=asked, timeout=30).json()
+    assert (body["passed"], body["tests_passed"], body["tests_total"]) == (True, 2, 2)
+    wrong = {**asked, "completion": "print(3)"}
+    body = httpx.post(service[0], json=wrong, timeout=30).json()
+    assert (body["status"], body["tests_passed"], body["tests_total"]) == ("failed", 1, 2)
+    assert httpx.post(service[0], json={**asked, "problem": {"inputs": []}}).status_code == 422
+
+
 def test_the_published_client(service: tuple[str, psutil.Process]) -> None:
     """Its tests call the function by name; it reads ``passed``, and ``result`` as a number."""
     problem = {

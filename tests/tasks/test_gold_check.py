@@ -23,6 +23,7 @@ from fttt.tasks.gold_check import (
     wrong_programs,
 )
 from fttt.types import Question
+from fttt.verifiers.code import CodeVerifier
 from fttt.verifiers.number import NumberVerifier
 from fttt.verifiers.verifier import Verifier
 
@@ -88,6 +89,25 @@ def test_a_verifier_that_takes_anything_is_found_out() -> None:
     report = asyncio.run(check_task(GenerousTask(), TaskOptions()))
     assert not report.as_expected
     assert len(report.wrong.mistakes) == report.wrong.judged > 0
+
+
+class Doubles(ArithmeticTask):
+    """One question for a program that prints."""
+
+    def load(self, options: TaskOptions) -> list[Question]:
+        outputs = [str(2 * n) for n in range(30)]
+        gold = {"inputs": [f"{n}\n" for n in range(30)], "outputs": [*outputs]}
+        solution = "```python\nprint(2 * int(input()))\n```"
+        return [Question("d", "Double a number that you read.", gold, solution)]  # type: ignore[arg-type]
+
+    def verifier(self) -> Verifier:
+        return CodeVerifier()
+
+
+def test_a_program_that_prints_is_checked_by_a_table_of_its_outputs() -> None:
+    report = asyncio.run(check_task(Doubles(), TaskOptions()))
+    assert report.as_expected, report
+    assert (report.golds.judged, report.solutions.judged, report.wrong.judged) == (1, 1, 5)
 
 
 def test_wrong_answers() -> None:

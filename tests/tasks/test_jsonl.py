@@ -63,6 +63,17 @@ def test_the_verifier_says_how_to_answer(tmp_path: Path) -> None:
         ({"question": "x", "answer": " "}, "math", "empty gold answer"),
         ({"question": "x", "answer": "("}, "regex", "no regular expression"),
         ({"question": "x", "answer": "2"}, "code", "without the text 'prompt'"),
+        ({"question": "x", "answer": {"inputs": ["1"]}}, "code", "'outputs' is no list of texts"),
+        (
+            {"question": "x", "answer": {"inputs": ["1"], "outputs": []}},
+            "code",
+            "1 inputs and 0 outputs",
+        ),
+        (
+            {"question": "x", "answer": {"inputs": ["1"], "outputs": ["1"], "visible": "1"}},
+            "code",
+            "'visible' is '1'",
+        ),
         ({"question": "x", "answer": PROBLEM | {"test": 3}}, "code", "without the text 'test'"),
         (
             {"id": "mine/1", "question": "x", "answer": "2"},

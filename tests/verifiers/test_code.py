@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from fttt.errors import RunError
-from fttt.judge.problem import Judgement, Submission, TestFailure
+from fttt.judge.problem import Judgement, StdinProblem, Submission, TestFailure
 from fttt.types import JSON, Question, Verdict
 from fttt.verifiers.code import CodeVerifier
 from fttt.verifiers.verifier import Verifier
@@ -225,3 +225,30 @@ def test_the_embedded_judge_starts_by_itself_and_closes_with_it(
     assert (right.outcome, right.score, right.tests_passed) == ("correct", 1.0, 3)
     assert (wrong.outcome, wrong.tests_passed, wrong.tests_total) == ("incorrect", 1, 3)
     assert wrong.score == pytest.approx(1 / 3)
+
+
+STDIN: dict[str, JSON] = {"inputs": ["1\n", "2\n"], "outputs": ["2", "4"], "visible": 1}
+DOUBLE = "print(2 * int(input()))\n"
+
+
+def test_a_program_that_prints_is_sent_with_its_inputs() -> None:
+    judge = Recorder(Judgement("passed", "", 0.5, 2, 2))
+    verdict = verify(judge, block(DOUBLE), STDIN)
+    assert (verdict.outcome, verdict.score, verdict.tests_total) == ("correct", 1.0, 2)
+    assert judge.seen == [Submission(StdinProblem(("1\n", "2\n"), ("2", "4")), DOUBLE)]
+
+
+def test_only_tests_that_may_be_shown_are_in_feedback_on_output() -> None:
+    shown = TestFailure(0, 0, "1\n", "line 1 is '1', expected '2'")
+    hidden = TestFailure(1, 0, "2\n", "line 1 is '2', expected '4'")
+    both = verify(Recorder(Judgement("failed", "d", 0, 0, 2, (shown, hidden))), DOUBLE, STDIN)
+    assert "Input:\n```\n1\n```\nline 1 is '1', expected '2'" in both.feedback
+    assert "4" not in both.feedback
+    one = verify(Recorder(Judgement("failed", "d", 0, 1, 2, (hidden,))), DOUBLE, STDIN)
+    assert one.score == 0.5
+    assert one.feedback.endswith("passes the tests that you know, not all.")
+    late = verify(Recorder(Judgement("timeout", "d", 0, 1, 2, (hidden,))), DOUBLE, STDIN)
+    assert late.feedback == "Your answer is incorrect: the program takes too long."
+    none = {name: value for name, value in STDIN.items() if name != "visible"}
+    blind = verify(Recorder(Judgement("failed", "d", 0, 0, 2, (shown, hidden))), DOUBLE, none)
+    assert blind.feedback == "Your answer is incorrect: the program fails a test."

@@ -407,3 +407,38 @@ def test_whatever_was_written_is_read_in_bounded_time(completion: str) -> None:
 def test_no_text_breaks_the_search(text: str) -> None:
     find_program(text, prompt=PROMPT, entry_point="area", test=TEST)
     find_program(text, prompt=text, entry_point=text, test=text)
+
+
+SCRIPT = "n = int(input())\nprint(n * 2)\n"
+
+
+@pytest.mark.parametrize(
+    "completion",
+    [
+        f"```python\n{SCRIPT}```",
+        f"```\n{SCRIPT}```\nFor example:\n```\n5\n```\nprints\n```\n10\n```",
+        f"```python\n{SCRIPT}```\nThen\n```python\nprint(double(3))\n```",
+        f"<think>\n```python\nprint(input())\n```\n</think>\n```py\n{SCRIPT}```",
+        f"```cpp\nint main() {{}}\n```\nIn Python:\n```python\n{SCRIPT}```",
+        f"A draft:\n```python\nprint(input())\n```\nBetter:\n```python\n{SCRIPT}```",
+        SCRIPT,
+    ],
+)
+def test_a_program_that_reads_and_prints_is_found(completion: str) -> None:
+    found = find_program(completion, prompt="import math\n", stdin=True)
+    assert found is not None
+    assert found.code.strip() == SCRIPT.strip()
+
+
+def test_a_block_of_helpers_goes_with_the_program_that_reads() -> None:
+    helper = "def double(n):\n    return 2 * n\n"
+    completion = f"```python\n{helper}```\nand\n```python\nprint(double(int(input())))\n```"
+    found = find_program(completion, stdin=True)
+    assert found is not None
+    assert "def double" in found.code
+    assert "input()" in found.code
+
+
+@pytest.mark.parametrize("completion", ["No idea.", "```\n5\n1 2\n```", "The answer is 5."])
+def test_data_and_prose_are_no_program(completion: str) -> None:
+    assert find_program(completion, stdin=True) is None

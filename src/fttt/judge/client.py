@@ -10,7 +10,7 @@ import httpx
 import tenacity
 
 from fttt.errors import RunError, UsageError
-from fttt.judge.problem import BadRequest, Judgement, Submission
+from fttt.judge.problem import BadRequest, Judgement, StdinProblem, Submission
 from fttt.judge.sandbox import Sandbox
 
 __all__ = ["Judge", "JudgeClient", "find_judge"]
@@ -19,7 +19,9 @@ _ATTEMPTS = 8
 _FULL_SECONDS = 600.0  # a queue that is full for so long will not become free
 # For an answer and for a connection. Much longer than either takes, since the engine's passes may
 # hold this event loop for seconds at a time; to wait for one's own other requests is no failure.
-_PATIENCE = httpx.Timeout(120.0, connect=30.0, pool=None)
+_ANSWER, _CONNECTION = 120.0, 30.0
+_PER_RUN = 10.0
+"""Seconds more for an answer, a run of a program that reads standard input."""
 
 
 class Judge(Protocol):
@@ -63,9 +65,7 @@ class JudgeClient:
         self._attempts = attempts
         self._full_seconds = full_seconds
         self._pause = tenacity.wait_random_exponential(multiplier=first_pause, max=10.0)
-        self._http = httpx.AsyncClient(
-            timeout=_PATIENCE, transport=transport, trust_env=False, follow_redirects=True
-        )
+        self._http = httpx.AsyncClient(transport=transport, trust_env=False, follow_redirects=True)
 
     async def judge(self, submission: Submission) -> Judgement:
         """Judge one submission by the service."""
@@ -107,7 +107,9 @@ class JudgeClient:
         # In ASCII, so that even a lone surrogate reaches the judge, whose business it is.
         content = json.dumps(body).encode("ascii")
         headers = {"Content-Type": "application/json"}
-        answer = await self._http.post(self._url, content=content, headers=headers)
+        answer = await self._http.post(
+            self._url, content=content, headers=headers, timeout=_patience(submission)
+        )
         if answer.status_code == 503:
             after = answer.headers.get("Retry-After", "")
             # Only full: it says when to come back, or is a server that says nothing but "503".
@@ -126,6 +128,12 @@ class JudgeClient:
     async def close(self) -> None:
         """Close the connections."""
         await self._http.aclose()
+
+
+def _patience(submission: Submission) -> httpx.Timeout:
+    problem = submission.problem
+    runs = len(problem.inputs) if isinstance(problem, StdinProblem) else 0
+    return httpx.Timeout(_ANSWER + runs * _PER_RUN, connect=_CONNECTION, pool=None)
 
 
 def _detail(answer: httpx.Response) -> str:

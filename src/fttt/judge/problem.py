@@ -14,8 +14,10 @@ __all__ = [
     "Judgement",
     "Problem",
     "Status",
+    "StdinProblem",
     "Submission",
     "TestFailure",
+    "read_problem",
 ]
 
 MAX_SUBMISSION = 1_000_000
@@ -53,7 +55,8 @@ class Problem:
         """Check a problem object; raises :class:`BadRequest` for what is missing or of no use."""
         if not isinstance(value, Mapping):
             raise BadRequest(
-                'the problem is no object; it has the fields "prompt", "test" and "entry_point"'
+                'the problem is no object; it has the fields "prompt", "test" and "entry_point", '
+                'or "inputs" and "outputs"'
             )
         for field in ("prompt", "test", "entry_point"):
             if not isinstance(value.get(field), str):
@@ -79,6 +82,53 @@ class Problem:
         return asdict(self)
 
 
+@dataclass(frozen=True, slots=True)
+class StdinProblem:
+    """A program to be written that reads standard input and prints, and what it should print.
+
+    It is run once for each of ``inputs``, behind ``prompt`` (imports, or nothing), and prints the
+    text of the same place in ``outputs``.
+    """
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    prompt: str = ""
+
+    @classmethod
+    def from_json(cls, value: object) -> StdinProblem:
+        """Check a problem object; raises :class:`BadRequest` for what is missing or of no use."""
+        if not isinstance(value, Mapping):
+            raise BadRequest('the problem is no object; it has the fields "inputs" and "outputs"')
+        for field in ("inputs", "outputs"):
+            texts = value.get(field)
+            if not isinstance(texts, list | tuple) or not all(isinstance(t, str) for t in texts):
+                raise BadRequest(f'the problem has no list of texts in field "{field}"')
+        inputs, outputs = value["inputs"], value["outputs"]
+        if not inputs or len(inputs) != len(outputs):
+            raise BadRequest(
+                f"the problem has {len(inputs)} inputs and {len(outputs)} outputs; "
+                "give as many of each, and at least one"
+            )
+        prompt = value.get("prompt", "")
+        if not isinstance(prompt, str):
+            raise BadRequest('the problem has no text in field "prompt"')
+        return cls(tuple(inputs), tuple(outputs), prompt)
+
+    def to_json(self) -> dict[str, object]:
+        """The problem object of the protocol."""
+        return asdict(self)
+
+
+def read_problem(value: object) -> Problem | StdinProblem:
+    """The problem of either kind that an object describes; raises :class:`BadRequest`.
+
+    One with ``inputs`` or ``outputs`` and without ``test`` is a program's.
+    """
+    if isinstance(value, Mapping) and "test" not in value and {"inputs", "outputs"} & set(value):
+        return StdinProblem.from_json(value)
+    return Problem.from_json(value)
+
+
 def _check_takes_something(test: str) -> bool:
     """Whether the tests define a ``check`` that cannot be called without an argument."""
     try:
@@ -96,7 +146,7 @@ def _check_takes_something(test: str) -> bool:
 class Submission:
     """A completion, and the problem that it wants to solve."""
 
-    problem: Problem
+    problem: Problem | StdinProblem
     completion: str
 
     @classmethod
@@ -111,7 +161,7 @@ class Submission:
                 )
         if not isinstance(value["completion"], str):
             raise BadRequest("the completion is no text")
-        return cls(Problem.from_json(value["problem"]), value["completion"])
+        return cls(read_problem(value["problem"]), value["completion"])
 
     @property
     def fault(self) -> str | None:
@@ -137,8 +187,9 @@ class Submission:
 class TestFailure:
     """A test that failed, for whoever knows which tests may be shown.
 
-    ``index`` counts the tests of the problem from 0 in the order of their text, ``line`` its lines
-    from 1; ``source`` is the test's own text (at most 2,000 characters), ``error`` how it failed.
+    ``index`` counts the tests of the problem from 0 in their order, ``line`` the lines of their
+    text from 1 (0 where there is none); ``source`` is the test's own text, or what the program was
+    given to read (at most 2,000 characters), ``error`` how it failed.
     """
 
     __test__ = False  # no class of tests, whatever pytest makes of its name

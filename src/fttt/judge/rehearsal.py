@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 
 from fttt.errors import RunError
-from fttt.judge.problem import Judgement, Problem, Submission
+from fttt.judge.problem import Judgement, Problem, StdinProblem, Submission
 
 __all__ = ["JudgeRate", "measure", "rehearse"]
 
@@ -24,6 +24,7 @@ _ADD = Problem(
     test="def check(candidate):\n    assert candidate(2, 3) == 5\n",
     entry_point="add",
 )
+_PRINT = StdinProblem(("2 3\n",), ("5\n",), prompt="a, b = map(int, input().split())\n")
 _IMPORT = Problem(
     prompt="",
     test="def check(missing):\n    found = missing()\n    assert not found, found\n",
@@ -64,9 +65,11 @@ async def rehearse(judge: Judging) -> str:
     Raises :class:`fttt.errors.RunError` where a right program does not pass or a wrong one does
     not fail.
     """
-    for word, body, status in (("right", "a + b", "passed"), ("wrong", "a - b", "failed")):
-        judgement = await judge(Submission(_ADD, f"    return {body}\n"))
-        if judgement.status != status:
+    for problem, form in ((_ADD, "    return {}\n"), (_PRINT, "print({})\n")):
+        for word, body, status in (("right", "a + b", "passed"), ("wrong", "a - b", "failed")):
+            judgement = await judge(Submission(problem, form.format(body)))
+            if judgement.status == status:
+                continue
             raise RunError(
                 "the code judge's sandbox does not work on this machine: in its rehearsal, a "
                 f"{word} program was judged {judgement.status!r} ({judgement.detail}); try another "

@@ -9,7 +9,9 @@ import os
 import signal
 import socket
 from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any, ClassVar, get_args
 
 from fttt.errors import RunError, UsageError
@@ -17,7 +19,8 @@ from fttt.judge.box.tests import is_prepared
 from fttt.judge.cgroups import Groups
 from fttt.judge.confinement import LAYERS, LayerReport, Limits, compile_filter
 from fttt.judge.launch import BOX_UID, Way, Zygote, bubblewrap, ways_to_launch
-from fttt.judge.problem import Judgement, Problem, Status, Submission
+from fttt.judge.outputs import OutputTally
+from fttt.judge.problem import Judgement, Problem, Status, StdinProblem, Submission
 from fttt.judge.rehearsal import rehearse
 
 __all__ = ["ExhaustedError", "Sandbox", "default_workers"]
@@ -44,6 +47,11 @@ _LIMIT_DETAIL = {
 def default_workers() -> int:
     """One box per processor that this process may use, but no more than one zygote can feed."""
     return min(_MOST_WORKERS, len(os.sched_getaffinity(0)))
+
+
+_Ran = Awaitable[tuple[Judgement, bytes]]
+"""How a box ended, and what its program printed."""
+_Run = Callable[[], _Ran]
 
 
 class ExhaustedError(RunError):
@@ -126,12 +134,9 @@ class _PreparedTests:
             self._known.move_to_end(problem)
         return self._known.get(problem)
 
-    def keep(self, problem: Problem, file: int) -> None:
+    def keep(self, problem: Problem, content: bytes) -> None:
         """Keep what a box left in its file of tests, unless it ended before all was there."""
-        if problem in self._known:
-            return
-        content = os.pread(file, os.fstat(file).st_size, 0)
-        if not is_prepared(content):
+        if problem in self._known or not is_prepared(content):
             return
         self._known[problem] = content
         self._size += len(content)
@@ -197,7 +202,7 @@ class Sandbox:
         command = running.way.command
         if command not in self._rehearsed:
             try:
-                self._rehearsed[command] = await rehearse(self._run_box)
+                self._rehearsed[command] = await rehearse(lambda known: self._judge(known, _once))
             except (_ZygoteLost, _BoxKilled, OSError) as error:
                 raise RunError(f"the code judge's sandbox broke down at once: {error}") from error
         return self._rehearsed[command]
@@ -288,15 +293,32 @@ class Sandbox:
         """
         if submission.fault is not None:
             return Judgement("failed", submission.fault)
+        return await self._judge(submission, self._insist)
+
+    async def _judge(self, submission: Submission, in_turn: Callable[[_Run], _Ran]) -> Judgement:
+        """Judge a submission by the boxes that it takes, each of which ``in_turn`` runs."""
+        problem, source = submission.problem, submission.source
+        if not isinstance(problem, StdinProblem):
+            judgement, _ = await in_turn(lambda: self._run_tests(problem, source))
+            return judgement
+        tally = OutputTally(problem)
+        for given in problem.inputs:
+            tally.add(*await in_turn(partial(self._run_program, source, given)))
+            if tally.decided:
+                break
+        return tally.judgement()
+
+    async def _insist(self, run: _Run) -> tuple[Judgement, bytes]:
+        """Run a box in its turn, again where it is ended from outside or the zygote is lost."""
         async with self._places:
             for attempt in range(1, _ATTEMPTS + 1):
                 await self.start()
                 try:
-                    return await self._run_box(submission)
+                    return await run()
                 except _BoxKilled as killed:
                     # The program may have done it itself: one more try will show.
                     if killed.judgement is not None and attempt > 1:
-                        return killed.judgement
+                        return killed.judgement, b""
                     fault = str(killed)
                 except _ZygoteLost as lost:
                     fault = str(lost)
@@ -307,26 +329,41 @@ class Sandbox:
                     ) from error
         raise RunError(f"the code judge's sandbox broke down {_ATTEMPTS} times: {fault}")
 
-    async def _run_box(self, submission: Submission) -> Judgement:
+    async def _run_tests(self, problem: Problem, source: str) -> tuple[Judgement, bytes]:
+        """Run a problem's tests on a submission, in one box."""
+        known = self._prepared.get(problem)
+        tests = known or json.dumps(problem.to_json()).encode("ascii")
+        judgement, prepared = await self._run_box([_packed(source), tests], program=False)
+        if known is None:
+            self._prepared.keep(problem, prepared)
+        return judgement, b""
+
+    async def _run_program(self, source: str, given: str) -> tuple[Judgement, bytes]:
+        """Run a submission on an input, in one box; how it ended, and what it printed."""
+        read = given.encode("utf-8", "surrogatepass")
+        return await self._run_box([_packed(source), read, b""], program=True)
+
+    async def _run_box(
+        self, contents: Sequence[bytes], *, program: bool
+    ) -> tuple[Judgement, bytes]:
+        """Run a box over files of these contents; its judgement, and what the last file holds."""
         running = self._running
         if running is None:
             raise RunError("the code judge's sandbox was closed while a submission waited")
         self._number += 1
         number = self._number
         end = running.loop.create_future()
-        problem = submission.problem
-        known = self._prepared.get(problem)
         with contextlib.ExitStack() as open_files:
             read, write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
             verdict_pipe = open_files.enter_context(os.fdopen(read, "rb", buffering=0))
+            files: list[int] = []
             try:
-                source = _in_memory(json.dumps({"source": submission.source}).encode("ascii"))
-                open_files.callback(os.close, source)
-                tests = _in_memory(known or json.dumps(problem.to_json()).encode("ascii"))
-                open_files.callback(os.close, tests)
-                request = json.dumps({"box": number}).encode()
+                for content in contents:
+                    files.append(_in_memory(content))
+                    open_files.callback(os.close, files[-1])
+                request = json.dumps({"box": number, "program": program}).encode()
                 try:
-                    socket.send_fds(running.zygote.control, [request], [source, tests, write])
+                    socket.send_fds(running.zygote.control, [request], [*files, write])
                 except OSError as error:
                     raise _ZygoteLost(str(error)) from error
             finally:
@@ -339,9 +376,8 @@ class Sandbox:
                 await asyncio.wait([end], timeout=_GRACE_SECONDS)
                 raise
             verdict = verdict_pipe.read(_VERDICT_BYTES) or b""
-            if known is None:
-                self._prepared.keep(problem, tests)
-        return _judgement(ended, verdict)
+            left = os.pread(files[-1], os.fstat(files[-1]).st_size, 0)
+        return _judgement(ended, verdict), left
 
     async def _wait(self, running: _Running, end: asyncio.Future[dict[str, Any]]) -> dict[str, Any]:
         patience = _AHEAD * (self.limits.wall_seconds + self.limits.waiting_seconds)
@@ -361,6 +397,10 @@ class Sandbox:
         running, self._running = self._running, None
         if running is not None:
             running.fail()
+
+
+async def _once(run: _Run) -> tuple[Judgement, bytes]:
+    return await run()
 
 
 async def _something_to_read(control: socket.socket, seconds: float) -> None:
@@ -383,6 +423,10 @@ def _filter(*, counted: bool) -> tuple[bytes, str]:
         return compile_filter(counted=counted), ""
     except (ImportError, OSError, RuntimeError) as error:
         return b"", f"libseccomp: {error}"
+
+
+def _packed(source: str) -> bytes:
+    return json.dumps({"source": source}).encode("ascii")
 
 
 def _in_memory(content: bytes) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,11 +26,15 @@ __all__ = [
     "echoes",
     "number_lists",
     "rewritten_answers",
+    "table_program",
     "wrong_answers",
     "wrong_programs",
+    "wrong_tables",
 ]
 
 _AT_ONCE = 64
+_LONGEST_PROGRAM = 900_000
+"""Characters of a program that is made here; the judge takes a million."""
 _FENCED = re.compile(r"```python\n(.*?)\n?```", re.DOTALL)
 
 
@@ -98,7 +103,7 @@ async def check_task(task: Task, options: TaskOptions) -> CheckReport:
     sound = [question for question in questions if question.id not in known]
     verifier = task.verifier()
     try:
-        golds = [_Case(q, text) for q in sound for text in _stated(verifier, [str(q.gold)])]
+        golds = [_Case(q, text) for q in sound for text in _right(q, verifier)]
         rewritten = [_Case(q, text) for q in sound for text in _rewritten(q, verifier)]
         solutions = [_Case(q, q.solution) for q in sound if q.solution is not None]
         wrong = [case for q in sound for case in _wrong(q, verifier)]
@@ -122,6 +127,26 @@ async def check_task(task: Task, options: TaskOptions) -> CheckReport:
         await verifier.close()
 
 
+def _right(question: Question, verifier: Verifier) -> list[str]:
+    """Completions that state the gold answer; of a program that prints, one that knows it."""
+    outputs = _outputs(question)
+    if outputs is not None:
+        programs = [table_program(outputs)]
+        return [fenced(code) for code in programs if len(code) <= _LONGEST_PROGRAM]
+    return _stated(verifier, [str(question.gold)])
+
+
+def _outputs(question: Question) -> dict[str, str] | None:
+    """What a program should print for each input, where the question asks for one that prints."""
+    gold = question.gold
+    if not isinstance(gold, Mapping) or "inputs" not in gold or "test" in gold:
+        return None
+    inputs, outputs = gold["inputs"], gold["outputs"]
+    if not (isinstance(inputs, Sequence) and isinstance(outputs, Sequence)):
+        return None
+    return dict(zip(map(str, inputs), map(str, outputs), strict=True))
+
+
 def _stated(verifier: Verifier, answers: Iterable[str]) -> list[str]:
     """Completions that state answers as the verifier reads them; none where it reads none."""
     if isinstance(verifier, NumberVerifier):
@@ -141,8 +166,13 @@ def _wrong(question: Question, verifier: Verifier) -> Iterator[_Case]:
     if isinstance(question.gold, str):
         for answer in _stated(verifier, wrong_answers(question.gold)):
             yield _Case(question, answer)
+    outputs = _outputs(question)
     program = _FENCED.search(question.solution or "")
-    if isinstance(question.gold, Mapping) and program is not None:
+    if outputs is not None:
+        for code in wrong_tables(outputs):
+            if len(code) <= _LONGEST_PROGRAM:
+                yield _Case(question, fenced(code))
+    elif isinstance(question.gold, Mapping) and program is not None:
         for code in wrong_programs(program[1]):
             yield _Case(question, fenced(code))
     if isinstance(question.gold, str) and isinstance(verifier, NumberVerifier | MathVerifier):
@@ -287,6 +317,32 @@ def number_lists(gold: str) -> list[str]:
         steps = [f"{number}. We add {number} pens." for number in range(1, int(value))]
         lists.append("\n".join([*steps, f"{value}."]))
     return lists
+
+
+def table_program(outputs: Mapping[str, str], ending: str = "") -> str:
+    """A program that prints what it should by a table of all inputs, and then does ``ending``."""
+    # By JSON, since a module of a megabyte of literals takes the compiler too long.
+    table = json.dumps(list(outputs.items()))
+    lines = [
+        "import json, sys",
+        f"table = dict(json.loads({table!r}))",
+        "print(table[sys.stdin.read()])",
+    ]
+    return "\n".join([*lines, ending]).rstrip()
+
+
+def wrong_tables(outputs: Mapping[str, str]) -> list[str]:
+    """Programs that print nothing, or too much, or what they should but for one input.
+
+    And one that prints what it should and raises then.
+    """
+    last = list(outputs)[-1]
+    return [
+        "import sys\nsys.stdin.read()",
+        table_program({given: f"{output}\nmore" for given, output in outputs.items()}),
+        table_program({**outputs, last: f"{outputs[last].rstrip()}1"}),
+        table_program(outputs, "raise ValueError"),
+    ]
 
 
 def wrong_programs(program: str) -> list[str]:

@@ -173,18 +173,35 @@ def _check_gold(where: str, kind: str, gold: Any) -> None:
                 f"{where} has the gold answer {gold!r}, which is no regular expression: {error}."
             ) from None
     if kind == "code":
-        missing = [
-            field
-            for field in PROBLEM_FIELDS
-            if not isinstance(gold, dict) or not isinstance(gold.get(field), str)
-        ]
+        _check_problem(where, gold)
+
+
+def _check_problem(where: str, gold: Any) -> None:
+    """Refuse a problem object that the judge would refuse for every program."""
+    fields = gold if isinstance(gold, dict) else {}
+    if "test" not in fields and ("inputs" in fields or "outputs" in fields):
+        for name in ("inputs", "outputs"):
+            texts = fields.get(name)
+            if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+                raise UsageError(f"{where} has a gold answer whose {name!r} is no list of texts.")
+        inputs, outputs = fields["inputs"], fields["outputs"]
+        if not inputs or len(inputs) != len(outputs):
+            raise UsageError(
+                f"{where} has a gold answer with {len(inputs)} inputs and {len(outputs)} outputs; "
+                "give as many of each, and at least one."
+            )
+        shown: tuple[type, str] = (int, "the number of tests, from the first,")
+    else:
+        missing = [field for field in PROBLEM_FIELDS if not isinstance(fields.get(field), str)]
         if missing:
             raise UsageError(
                 f"{where} has a gold answer without the text {missing[0]!r}; a problem object has "
-                f"{', '.join(PROBLEM_FIELDS)}."
+                f"{', '.join(PROBLEM_FIELDS)}, or inputs and outputs."
             )
-        if not isinstance(gold.get("visible", ""), str):
-            raise UsageError(
-                f"{where} has a gold answer whose 'visible' is no text: {gold['visible']!r:.80}; "
-                "give the tests that the model may be shown, in the form of 'test'."
-            )
+        shown = (str, "the tests, in the form of 'test',")
+    visible = fields.get("visible", shown[0]())
+    if not isinstance(visible, shown[0]) or isinstance(visible, bool):
+        raise UsageError(
+            f"{where} has a gold answer whose 'visible' is {visible!r:.80}; "
+            f"give {shown[1]} that the model may be shown."
+        )

@@ -1,4 +1,4 @@
-"""Programs judged by their unit tests, in the sandboxed judge."""
+"""Programs judged by unit tests, or by what they print, in the sandboxed judge."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fttt.verifiers.verifier import feedback_on
 
 if TYPE_CHECKING:
     from fttt.judge.client import Judge
-    from fttt.judge.problem import Judgement, Problem
+    from fttt.judge.problem import Judgement, Problem, StdinProblem
 
 __all__ = ["CodeVerifier"]
 
@@ -28,12 +28,17 @@ _LIMITS = {
 }
 
 
+_PASSES_KNOWN = "Your answer is incorrect: the program passes the tests that you know, not all."
+_FAILS_HIDDEN = "Your answer is incorrect: the program fails a test."
+
+
 class CodeVerifier:
     """A client of the code judge; a question's gold is the judge's problem object.
 
     The object may also have ``visible``: tests in the form of ``test`` that the model may be shown.
     A failed program is run once more with these alone, and feedback is made from that run only, so
-    that no hidden test leaks into it.
+    that no hidden test leaks into it. Where the program reads standard input, ``visible`` is the
+    number of tests, from the first, that may be shown; each is a run of its own anyway.
 
     ``judge_url`` (else the variable ``OJ_API``) is the address of a served judge; without either,
     an embedded judge starts with the first program, in this process tree.
@@ -49,10 +54,10 @@ class CodeVerifier:
         Programs that differ only in these vote together.
         """
         # Here, since the sandbox's libraries are Linux's own and only programs need them.
-        from fttt.judge.problem import BadRequest, Problem
+        from fttt.judge.problem import BadRequest, read_problem
 
         try:
-            found = _find(Problem.from_json(question.gold), completion)
+            found = _find(read_problem(question.gold), completion)
         except BadRequest:
             return None
         if found is None:
@@ -71,10 +76,10 @@ class CodeVerifier:
         Raises :class:`fttt.errors.RunError` where the judge is down.
         """
         from fttt.judge.client import find_judge
-        from fttt.judge.problem import BadRequest, Problem, Submission
+        from fttt.judge.problem import BadRequest, Problem, Submission, read_problem
 
         try:
-            problem = Problem.from_json(question.gold)
+            problem = read_problem(question.gold)
         except BadRequest as error:
             return _unjudged(None, str(error))
         program = _find(problem, completion)
@@ -93,6 +98,9 @@ class CodeVerifier:
             said = feedback_on("correct", None)
             return _judged(judgement, program.code, "", judgement.seconds, said)
         detail = f"{judgement.status}: {judgement.detail}" if judgement.detail else judgement.status
+        if not isinstance(problem, Problem):
+            feedback = _feedback_on_output(judgement, _shown_count(question))
+            return _judged(judgement, program.code, detail, judgement.seconds, feedback)
         seen, seconds = judgement, judgement.seconds
         visible = _visible(question)
         if judgement.status == "failed" and visible != problem.test:
@@ -109,7 +117,11 @@ class CodeVerifier:
             await judge.close()
 
 
-def _find(problem: Problem, completion: str) -> Program | None:
+def _find(problem: Problem | StdinProblem, completion: str) -> Program | None:
+    from fttt.judge.problem import StdinProblem
+
+    if isinstance(problem, StdinProblem):
+        return find_program(completion, prompt=problem.prompt, stdin=True)
     return find_program(
         completion, prompt=problem.prompt, entry_point=problem.entry_point, test=problem.test
     )
@@ -119,6 +131,12 @@ def _visible(question: Question) -> str:
     """The tests that the model may be shown, in the form of ``test``; empty without any."""
     visible = question.gold.get("visible") if isinstance(question.gold, Mapping) else None
     return visible if isinstance(visible, str) else ""
+
+
+def _shown_count(question: Question) -> int:
+    """How many tests of a program that prints may be shown, from the first."""
+    shown = question.gold.get("visible") if isinstance(question.gold, Mapping) else None
+    return shown if isinstance(shown, int) else 0
 
 
 def _judged(judgement: Judgement, code: str, detail: str, seconds: float, feedback: str) -> Verdict:
@@ -145,9 +163,9 @@ def _unjudged(code: str | None, why: str, seconds: float = 0.0) -> Verdict:
 def _feedback(seen: Judgement, *, told: bool) -> str:
     """Feedback from a run without hidden tests; ``told``: whether the model knows any test."""
     if seen.passed and told:
-        return "Your answer is incorrect: the program passes the tests that you know, not all."
+        return _PASSES_KNOWN
     if seen.passed or seen.status == "error":
-        return "Your answer is incorrect: the program fails a test."
+        return _FAILS_HIDDEN
     if seen.status in _LIMITS:
         return f"Your answer is incorrect: {_LIMITS[seen.status]}."
     if not seen.failures:
@@ -157,3 +175,17 @@ def _feedback(seen: Judgement, *, told: bool) -> str:
         for failure in seen.failures[:_FAILURES]
     ]
     return "\n".join(["Your answer is incorrect. The program fails", *tests])
+
+
+def _feedback_on_output(judgement: Judgement, shown: int) -> str:
+    """Feedback on a program that prints, from the tests that may be shown."""
+    known = [failure for failure in judgement.failures if failure.index < shown]
+    if known:
+        tests = [
+            f"Input:\n```\n{failure.source[:_SHOWN].rstrip()}\n```\n{failure.error[:_SHOWN]}"
+            for failure in known[:_FAILURES]
+        ]
+        return "\n".join(["Your answer is incorrect. The program fails", *tests])
+    if judgement.status in _LIMITS:
+        return f"Your answer is incorrect: {_LIMITS[judgement.status]}."
+    return _PASSES_KNOWN if shown else _FAILS_HIDDEN

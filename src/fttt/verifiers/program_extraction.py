@@ -12,7 +12,7 @@ import ast
 import re
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import takewhile
 from typing import Literal
@@ -56,6 +56,11 @@ _STOP = re.compile(
 """A stop token that was decoded as text; the answer ends there."""
 
 
+_READS = re.compile(r"\binput\s*\(|\bstdin\b|\bopen\s*\(\s*0|\bfileinput\b|\bos\.read\s*\(")
+_PRINTS = re.compile(r"\bprint\s*\(|\bstdout\b|\bos\.write\s*\(")
+"""What a program uses that reads standard input, and that prints."""
+
+
 @dataclass(frozen=True, slots=True)
 class Program:
     """A program in a completion, and the text to put around the prompt to run it."""
@@ -69,7 +74,12 @@ class Program:
 
 
 def find_program(
-    completion: str, *, prompt: str = "", entry_point: str = "", test: str = ""
+    completion: str,
+    *,
+    prompt: str = "",
+    entry_point: str = "",
+    test: str = "",
+    stdin: bool = False,
 ) -> Program | None:
     """The program in a completion, or ``None`` without one.
 
@@ -82,11 +92,12 @@ def find_program(
         entry_point: the expression that the tests get, such as ``f`` or ``Solution().f``; without
             one, the names that the tests use and do not define are required.
         test: the tests, which may also use other names of the program.
+        stdin: whether the program is one that reads standard input and prints.
     """
     said = after_thought(completion.replace("\r\n", "\n"))
     if said is None:
         return None
-    required = _requirement(prompt, entry_point, test)
+    required = replace(_requirement(prompt, entry_point, test), stdin=stdin)
     said = _TAGS.sub(lambda tag: "```python" if tag[1] else "```", _STOP.split(said, maxsplit=1)[0])
     blocks, texts = _split_blocks(said.split("\n"), required)
     found = _select(required, blocks)
@@ -164,9 +175,17 @@ class _Requirement:
     """Statements in its body."""
     columns: tuple[int, ...] = ()
     """Columns of its body and of its class's body."""
+    stdin: bool = False
+    """Whether no name is required but a program that reads and prints."""
 
     def defined_by(self, piece: _Piece) -> Literal["whole", "partly", "no"]:
         """Whether a piece defines a required name: at all, and more than in outline."""
+        if self.stdin:
+            if piece.tree is None and not piece.marked:
+                return "no"
+            if not _PRINTS.search(piece.text):
+                return "no"
+            return "whole" if _READS.search(piece.text) else "partly"
         if piece.tree is None or global_names(piece.text) is None:
             if not any(writes(name, piece.text) for name in self.names):
                 return "no"

@@ -106,7 +106,7 @@ CHOICES = {
     "number-strict": 'the same, in the text behind "The final answer is" only',
     "math": "mathematical equivalence with the gold answer",
     "math-strict": "the string rule of the MATH benchmark",
-    "code": "the unit tests of a judge's problem object",
+    "code": "the unit tests, or inputs and outputs, of a judge's problem object",
     "regex": "the gold answer is a regular expression; regex:PATTERN is one for all questions",
     "command": "command:LINE, a shell command that exits with 0 for a right answer",
     "python": "python:MODULE:FUNCTION, a function check(completion) or check(completion, question)",

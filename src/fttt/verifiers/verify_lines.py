@@ -125,7 +125,7 @@ def _questions(
             if not isinstance(gold, dict):
                 raise UsageError(
                     f"{where} has a gold that is no problem object; it needs prompt, test and "
-                    "entry_point."
+                    "entry_point, or inputs and outputs."
                 )
         elif isinstance(gold, bool) or not isinstance(gold, str | int | float):
             raise UsageError(f"{where} has a gold that is neither text nor a number: {gold!r:.80}.")

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from .confine import NAMESPACES, adopt_orphans, clone, confine, die_with_parent, map_ids
+from .program import run_program
 from .solver import run_solver
 from .tester import run_tests
 from .usage import ControlGroup, Processes
@@ -30,7 +31,10 @@ __all__ = ["Keeper", "namespaces", "try_in"]
 _TICK = 0.02
 _LOOKS = 5
 """The most looks at a box that is over a limit, until one finds the processes of the one before."""
-_SUBMISSION, _TESTS, _VERDICT = 3, 4, 5
+_FIRST = 3
+"""The first of a box's own descriptors: the submission, then its tests or input and output, then
+the pipe of the verdict."""
+_MOST_FILES = 4
 
 
 @dataclass
@@ -85,12 +89,13 @@ class Keeper:
     def _serve(self) -> None:
         while True:
             try:
-                message, fds, _, _ = socket.recv_fds(self._control, 1 << 12, 3)
+                message, fds, _, _ = socket.recv_fds(self._control, 1 << 12, _MOST_FILES)
             except ConnectionError:
                 return
             if not message:
                 return
-            number = json.loads(message)["box"]
+            request = json.loads(message)
+            number = request["box"]
             self._group.begin()
             try:
                 pid = clone(namespaces(self._layers), self._group.into)
@@ -98,7 +103,7 @@ class Keeper:
                 self._report({"box": number, "end": f"no box could be made: {error}"})
             else:
                 if pid == 0:
-                    self._run_box(fds)
+                    self._run_box(fds, program=request["program"])
                 self._watch(_Box(number, pid, time.monotonic()), fds[-1])
             for fd in fds:
                 os.close(fd)
@@ -110,9 +115,10 @@ class Keeper:
     def _confine(self) -> None:
         confine(self._layers, self._limits, self._program, self._ids)
 
-    def _run_box(self, fds: list[int]) -> NoReturn:
+    def _run_box(self, fds: list[int], *, program: bool) -> NoReturn:
         """The life of a box's first process."""
         code = 70
+        verdict = _FIRST + len(fds) - 1
         try:
             die_with_parent()
             self._group.join()
@@ -120,20 +126,14 @@ class Keeper:
             if "pid" not in self._layers:
                 adopt_orphans()
             self._confine()
-            ours, theirs = socket.socketpair()
-            solver = os.fork()
-            if solver == 0:
-                ours.close()
-                os.close(_TESTS)
-                os.close(_VERDICT)
-                run_solver(theirs, _SUBMISSION)
-            theirs.close()
-            os.close(_SUBMISSION)
-            run_tests(ours, _TESTS, solver, _VERDICT)
+            if program:
+                run_program(*range(_FIRST, verdict + 1))
+            else:
+                _run_apart(*range(_FIRST, verdict + 1))
             code = 0
         except OSError as error:
             text = {"status": "broken", "detail": f"the box could not be closed: {error}"}
-            os.write(_VERDICT, json.dumps(text).encode())
+            os.write(verdict, json.dumps(text).encode())
         finally:
             os._exit(code)
 
@@ -233,6 +233,20 @@ class Keeper:
         return bool(late > granted)
 
 
+def _run_apart(submission: int, tests: int, verdict: int) -> None:
+    """Run a submission in one process and its tests in this one."""
+    ours, theirs = socket.socketpair()
+    solver = os.fork()
+    if solver == 0:
+        ours.close()
+        os.close(tests)
+        os.close(verdict)
+        run_solver(theirs, submission)
+    theirs.close()
+    os.close(submission)
+    run_tests(ours, tests, solver, verdict)
+
+
 def namespaces(layers: Iterable[str]) -> int:
     """The flags that make a process in the namespaces among some layers."""
     return sum(NAMESPACES[name] for name in layers if name in NAMESPACES)
@@ -285,12 +299,13 @@ def _strays() -> set[int]:
 
 
 def _keep_only(fds: list[int]) -> None:
-    """Close every descriptor but these, which become 3, 4, 5, and the null device."""
+    """Close every descriptor but these, which become 3 and on, and the null device."""
     # Lifted first, so that none is overwritten while it is still wanted.
-    lifted = [fcntl.fcntl(fd, fcntl.F_DUPFD, _VERDICT + 1) for fd in fds]
+    beyond = _FIRST + len(fds)
+    lifted = [fcntl.fcntl(fd, fcntl.F_DUPFD, beyond) for fd in fds]
     for place, fd in enumerate(lifted):
-        os.dup2(fd, _SUBMISSION + place, inheritable=False)
-    os.closerange(_VERDICT + 1, os.sysconf("SC_OPEN_MAX"))
+        os.dup2(fd, _FIRST + place, inheritable=False)
+    os.closerange(beyond, os.sysconf("SC_OPEN_MAX"))
     null = os.open("/dev/null", os.O_RDWR)
     for standard in (0, 1, 2):
         os.dup2(null, standard)

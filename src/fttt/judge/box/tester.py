@@ -24,7 +24,7 @@ from .remote import OPERATIONS, RemoteType, is_remote
 from .score import SCORE, Score, instrument
 from .tests import Analysis, BadTests, Tests, run_prompt
 
-__all__ = ["run_here", "run_tests"]
+__all__ = ["line_of", "run_here", "run_tests"]
 
 _PRIVATE_TYPES = (types.FrameType, types.TracebackType, types.CodeType)
 _FUNCTIONS = (
@@ -354,15 +354,21 @@ def explain(
     if isinstance(error, MemoryError):
         return _verdict("memory", "MemoryError")
     lines = test.splitlines()
-    number, trace = 0, error.__traceback__
-    while trace is not None:
-        if trace.tb_frame.f_code.co_filename == "<tests>":
-            number = trace.tb_lineno or number
-        trace = trace.tb_next
+    number = line_of(error, "<tests>")
     where = ""
     if 0 < number <= len(lines):
         where = f" at line {number} of the tests: {lines[number - 1].strip()[:200]}"
     return _verdict("failed", f"{_describe(error)}{where}")
+
+
+def line_of(error: BaseException, filename: str) -> int:
+    """The line of a file at which an exception was raised, innermost; 0 where it is in none."""
+    number, trace = 0, error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename == filename:
+            number = trace.tb_lineno or number
+        trace = trace.tb_next
+    return number
 
 
 def _describe(error: BaseException) -> str:
