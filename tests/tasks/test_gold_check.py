@@ -23,6 +23,7 @@ from fttt.tasks.gold_check import (
     wrong_programs,
 )
 from fttt.types import Question
+from fttt.verifiers.choice import ChoiceVerifier
 from fttt.verifiers.code import CodeVerifier
 from fttt.verifiers.number import NumberVerifier
 from fttt.verifiers.verifier import Verifier
@@ -108,6 +109,23 @@ def test_a_program_that_prints_is_checked_by_a_table_of_its_outputs() -> None:
     report = asyncio.run(check_task(Doubles(), TaskOptions()))
     assert report.as_expected, report
     assert (report.golds.judged, report.solutions.judged, report.wrong.judged) == (1, 1, 5)
+
+
+class Choices(ArithmeticTask):
+    """One question with options."""
+
+    def load(self, options: TaskOptions) -> list[Question]:
+        return [Question("c", "Which is 6?\n\n(A) 5\n(B) 2 * 3\n(C) none of these", "B")]
+
+    def verifier(self) -> Verifier:
+        return ChoiceVerifier()
+
+
+def test_a_choice_is_checked_in_every_way_to_state_it() -> None:
+    report = asyncio.run(check_task(Choices(), TaskOptions()))
+    assert report.as_expected, report
+    assert report.rewritten.judged == 8
+    assert report.wrong.judged > 10
 
 
 def test_wrong_answers() -> None:

@@ -63,6 +63,7 @@ def test_the_verifier_says_how_to_answer(tmp_path: Path) -> None:
         ({"question": "x", "answer": " "}, "math", "empty gold answer"),
         ({"question": "x", "answer": "("}, "regex", "no regular expression"),
         ({"question": "x", "answer": "2"}, "code", "without the text 'prompt'"),
+        ({"question": "x", "answer": "none"}, "choice", "'none', which is no letter of an option"),
         ({"question": "x", "answer": {"inputs": ["1"]}}, "code", "'outputs' is no list of texts"),
         (
             {"question": "x", "answer": {"inputs": ["1"], "outputs": []}},
@@ -86,7 +87,7 @@ def test_the_verifier_says_how_to_answer(tmp_path: Path) -> None:
     ],
 )
 def test_a_bad_line_is_named(tmp_path: Path, row: Any, verifier: str, said: str) -> None:
-    gold = PROBLEM if verifier == "code" else "1"
+    gold = {"code": PROBLEM, "choice": "B"}.get(verifier, "1")
     with pytest.raises(UsageError, match=said) as error:
         load(tmp_path, {"question": "fine", "answer": gold}, row, verifier=verifier)
     assert "Line 2" in str(error.value)

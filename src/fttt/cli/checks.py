@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fttt.cli.flags import found_data
+from fttt.config import key_values
 from fttt.errors import UsageError
 from fttt.tasks import TaskOptions, get_task
 from fttt.types import Verdict
@@ -47,6 +48,9 @@ def check_command(
     judge_url: Annotated[
         str | None, typer.Option(help="For programs: a served judge; else an embedded one.")
     ] = None,
+    task_option: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="Options of the task.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Judge every gold answer and solution, and wrong answers made from them.
@@ -56,7 +60,8 @@ def check_command(
     from fttt.tasks.gold_check import check_task  # late: it knows every verifier
 
     choices = {"verifier": verifier, "rule": math_rule, "judge_url": judge_url}
-    made = get_task(task, **{key: value for key, value in choices.items() if value is not None})
+    given = {key: value for key, value in choices.items() if value is not None}
+    made = get_task(task, **given, **key_values(task_option or [], "--task-option"))
     data_dir = data_dir or found_data(made, split)
     report = asyncio.run(check_task(made, TaskOptions(data_dir=data_dir, split=split)))
     if as_json:
@@ -106,6 +111,7 @@ class GoldKind(StrEnum):
 
     NUMBER = "number"
     MATH = "math"
+    CHOICE = "choice"
     CODE = "code"
 
 
@@ -145,6 +151,7 @@ def verify_command(
     """Judge lines {"gold", "completion"}; print {"verdict", "extracted", "detail"} for each.
 
     A line may have a "finish_reason": "length" says that the completion was cut off at its limit.
+    A "prompt" names the options of a choice, and its repetition is no answer.
 
     Verdicts keep the order of the lines, and each is printed as soon as the earlier ones are.
     """

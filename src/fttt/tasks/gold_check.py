@@ -13,6 +13,7 @@ from fractions import Fraction
 from fttt.errors import UsageError
 from fttt.tasks.task import Task, TaskOptions, fenced
 from fttt.types import Question
+from fttt.verifiers.choice import ChoiceVerifier, gold_letter, read_options
 from fttt.verifiers.math import MathVerifier
 from fttt.verifiers.number import NumberVerifier
 from fttt.verifiers.python_source import parse_quietly
@@ -26,8 +27,10 @@ __all__ = [
     "echoes",
     "number_lists",
     "rewritten_answers",
+    "rewritten_choices",
     "table_program",
     "wrong_answers",
+    "wrong_choices",
     "wrong_programs",
     "wrong_tables",
 ]
@@ -76,7 +79,7 @@ class CheckReport:
     golds: Tally
     """Gold answers, which must be correct."""
     rewritten: Tally
-    """Gold answers of mathematics written in other ways, which must be correct."""
+    """Gold answers of mathematics and choices written in other ways, which must be correct."""
     solutions: Tally
     """Gold solutions, which must be correct."""
     wrong: Tally
@@ -111,7 +114,7 @@ async def check_task(task: Task, options: TaskOptions) -> CheckReport:
             raise UsageError(
                 f"There is nothing to judge in the {len(questions)} questions of {task.name!r}: "
                 "none has a worked solution, and how an answer is stated is known for numbers, "
-                "mathematics and programs only; give them solutions."
+                "mathematics, choices and programs only; give them solutions."
             )
         return CheckReport(
             task=task.name,
@@ -136,6 +139,10 @@ def _right(question: Question, verifier: Verifier) -> list[str]:
     return _stated(verifier, [str(question.gold)])
 
 
+def _letter(question: Question) -> str:
+    return gold_letter(question.gold) or str(question.gold)
+
+
 def _outputs(question: Question) -> dict[str, str] | None:
     """What a program should print for each input, where the question asks for one that prints."""
     gold = question.gold
@@ -153,17 +160,24 @@ def _stated(verifier: Verifier, answers: Iterable[str]) -> list[str]:
         return [f"The final answer is {answer}" for answer in answers]
     if isinstance(verifier, MathVerifier):
         return [f"\\boxed{{{answer}}}" for answer in answers]
+    if isinstance(verifier, ChoiceVerifier):
+        return [f"The answer is ({answer})" for answer in answers]
     return []
 
 
 def _rewritten(question: Question, verifier: Verifier) -> list[str]:
+    if isinstance(verifier, ChoiceVerifier):
+        return rewritten_choices(_letter(question), read_options(question.prompt))
     if not isinstance(verifier, MathVerifier) or verifier.rule == "strict":
         return []
     return _stated(verifier, rewritten_answers(str(question.gold)))
 
 
 def _wrong(question: Question, verifier: Verifier) -> Iterator[_Case]:
-    if isinstance(question.gold, str):
+    if isinstance(verifier, ChoiceVerifier):
+        for text in wrong_choices(_letter(question), read_options(question.prompt)):
+            yield _Case(question, text)
+    elif isinstance(question.gold, str):
         for answer in _stated(verifier, wrong_answers(question.gold)):
             yield _Case(question, answer)
     outputs = _outputs(question)
@@ -175,7 +189,8 @@ def _wrong(question: Question, verifier: Verifier) -> Iterator[_Case]:
     elif isinstance(question.gold, Mapping) and program is not None:
         for code in wrong_programs(program[1]):
             yield _Case(question, fenced(code))
-    if isinstance(question.gold, str) and isinstance(verifier, NumberVerifier | MathVerifier):
+    kinds = NumberVerifier | MathVerifier | ChoiceVerifier
+    if isinstance(question.gold, str) and isinstance(verifier, kinds):
         yield from _unanswered(question, verifier)
         yield from (_Case(question, text) for text in echoes(question.prompt))
     elif question.solution is not None:
@@ -188,7 +203,7 @@ def _unanswered(question: Question, verifier: Verifier) -> Iterator[_Case]:
     for stated in _stated(verifier, [gold]):
         yield _Case(question, f"<think>\n{stated}")
         yield _Case(question, f"<think>\n{stated}\n</think>\n")
-        yield _Case(question, stated.removesuffix("}"), cut=True)
+        yield _Case(question, stated.rstrip("})"), cut=True)
     if isinstance(verifier, NumberVerifier):
         yield _Case(question, f"So there are {gold} of them.", cut=True)
         yield from (_Case(question, text) for text in number_lists(gold))
@@ -283,6 +298,35 @@ def _value(gold: str) -> Fraction | None:
         return None if "_" in gold else Fraction(gold)  # "52_8" has a base
     except (ValueError, ZeroDivisionError):
         return None
+
+
+def rewritten_choices(gold: str, options: Mapping[str, str]) -> list[str]:
+    """The letter of an option stated in other ways."""
+    said = [
+        f"\\boxed{{{gold}}}",
+        f"\\boxed{{\\text{{({gold})}}}}",
+        f"**Answer:** {gold}",
+        f"The correct option is {gold}.",
+        f"Option {gold} is correct.",
+        f"({gold})",
+    ]
+    if gold in options:
+        said += [f"The answer is **{gold}. {options[gold]}**", f"({gold}) {options[gold]}"]
+    return said
+
+
+def wrong_choices(gold: str, options: Mapping[str, str]) -> list[str]:
+    """The other options stated, several and all of them, and lists of options without a choice."""
+    others = [letter for letter in options if letter != gold]
+    said = [f"The answer is ({letter})" for letter in others]
+    said += [f"\\boxed{{{letter}}}" for letter in others]
+    said += [f"The answer is ({gold}) or ({letter})" for letter in others[:1]]
+    letters = sorted(options)
+    said.append(f"The answer is {', '.join(letters)}")
+    said.append("\n".join(f"({letter}) {options[letter]}" for letter in letters))
+    said.append("\n".join(letters))
+    said.append(f"Is the answer ({gold})?")
+    return said
 
 
 def echoes(prompt: str) -> list[str]:

@@ -11,6 +11,7 @@ from fttt.errors import UsageError
 from fttt.tasks.benchmark_data import Row, check_split, read_jsonl
 from fttt.tasks.task import TaskOptions, fill_prompt
 from fttt.types import Question
+from fttt.verifiers.choice import gold_letter
 from fttt.verifiers.number import read_number
 from fttt.verifiers.verifier import (
     CHOICES,
@@ -31,6 +32,8 @@ CONTRACTS = {
     "number-strict": NUMBER_CONTRACT,
     "math": "{question}\n\nEnd your answer with the final result in \\boxed{}.",
     "math-strict": "{question}\n\nEnd your answer with the final result in \\boxed{}.",
+    "choice": '{question}\n\nEnd with the line "The answer is (X)", where X is the letter of the '
+    "right option.",
     "code": "{question}\n\nGive the whole program in one fenced ```python block.",
 }
 """Text added to a ``question`` (never to a ``prompt``): the format that the verifier reads."""
@@ -165,6 +168,8 @@ def _check_gold(where: str, kind: str, gold: Any) -> None:
         raise UsageError(f"{where} has the gold answer {gold!r}, which holds no number.")
     if kind in ("math", "math-strict") and not str(gold).strip():
         raise UsageError(f"{where} has an empty gold answer.")
+    if kind == "choice" and gold_letter(gold) is None:
+        raise UsageError(f"{where} has the gold answer {gold!r}, which is no letter of an option.")
     if kind == "regex":
         try:
             re.compile(str(gold))

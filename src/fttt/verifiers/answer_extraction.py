@@ -274,7 +274,7 @@ _LAST = 2000
 
 
 def find_candidates(
-    completion: str, *, prompt: str = "", cut: bool = False
+    completion: str, *, prompt: str = "", cut: bool = False, letters: bool = False
 ) -> Iterator[AnswerCandidate]:
     """The pieces of a completion that may state its answer, in the order of their priority.
 
@@ -285,6 +285,7 @@ def find_candidates(
         completion: the model's text.
         prompt: the question, whose repetition is no answer.
         cut: whether the completion ended at its length limit.
+        letters: whether a quoted letter may be the answer, and no placeholder.
     """
     said = after_thought(completion)
     if said is None:
@@ -304,7 +305,7 @@ def find_candidates(
             continue
         if not found.cut and _TAKEN_BACK.match(text, end) is not None:
             break
-        if found.cut or found.kind == "box" or not _BLANK.fullmatch(found.text):
+        if found.cut or letters or found.kind == "box" or not _BLANK.fullmatch(found.text):
             yield found
     last = None if cut else _last_line(text)
     if last is not None and not _stands_in(prompt, _WORD.findall(last), 3):

@@ -106,6 +106,7 @@ CHOICES = {
     "number-strict": 'the same, in the text behind "The final answer is" only',
     "math": "mathematical equivalence with the gold answer",
     "math-strict": "the string rule of the MATH benchmark",
+    "choice": "the letter of the gold option",
     "code": "the unit tests, or inputs and outputs, of a judge's problem object",
     "regex": "the gold answer is a regular expression; regex:PATTERN is one for all questions",
     "command": "command:LINE, a shell command that exits with 0 for a right answer",
@@ -136,7 +137,7 @@ def split_choice(choice: str) -> tuple[str, str | None]:
 def needs_gold(choice: str) -> bool:
     """Whether the verifier compares with a gold answer."""
     kind, value = split_choice(choice)
-    compares = kind in ("number", "number-strict", "math", "math-strict", "code")
+    compares = kind in ("number", "number-strict", "math", "math-strict", "choice", "code")
     return compares or (kind == "regex" and value is None)
 
 
@@ -153,7 +154,7 @@ def choose_verifier(
     Args:
         choice: a kind of :data:`CHOICES`, with its value after a colon.
         time_limit: seconds for one verdict; by default the verifier's own. It has no effect on
-            numbers, and the judge of ``code`` has its own.
+            numbers and choices, and the judge of ``code`` has its own.
         judge_url: the address of the judge for ``code``; by default ``OJ_API``, else an embedded
             judge.
 
@@ -166,6 +167,10 @@ def choose_verifier(
         from fttt.verifiers.number import NumberVerifier
 
         return NumberVerifier(rule="strict" if kind == "number-strict" else "value")
+    if kind == "choice":
+        from fttt.verifiers.choice import ChoiceVerifier
+
+        return ChoiceVerifier()
     if kind == "regex":
         from fttt.verifiers.regex import RegexVerifier
 

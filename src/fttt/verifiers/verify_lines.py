@@ -16,7 +16,7 @@ from fttt.verifiers.verifier import Verifier, verify_completion
 
 __all__ = ["GoldKind", "verify_lines"]
 
-GoldKind = Literal["number", "math", "code"]
+GoldKind = Literal["number", "math", "choice", "code"]
 """The kind of the gold answers: text or numbers, or a judge's problem object."""
 
 _LOOK_SECONDS = 0.2
@@ -32,7 +32,8 @@ async def verify_lines(
 ) -> AsyncIterator[Verdict]:
     """Judge lines ``{"gold", "completion"}``, and close the verifier at the end.
 
-    A line may have a ``finish_reason``, which tells whether the completion was truncated.
+    A line may have a ``finish_reason``, which tells whether the completion was truncated, and a
+    ``prompt``, whose repetition is no answer and whose options a choice is from.
 
     Args:
         verifier: the judge of the completions.
@@ -129,10 +130,13 @@ def _questions(
                 )
         elif isinstance(gold, bool) or not isinstance(gold, str | int | float):
             raise UsageError(f"{where} has a gold that is neither text nor a number: {gold!r:.80}.")
+        prompt = row.get("prompt", "")
+        if not isinstance(prompt, str):
+            raise UsageError(f"{where} has a prompt that is no text: {prompt!r:.80}.")
         reason = row.get("finish_reason")
         if reason is not None and not isinstance(reason, str):
             raise UsageError(
                 f"{where} has a finish_reason that is no text: {reason!r:.80}; write "
                 '"stop" or "length", or leave it out.'
             )
-        yield Question(str(number), "", gold), completion, reason in _CUT
+        yield Question(str(number), prompt, gold), completion, reason in _CUT
