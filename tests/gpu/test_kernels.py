@@ -11,7 +11,7 @@ import torch
 
 from fttt.engine.batch import Batch
 from fttt.engine.cache import Heads, KVCache
-from fttt.engine.ops.sampling import _nucleus
+from fttt.engine.ops.sampling import Shape
 
 pytest.importorskip("triton", reason="Triton is not installed (it comes with CUDA builds of torch)")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -171,35 +171,85 @@ def test_stacked_adapters() -> None:
     assert error(out, expected) < 1e-6
 
 
-@pytest.mark.parametrize("vocab", [300, 49152])
-@pytest.mark.parametrize("sharpness", [0.5, 3.0])
-def test_the_sampler_draws_from_the_exact_nucleus(vocab: int, sharpness: float) -> None:
-    from fttt.engine.ops.triton import sample
+def drawn_in_float64(
+    logits_V: torch.Tensor, heat: float, top_p: float, noise: float, top_k: int, min_p: float
+) -> int:
+    """The sampler's definition by sorting, for one row of float64."""
+    if heat == 0:
+        return int(logits_V.argmax())
+    ordered_V = logits_V.sort(descending=True).values
+    logits_V = logits_V.masked_fill(logits_V < ordered_V[(top_k or len(logits_V)) - 1], -torch.inf)
+    probs_V = (logits_V / heat).softmax(-1)
+    ordered_V = probs_V.sort(descending=True).values
+    last = int((ordered_V.cumsum(-1) - ordered_V < top_p).sum()) - 1
+    least = max(float(ordered_V[last]), float(ordered_V[0]) * min_p)
+    mass_V = torch.where(probs_V >= least, probs_V, 0.0).cumsum(-1)
+    return int(torch.searchsorted(mass_V, noise * mass_V[-1:], right=True).clamp(max=len(mass_V)))
 
-    torch.manual_seed(vocab)
-    rows = 6 if INTERPRETED else 128
-    logits = torch.randn(rows, vocab, device=DEVICE) * sharpness - 3
-    temperature = torch.rand(rows, device=DEVICE) + 0.3
-    top_p = torch.rand(rows, device=DEVICE) * 0.5 + 0.5
-    temperature[0], top_p[1] = 0.0, 1.0
-    noise = torch.rand(rows, device=DEVICE)
-    token, score = sample(logits, temperature, top_p, noise)
-    assert int(token[0]) == int(logits[0].argmax())
-    expected_score = logits.double().log_softmax(-1).gather(1, token[:, None])[:, 0]
-    assert (score.double() - expected_score).abs().max() < 1e-4
-    probs = (logits.double() / temperature.clamp(min=1e-9)[:, None]).softmax(-1)
-    for r in range(1, rows):
-        order = probs[r].sort(descending=True)
-        before = order.values.cumsum(-1) - order.values
-        size = int((before < top_p[r].double() - 1e-6).sum())
-        nucleus = set(order.indices[: size + 1].tolist())
-        assert int(token[r]) in nucleus
-    plain = _nucleus(logits[1:], temperature[1:], top_p[1:], noise[1:])
-    assert (plain == token[1:]).float().mean() > 0.98  # the rest: rounding at a boundary
+
+LOGITS = {
+    "flat": lambda n: torch.randn(n) * 1.3,
+    "sharp": lambda n: torch.randn(n) * 5 - 3,
+    "one likely": lambda n: torch.randn(n).index_fill(0, torch.tensor([n // 2]), 15.0),
+    "a few likely": lambda n: -1.5 * (torch.randperm(n) + 1.0).log() + 20,
+    "ties": lambda n: (torch.randn(n) * 1.5).round(),
+    "equal": torch.zeros,
+    "around zero": lambda n: torch.randn(n) * 1e-4,
+    "mostly impossible": lambda n: torch.where(torch.rand(n) < 0.9, -torch.inf, torch.randn(n)),
+}
+
+
+@pytest.mark.parametrize("kind", LOGITS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("asked", [False, True])
+def test_every_draw_is_that_of_sorting_in_float64(
+    kind: str, dtype: torch.dtype, asked: bool
+) -> None:
+    from fttt.engine.ops.nucleus import sample
+
+    rows = 4 if INTERPRETED else 64
+    for vocab in (5, 700, 3000 if INTERPRETED else 128256):
+        torch.manual_seed(vocab)
+        logits = torch.stack([LOGITS[kind](vocab) for _ in range(rows)]).to(dtype)
+        logits[:, vocab // 3] = 1.0
+        heat, noise = torch.rand(rows) * 1.5 + 0.2, torch.rand(rows)
+        top_p = 1 - torch.rand(rows) ** 3
+        heat[0], top_p[1], noise[2], noise[3] = 0.0, 1.0, 0.0, 1 - 2.0**-24
+        shape = Shape(
+            torch.randint(0, vocab // 2, (rows,)) * (torch.rand(rows) < 0.7),
+            torch.rand(rows) ** 4 * (torch.rand(rows) < 0.7),
+            torch.tensor([1.3, 1.0, 0.8, 1.0]).repeat(rows // 4),
+            torch.rand(rows, vocab) < 0.3,
+        )
+        own = Shape(*(getattr(shape, x).to(DEVICE) for x in Shape.__slots__)) if asked else None
+        settings = (x.to(DEVICE) for x in (heat, top_p, noise))
+        tokens, scores = sample(logits.to(DEVICE), *settings, own)
+        expected = logits.double().log_softmax(-1).gather(1, tokens.cpu()[:, None])[:, 0]
+        assert (scores.cpu().double() - expected).abs().max() < 1e-4
+        wide = logits.float()
+        if asked:
+            penalty = shape.penalty_R[:, None]
+            less = torch.where(wide < 0, wide * penalty, wide / penalty)
+            wide = torch.where(shape.seen_RV, less, wide)
+        for r in range(rows):
+            near = {
+                drawn_in_float64(
+                    wide[r].double(),
+                    float(heat[r]),
+                    min(1.0, float(top_p[r]) + p * 2e-6),
+                    min(1 - 2.0**-24, max(0.0, float(noise[r]) + u * 2e-6)),
+                    int(shape.top_k_R[r]) if asked else 0,
+                    float(shape.min_p_R[r]) * (1 + m * 2e-6) if asked else 0.0,
+                )
+                for p in (0, -1, 1)
+                for u in (0, -1, 1)
+                for m in ((0, -1, 1) if asked else (0,))
+            }
+            assert int(tokens[r]) in near, (r, heat[r], top_p[r], noise[r])
 
 
 def test_the_sampler_follows_the_noise() -> None:
-    from fttt.engine.ops.triton import sample
+    from fttt.engine.ops.nucleus import sample
 
     n = 256 if INTERPRETED else 20000
     probs = torch.tensor([0.05, 0.4, 0.1, 0.3, 0.15], device=DEVICE)

@@ -17,7 +17,7 @@ from fttt.engine import ops
 from fttt.engine.adapters.bank import Bank, applied
 from fttt.engine.batch import Batch, Segment
 from fttt.engine.cache import KVCache
-from fttt.engine.ops.sampling import Shape, shaped, token_logprobs, uniform
+from fttt.engine.ops.sampling import Shape, uniform
 from fttt.engine.sequences import run_model
 from fttt.errors import DivergedError
 
@@ -92,7 +92,7 @@ def draw(logits_LV: Tensor, lanes: Sequence[Lane]) -> None:
     _check_finite(logits_LV.amax(-1), lanes)
     floats = torch.tensor([[x.temperature, x.top_p] for x in lanes]).to(device)
     key_L, count_L = torch.tensor([[x.key, len(x.tokens)] for x in lanes]).to(device).T
-    temperature_L, top_p_L, shaped_LV = floats[:, 0], floats[:, 1], logits_LV
+    shape = None
     if any(lane.shaped for lane in lanes):
         shape = Shape(
             torch.tensor([x.top_k for x in lanes], device=device),
@@ -100,10 +100,8 @@ def draw(logits_LV: Tensor, lanes: Sequence[Lane]) -> None:
             torch.tensor([x.penalty for x in lanes], device=device),
             _note_seen(torch.zeros_like(logits_LV, dtype=torch.bool), lanes),
         )
-        shaped_LV, top_p_L = shaped(logits_LV, temperature_L, top_p_L, shape)
-    token_L, score_L = ops.sample(shaped_LV, temperature_L, top_p_L, uniform(key_L, count_L))
-    if shaped_LV is not logits_LV:
-        score_L = token_logprobs(logits_LV, token_L)
+    noise_L = uniform(key_L, count_L)
+    token_L, score_L = ops.sample(logits_LV, floats[:, 0], floats[:, 1], noise_L, shape)
     for lane, token, score in zip(lanes, token_L.tolist(), score_L.tolist(), strict=True):
         lane.tokens.append(token)
         lane.scores.append(score)
@@ -297,22 +295,11 @@ class CUDADecoder:
         )  # fmt: skip
         with applied(self._bank, batch):
             logits_LV = run_model(self._model, batch, slice(None))
+        shape = self._shape.rows(bucket) if asks and self._shape else None
         noise_L = uniform(key_L, count_L)
-        if asks:
-            assert self._shape is not None
-            shape = self._shape
-            shape = Shape(
-                shape.top_k_R[:bucket],
-                shape.min_p_R[:bucket],
-                shape.penalty_R[:bucket],
-                shape.seen_RV[:bucket],
-            )
-            shaped_LV, mass_L = shaped(logits_LV, temperature_L, top_p_L, shape)
-            drawn_L, _ = ops.sample(shaped_LV, temperature_L, mass_L, noise_L)
-            score_L = token_logprobs(logits_LV, drawn_L)
+        drawn_L, score_L = ops.sample(logits_LV, temperature_L, top_p_L, noise_L, shape)
+        if shape is not None:
             shape.seen_RV.scatter_(1, drawn_L[:, None], True)
-        else:
-            drawn_L, score_L = ops.sample(logits_LV, temperature_L, top_p_L, noise_L)
         tick = self._tick.expand(1, bucket)
         self._tokens[:, :bucket].scatter_(0, tick, drawn_L[None])
         self._scores[:, :bucket].scatter_(0, tick, score_L[None])

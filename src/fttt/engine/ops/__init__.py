@@ -1,8 +1,8 @@
 """The engine's own operations, and the one place that chooses who computes them.
 
 Plain PyTorch (:mod:`fttt.engine.ops.sampling`) serves any device; where there is a GPU, Triton's
-kernels (:mod:`fttt.engine.ops.triton`) and fused forms of a model's own operations
-(:mod:`fttt.engine.ops.fused`) take its place for tensors that lie there.
+kernels (:mod:`fttt.engine.ops.triton`, :mod:`fttt.engine.ops.nucleus`) and fused forms of a model's
+own operations (:mod:`fttt.engine.ops.fused`) take its place for tensors that lie there.
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ from torch import Tensor
 
 from fttt.engine.ops import sampling
 
-__all__ = ["current_device", "fused", "gpu", "keep_mask", "sample"]
+__all__ = ["current_device", "fused", "gpu", "keep_mask", "nucleus", "sample"]
 
 _CUDA = torch.cuda.is_available() and find_spec("triton") is not None
 gpu: Any = import_module("fttt.engine.ops.triton") if _CUDA else None
-"""Kernels of a decode step on a GPU: attention, adapters, sampling."""
+"""Kernels of a decode step on a GPU: attention, adapters."""
+nucleus: Any = import_module("fttt.engine.ops.nucleus") if _CUDA else None
+"""The kernel that draws tokens on a GPU."""
 fused: Any = import_module("fttt.engine.ops.fused") if _CUDA else None
 """One kernel where a model's own code launches many."""
 
@@ -37,7 +39,11 @@ def current_device(device: torch.device | str) -> AbstractContextManager[object]
 
 
 def sample(
-    logits_RV: Tensor, temperature_R: Tensor, top_p_R: Tensor, noise_R: Tensor
+    logits_RV: Tensor,
+    temperature_R: Tensor,
+    top_p_R: Tensor,
+    noise_R: Tensor,
+    shape: sampling.Shape | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Draw one token a row; rows of temperature 0 take the most probable token.
 
@@ -46,12 +52,14 @@ def sample(
         temperature_R: float32, 0 or more.
         top_p_R: float32 in (0, 1].
         noise_R: float32 in [0, 1), one a row.
+        shape: what rows ask for beside temperature and nucleus.
 
     Returns:
-        ``[R]`` int64, and ``[R]`` float32: the log-probabilities of these tokens at temperature 1.
+        ``[R]`` int64, and ``[R]`` float32: the model's log-probabilities of these tokens, at
+        temperature 1 and without a shape.
     """
-    chosen = gpu if logits_RV.is_cuda else sampling
-    token_R, logprob_R = chosen.sample(logits_RV, temperature_R, top_p_R, noise_R)
+    chosen = nucleus if logits_RV.is_cuda else sampling
+    token_R, logprob_R = chosen.sample(logits_RV, temperature_R, top_p_R, noise_R, shape)
     return token_R, logprob_R
 
 

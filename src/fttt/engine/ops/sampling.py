@@ -25,18 +25,6 @@ from torch import Tensor
 __all__ = ["Shape", "derive_key", "keep_mask", "sample", "shaped", "token_logprobs", "uniform"]
 
 
-def sample(
-    logits_RV: Tensor, temperature_R: Tensor, top_p_R: Tensor, noise_R: Tensor
-) -> tuple[Tensor, Tensor]:
-    """:func:`fttt.engine.ops.sample` in plain PyTorch."""
-    token_R = logits_RV.argmax(-1)
-    warm = temperature_R > 0
-    if bool(warm.any()):
-        drawn = _nucleus(logits_RV[warm], temperature_R[warm], top_p_R[warm], noise_R[warm])
-        token_R = token_R.index_put((warm.nonzero()[:, 0],), drawn)
-    return token_R, token_logprobs(logits_RV, token_R)
-
-
 @dataclass(frozen=True, slots=True)
 class Shape:
     """What rows ask for beside temperature and nucleus; a row that asks for nothing is left alone.
@@ -55,11 +43,39 @@ class Shape:
     seen_RV: Tensor
     """bool: tokens of the prompt and of what was drawn."""
 
+    def rows(self, count: int) -> Shape:
+        """The first rows of it, as views."""
+        return Shape(
+            self.top_k_R[:count],
+            self.min_p_R[:count],
+            self.penalty_R[:count],
+            self.seen_RV[:count],
+        )
+
+
+def sample(
+    logits_RV: Tensor,
+    temperature_R: Tensor,
+    top_p_R: Tensor,
+    noise_R: Tensor,
+    shape: Shape | None = None,
+) -> tuple[Tensor, Tensor]:
+    """:func:`fttt.engine.ops.sample` in plain PyTorch."""
+    shaped_RV = logits_RV
+    if shape is not None:
+        shaped_RV, top_p_R = shaped(logits_RV, temperature_R, top_p_R, shape)
+    token_R = shaped_RV.argmax(-1)
+    warm = temperature_R > 0
+    if bool(warm.any()):
+        drawn = _nucleus(shaped_RV[warm], temperature_R[warm], top_p_R[warm], noise_R[warm])
+        token_R = token_R.index_put((warm.nonzero()[:, 0],), drawn)
+    return token_R, token_logprobs(logits_RV, token_R)
+
 
 def shaped(
     logits_RV: Tensor, temperature_R: Tensor, top_p_R: Tensor, shape: Shape
 ) -> tuple[Tensor, Tensor]:
-    """Logits and ``top_p`` from which :func:`fttt.engine.ops.sample` draws as the rows ask.
+    """Logits and ``top_p`` from which a draw without a shape is as the rows ask.
 
     Returns:
         ``[R, V]`` float32, minus infinity for what is never drawn, and ``[R]`` float32.

@@ -1,11 +1,11 @@
-"""The CUDA decode step's own kernels: attention over cached rows, stacked adapters, sampling.
+"""The CUDA decode step's own kernels: attention over cached rows, stacked adapters.
 
 Each reads only what it must: attention the filled part of each row, the adapters' weights by slot
-without a gathered copy, the sampler its logits from the second-level cache. All of them take
-lengths and slots from device memory, so that one captured graph serves every step.
+without a gathered copy. All of them take lengths and slots from device memory, so that one captured
+graph serves every step.
 
 Axes: N lanes, H heads, K key-value heads, E value dimension, I inputs and O outputs of a layer, S
-slots, P parameters of a slot, R rows, V vocabulary, B segments, T tokens.
+slots, P parameters of a slot, B segments, T tokens.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from fttt.engine.batch import Batch
 
-__all__ = ["add_delta", "add_lora", "decode_attention", "keep_mask", "sample"]
+__all__ = ["add_delta", "add_lora", "decode_attention", "keep_mask"]
 
 _SPLIT = 256
 """Cached tokens that one program of the attention kernel reads."""
@@ -255,116 +255,6 @@ def _lora_kernel(
         old = tl.load(at, mask=o < outputs, other=0.0)
         delta = delta.to(old.dtype).to(tl.float32)
         tl.store(at, (old.to(tl.float32) + delta).to(old.dtype), mask=o < outputs)
-
-
-def sample(
-    logits_RV: Tensor, temperature_R: Tensor, top_p_R: Tensor, noise_R: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Draw a token a row from its exact nucleus, without sorting; also its log-probability.
-
-    The threshold is found by bisection on the bits of the logits, which order as integers do;
-    see :mod:`fttt.engine.ops.sampling` for the definition. The log-probability is the model's,
-    at temperature 1.
-
-    Returns:
-        ``token_R`` int64 and ``logprob_R`` float32.
-    """
-    rows, vocab = logits_RV.shape
-    token = torch.empty(rows, dtype=torch.int64, device=logits_RV.device)
-    logprob = torch.empty(rows, dtype=torch.float32, device=logits_RV.device)
-    block = min(8192, triton.next_power_of_2(vocab))
-    settings = (x.contiguous() for x in (temperature_R, top_p_R, noise_R))
-    _sample_kernel[(rows,)](
-        logits_RV, *settings, token, logprob, vocab, logits_RV.stride(0),
-        BLOCK=block, num_warps=32 if block >= 8192 else 8,
-    )  # fmt: skip
-    return token, logprob
-
-
-@triton.jit
-def _ordered(x):
-    """Bits of a float32 as an int32 of the same order."""
-    bits = x.to(tl.int32, bitcast=True)
-    return tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
-
-
-@triton.jit
-def _sample_kernel(
-    logits_ptr, temperature_ptr, top_p_ptr, noise_ptr, token_ptr, logprob_ptr, vocab, stride,
-    BLOCK: tl.constexpr,
-):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64)
-    base = logits_ptr + row * stride
-    temperature = tl.load(temperature_ptr + row)
-    v = tl.arange(0, BLOCK)
-    best_V = tl.full([BLOCK], float("-inf"), tl.float32)
-    at_V = tl.zeros([BLOCK], tl.int32)
-    for start in range(0, vocab, BLOCK):
-        x = tl.load(base + start + v, mask=start + v < vocab, other=float("-inf")).to(tl.float32)
-        better = x > best_V
-        best_V = tl.where(better, x, best_V)
-        at_V = tl.where(better, start + v, at_V)
-    best = tl.max(best_V, 0)
-    token = tl.min(tl.where(best_V == best, at_V, vocab), 0)
-    warm = temperature > 0
-    inverse = 1.0 / tl.where(warm, temperature, 1.0)
-    mass_V = tl.zeros([BLOCK], tl.float32)
-    plain_V = tl.zeros([BLOCK], tl.float32)
-    for start in range(0, vocab, BLOCK):
-        x = tl.load(base + start + v, mask=start + v < vocab, other=float("-inf")).to(tl.float32)
-        mass_V += tl.exp((x - best) * inverse)
-        plain_V += tl.exp(x - best)
-    total = tl.sum(mass_V, 0)
-    log_total = tl.log(tl.sum(plain_V, 0))
-    picked = best
-    if warm:
-        top_p = tl.load(top_p_ptr + row)
-        # Tokens under (1 - top_p) / V of the mass weigh less than 1 - top_p together.
-        share = tl.maximum((1.0 - top_p) / vocab, 1e-30)
-        low = _ordered(best + tl.log(share * total) * temperature - 1e-3).to(tl.int64)
-        high = _ordered(best).to(tl.int64) + 1
-        # mass(>= low) reaches top_p, mass(>= high) does not: bisect to neighbours.
-        while high - low > 1:
-            middle = low + (high - low) // 2
-            inside_V = tl.zeros([BLOCK], tl.float32)
-            for start in range(0, vocab, BLOCK):
-                x = tl.load(
-                    base + start + v, mask=start + v < vocab, other=float("-inf")
-                ).to(tl.float32)  # fmt: skip
-                inside_V += tl.where(
-                    _ordered(x).to(tl.int64) >= middle, tl.exp((x - best) * inverse), 0.0
-                )
-            enough = tl.sum(inside_V, 0) >= top_p * total
-            low = tl.where(enough, middle, low)
-            high = tl.where(enough, high, middle)
-        kept_V = tl.zeros([BLOCK], tl.float32)
-        for start in range(0, vocab, BLOCK):
-            x = tl.load(
-                base + start + v, mask=start + v < vocab, other=float("-inf")
-            ).to(tl.float32)  # fmt: skip
-            kept_V += tl.where(_ordered(x).to(tl.int64) >= low, tl.exp((x - best) * inverse), 0.0)
-        target = tl.load(noise_ptr + row) * tl.sum(kept_V, 0)
-        before = 0.0
-        found = False
-        for start in range(0, vocab, BLOCK):
-            x = tl.load(
-                base + start + v, mask=start + v < vocab, other=float("-inf")
-            ).to(tl.float32)  # fmt: skip
-            inside = _ordered(x).to(tl.int64) >= low
-            mass = tl.where(inside, tl.exp((x - best) * inverse), 0.0)
-            block_mass = tl.sum(mass, 0)
-            if not found:
-                last_inside = tl.max(tl.where(inside, start + v, -1), 0)
-                if last_inside >= 0:
-                    token = last_inside  # where rounding leaves the target past the end
-                if before + block_mass > target:
-                    reached = inside & (before + tl.cumsum(mass, 0) > target)
-                    token = tl.min(tl.where(reached, start + v, token), 0)
-                    found = True
-            before += block_mass
-        picked = tl.load(base + token).to(tl.float32)
-    tl.store(token_ptr + row, token.to(tl.int64))
-    tl.store(logprob_ptr + row, picked - best - log_total)
 
 
 def keep_mask(key_B: Tensor, token_BT: Tensor, width: int, dropout: float) -> Tensor:
