@@ -276,6 +276,10 @@ def test_fused_norms_and_rotary_positions(dtype: torch.dtype) -> None:
     expected = wide / (wide.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt()
     assert error(rms_norm(x, weight, 1e-5, 0.0), expected * weight.double()) < close
     assert error(rms_norm(x, weight, 1e-5, 1.0), expected * (1 + weight.double())) < close
+    heads = torch.randn(1, 7, 5 * 96, device=DEVICE, dtype=dtype)[..., 96:384].view(1, 7, 3, 96)
+    for part in (heads, heads.transpose(1, 2)):  # as a part of a wider product
+        apart = rms_norm(part.contiguous(), weight, 1e-5, 0.0)
+        assert torch.equal(rms_norm(part, weight, 1e-5, 0.0), apart)
     q = torch.randn(1, 6, 3 * 80, device=DEVICE, dtype=dtype).view(1, 6, 3, 80).transpose(1, 2)
     k = torch.randn(1, 6, 80, device=DEVICE, dtype=dtype).view(1, 6, 1, 80).transpose(1, 2)
     cos, sin = (torch.randn(1, 6, 80, device=DEVICE, dtype=dtype) for _ in range(2))

@@ -10,9 +10,10 @@
   base grows with the length past the context that the model was made for, and ``longrope``, one set
   of factors up to a length, another beyond it. A row whose keys were made with the first set does
   not continue with the second: from :func:`edge_of` on it is made anew.
-- Faster forms: on a GPU those of :mod:`fttt.engine.ops.fused`; on a CPU, linear layers for the few
-  rows of a decode step. With up to 8 rows (16 for a large output layer) the weights are read faster
-  as the left factor of the product, and those of a large output layer in blocks (measured by
+- Faster forms: on a GPU those of :mod:`fttt.engine.ops.fused` and :mod:`fttt.engine.merged`; on a
+  CPU, linear layers for the few rows of a decode step. With up to 8 rows (16 for a large output
+  layer) the weights are read faster as the left factor of the product, and those of a large output
+  layer in blocks (measured by
   ``benchmarks/linear.py``); all other passes run as they are.
 
 All of it is done to a model's own parts, never to a module that other models share, and undone when
@@ -38,6 +39,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from fttt.engine import ops
 from fttt.engine.attention import NAME, attend
 from fttt.engine.batch import Current, noting, rebound
+from fttt.engine.merged import merged_linears
 from fttt.engine.states import Mixers
 
 __all__ = [
@@ -412,7 +414,10 @@ def replacements_for(
     first: list[tuple[Any, str, Any]] = []
     if faster:
         cuda = device.type == "cuda"
-        first = ops.fused.fused_operations(model) if cuda else few_row_linears(model)
+        if cuda:
+            first = [*ops.fused.fused_operations(model), *merged_linears(model)]
+        else:
+            first = few_row_linears(model)
     own = {id(owner): method for owner, name, method in first if name == "forward"}
     needed = [
         *mixers.replacements(current),

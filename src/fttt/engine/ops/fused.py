@@ -112,14 +112,19 @@ class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight_D: Tensor, eps: float, offset: float) -> Tensor:
         dim = weight_D.shape[0]
-        flat_ND = x.reshape(-1, dim)
-        out_ND = torch.empty_like(flat_ND)
-        _norm_kernel[(flat_ND.shape[0],)](
-            flat_ND, weight_D, out_ND, flat_ND.stride(0), dim, eps, offset, **_blocks(dim)
-        )
+        inner = 1
+        if x.dim() == 4 and x.shape[0] == 1 and x.stride(3) == 1 and not any(ctx.needs_input_grad):
+            flat_ND, inner = x[0], x.shape[2]  # heads, parts of a wider product as they lie
+        else:
+            flat_ND = x.reshape(-1, dim)
+        out_ND = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+        _norm_kernel[(x.numel() // dim,)](
+            flat_ND, weight_D, out_ND, flat_ND.stride(0), flat_ND.stride(-2), inner,
+            dim, eps, offset, **_blocks(dim),
+        )  # fmt: skip
         ctx.save_for_backward(flat_ND, weight_D)
         ctx.constants = eps, offset
-        return out_ND.view(x.shape)
+        return out_ND
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
@@ -145,11 +150,15 @@ def _blocks(dim: int) -> dict[str, int]:
 
 
 @triton.jit
-def _norm_kernel(x_ptr, weight_ptr, out_ptr, stride, dim, eps, offset, BLOCK: tl.constexpr):
+def _norm_kernel(
+    x_ptr, weight_ptr, out_ptr, outer_stride, inner_stride, inner, dim, eps, offset,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     d = tl.arange(0, BLOCK)
     mask = d < dim
-    x = tl.load(x_ptr + row * stride + d, mask=mask, other=0.0)
+    at = row // inner * outer_stride + row % inner * inner_stride
+    x = tl.load(x_ptr + at + d, mask=mask, other=0.0)
     wide = x.to(tl.float32)
     scale = tl.rsqrt(tl.sum(wide * wide, 0) / dim + eps)
     weight = tl.load(weight_ptr + d, mask=mask, other=0.0).to(tl.float32) + offset
