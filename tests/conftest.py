@@ -14,9 +14,11 @@ from fttt.config import SETTINGS, build
 from fttt.finetune.metadata import FinetuneInfo, Method, model_shape, write_info
 from fttt.finetune.parameters import count_trained, export, prepare
 from fttt.models import LoadedModel
+from fttt.models.served import find_served
 from fttt.optune.checkpoint import OpTuneInfo, TrainingState, edited_layers, write_checkpoint
 from fttt.optune.network import OpTuneNetwork, RunningStatistics
 from fttt.testing import save_tiny_model, tiny_model
+from fttt.testing.scripted_server import ScriptedServer
 
 
 def pytest_collection_finish() -> None:
@@ -127,3 +129,24 @@ def _shake(model: Any, scale: float) -> None:
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter += scale * torch.randn_like(parameter)
+
+
+Serve = Callable[[Callable[[dict[str, Any]], Any]], ScriptedServer]
+
+
+@pytest.fixture
+def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
+    """A function that starts a scripted server."""
+    pytest.importorskip("openai", reason="asks servers: pip install 'fttt[endpoint]'")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    find_served.cache_clear()
+    servers: list[ScriptedServer] = []
+
+    def start(script: Callable[[dict[str, Any]], Any]) -> ScriptedServer:
+        servers.append(ScriptedServer(script))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.stop()

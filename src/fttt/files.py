@@ -20,6 +20,7 @@ from urllib.request import getproxies
 from fttt.errors import RunError, UsageError
 
 __all__ = [
+    "SERVED",
     "begin_folder",
     "cannot_write",
     "check_unused",
@@ -36,14 +37,18 @@ __all__ = [
 ]
 
 
+SERVED = "openai:"
+"""Begins the name of a model that a server has."""
+
+
 def file_name(*parts: str) -> str:
     """The parts joined by ``-``, with ``_`` for what a file's name should not hold."""
     return re.sub(r"[^\w.+-]+", "_", "-".join(parts))
 
 
 def model_label(model: str) -> str:
-    """The last part of a hub name or path, without a GGUF file's suffix."""
-    path = Path(model)
+    """The last part of a hub name, path or served name, without a GGUF file's suffix."""
+    path = Path(model.removeprefix(SERVED))
     return path.stem if path.suffix == ".gguf" else path.name or model
 
 

@@ -18,7 +18,7 @@ from fttt.verifiers.verifier import Verifier, choose_verifier, needs_gold, reads
 if TYPE_CHECKING:
     from fttt.experiment.plan import Plan
     from fttt.methods import Method
-    from fttt.models import LoadedModel
+    from fttt.models import LoadedModel, ReadyModel
 
 __all__ = ["Result", "solve"]
 
@@ -45,6 +45,7 @@ def solve(
     *,
     verify: Verifier | Callable[..., Any] | str,
     model: str | LoadedModel | None = None,
+    endpoint: str | None = None,
     adapter: str | Path | None = None,
     method: str | Method = "fttt",
     trials: int | None = 16,
@@ -63,6 +64,8 @@ def solve(
     dtype: str = "auto",
     device: str = "auto",
     batch_size: int | None = None,
+    concurrency: int | None = None,
+    request_timeout: float | None = None,
 ) -> Result:
     """Try a question until an answer verifies or the budget is spent.
 
@@ -76,7 +79,9 @@ def solve(
             or ``math``. A function runs in a child process under a time limit of 30 seconds;
             :class:`fttt.FunctionVerifier` offers more.
         model: a hub name, a folder, a GGUF file, ``smollm2-135m`` (the default), or a loaded
-            model. The model that was used last stays loaded.
+            model. The model that was used last stays loaded. With ``endpoint``: ``openai:NAME``.
+        endpoint: URL of an OpenAI-compatible server that has the model, whose key is read from
+            ``OPENAI_API_KEY``; for methods that need no weights.
         adapter: a folder that ``fttt finetune train`` wrote, to start from; without ``model`` its
             own base model is taken.
         method: the name of a method, or a method object.
@@ -97,6 +102,8 @@ def solve(
         dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         batch_size: sequences that run at once, for methods that sample together.
+        concurrency: with an endpoint, answers that are written at once.
+        request_timeout: with an endpoint, seconds to wait for an answer.
 
     Raises:
         UsageError: an argument is not allowed, or the question does not fit the model's context.
@@ -108,6 +115,7 @@ def solve(
     values = {
         "method": method if isinstance(method, str) else method.name,
         "model": model if model is None or isinstance(model, str) else model.name,
+        "endpoint": endpoint,
         "adapter": adapter,
         "task": _Asked.name,
         "seed": seed,
@@ -126,10 +134,12 @@ def solve(
         "dtype": dtype,
         "device": device,
         "batch_size": batch_size,
+        "concurrency": concurrency,
+        "request_timeout": request_timeout,
         "settings": dict(settings or {}),
     }
     from fttt.config import RunConfig, build, in_sections
-    from fttt.experiment.plan import Plan, settle
+    from fttt.experiment.plan import Plan, load, settle
 
     settled = settle(
         build(RunConfig, in_sections(values), "fttt.solve()"),
@@ -137,9 +147,12 @@ def solve(
         task=_Asked(asked, verify),
     )
     config, verifier = settled.config, settled.task.verifier()
-    if model is None or isinstance(model, str):
+    loaded: ReadyModel
+    if config.endpoint is not None:
+        loaded = load(config)
+    elif model is None or isinstance(model, str):
         settled.check_model()
-        model = _load(config.model, config.adapter, dtype, device)
+        loaded = _load(config.model, config.adapter, dtype, device)
     elif config.adapter is not None:
         raise UsageError(
             f"The model {model.name!r} is loaded already and cannot start from "
@@ -147,8 +160,8 @@ def solve(
         )
     else:
         settled.check_model(model)
-    plan = Plan(settled, (asked,))
-    loaded, borrowed = model, isinstance(verify, Verifier)
+        loaded = model
+    plan, borrowed = Plan(settled, (asked,)), isinstance(verify, Verifier)
     return _anywhere(lambda: asyncio.run(_solve(plan, loaded, verifier, borrowed=borrowed)))
 
 
@@ -196,7 +209,7 @@ def _load(model: str, adapter: Path | None, dtype: str, device: str) -> LoadedMo
     return load_weights(model, adapter, dtype=dtype, device=device)
 
 
-async def _solve(plan: Plan, loaded: LoadedModel, verifier: Verifier, *, borrowed: bool) -> Result:
+async def _solve(plan: Plan, loaded: ReadyModel, verifier: Verifier, *, borrowed: bool) -> Result:
     from fttt.experiment.executor import OwedQuestion, ask_all, make_context, make_engine
     from fttt.experiment.session import AdapterRoom
     from fttt.progress import Quiet

@@ -185,12 +185,10 @@ def _carry_out(cell: Any) -> None:
 
 def load(config: RunConfig) -> Executor:
     """Load a config's model, with the checkpoint that it starts from, to ask questions here."""
+    from fttt.experiment import plan
     from fttt.experiment.executor import LocalExecutor
-    from fttt.experiment.plan import load_weights
 
-    engine = config.engine
-    weights = load_weights(config.model, config.adapter, dtype=engine.dtype, device=engine.device)
-    return LocalExecutor(weights)
+    return LocalExecutor(plan.load(config))
 
 
 def _show(run: Any) -> None:

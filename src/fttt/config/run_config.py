@@ -208,6 +208,12 @@ class EngineSection(Section):
         description="maximum tokens of a conversation (what the method needs, at most the model's "
         "context)",
     )
+    concurrency: int | None = Field(
+        None, ge=1, description="with an endpoint: answers being written at once (16)"
+    )
+    request_timeout: float | None = Field(
+        None, gt=0, description="with an endpoint: seconds to wait for an answer (600)"
+    )
 
 
 class RunConfig(Section):
@@ -215,7 +221,14 @@ class RunConfig(Section):
 
     method: str = Field(description="a method of `fttt list methods`, or module:Class")
     model: str = Field(
-        "smollm2-135m", min_length=1, description="hub name, folder, GGUF file, or smollm2-135m"
+        "smollm2-135m",
+        min_length=1,
+        description="hub name, folder, GGUF file, smollm2-135m, or openai:NAME with an endpoint",
+    )
+    endpoint: str | None = Field(
+        None,
+        description="URL of an OpenAI-compatible server that has the model, such as "
+        "http://localhost:8000/v1; its key is read from OPENAI_API_KEY",
     )
     adapter: Path | None = Field(
         None,

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from fttt.types import FinishReason, Teacher
+from fttt.types import FinishReason, Teacher, Text
 
 if TYPE_CHECKING:
     from fttt.engine.adapters.delta import Delta, Factors
@@ -137,6 +137,8 @@ class GenerateRequest:
     """Draw from tokens at least so many times as probable as the most probable one."""
     repetition_penalty: float = 1.0
     """Divides the positive scores of tokens that stand in the sequence, and multiplies others."""
+    messages: tuple[Text, ...] = ()
+    """The conversation in place of ``prompt_ids``, for a server that has template and tokenizer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +163,12 @@ class Generation:
     """From the request to the answer."""
     kept: Kept | None = None
     logprobs: tuple[float, ...] | None = None
+    text: str | None = None
+    """What a server wrote, which may not tell its ids; else the ids say it."""
+    prompt_tokens: int | None = None
+    """What a server counted; else the request says it."""
+    generated_tokens: int | None = None
+    """Likewise; else there is an id for each."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from fttt.experiment.plan import Settled
-from fttt.models import LoadedModel
+from fttt.models import ReadyModel, ServedModel
 
 __all__ = ["describe_environment"]
 
 _PACKAGES = ("fttt", "torch", "transformers", "tokenizers", "numpy")
 
 
-def describe_environment(loaded: LoadedModel, settled: Settled) -> dict[str, Any]:
+def describe_environment(loaded: ReadyModel, settled: Settled) -> dict[str, Any]:
     """The content of ``environment.json``."""
     network = settled.settings.fingerprint()
     return {
@@ -25,9 +25,10 @@ def describe_environment(loaded: LoadedModel, settled: Settled) -> dict[str, Any
         "platform": platform.platform(),
         "processors": os.cpu_count(),
         "device": loaded.device,
-        "device_name": _device_name(loaded.device),
+        "device_name": _device_name(loaded),
         "dtype": loaded.dtype,
         "model": loaded.name,
+        **({"endpoint": loaded.facts()} if isinstance(loaded, ServedModel) else {}),
         **({} if loaded.adapter is None else {"adapter": dict(loaded.adapter)}),
         **({} if network is None else {"network": network}),
         "git": _commit(),
@@ -36,9 +37,10 @@ def describe_environment(loaded: LoadedModel, settled: Settled) -> dict[str, Any
     }
 
 
-def _sampling(loaded: LoadedModel) -> dict[str, float]:
+def _sampling(loaded: ReadyModel) -> dict[str, float]:
     """How the model's authors sample, where its generation settings say so; nothing applies it."""
-    settings: Any = getattr(loaded.model, "generation_config", None)
+    model = None if isinstance(loaded, ServedModel) else loaded.model
+    settings: Any = getattr(model, "generation_config", None)
     names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
     found = {name: getattr(settings, name, None) for name in names}
     return {name: value for name, value in found.items() if isinstance(value, int | float)}
@@ -54,11 +56,13 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _device_name(device: str) -> str:
-    if device.startswith("cuda"):
+def _device_name(loaded: ReadyModel) -> str | None:
+    if isinstance(loaded, ServedModel):
+        return None  # it says nothing of its machine
+    if loaded.device.startswith("cuda"):
         import torch
 
-        return torch.cuda.get_device_name(device)
+        return torch.cuda.get_device_name(loaded.device)
     return platform.processor() or platform.machine()
 
 

@@ -1,4 +1,4 @@
-"""Where the questions of runs are asked: by one engine in this process."""
+"""Where the questions of runs are asked: by one engine in this process, of weights or a server."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from fttt.engine import BatchedEngine
+from fttt.engine.endpoint import EndpointEngine
 from fttt.engine.ops.sampling import derive_key
 from fttt.engine.request import Engine
 from fttt.errors import FTTTError
@@ -16,7 +17,7 @@ from fttt.experiment.plan import Plan, Settled, check_fits
 from fttt.experiment.replay import Observer, RunContext
 from fttt.experiment.session import AdapterRoom, QuestionSession
 from fttt.experiment.waves import SharedAdapter
-from fttt.models import LoadedModel
+from fttt.models import ReadyModel, ServedModel
 from fttt.store import Journal
 from fttt.types import Question
 from fttt.verifiers.verifier import Verifier
@@ -33,7 +34,7 @@ __all__ = [
     "make_engine",
 ]
 
-_AT_ONCE = {"cpu": 32, "cuda": 1024}
+_AT_ONCE = {"cpu": 32, "cuda": 1024, "endpoint": 32}
 """Questions in progress at once, where the batch size is left to the engine: twice its batch, so
 that some are judged while others are written."""
 
@@ -45,15 +46,19 @@ class CountingEngine(Engine, Protocol):
     def generated_tokens(self) -> int: ...
 
 
-MakeEngine = Callable[[Sequence[Plan], LoadedModel], CountingEngine]
+MakeEngine = Callable[[Sequence[Plan], ReadyModel], CountingEngine]
 
 
-def make_engine(plans: Sequence[Plan], loaded: LoadedModel) -> CountingEngine:
+def make_engine(plans: Sequence[Plan], loaded: ReadyModel) -> CountingEngine:
     """The engine that all of ``plans``, which agree in their adapters, fit in.
 
     Raises:
         UsageError: a question does not fit the model's context, or the memory does not suffice.
     """
+    max_length = max(check_fits(plan, loaded) for plan in plans)
+    if isinstance(loaded, ServedModel):
+        at_once = _at_most(loaded, plans[0]) // 2
+        return EndpointEngine(loaded, max_length=max_length, concurrency=at_once)
     widths = [_width(plan) for plan in plans]
     sequences = sum(len(p.questions) * width for p, width in zip(plans, widths, strict=True))
     at_once = _at_most(loaded, plans[0])
@@ -62,7 +67,7 @@ def make_engine(plans: Sequence[Plan], loaded: LoadedModel) -> CountingEngine:
     copies = _shared_copies(plans)
     return BatchedEngine(
         loaded,
-        max_length=max(check_fits(plan, loaded) for plan in plans),
+        max_length=max_length,
         batch_size=plans[0].config.engine.batch_size,
         concurrency=min(sequences, at_once),
         adapter=next((plan.adapter_spec for plan in learners), None),
@@ -87,7 +92,7 @@ def _width(plan: Plan) -> int:
 
 def make_context(
     plan: Plan,
-    loaded: LoadedModel,
+    loaded: ReadyModel,
     engine: Engine,
     verifier: Verifier,
     journal: Journal,
@@ -121,9 +126,9 @@ def make_context(
     )
 
 
-def _at_most(loaded: LoadedModel, plan: Plan) -> int:
+def _at_most(loaded: ReadyModel, plan: Plan) -> int:
     """Questions in progress at once."""
-    batch_size = plan.config.engine.batch_size
+    batch_size = plan.config.engine.batch_size or plan.config.engine.concurrency
     return 2 * batch_size if batch_size else _AT_ONCE[loaded.device.split(":")[0]]
 
 
@@ -146,8 +151,8 @@ class Executor(Protocol):
     def generated_tokens(self) -> int:
         """How many tokens have been generated since :meth:`prepare`."""
 
-    def rendered(self, prompts: Sequence[str]) -> list[str]:
-        """What the chat template makes of each prompt now."""
+    def rendered(self, prompts: Sequence[str]) -> Sequence[str | None]:
+        """What the chat template makes of each prompt now; ``None`` where a server has it."""
 
     def check_fits(self, plan: Plan) -> None:
         """Refuse a plan with a question that does not fit the model's context.
@@ -190,9 +195,9 @@ class Executor(Protocol):
 
 
 class LocalExecutor:
-    """One model in this process, and one engine at a time. Implements :class:`Executor`."""
+    """One model, and one engine in this process at a time. Implements :class:`Executor`."""
 
-    def __init__(self, loaded: LoadedModel, make_engine: MakeEngine = make_engine) -> None:
+    def __init__(self, loaded: ReadyModel, make_engine: MakeEngine = make_engine) -> None:
         """Take a loaded model; ``make_engine`` makes another engine than the batched one."""
         self._loaded = loaded
         self._make_engine = make_engine
@@ -204,7 +209,7 @@ class LocalExecutor:
     def generated_tokens(self) -> int:
         return 0 if self._engine is None else self._engine.generated_tokens
 
-    def rendered(self, prompts: Sequence[str]) -> list[str]:
+    def rendered(self, prompts: Sequence[str]) -> Sequence[str | None]:
         return [self._loaded.chat.rendered(prompt) for prompt in prompts]
 
     def check_fits(self, plan: Plan) -> None:

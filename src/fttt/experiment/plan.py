@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from fttt.config import RunConfig, build, merge
 from fttt.errors import UsageError
 from fttt.experiment.cases import cases_file, chosen, found_cases, in_order, without_cases
+from fttt.experiment.endpoint_rules import check_endpoint
 from fttt.files import file_name, model_label
 from fttt.methods import METHODS, Method, MethodSettings, find_method
 from fttt.store import Run, fingerprint
@@ -22,7 +23,7 @@ from fttt.types import Question
 
 if TYPE_CHECKING:
     from fttt.engine.request import AdapterSpec
-    from fttt.models import LoadedModel
+    from fttt.models import LoadedModel, ReadyModel
 
 __all__ = [
     "MAY_DIFFER",
@@ -30,6 +31,7 @@ __all__ = [
     "Settled",
     "check_fits",
     "leaves",
+    "load",
     "load_weights",
     "plan_resume",
     "plan_run",
@@ -39,7 +41,10 @@ __all__ = [
 
 NO_CASES = "none"
 """What stands for no file of correct cases."""
-MAY_DIFFER = frozenset({"engine.batch_size", "engine.device"})
+MAY_DIFFER = frozenset(
+    {"engine.batch_size", "engine.device"}
+    | {"endpoint", "engine.concurrency", "engine.request_timeout"}
+)
 """Settings that change no draw, so that another machine, or one with less memory free, may finish a
 run."""
 
@@ -64,6 +69,9 @@ class Settled:
         """
         if model is not None:
             self.settings.check_model(model.model)
+            return
+        if self.config.endpoint is not None:
+            load(self.config)
             return
         if self.config.adapter is None:
             from fttt.models import check_model  # late: what comes before it answers without torch
@@ -132,6 +140,7 @@ def settle(config: RunConfig, *, method: Method | None = None, task: Task | None
         UsageError: unknown method or task, a setting that it does not have, no such network or
             checkpoint, or a budget that the method cannot spend.
     """
+    check_endpoint(config, find_method(config.method) if method is None else type(method))
     if method is None:
         kind = find_method(config.method)
         settings = build(kind.Settings, config.settings, f"the settings of {config.method!r}")
@@ -435,6 +444,21 @@ def _with_fixed(config: RunConfig, method: Method) -> RunConfig:
     return build(RunConfig, merge(config.to_toml(), over), "the settings")
 
 
+def load(config: RunConfig) -> ReadyModel:
+    """The model of a config: its weights, or a server that has it.
+
+    Raises:
+        UsageError: there is no such model.
+        RunError: it does not fit.
+    """
+    if config.endpoint is not None:
+        from fttt.models.served import find_served
+
+        return find_served(config.model, config.endpoint, config.engine.request_timeout)
+    engine = config.engine
+    return load_weights(config.model, config.adapter, dtype=engine.dtype, device=engine.device)
+
+
 def load_weights(model: str, adapter: Path | None, *, dtype: str, device: str) -> LoadedModel:
     """Load a model, with the fine-tuned checkpoint that it starts from, if any.
 
@@ -451,7 +475,7 @@ def load_weights(model: str, adapter: Path | None, *, dtype: str, device: str) -
     return load_finetuned(adapter, model=model, dtype=dtype, device=device)
 
 
-def check_fits(plan: Plan, loaded: LoadedModel) -> int:
+def check_fits(plan: Plan, loaded: ReadyModel) -> int:
     """The longest sequence of the run, in tokens, once every question is known to fit.
 
     Raises:
@@ -463,7 +487,7 @@ def check_fits(plan: Plan, loaded: LoadedModel) -> int:
         limit = min(limit, plan.config.engine.max_length)
     longest = 0
     for question in plan.questions:
-        length = len(loaded.chat.prompt_ids(question.prompt, question.rendered))
+        length = loaded.chat.prompt_tokens(question.prompt, question.rendered)
         if length + new > limit:
             raise UsageError(
                 f"The question {question.id!r} has {length} tokens, which with --max-new-tokens "
@@ -472,7 +496,7 @@ def check_fits(plan: Plan, loaded: LoadedModel) -> int:
             )
         longest = max(longest, length)
     needed = sum(
-        turn if isinstance(turn, int) else len(loaded.chat.turn_ids(turn))
+        turn if isinstance(turn, int) else loaded.chat.turn_tokens(turn)
         for turn in plan.method.conversation(new)
     )
     return min(limit, longest + needed)

@@ -37,7 +37,7 @@ from fttt.experiment.held_sequences import (
 )
 from fttt.experiment.waves import SharedAdapter
 from fttt.methods import Method
-from fttt.models.chat import ChatFormat, is_user
+from fttt.models.chat import ChatFormat, MessageFormat, in_ids, is_user, without_oldest
 from fttt.store import DivergenceEvent, GenerationEvent, Journal, ScoreEvent
 from fttt.types import (
     Ablation,
@@ -76,7 +76,7 @@ class RunContext:
     """What the questions of one run share."""
 
     engine: Engine
-    chat: ChatFormat
+    chat: ChatFormat | MessageFormat
     stop_ids: tuple[int, ...]
     verifier: Verifier
     journal: Journal
@@ -197,14 +197,13 @@ class Replay:
                 f"the method {run.method.name!r} continues a conversation without saying how "
                 "long it may grow; give it a conversation() of its own"
             )
-        prompt_ids = self._prompt_ids(turns, before, run.engine.max_length - new_tokens, of=of)
+        prompt_ids, messages = self._prompt(turns, before, run.engine.max_length - new_tokens, of)
         own = adapter if isinstance(adapter, OwnAdapter) else None
         latest = max(0, self.ledger.handed_out - 1) if trial is None else trial
 
         def temperature_at(n: int) -> float:
-            if temperature is not None:
-                return temperature
-            return run.sampling.temperature_at(n, run.budget.trials)
+            own = run.sampling.temperature_at(n, run.budget.trials)
+            return own if temperature is None else temperature
 
         past = self._history.generations.get(number)
         if past is not None:
@@ -213,6 +212,7 @@ class Replay:
         else:
             first = GenerateRequest(
                 prompt_ids=prompt_ids,
+                messages=messages,
                 max_new_tokens=new_tokens,
                 temperature=temperature_at(latest),
                 top_p=run.sampling.top_p,
@@ -411,18 +411,28 @@ class Replay:
         self, number: int, prompt_tokens: int, generation: Generation, of: int = 1
     ) -> Completion:
         """What the engine wrote; ``of`` so many that were written at once, each has a share."""
+        ids, text = generation.token_ids, generation.text
         return Completion(
-            text=self.run.chat.decode(generation.token_ids),
-            token_ids=generation.token_ids,
+            text=in_ids(self.run.chat).decode(ids) if text is None else text,
+            token_ids=ids,
             finish_reason=generation.finish_reason,
             generation=number,
             usage=Usage(
-                prompt_tokens=prompt_tokens,
-                generated_tokens=len(generation.token_ids),
+                prompt_tokens=generation.prompt_tokens or prompt_tokens,
+                generated_tokens=generation.generated_tokens or len(ids),
                 generations=1,
                 seconds=generation.seconds / of,
             ),
         )
+
+    def _prompt(
+        self, turns: tuple[Turn, ...], before: tuple[Text, ...], room: int, of: Question | None
+    ) -> tuple[tuple[int, ...], tuple[Text, ...]]:
+        """The conversation in token ids, or in messages where a server has the template."""
+        chat, question = self.run.chat, of or self.question
+        if isinstance(chat, ChatFormat):
+            return self._prompt_ids(turns, before, room, of=of), ()
+        return (), chat.conversation(question.prompt, turns, before, room)
 
     def _prompt_ids(
         self,
@@ -434,7 +444,7 @@ class Replay:
         of: Question | None = None,
     ) -> tuple[int, ...]:
         """The conversation in token ids; its oldest turns are left out until it fits."""
-        chat, question = self.run.chat, of or self.question
+        chat, question = in_ids(self.run.chat), of or self.question
 
         def ids() -> tuple[int, ...]:
             return chat.conversation_ids(
@@ -442,14 +452,14 @@ class Replay:
             )
 
         found = ids()
-        while len(found) > room and (len(turns) >= 2 or any(map(is_user, turns))):
-            turns = turns[1 if is_user(turns[0]) else 2 :]
+        while len(found) > room and (fewer := without_oldest(turns)) is not None:
+            turns = fewer
             found = ids()
         return found
 
     def _conversation(self, example: Example) -> Conversation:
         """An example in token ids."""
-        chat, target, after = self.run.chat, example.target, example.after
+        chat, target, after = in_ids(self.run.chat), example.target, example.after
         room, prompt = self.run.engine.max_length, self.question.prompt
         answers = [n for n, turn in enumerate(after) if not is_user(turn)]
         last = answers[-1] + 1 if answers else 0
@@ -558,8 +568,9 @@ class Replay:
     def _check_replay(
         self, past: GenerationEvent, prompt_ids: tuple[int, ...], trial: int | None
     ) -> None:
-        found = (past.trial, past.completion.usage.prompt_tokens)
-        if found != (trial, len(prompt_ids)):
+        tokens = past.completion.usage.prompt_tokens
+        # of a conversation in messages, only the server knows how many tokens it has
+        if (past.trial, tokens) != (trial, len(prompt_ids) or tokens):
             raise RunError(
                 f"Generation {past.completion.generation} of the question {self.question.id!r} was "
                 "made by another version or from other data, so the run cannot be resumed from it; "

@@ -123,7 +123,8 @@ class Grid:
                                 "tables in methods, tasks or vary a 'label' each."
                             )
                         places[place.name] = place
-        models = {place.config.model for place in places.values()}
+        configs = [place.config for place in places.values()]
+        models = {" at ".join(filter(None, (one.model, one.endpoint))) for one in configs}
         if len(models) > 1:
             raise UsageError(
                 f"A sweep loads one model, not {', '.join(sorted(models))}; "

@@ -12,11 +12,14 @@ from fttt.models.loader import (
     without_bars,
 )
 from fttt.models.locate import cache_folder, check_model, find_model, list_models
+from fttt.models.served import ReadyModel, ServedModel
 
 __all__ = [
     "ChatFormat",
     "LoadedModel",
     "Prefix",
+    "ReadyModel",
+    "ServedModel",
     "cache_folder",
     "check_model",
     "context_of",

@@ -20,7 +20,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils._validators import validate_repo_id
 
 from fttt.errors import UsageError
-from fttt.files import model_label
+from fttt.files import SERVED, model_label
 from fttt.models.gguf.model import check_gguf
 
 __all__ = [
@@ -101,6 +101,11 @@ def find_model(name: str) -> ModelSource:
     """
     if name in EMBEDDED:
         return ModelSource(name, "gguf", str(_embedded_file(name)))
+    if name.startswith(SERVED):
+        raise UsageError(
+            f"The model {name!r} is a server's, which is asked with --endpoint URL and whose "
+            "weights are not here; give a hub name, a folder or a GGUF file."
+        )
     path = Path(name).expanduser()
     if path.is_dir():
         return ModelSource(path.resolve().name, "folder", str(path))

@@ -70,6 +70,11 @@ def check_attempts(run: Run, model: str, task: str) -> None:
             f"{where} were made by {run.method!r}, whose trials are not independent answers; "
             f"use a run of {', '.join(FRESH)} (`fttt optune generate` makes one)."
         )
+    if any(not trial.token_ids for trial in run.trials):
+        raise UsageError(
+            f"{where} were written by a server that gives no token ids, which training needs; "
+            "generate attempts with the model's weights."
+        )
     if not run.trials:
         raise UsageError(f"{where} are missing: the run has no trials yet; resume that run first.")
 

@@ -31,6 +31,8 @@ from fttt.report.outcomes import Axis, trials_by_question
 from fttt.report.scores import best_scores, score_intervals
 from fttt.report.sides import Side
 from fttt.report.statistics import mean_intervals
+from fttt.store import Run
+from fttt.types import Trial
 
 __all__ = [
     "DARK",
@@ -176,7 +178,7 @@ def _spending(side: Side) -> Spending:
         trials = trials_by_question(run)
         for question_id in side.ids:
             for trial in trials[question_id]:
-                attempt = min(len(trial.token_ids), trial.usage.generated_tokens)
+                attempt = min(_tokens(run, trial), trial.usage.generated_tokens)
                 generated[trial.verdict] += attempt
                 other += trial.usage.generated_tokens - attempt
                 prompt += trial.usage.prompt_tokens
@@ -192,6 +194,14 @@ def _spending(side: Side) -> Spending:
         blank=generated["unanswered"] / visits,
         other=other / visits,
     )
+
+
+def _tokens(run: Run, trial: Trial) -> int:
+    """Tokens of a trial's own answer; a server that gives no ids has counted them."""
+    if trial.token_ids:
+        return len(trial.token_ids)
+    event = run.histories[trial.question_id].generations.get(trial.generation)
+    return 0 if event is None else event.completion.usage.generated_tokens
 
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "h")

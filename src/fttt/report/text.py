@@ -442,9 +442,21 @@ def _warnings(run: Run) -> list[str]:
         ]
         if other:
             said.append(f"the model's own settings, which are not applied: {', '.join(other)}")
+        if "endpoint" in run.environment and _repeats(run):
+            said.append(
+                "the server gave every question the same answer each time, so it may not sample at "
+                "all (docs/endpoints.md)"
+            )
     if run.decided_by == "vote" and not any(trial.extracted for trial in trials):
         said.append("no trial had an answer to vote on")
     return said
+
+
+def _repeats(run: Run) -> bool:
+    """Whether no question that was tried several times has two different answers."""
+    texts = [[t.completion for t in record.trials] for record in run.records]
+    tried = [answers for answers in texts if len(answers) > 1]
+    return bool(tried) and all(len(set(answers)) == 1 for answers in tried)
 
 
 def _resets(measured: Sequence[Trial]) -> str:

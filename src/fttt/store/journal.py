@@ -93,6 +93,8 @@ def generation_to_json(event: GenerationEvent) -> dict[str, Any]:
         "prompt_tokens": completion.usage.prompt_tokens,
         "seconds": round(completion.usage.seconds, 6),
     }
+    if completion.usage.generated_tokens != len(completion.token_ids):  # a server's count
+        record["generated_tokens"] = completion.usage.generated_tokens
     if completion.logprobs is not None:
         record["logprobs"] = completion.logprobs
     return record
@@ -291,7 +293,7 @@ def _generation(line: Mapping[str, Any], content: Mapping[str, Any]) -> Generati
             generation=line["generation"],
             usage=Usage(
                 prompt_tokens=line["prompt_tokens"],
-                generated_tokens=len(token_ids),
+                generated_tokens=line.get("generated_tokens", len(token_ids)),
                 generations=1,
                 seconds=line["seconds"],
             ),

@@ -1,0 +1,82 @@
+"""What goes with a model on a server, and what does not; said before anything is asked."""
+
+from __future__ import annotations
+
+from urllib.parse import urlsplit
+
+from fttt.config import RunConfig
+from fttt.errors import UsageError
+from fttt.files import SERVED
+from fttt.methods import METHODS, Method, MethodSettings
+
+__all__ = ["check_endpoint"]
+
+
+def check_endpoint(config: RunConfig, kind: type[Method]) -> None:
+    """Refuse what does not go with a served model, or only with one.
+
+    Raises:
+        UsageError: it is such.
+    """
+    url, model, engine = config.endpoint, config.model, config.engine
+    if url is None:
+        if model.startswith(SERVED):
+            raise UsageError(
+                f"The model {model!r} is a server's; say where with --endpoint URL, such as "
+                "http://localhost:8000/v1."
+            )
+        for name in ("concurrency", "request_timeout"):
+            if getattr(engine, name) is not None:
+                raise UsageError(
+                    f"--{name.replace('_', '-')} {getattr(engine, name):g} is of requests to a "
+                    "server and has no meaning without --endpoint; leave it away."
+                )
+        return
+    address = urlsplit(url)
+    if address.scheme not in {"http", "https"} or not address.hostname:
+        raise UsageError(
+            f"--endpoint {url!r} is no http:// or https:// address; give one such as "
+            "http://localhost:8000/v1."
+        )
+    if "@" in address.netloc or address.query:
+        raise UsageError(
+            "--endpoint holds a name, a key or a query, which would be written down; give the "
+            "address alone, and the key in OPENAI_API_KEY."
+        )
+    if not model.removeprefix(SERVED) or not model.startswith(SERVED):
+        raise UsageError(
+            f"--endpoint goes with --model {SERVED}NAME, as the server calls it, not with "
+            f"{model!r}; leave --endpoint away to run a model here."
+        )
+    _check_answers_only(config, kind)
+    for name in ("dtype", "device", "batch_size"):
+        if getattr(engine, name) not in (None, "auto"):
+            raise UsageError(
+                f"--{name.replace('_', '-')} {getattr(engine, name)} is of a model that runs here, "
+                "not of one behind --endpoint; leave it away (--concurrency says how many answers "
+                "are written at once)."
+            )
+
+
+def _check_answers_only(config: RunConfig, kind: type[Method]) -> None:
+    """Refuse a method or a checkpoint that needs weights, for a model that only answers."""
+    if config.adapter is None and not _needs_weights(kind):
+        return
+    name = config.model.removeprefix(SERVED)
+    command = f"fttt run {config.method} --model {name if '/' in name else 'MODEL'}"
+    if config.adapter is not None:
+        command += f" --adapter {config.adapter}"
+        what = f"The checkpoint {str(config.adapter)!r}"
+    else:
+        what = f"The method {config.method!r}"
+    able = ", ".join(name for name, kind in METHODS.items() if not _needs_weights(kind))
+    raise UsageError(
+        f"{what} needs the model's weights, and a server only answers; run it where they are "
+        f"(`{command} --task {config.task}`), or another method at the endpoint: {able}."
+    )
+
+
+def _needs_weights(kind: type[Method]) -> bool:
+    """Whether a method searches, trains or starts from a checkpoint."""
+    trains = kind.Settings.adapter is not MethodSettings.adapter
+    return kind.searches or kind.needs_checkpoint or trains
