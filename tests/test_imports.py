@@ -154,6 +154,11 @@ def test_benchmarks_import_names_that_exist() -> None:
     for file in sorted((ROOT.parents[1] / "benchmarks").glob("*.py")):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("fttt"):
-                module = import_module(node.module or "")
+                try:
+                    module = import_module(node.module or "")
+                except ModuleNotFoundError as error:
+                    if error.name != "triton":  # which only a GPU's installation has
+                        raise
+                    continue
                 for alias in node.names:
                     assert hasattr(module, alias.name), f"{file.name}: {node.module}.{alias.name}"
