@@ -217,3 +217,20 @@ def test_text_begins_with_the_token_for_that_where_the_file_says_so(workshop: An
     framed = read_tokenizer(byte_level(workshop, {}, bos_token_id=1, add_bos_token=True, name=None))
     assert plain("a")["input_ids"] == ids(plain, "a")
     assert framed("a")["input_ids"] == [1, *ids(framed, "a")]
+
+
+def test_a_large_vocabulary_is_read_out_of_reach_of_the_hub(
+    workshop: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``transformers`` would look for a configuration at the place that a tokenizer is named by."""
+    made = workshop.file().tokenizer()
+    tokens = made.writer.kv_data[0]["tokenizer.ggml.tokens"].value
+    kinds = made.writer.kv_data[0]["tokenizer.ggml.token_type"].value
+    tokens += [f"<piece {n}>" for n in range(100_001)]
+    kinds += [1] * 100_001
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    file = open_gguf(made.write())
+    read = make_tokenizer(file)
+    assert len(read) > 100_000
+    assert read.name_or_path == str(file.path)
+    assert read.decode(ids(read, "two words")) == "two words"

@@ -213,10 +213,10 @@ def make_tokenizer(file: GGUFFile) -> Any:
     transformers: Any = import_module("transformers")
     made = transformers.PreTrainedTokenizerFast(
         tokenizer_object=core,
-        name_or_path=str(file.path),
         clean_up_tokenization_spaces=False,
         **named,
     )
+    made.name_or_path = str(file.path)  # given above, its configuration would be asked for
     made.chat_template = chat_template(file)
     return made
 
