@@ -362,7 +362,7 @@ class BeamSearcher:
                 return self._graphs[questions]
             graph = torch.cuda.CUDAGraph()
             pool = next((g.pool() for g in self._graphs.values()), None)
-            with torch.cuda.graph(graph, pool=pool):
+            with torch.cuda.graph(graph, pool=pool, stream=stream):  # a stream of this GPU
                 self._step(self._beams.first(questions))
             self._graphs[questions] = graph
         return self._graphs[questions]

@@ -280,7 +280,8 @@ class CUDADecoder:
             if not capturable(self._model):
                 self._graphs[key] = Uncaptured(partial(self._step, bucket, adapted, asks))
                 return self._graphs[key]
-            with torch.cuda.graph(graph, pool=self._pool):
+            # By default a stream of the first GPU that ever captured, whichever this one is.
+            with torch.cuda.graph(graph, pool=self._pool, stream=stream):
                 self._step(bucket, adapted, asks)
             self._pool = self._pool or graph.pool()
             self._graphs[key] = graph
