@@ -13,9 +13,11 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from fttt.engine import BatchedEngine, GenerateRequest, Lesson, LoRASpec, Target, TrainRequest
+from fttt.engine.adapters.lora import target_layers
 from fttt.engine.cache import read_heads
 from fttt.engine.families import BLOCK, Replacements, few_row_linear, few_row_linears
 from fttt.engine.selfcheck import find_difference
+from fttt.errors import UsageError
 from fttt.models import LoadedModel
 from fttt.testing import tiny_model
 from fttt.testing.tiny_models import loaded_tiny, random_family
@@ -55,6 +57,41 @@ def test_outputs_are_those_of_its_own_code(family: str) -> None:
         expected.append(tuple(out[0, len(prompt) :].tolist()))
     assert tokens(model, 1) == expected
     assert tokens(model, 3) == expected
+
+
+def test_a_model_without_linear_layers_takes_no_adapter() -> None:
+    with pytest.raises(UsageError, match="can carry low-rank weights"):
+        target_layers(random_family("gpt2"), LoRASpec(targets=("all-linear",)))
+
+
+@pytest.mark.parametrize("family", [f for f in FAMILIES if f != "gpt2"])
+def test_the_first_loss_of_a_train_step_is_that_of_its_own_code(family: str) -> None:
+    model = random_family(family)
+    target = tuple(range(100, 110))
+    spec = LoRASpec(targets=("all-linear",), dropout=0.0)
+
+    async def main() -> tuple[tuple[int, ...], float]:
+        engine = BatchedEngine(
+            loaded_tiny("tiny", model, 512), max_length=64, concurrency=1, batch_size=1,
+            adapter=spec,
+        )  # fmt: skip
+        slot = await engine.open_adapter(spec, seed=0)
+        answer = await engine.generate(
+            GenerateRequest(PROMPTS[0], NEW, stop_ids=(2,), adapter=slot, keep=True)
+        )
+        assert answer.kept is not None
+        trained = await engine.train(
+            TrainRequest(slot, (Lesson(answer.kept, (Target(target, (0.1,) * 10),)),))
+        )
+        slot.close()
+        await engine.close()
+        return answer.token_ids, trained.loss
+
+    answer, loss = asyncio.run(main())
+    ids = torch.tensor([PROMPTS[0] + answer + target])
+    log_TV = model(ids, use_cache=False).logits[0, -11:-1].log_softmax(-1)
+    own = -float(log_TV.gather(1, torch.tensor(target)[:, None]).mean())
+    assert loss == pytest.approx(own, rel=1e-4)
 
 
 def test_layers_that_share_keys_hold_them_once() -> None:

@@ -33,6 +33,7 @@ __all__ = [
     "Segment",
     "SlotGroups",
     "by_length",
+    "decoder_of",
     "noting",
     "rebound",
 ]
@@ -370,12 +371,25 @@ def _with_globals(function: Any, names: Mapping[str, Any]) -> Any:
     return made
 
 
+def decoder_of(model: Any) -> Any:
+    """The part of a model that its output layer follows.
+
+    The text model of Llama 4 names as its base what only the whole of it has; the base of OPT only
+    wraps its decoder, which the model calls itself.
+    """
+    base = model.base_model
+    if base is model:
+        base = getattr(model, "model", model)
+    parts = list(base.children())
+    return parts[0] if len(parts) == 1 else base
+
+
 def noting(model: Any, forward: Callable[..., Any], current: Current) -> Callable[..., Any]:
     """A model's ``forward`` that notes its batch: not all models hand it down to their layers.
 
     It is kept after the pass, since layers may be run again for the gradient.
     """
-    whole = model.base_model is not model
+    whole = decoder_of(model) is not model
 
     @wraps(forward)
     def note(*args: Any, **kwargs: Any) -> Any:

@@ -38,7 +38,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from fttt.engine import ops
 from fttt.engine.attention import NAME, attend
-from fttt.engine.batch import Current, noting, rebound
+from fttt.engine.batch import Current, decoder_of, noting, rebound
 from fttt.engine.merged import merged_linears
 from fttt.engine.states import Mixers
 
@@ -48,6 +48,7 @@ __all__ = [
     "edge_of",
     "few_row_linear",
     "few_row_linears",
+    "has_experts",
     "interface",
     "replacements_for",
     "rotary_replacements",
@@ -55,6 +56,12 @@ __all__ = [
 
 Attend = Callable[..., tuple[Tensor, None]]
 """As :func:`fttt.engine.attention.attend` is called, and what only looks as well."""
+
+
+def has_experts(model: nn.Module) -> bool:
+    """Whether a model chooses experts for each token."""
+    kinds = {type(module) for module in model.modules()}
+    return any(hasattr(kind, "_apply_gate") or "Experts" in kind.__name__ for kind in kinds)
 
 
 INTERFACE = "_attn_implementation_internal"
@@ -86,7 +93,7 @@ def attention_replacements(
             method, make = WRITTEN_OUT[name]
             found.append((module, method, make(module, attend, current)))
             if name == "MptAttention":  # its model cannot do without a mask
-                base = model.base_model
+                base = decoder_of(model)
                 methods = rebound(base, {"create_causal_mask": _no_mask})
                 found += [(base, name, method) for name, method in methods.items()]
         elif name == "Llama4TextAttention":
@@ -426,7 +433,7 @@ def replacements_for(
     ]
     own |= {id(owner): method for owner, name, method in needed if name == "forward"}
     if needed:
-        for outer in {id(m): m for m in (model, model.base_model)}.values():
+        for outer in {id(m): m for m in (model, decoder_of(model))}.values():
             forward = noting(outer, own.get(id(outer), outer.forward), current)
             needed.append((outer, "forward", forward))
     return Replacements([*first, *needed, *interface(model, NAME)])

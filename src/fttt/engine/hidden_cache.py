@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from fttt.engine.batch import Batch, Segment
+from fttt.engine.batch import Batch, Segment, decoder_of
 from fttt.engine.cache import KeptRow, KVCache
 from fttt.engine.request import Kept
 from fttt.engine.sequences import run_layers
@@ -107,7 +107,7 @@ def upper_part(model: Any, edited: Sequence[str]) -> Upper | None:
     first = min(int(place[2]) for place in places if place)
     stack = model.get_submodule(next(place[1] for place in places if place))
     layers: list[nn.Module] = list(stack)
-    if first == 0 or getattr(model.base_model, "layers", None) is not stack:
+    if first == 0 or getattr(decoder_of(model), "layers", None) is not stack:
         return None
     return Upper(model, layers, first)
 

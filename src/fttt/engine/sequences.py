@@ -21,7 +21,7 @@ from transformers.utils.generic import ModelOutput
 
 from fttt.engine.adapters.bank import Bank, applied, slot_index
 from fttt.engine.attention import KERNELS
-from fttt.engine.batch import Batch, Segment, by_length
+from fttt.engine.batch import Batch, Segment, by_length, decoder_of
 from fttt.engine.cache import KeptRow, KVCache, read_heads
 from fttt.engine.families import replacements_for
 from fttt.engine.request import ScoreRequest
@@ -254,7 +254,7 @@ def run_model(model: Any, batch: Batch, where: Tensor | slice) -> Tensor:
 
 def run_layers(model: Any, batch: Batch) -> Any:
     """The decoder's pass without the output layer."""
-    return model.base_model(
+    return decoder_of(model)(
         input_ids=batch.token_ids_N[None],
         position_ids=batch.position_N[None],
         use_cache=False,
@@ -329,5 +329,5 @@ def _head(model: Any, batch: Batch, form: type[ModelOutput], hidden_MD: Tensor) 
     def given(*_: Any, **__: Any) -> ModelOutput:
         return form(last_hidden_state=hidden_MD[None])
 
-    with patch.object(model.base_model, "forward", given):
+    with patch.object(decoder_of(model), "forward", given):
         return run_model(model, batch, slice(None))

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from fttt.engine.batch import Batch, Segment
+from fttt.engine.batch import Batch, Segment, decoder_of
 from fttt.engine.request import AdapterSlot, AdapterSpec, TrainRequest
 from fttt.errors import RunError, UsageError
 
@@ -254,7 +254,7 @@ def layers_by_name(model: nn.Module, names: Sequence[str]) -> dict[str, nn.Linea
 def decoder_layers(model: Any) -> list[nn.Module]:
     """The layers of a model's decoder, in order; none where they are no plain list."""
     count = model.config.get_text_config().num_hidden_layers
-    lists = (m for m in model.base_model.modules() if isinstance(m, nn.ModuleList))
+    lists = (m for m in decoder_of(model).modules() if isinstance(m, nn.ModuleList))
     return list(next((layers for layers in lists if len(layers) == count), ()))
 
 

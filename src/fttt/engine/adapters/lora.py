@@ -55,17 +55,26 @@ class TargetLayer:
 
 
 def target_layers(model: Any, spec: LoRASpec) -> dict[str, nn.Linear]:
-    """The linear layers that a spec names, by their full name; the output layer is none of them.
+    """The linear layers that a spec names, by their full name.
+
+    The output layer is none of them, nor is the router of Llama 4, which gives no plain tensor.
 
     Raises:
-        UsageError: a name that no linear layer of the model has.
+        UsageError: a name that no linear layer of the model has, or a model without any.
     """
     head = model.get_output_embeddings()
     linear = {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and module is not head
+        if isinstance(module, nn.Linear)
+        and module is not head
+        and not type(module).__name__.endswith("Router")
     }
+    if not linear:
+        raise UsageError(
+            f"No layer of {type(model).__name__} can carry low-rank weights: none is an nn.Linear; "
+            "take a method that learns nothing, as best-of-n."
+        )
     if spec.targets == (ALL_LINEAR,):
         return {name: module for name, module in linear.items() if re.search(r"\.\d+\.", name)}
     known = {n.rsplit(".", 1)[-1] for n in linear}
