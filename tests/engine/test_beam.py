@@ -9,7 +9,7 @@ import torch
 
 from fttt.engine import BatchedEngine, BeamRequest, GenerateRequest, Generation, LoRASpec
 from fttt.engine.memory_plan import plan_memory
-from fttt.errors import RunError, UsageError
+from fttt.errors import DivergedError, RunError, UsageError
 from fttt.models import LoadedModel
 from fttt.testing import tiny_model
 
@@ -52,6 +52,16 @@ def run(
 def searches(loaded: LoadedModel, beams: int, tokens: int = 12) -> list[BeamRequest]:
     stops = (*loaded.stop_ids, *range(60, 100))  # frequent enough that beams end at all lengths
     return [BeamRequest(loaded.chat.prompt_ids(p), beams, tokens, stops) for p in PROMPTS]
+
+
+def test_scores_that_are_not_finite_end_the_search_in_one_sentence() -> None:
+    loaded = untied("llama")
+    (first, *_) = asked = searches(loaded, beams=2)
+    weight = loaded.model.get_input_embeddings().weight
+    with torch.no_grad():
+        weight[first.prompt_ids[-2]] = float("inf")
+    with pytest.raises(DivergedError, match="outputs became NaN"):
+        run(loaded, asked[:1])
 
 
 def reference(loaded: LoadedModel, request: BeamRequest) -> list[tuple[int, ...]]:

@@ -33,7 +33,7 @@ from torch import Tensor
 
 from fttt.engine.batch import Batch, Segment
 from fttt.engine.cache import KVCache
-from fttt.engine.decoder import Uncaptured, capturable
+from fttt.engine.decoder import Uncaptured, capturable, outputs_not_finite
 from fttt.engine.request import BeamRequest, Generation
 from fttt.engine.scheduler import Job
 from fttt.engine.sequences import run_model
@@ -68,6 +68,8 @@ class Beams:
     limit_Q: Tensor
     """How many there may be."""
     done_Q: Tensor
+    broken_Q: Tensor
+    """Whether the best score was not finite at some step."""
     ended_score_QN: Tensor
     """Log-probability a token of the best that have ended, best first; -inf where none has."""
     ended_QNS: Tensor
@@ -92,6 +94,7 @@ class Beams:
             count_Q=filled(0, whole),
             limit_Q=filled(0, whole),
             done_Q=filled(True, torch.bool),
+            broken_Q=filled(False, torch.bool),
             ended_score_QN=filled(float("-inf"), torch.float32, beams),
             ended_QNS=filled(0, small, beams, cache.capacity),
             ended_length_QN=filled(0, whole, beams),
@@ -113,6 +116,7 @@ class Beams:
         self.count_Q[place] = 0
         self.limit_Q[place] = request.max_new_tokens
         self.done_Q[place] = False
+        self.broken_Q[place] = False
         self.ended_score_QN[place] = float("-inf")
 
     def move(self, source: int, target: int, cache: KVCache) -> None:
@@ -164,6 +168,8 @@ class Beams:
         if beams == 1:  # the library's search of one beam is greedy decoding
             done_Q |= ends_QN[:, 0]
         self._continue(going_QN, parent_QN, token_QN)
+        # where any score is NaN so is the first of the best
+        self.broken_Q.logical_or_(~going_QN[:, 0].isfinite() & ~self.done_Q)
         self.done_Q.logical_or_(done_Q)
 
     def _end(self, score_QN: Tensor, parent_QN: Tensor, token_QN: Tensor, ends_QN: Tensor) -> None:
@@ -311,12 +317,19 @@ class BeamSearcher:
         self._launched = bool(self.active)
 
     def collect(self) -> int:
-        """Wait for the steps, and answer the searches that are done; return their tokens."""
+        """Wait for the steps, and answer the searches that are done; return their tokens.
+
+        Raises:
+            DivergedError: scores are not finite.
+        """
         if not self._launched:
             return 0
         self._launched = False
         tokens = 0
-        done = self._beams.done_Q[: len(self.active)].tolist()
+        ended = torch.stack([self._beams.done_Q, self._beams.broken_Q])[:, : len(self.active)]
+        done, broken = ended.tolist()
+        if any(broken):
+            raise outputs_not_finite()
         for place in reversed(range(len(self.active))):
             job = self.active[place].job
             if job.answer.cancelled():

@@ -29,6 +29,7 @@ __all__ = [
     "Uncaptured",
     "capturable",
     "draw",
+    "outputs_not_finite",
 ]
 
 
@@ -131,7 +132,12 @@ def _check_finite(score_L: Tensor, lanes: Sequence[Lane]) -> None:
             "A question's own weights have diverged: with them the model's outputs became NaN; "
             "lower the learning rate or take --dtype float32."
         )
-    raise DivergedError(
+    raise outputs_not_finite()
+
+
+def outputs_not_finite() -> DivergedError:
+    """The error of a model that writes NaN by its own weights."""
+    return DivergedError(
         "The model's outputs became NaN; take --dtype bfloat16 or float32, whose range is larger "
         "than that of float16, and check that the model's files are complete."
     )
