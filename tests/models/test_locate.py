@@ -39,6 +39,17 @@ def test_a_folder_is_told_by_its_weights_and_its_config(tmp_path: Path) -> None:
     assert not same_model(str(one), str(other))
 
 
+def test_folders_of_one_name_and_other_weights_are_two_models(tmp_path: Path) -> None:
+    one, other = save_tiny_model(tmp_path / "a" / "tiny"), tmp_path / "b" / "tiny"
+    shutil.copytree(one, other)
+    assert same_model(str(one), str(other))
+    weights = other / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    assert not same_model(str(one), str(other))
+
+
 @pytest.mark.parametrize(
     ("name", "same"), [("owner/one", True), ("elsewhere/one", True), ("owner/other", False)]
 )

@@ -43,6 +43,7 @@ def _maker(folder: Path) -> MakeRun:
         critique: str | None = None,
         scores: Mapping[str, Sequence[float]] | None = None,
         finish: bool = True,
+        content: str | None = None,
         **settings: Any,
     ) -> Run:
         config: dict[str, Any] = {
@@ -59,7 +60,10 @@ def _maker(folder: Path) -> MakeRun:
         writer = RunWriter.create(
             folder / name,
             config=config,
-            environment={"decided_by": decided_by},
+            environment={
+                "decided_by": decided_by,
+                **({} if content is None else {"model_content": content}),
+            },
             questions=[Question(i, f"{prompt} ({i})", "4") for i in verdicts],
         )
         for question_id, letters in verdicts.items():

@@ -51,6 +51,16 @@ def test_a_finished_run_that_has_lost_trials_is_not_compared_as_whole(make_run: 
     assert Run.open(whole.path).lost == ()
 
 
+def test_a_model_is_told_by_its_content(make_run: MakeRun) -> None:
+    one = make_run("one", VERDICTS, model="m", content="a" * 64)
+    copy = make_run("copy", VERDICTS, model="copies/m", content="a" * 64, method="fttt")
+    older = make_run("older", VERDICTS, model="m", method="revision")
+    assert check_rules([one, copy, older], allow=()) == []
+    other = make_run("other", VERDICTS, model="m", content="b" * 64, method="fttt")
+    with pytest.raises(UsageError, match=r"model is m .sha256 a{8}. in 'one' and m .sha256 b{8}."):
+        check_rules([one, other], allow=())
+
+
 def test_other_questions_are_refused_or_left_out_and_said(make_run: MakeRun) -> None:
     runs = [make_run("one", VERDICTS), make_run("two", {"b": "iiii", "c": "c"})]
     with pytest.raises(UsageError, match=r"1 are shared of 3 in all.*--intersection"):

@@ -11,6 +11,7 @@ from typing import Any
 
 from fttt.experiment.plan import Settled
 from fttt.models import ReadyModel, ServedModel
+from fttt.models.locate import model_content
 
 __all__ = ["describe_environment"]
 
@@ -20,6 +21,7 @@ _PACKAGES = ("fttt", "torch", "transformers", "tokenizers", "numpy")
 def describe_environment(loaded: ReadyModel, settled: Settled) -> dict[str, Any]:
     """The content of ``environment.json``."""
     network = settled.settings.fingerprint()
+    content = model_content(settled.config.model)
     return {
         "versions": {"python": platform.python_version(), **_versions()},
         "platform": platform.platform(),
@@ -29,6 +31,7 @@ def describe_environment(loaded: ReadyModel, settled: Settled) -> dict[str, Any]
         "dtype": loaded.dtype,
         "model": loaded.name,
         **({"endpoint": loaded.facts()} if isinstance(loaded, ServedModel) else {}),
+        **({} if content is None else {"model_content": content}),
         **({} if loaded.adapter is None else {"adapter": dict(loaded.adapter)}),
         **({} if network is None else {"network": network}),
         "git": _commit(),

@@ -38,7 +38,7 @@ from fttt.finetune.metadata import (
     read_info,
 )
 from fttt.finetune.parameters import CONFIG_FILE, PEFT_TYPE, WEIGHTS_FILE, load_adapters
-from fttt.models import LoadedModel, Prefix, find_model, load_config, load_model
+from fttt.models import LoadedModel, Prefix, load_config, load_model
 from fttt.models.locate import find_fault, same_model, size_and_ends
 
 __all__ = [
@@ -70,11 +70,11 @@ def check_checkpoint(folder: str | Path, model: str) -> FinetuneInfo:
     folder = Path(folder)
     info = read_info(folder)
     _check_files(info, folder)
-    if model != info.model and not same_model(info.model, model):
-        _check_name(info, find_model(model).name, folder)
     # after full fine-tuning the base model itself is not needed
     whole = info.method == "full"
     check_base(info, load_config(str(folder) if whole else model), model, folder)
+    if not same_model(info.model, model):
+        raise _other_base(info, model, folder)
     return info
 
 
@@ -117,7 +117,8 @@ def attach(loaded: LoadedModel, folder: str | Path) -> LoadedModel:
             f"The model {loaded.name!r} has the fine-tuned weights of "
             f"{loaded.adapter['folder']!r} already; attach one checkpoint to a fresh model."
         )
-    _check_name(info, loaded.name, folder)
+    if loaded.name != info.base_model:
+        raise _other_base(info, loaded.name, folder)
     check_base(info, loaded.model.config, loaded.name, folder)
     if info.method == "full":
         return _whole_model(info, folder, loaded.dtype, loaded.device)
@@ -262,12 +263,11 @@ def _check_files(info: FinetuneInfo, folder: Path) -> None:
         )
 
 
-def _check_name(info: FinetuneInfo, model: str, folder: Path) -> None:
-    if model != info.base_model:
-        raise UsageError(
-            f"The checkpoint {str(folder)!r} was trained on {info.base_model!r} and cannot be "
-            f"used with {model!r}; give --model {info.model}, or leave --model out."
-        )
+def _other_base(info: FinetuneInfo, model: str, folder: Path) -> UsageError:
+    return UsageError(
+        f"The checkpoint {str(folder)!r} was trained on {info.model!r} and cannot be used with "
+        f"{model!r}, which is another model; give --model {info.model}, or leave --model out."
+    )
 
 
 def _fingerprint(folder: Path) -> str:

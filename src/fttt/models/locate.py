@@ -31,6 +31,7 @@ __all__ = [
     "find_fault",
     "find_model",
     "list_models",
+    "model_content",
     "refusal",
     "same_model",
     "size_and_ends",
@@ -181,20 +182,22 @@ def _check_folder(folder: Path) -> None:
 
 
 def same_model(one: str, other: str) -> bool:
-    """Whether two names have the same last part, or stand for files of the same content.
+    """Whether two names stand for files of the same content.
 
-    The embedded default and its GGUF file are one model, and so are a folder and its copy. Content
-    is compared by the config, and by the size and both ends of each weight file. A model that no
-    longer exists, as a checkpoint may name one, is compared by its name alone.
+    The embedded default and its GGUF file are one model, and so are a folder and its copy; two
+    folders of one name and other content are not. Where one of them is not here, on the hub, say,
+    or no longer, they are compared by the last parts of their names alone.
 
     Args:
         one: a name as ``--model`` takes it.
         other: another.
     """
-    if _last_part(one) == _last_part(other):
+    if one == other:
         return True
-    content = _content(one)
-    return content is not None and content == _content(other)
+    first, second = model_content(one), model_content(other)
+    if first is None or second is None:
+        return _last_part(one) == _last_part(other)
+    return first == second
 
 
 def _last_part(name: str) -> str:
@@ -204,8 +207,11 @@ def _last_part(name: str) -> str:
         return model_label(name)
 
 
-def _content(name: str) -> bytes | None:
-    """A hash of a local model's files; ``None`` where there are none."""
+def model_content(name: str) -> str | None:
+    """SHA-256 of a local model's config, and of the size and both ends of each weight file.
+
+    ``None`` where there are no such files.
+    """
     try:
         source = find_model(name)
     except UsageError:
@@ -223,7 +229,7 @@ def _content(name: str) -> bytes | None:
             digest.update(f"{size}".encode() + first + last)
     except OSError:
         return None
-    return digest.digest()
+    return digest.hexdigest()
 
 
 _END = 2**20

@@ -230,6 +230,8 @@ def check_rules(runs: Sequence[Run], allow: Sequence[str]) -> list[str]:
     """
     notes = []
     rules = [_rules(run) for run in runs]
+    for rule, name in zip(rules, _model_names(runs), strict=True):
+        rule["model"] = name
     names = {name for rule in rules for name in rule}
     for name in sorted(names, key=lambda n: (n != "task", n != "model", n)):  # the plainest first
         deciding = [
@@ -269,8 +271,27 @@ def _rules(run: Run) -> dict[str, Any]:
     """What two runs must share for a difference to be the method's."""
     rules = {key: value for key, value in _leaves(run.config) if key in RULE_SETTINGS}
     options = dict(_leaves(run.config.get("data", {}).get("options", {})))
-    facts = {"task": run.task, "model": run.model, "unanswered": run.unanswered}
+    facts = {"task": run.task, "unanswered": run.unanswered}
     return {**rules, **options, **facts}
+
+
+def _model_names(runs: Sequence[Run]) -> list[str]:
+    """What each run's model is called: one name for one content, by whatever path it was given.
+
+    Where folders of one name hold other content, part of its SHA-256 is in the name. The content of
+    a model of the hub is not known.
+    """
+    name_of: dict[str, str] = {}
+    contents = [str(run.environment.get("model_content", "")) for run in runs]
+    for run, content in zip(runs, contents, strict=True):
+        if content:
+            name_of.setdefault(content, run.model)
+    several = {name for name, times in Counter(name_of.values()).items() if times > 1}
+    names = [name_of.get(content, run.model) for run, content in zip(runs, contents, strict=True)]
+    return [
+        f"{name} (sha256 {content[:8] or 'unknown'})" if name in several else name
+        for name, content in zip(names, contents, strict=True)
+    ]
 
 
 def _identity(run: Run) -> dict[str, Any]:
