@@ -67,12 +67,17 @@ def save(folder: Path, text: str, *, full: bool = False) -> None:
 
 def test_a_full_disk_leaves_what_was_there_whole(tmp_path: Path) -> None:
     save(tmp_path, "first")
-    with pytest.raises(RunError, match="No space left on device"):
+    with pytest.raises(RunError, match=r"No space left on device.*saved earlier is whole"):
         save(tmp_path, "sec", full=True)
     assert (tmp_path / "weights").read_text() == "first"
     assert {p.name for p in tmp_path.iterdir()} == {"weights", INFO_FILE}
     save(tmp_path, "second")
     assert (tmp_path / "weights").read_text() == "second"
+
+
+def test_a_full_disk_at_the_first_checkpoint_promises_nothing(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"nothing was saved before.* from the first step"):
+        save(tmp_path, "fir", full=True)
 
 
 def test_a_checkpoint_is_read_without_torch() -> None:

@@ -74,7 +74,6 @@ def test_the_newest_two_are_kept(tmp_path: Path, info: OpTuneInfo, network: OpTu
 def test_a_full_disk_leaves_the_one_before_whole(
     tmp_path: Path, info: OpTuneInfo, network: OpTuneNetwork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_checkpoint(tmp_path, info, network, state(20))
     write = module.write_whole
 
     def full(path: Path, content: bytes) -> None:
@@ -82,8 +81,13 @@ def test_a_full_disk_leaves_the_one_before_whole(
             raise OSError(errno.ENOSPC, "No space left on device")
         write(path, content)
 
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "write_whole", full)
+        with pytest.raises(RunError, match=r"step-00000020.*there is none before it: from step 0"):
+            write_checkpoint(tmp_path, info, network, state(20))
+    write_checkpoint(tmp_path, info, network, state(20))
     monkeypatch.setattr(module, "write_whole", full)
-    with pytest.raises(RunError, match=r"step-00000040.*No space left.*--resume"):
+    with pytest.raises(RunError, match=r"step-00000040.*No space left.*step-00000020 is whole"):
         write_checkpoint(tmp_path, replace(info, step=40), network, state(40))
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000020"]
     (tmp_path / ".step-00000030.partial").mkdir()  # of a process that was killed

@@ -183,15 +183,23 @@ def publish(folder: Path) -> Iterator[Path]:
         for file in sorted(beside.iterdir(), key=lambda p: p.name == INFO_FILE):
             file.replace(folder / file.name)
     except (OSError, SafetensorError, RuntimeError) as error:
-        raise cannot_save(folder, error) from error
+        earlier = any(folder.glob(f"*/checkpoint-*/{INFO_FILE}")) or (folder / INFO_FILE).is_file()
+        raise cannot_save(folder, error, earlier=earlier) from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 
 
-def cannot_save(folder: Path, error: Exception) -> RunError:
-    """The error of weights that could not be written."""
-    first = first_line(error)
-    return RunError(
-        f"{str(folder)!r} could not be saved ({first}); what was saved earlier is whole: free some "
-        "space and resume from it with --resume."
+def cannot_save(folder: Path, error: Exception, *, earlier: bool) -> RunError:
+    """The error of weights that could not be written.
+
+    Args:
+        folder: where they should be.
+        error: why not.
+        earlier: whether a checkpoint was saved before.
+    """
+    advice = (
+        "what was saved earlier is whole: free some space and resume from it with --resume"
+        if earlier
+        else "nothing was saved before: free some space and train from the first step with --resume"
     )
+    return RunError(f"{str(folder)!r} could not be saved ({first_line(error)}); {advice}.")

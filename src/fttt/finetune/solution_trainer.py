@@ -253,7 +253,7 @@ class SolutionTrainer(Trainer):
                 write_info(folder, self.info())
         except SAVING_ERRORS as error:
             shutil.rmtree(folder, ignore_errors=True)
-            raise cannot_save(folder, error) from error
+            raise cannot_save(folder, error, earlier=bool(checkpoints(root))) from error
         if self.args.should_save:
             kept = (folder, best_checkpoint(self.state, root))
             for other in checkpoints(root):

@@ -135,10 +135,9 @@ def write_checkpoint(
         _sync_folder(folder)
     except OSError as error:
         shutil.rmtree(scratch, ignore_errors=True)
-        advice = (
-            "make room or fix the folder's permissions, then resume with --resume (the checkpoint "
-            "before it is whole)"
-        )
+        before = step_folders(folder)
+        there = f"{before[-1].name} is whole" if before else "there is none before it: from step 0"
+        advice = f"make room or fix the folder's permissions, then resume with --resume ({there})"
         raise cannot_write(target, error, advice) from error
     for old in step_folders(folder)[:-KEPT]:
         shutil.rmtree(old, ignore_errors=True)
