@@ -14,7 +14,7 @@ A message is one sentence that names what failed, the value, what is allowed, an
 
 from __future__ import annotations
 
-__all__ = ["DivergedError", "FTTTError", "RunError", "UsageError", "first_line"]
+__all__ = ["DivergedError", "FTTTError", "RunError", "StoppedError", "UsageError", "first_line"]
 
 
 class FTTTError(Exception):
@@ -33,6 +33,12 @@ class RunError(FTTTError):
     """A run failed after it had begun; what was finished is on disk."""
 
     exit_code = 1
+
+
+class StoppedError(RunError):
+    """Ctrl-C or SIGTERM: stopped cleanly, and can be resumed."""
+
+    exit_code = 130
 
 
 class DivergedError(RunError):

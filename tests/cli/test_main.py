@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from fttt.cli import main
+from fttt.cli.flags import say_how_to_resume
+from fttt.errors import RunError
 from fttt.testing import call
 
 
@@ -123,6 +127,67 @@ def test_an_interrupt_is_said_in_one_word(
         main(["run", "--resume", "somewhere"])
     assert ended.value.code == 130
     assert capsys.readouterr().err == "fttt: Stopped.\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "reason"),
+    [
+        (RunError("There is no room."), 1, "There is no room."),
+        (KeyboardInterrupt(), 130, "Stopped."),
+    ],
+)
+def test_the_reason_stands_before_how_to_resume(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: BaseException,
+    code: int,
+    reason: str,
+) -> None:
+    (tmp_path / "config.toml").touch()
+
+    def failing(*_: object, **__: object) -> None:
+        with say_how_to_resume("`fttt more`", tmp_path):
+            raise error
+
+    monkeypatch.setattr("fttt.cli.runs.run_flags", failing)
+    assert inside(capsys, "run", "fttt") == (
+        code,
+        "",
+        f"fttt: {reason}\nfttt: Resume with `fttt more`.\n",
+    )
+
+
+def test_a_termination_is_said_as_an_interrupt_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def terminated(*_: object, **__: object) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr("fttt.cli.runs.run_flags", terminated)
+    assert inside(capsys, "run", "fttt") == (130, "", "fttt: Stopped.\n")
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_second_termination_says_how_to_resume() -> None:
+    script = (
+        "import asyncio, signal\n"
+        "from fttt.experiment.runner import _stop_signals\n"
+        "async def main():\n"
+        "    with _stop_signals(lambda: None, '`fttt more`'):\n"
+        "        for _ in range(2):\n"
+        "            signal.raise_signal(signal.SIGTERM)\n"
+        "            await asyncio.sleep(0.1)\n"
+        "asyncio.run(main())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 130
+    assert done.stderr == (
+        "fttt: Stopped at once; what had ended is on disk.\nfttt: Resume with `fttt more`.\n"
+    )
 
 
 def test_defaults_that_are_words_are_shown_in_help(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
@@ -14,12 +17,9 @@ from fttt.cli.reports import compare_command, list_command, report_command
 from fttt.cli.runs import demo_command, regrade_command, run_command, sweep_command
 from fttt.cli.services import bench_app, judge_app
 from fttt.cli.trainings import finetune_app, optune_app
-from fttt.errors import FTTTError, UsageError
+from fttt.errors import FTTTError, StoppedError, UsageError
 
 __all__ = ["app", "main"]
-
-STOPPED = 130
-"""The exit status after Ctrl-C."""
 
 app = typer.Typer(
     name="fttt",
@@ -63,22 +63,37 @@ def main(arguments: Sequence[str] | None = None) -> None:
     words = [*(sys.argv[1:] if arguments is None else arguments)]
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
-    sys.exit(_run(words, debug))
+    with _terminated_as_interrupted():
+        code = _run(words, debug)
+    sys.exit(code)
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """Let SIGTERM end a command as Ctrl-C does: cleanly, and with a sentence."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals are the main thread's
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _run(words: list[str], debug: bool) -> int:
     try:
         code = int(app(words, standalone_mode=False, prog_name="fttt") or 0)
-        if code == STOPPED:  # the parser has caught the interrupt
+        if code == StoppedError.exit_code:  # the parser has caught the interrupt
             _say("Stopped.")
         return code
     except (KeyboardInterrupt, typer.Abort):
         _say("Stopped.")
-        return STOPPED
+        return StoppedError.exit_code
     except FTTTError as error:
         if debug:
             traceback.print_exc()
-        _say(str(error))
+        _say(str(error), error)
         return error.exit_code
     except Exception as error:
         if hasattr(error, "format_message"):  # the parser's errors, whose class typer moves about
@@ -98,5 +113,7 @@ def _parse_error(error: Any) -> int:
     return UsageError.exit_code
 
 
-def _say(message: str) -> None:
-    typer.echo(f"fttt: {message}", err=True)
+def _say(message: str, error: BaseException | None = None) -> None:
+    """Print a sentence, and below it what was noted on the error: how to resume."""
+    for line in (message, *getattr(error, "__notes__", ())):
+        typer.echo(f"fttt: {line}", err=True)

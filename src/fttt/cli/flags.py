@@ -22,7 +22,7 @@ from pydantic_core import PydanticUndefined
 
 from fttt.config import RunConfig, in_sections, key_values
 from fttt.config.run_config import Section
-from fttt.errors import DivergedError, RunError
+from fttt.errors import DivergedError, RunError, StoppedError
 from fttt.tasks import Task
 from fttt.tasks.benchmark_data import local_data, local_note
 
@@ -219,20 +219,28 @@ def found_data(task: Task, split: str) -> Path | None:
 
 @contextmanager
 def say_how_to_resume(command: str, folder: Path) -> Iterator[None]:
-    """Print the command that resumes what has begun in ``folder`` and failed or was interrupted.
+    """Note the command that resumes what has begun in ``folder`` and failed or was interrupted.
 
-    Nothing is printed where the error names the command, or where resuming would fail again.
+    It is printed after the error's own sentence; not where that names the command, or where
+    resuming would fail again.
     """
     try:
         yield
-    except (RunError, KeyboardInterrupt) as error:
+    except (RunError, KeyboardInterrupt) as caught:
+        if not any(folder.glob("*.toml")):
+            raise
+        error = StoppedError("Stopped.") if isinstance(caught, KeyboardInterrupt) else caught
         helps = not isinstance(error, DivergedError) and command not in str(error)
-        if helps and any(folder.glob("*.toml")):
-            say(f"fttt: Resume with {command}.", err=True)
-        raise
+        if helps and _first_process():
+            error.add_note(f"Resume with {command}.")
+        raise error from error.__cause__
 
 
 def say(line: str, *, err: bool = False) -> None:
     """Print a line, in the first of several processes only."""
-    if os.environ.get("RANK", "0") == "0":  # as accelerate and torchrun number them
+    if _first_process():
         typer.echo(line, err=err)
+
+
+def _first_process() -> bool:
+    return os.environ.get("RANK", "0") == "0"  # as accelerate and torchrun number them

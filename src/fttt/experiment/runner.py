@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fttt.engine.request import AdapterSpec
-from fttt.errors import RunError
+from fttt.errors import RunError, StoppedError
 from fttt.experiment.cases import save_cases
 from fttt.experiment.executor import Executor, Owed
 from fttt.experiment.plan import Plan
@@ -20,13 +20,7 @@ from fttt.progress import Progress
 from fttt.store import Run, RunWriter, solved_within
 from fttt.types import Question
 
-__all__ = ["Cell", "StoppedError", "run_cells"]
-
-
-class StoppedError(RunError):
-    """Ctrl-C: the run stopped cleanly and can be resumed."""
-
-    exit_code = 130
+__all__ = ["Cell", "run_cells"]
 
 
 @dataclass(frozen=True)
@@ -58,7 +52,7 @@ def run_cells(cells: Sequence[Cell], executor: Executor, progress: Progress) -> 
     Raises:
         UsageError: a question does not fit the model's context, or the memory does not suffice.
         RunError: a run failed; what was finished is on disk.
-        StoppedError: stopped by Ctrl-C.
+        StoppedError: stopped by Ctrl-C or SIGTERM.
     """
     cells = _rendered(cells, executor)
     for cell in cells:
@@ -113,13 +107,18 @@ class _Group:
             owed = self._owed()
             trials = sum(map(self._trials, owed))
             stop = asyncio.Event()
-            with _stop_signals(stop.set):
+            with _stop_signals(stop.set, self._how_to_resume()):
                 async with self.progress.watching(self.executor, len(owed), trials):
                     finished = await self.executor.ask(owed, self.writers, self.progress, stop)
         finally:
             await self.executor.release()
         if not finished:
             raise StoppedError("The run was stopped; all that had ended is on disk.")
+
+    def _how_to_resume(self) -> str:
+        if len(self.cells) > 1:
+            return "the same command"
+        return f"`fttt run --resume {self.cells[0].folder}`"
 
     def _owed(self) -> list[Owed]:
         """What is not done; an adapter of all questions is learned again from all of them."""
@@ -145,7 +144,10 @@ class _Group:
                     record.trials, decided_by=run.decided_by, unanswered=run.unanswered
                 )
             ]
-            save_cases(cell.plan.cases_file, [q.id for q in run.questions], solved)
+            try:
+                save_cases(cell.plan.cases_file, [q.id for q in run.questions], solved)
+            except RunError as error:  # the run itself is complete
+                self.progress.note(f"fttt: {error}")
         return run
 
 
@@ -166,8 +168,13 @@ def _by_adapter(cells: Sequence[Cell]) -> list[list[int]]:
 
 
 @contextmanager
-def _stop_signals(stop: Callable[[], None]) -> Iterator[None]:
-    """Turn the first Ctrl-C or SIGTERM into ``stop()``; a second one ends the process at once."""
+def _stop_signals(stop: Callable[[], None], resume: str) -> Iterator[None]:
+    """Turn the first Ctrl-C or SIGTERM into ``stop()``; a second one ends the process at once.
+
+    Args:
+        stop: asks for a clean end.
+        resume: the command that resumes what is ended at once.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield  # signals are the main thread's
         return
@@ -177,14 +184,19 @@ def _stop_signals(stop: Callable[[], None]) -> Iterator[None]:
     def handle() -> None:
         nonlocal asked
         if asked:
+            cursor = "\x1b[?25h" if os.isatty(2) else ""  # which a progress bar hides
+            said = f"{cursor}fttt: Stopped at once; what had ended is on disk.\n"
+            os.write(2, f"{said}fttt: Resume with {resume}.\n".encode())
             os._exit(StoppedError.exit_code)
         asked = True
         stop()
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
         loop.add_signal_handler(number, handle)
     try:
         yield
     finally:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number, handler in before.items():
             loop.remove_signal_handler(number)
+            signal.signal(number, handler)
