@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tomllib
 from pathlib import Path
 
 import pytest
 
+from fttt.models.chat import ChatFormat
 from fttt.store import Run
 from fttt.testing import call
 
@@ -74,6 +76,18 @@ def test_lost_trials_of_a_finished_run_are_said_and_made_again(
     assert [trial.token_ids for trial in again.trials] == [trial.token_ids for trial in whole]
     assert again.finished
     assert not again.lost
+
+
+def test_a_model_that_has_changed_does_not_go_on_with_a_run(
+    model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(model, "own")
+    assert call("run", "best-of-n", "--model", "own", "--trials", "1", "--out", "r", *COMMON) == 0
+    (Path("r") / "summary.json").unlink()
+    config = Path("own/config.json")
+    config.write_text(config.read_text() + "\n")
+    assert call("run", "--resume", "r") == 2
+    assert "own' has changed since the run in 'r' began" in capsys.readouterr().err
 
 
 def test_a_dry_run_prints_a_recipe_that_runs(
@@ -188,6 +202,36 @@ def test_a_question_longer_than_the_context_stops_before_the_run(
     assert call(*words, "--out", "r") == 2
     assert "--max-new-tokens 2040 is longer than the context of 2048" in capsys.readouterr().err
     assert not Path("r").exists()
+
+
+def test_a_question_of_megabytes_is_refused_without_being_tokenized(
+    model: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    longest = []
+    encode = ChatFormat.encode
+
+    def counting(self: ChatFormat, text: str) -> tuple[int, ...]:
+        longest.append(len(text))
+        return encode(self, text)
+
+    monkeypatch.setattr(ChatFormat, "encode", counting)
+    Path("q.jsonl").write_text(json.dumps({"question": "word " * 400_000, "answer": "4"}))
+    words = ["--task", "jsonl", "--data-dir", "q.jsonl", "--verifier", "number"]
+    assert call("run", "greedy", "--model", model, *words, *COMMON[2:]) == 2
+    assert "has more than" in capsys.readouterr().err
+    assert max(longest) < 200_000
+
+
+def test_a_folder_that_cannot_hold_the_correct_cases_costs_no_table(
+    model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("metadata").touch()
+    assert call("run", "greedy", "--model", model, "--out", "g", *COMMON) == 0
+    shown = capsys.readouterr()
+    assert "0/2" in shown.out
+    assert "Cannot write 'metadata/tiny_arithmetic_correct_cases.json'" in shown.err
+    assert "the run itself is complete" in shown.err
+    assert "Resume" not in shown.err
 
 
 def test_regrade_says_what_changed(model: str, capsys: pytest.CaptureFixture[str]) -> None:

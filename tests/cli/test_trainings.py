@@ -222,6 +222,7 @@ def test_faults_are_named_before_any_model_is_loaded(
         ([good, "nowhere"], "no checkpoint folder 'nowhere'"),
         ([good, good], "named twice"),
         ([good, str(other)], "say with --task"),
+        ([good, str(other), "--task", "arithmetic"], "evaluate those of each model on their own"),
         ([good, "--task", "nothing"], "nothing"),
         ([good, "--hard-limit", "2", "--skip-cases", "c.json"], "cannot be combined"),
     ):

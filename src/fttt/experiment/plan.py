@@ -276,7 +276,15 @@ def _found(run: Run) -> dict[str, Any]:
 
 
 def _check_same_weights(run: Run, config: RunConfig) -> None:
-    """Refuse a checkpoint folder that has been written anew since the run began."""
+    """Refuse a model or a checkpoint whose files have changed since the run began."""
+    from fttt.models.locate import model_content
+
+    then = run.environment.get("model_content")
+    if then is not None and model_content(config.model) not in (None, then):
+        raise UsageError(
+            f"The model {config.model!r} has changed since the run in {str(run.path)!r} began; "
+            "bring the old one back, or start a new run."
+        )
     if config.adapter is None:
         return
     from fttt.finetune.load import describe_checkpoint
@@ -487,10 +495,10 @@ def check_fits(plan: Plan, loaded: ReadyModel) -> int:
         limit = min(limit, plan.config.engine.max_length)
     longest = 0
     for question in plan.questions:
-        length = loaded.chat.prompt_tokens(question.prompt, question.rendered)
+        length, told = _prompt_tokens(question, loaded, max(0, limit - new))
         if length + new > limit:
             raise UsageError(
-                f"The question {question.id!r} has {length} tokens, which with --max-new-tokens "
+                f"The question {question.id!r} has {told} tokens, which with --max-new-tokens "
                 f"{new} is longer than the context of {limit} tokens; lower --max-new-tokens or "
                 "leave the question out."
             )
@@ -500,6 +508,24 @@ def check_fits(plan: Plan, loaded: ReadyModel) -> int:
         for turn in plan.method.conversation(new)
     )
     return min(limit, longest + needed)
+
+
+_TOKEN = 16
+"""Characters of a token, more than any text has on average."""
+
+
+def _prompt_tokens(question: Question, loaded: ReadyModel, most: int) -> tuple[int, str]:
+    """The tokens of a question's prompt, and how many to speak of.
+
+    Of a text far longer than ``most`` tokens only a beginning is tokenized: megabytes take minutes.
+    """
+    text, enough = question.rendered or question.prompt, _TOKEN * (most + 1)
+    if len(text) > enough:
+        beginning = loaded.chat.prompt_tokens(text[:enough], text[:enough])
+        if beginning > most + 1:  # of which the last may be a part of a token
+            return beginning, f"more than {beginning - 1}"
+    length = loaded.chat.prompt_tokens(question.prompt, question.rendered)
+    return length, str(length)
 
 
 def weights_label(config: RunConfig) -> str:

@@ -360,13 +360,20 @@ def evaluation(
         hard_limit: at most this many hard questions.
 
     Raises:
-        UsageError: a folder is no checkpoint, or the task is not clear.
+        UsageError: a folder is no checkpoint, the task is not clear, or they have several base
+            models.
     """
     tasks = dict.fromkeys(read_info(folder).task for folder in checkpoints)
     if "task" not in base and len(tasks) > 1:
         raise UsageError(
             f"The checkpoints were trained on {', '.join(tasks)}; say with --task on which "
             "questions all of them are to be evaluated."
+        )
+    models = dict.fromkeys(read_info(folder).model for folder in checkpoints)
+    if "model" not in base and len(models) > 1:
+        raise UsageError(
+            f"The checkpoints were trained from {' and '.join(map(repr, models))}, and one "
+            "evaluation loads one base model; evaluate those of each model on their own."
         )
     base = merge({"task": next(iter(tasks)), "save_correct_cases": False}, base)
     data = dict(base.get("data", {}))
