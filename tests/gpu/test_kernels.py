@@ -47,13 +47,17 @@ def error(out: torch.Tensor, reference: torch.Tensor) -> float:
     ],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("splits", [1, 2, 3])
 def test_decode_attention(
-    heads: int, kv_heads: int, dim: int, asked: dict[str, Any], dtype: torch.dtype
-) -> None:
+    heads: int, kv_heads: int, dim: int, asked: dict[str, Any], dtype: torch.dtype, splits: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     if INTERPRETED and dtype is torch.bfloat16:
         pytest.skip("the interpreter's bfloat16 is not that of a GPU")
+    from fttt.engine.ops import triton
     from fttt.engine.ops.triton import decode_attention
 
+    monkeypatch.setattr(triton, "_PROGRAMS", splits * 8 * kv_heads)
     torch.manual_seed(heads * dim)
     value_dim = asked.get("value_dim", dim)
     window, chunk, softcap = (asked.get(name) for name in ("window", "chunk", "softcap"))

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 __all__ = ["add_delta", "add_lora", "decode_attention", "keep_mask"]
 
 _SPLIT = 256
-"""Cached tokens that one program of the attention kernel reads."""
+"""Cached tokens that one program of the attention kernel reads at the least."""
+_PROGRAMS = 1024
+"""Programs of the attention kernel that keep a GPU busy; with more of them rows are not split."""
 
 
 def decode_attention(
@@ -42,51 +44,58 @@ def decode_attention(
 ) -> Tensor:
     """Store one token's keys and values a row, and attend to the row; returns ``[N, H, E]``.
 
-    What the options mean is said by :func:`fttt.engine.attention.attend`. Rows are cut into splits
-    that run side by side and are merged by their log-sum-exp (flash-decoding); a split that lies
-    past a row's end stops at once. Where the batch says so, each earlier token is read from the row
-    that holds it.
+    What the options mean is said by :func:`fttt.engine.attention.attend`. Where there are few rows,
+    each is cut into splits that run side by side and are merged by their log-sum-exp
+    (flash-decoding): as many as keep the GPU busy, so that a captured step needs to know no length,
+    and as long as the row then asks for. Where the batch says so, each earlier token is read from
+    the row that holds it.
     """
     heads, rows, dim = query_HND.shape
     kv_heads, _, value_dim = value_KNE.shape
     groups = heads // kv_heads
     k_cache, v_cache = batch.cache.keys[layer], batch.cache.values[layer]
-    splits = triton.cdiv(batch.cache.capacity, _SPLIT)
+    splits = triton.cdiv(_PROGRAMS, rows * kv_heads)
+    splits = min(splits, triton.cdiv(batch.cache.capacity, _SPLIT))
     dim_pad, value_pad = (max(16, triton.next_power_of_2(n)) for n in (dim, value_dim))
     large = max(dim_pad, value_pad) * k_cache.element_size() > 512  # few fit shared memory
     out = torch.empty(rows, heads, value_dim, dtype=query_HND.dtype, device=query_HND.device)
-    partial = torch.empty(rows, heads, splits, value_dim, dtype=torch.float32, device=out.device)
-    scale_sum = torch.empty(rows, heads, splits, 2, dtype=torch.float32, device=out.device)
+    partial = scale_sum = out
+    if splits > 1:
+        shape = (rows, heads, splits)
+        partial = torch.empty(*shape, value_dim, dtype=torch.float32, device=out.device)
+        scale_sum = torch.empty(*shape, 2, dtype=torch.float32, device=out.device)
     row_of = batch.row_B if batch.row_of_BS is None else batch.row_of_BS
-    slope = scale_sum if slopes is None else slopes.float()
-    sink = scale_sum if sinks is None else sinks
+    slope = out if slopes is None else slopes.float()
+    sink = out if sinks is None else sinks
     _attention_kernel[(rows, kv_heads, splits)](
         query_HND, key_KND, value_KNE, k_cache, v_cache, batch.row_B, batch.past_B, row_of,
-        slope, partial, scale_sum, scaling, softcap or 0.0, window or 0, chunk or 0,
+        slope, sink, partial, scale_sum, scaling, softcap or 0.0, window or 0, chunk or 0,
         query_HND.stride(0), query_HND.stride(1), key_KND.stride(0), key_KND.stride(1),
         value_KNE.stride(0), value_KNE.stride(1), k_cache.stride(0), k_cache.stride(1),
-        v_cache.stride(0), v_cache.stride(1), row_of.stride(0), heads, splits, dim, value_dim,
-        SCATTERED=batch.row_of_BS is not None, SLOPED=slopes is not None,
+        v_cache.stride(0), v_cache.stride(1), row_of.stride(0), heads, dim, value_dim,
+        SCATTERED=batch.row_of_BS is not None, SLOPED=slopes is not None, SUNK=sinks is not None,
         GROUPS=groups, GROUPS_PAD=max(16, triton.next_power_of_2(groups)),
-        DIM_PAD=dim_pad, VALUE_PAD=value_pad, SPLIT=_SPLIT, BLOCK=32 if large else 64,
-        num_warps=4, num_stages=2 if large else 3,
+        DIM_PAD=dim_pad, VALUE_PAD=value_pad, SPLITS=splits, SPLIT=_SPLIT,
+        BLOCK=32 if large else 64, num_warps=4, num_stages=2 if large else 3,
     )  # fmt: skip
-    _merge_kernel[(rows, heads)](
-        partial, scale_sum, sink, out, splits, value_dim, SUNK=sinks is not None,
-        SPLITS_PAD=triton.next_power_of_2(splits), DIM_PAD=triton.next_power_of_2(value_dim),
-        num_warps=2,
-    )  # fmt: skip
+    if splits > 1:
+        _merge_kernel[(rows, heads)](
+            partial, scale_sum, sink, out, splits, value_dim, SUNK=sinks is not None,
+            SPLITS_PAD=triton.next_power_of_2(splits), DIM_PAD=triton.next_power_of_2(value_dim),
+            num_warps=2,
+        )  # fmt: skip
     return out
 
 
 @triton.jit
 def _attention_kernel(
     q_ptr, k_ptr, v_ptr, k_cache, v_cache, row_ptr, past_ptr, row_of_ptr, slope_ptr,
-    partial_ptr, sum_ptr, scaling, softcap, window, chunk,
+    sink_ptr, partial_ptr, sum_ptr, scaling, softcap, window, chunk,
     q_head, q_row, k_head, k_row, v_head, v_row, k_cache_row, k_cache_head,
-    v_cache_row, v_cache_head, row_of_lane, heads, splits, dim, value_dim,
-    SCATTERED: tl.constexpr, SLOPED: tl.constexpr, GROUPS: tl.constexpr, GROUPS_PAD: tl.constexpr,
-    DIM_PAD: tl.constexpr, VALUE_PAD: tl.constexpr, SPLIT: tl.constexpr, BLOCK: tl.constexpr,
+    v_cache_row, v_cache_head, row_of_lane, heads, dim, value_dim,
+    SCATTERED: tl.constexpr, SLOPED: tl.constexpr, SUNK: tl.constexpr,
+    GROUPS: tl.constexpr, GROUPS_PAD: tl.constexpr, DIM_PAD: tl.constexpr, VALUE_PAD: tl.constexpr,
+    SPLITS: tl.constexpr, SPLIT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     lane = tl.program_id(0)
     kv_head = tl.program_id(1)
@@ -113,8 +122,12 @@ def _attention_kernel(
         oldest = tl.maximum(oldest, past + 1 - window)
     if chunk > 0:
         oldest = tl.maximum(oldest, past // chunk * chunk)
-    last = tl.minimum(split * SPLIT + SPLIT, past)
-    first = tl.maximum(split * SPLIT, oldest // BLOCK * BLOCK)
+    first = oldest // BLOCK * BLOCK
+    last = past
+    if SPLITS > 1:
+        share = tl.maximum(SPLIT, tl.cdiv(tl.cdiv(past - first, SPLITS), BLOCK) * BLOCK)
+        first += split * share
+        last = tl.minimum(first + share, past)
     for start in range(first, last, BLOCK):
         s = start + tl.arange(0, BLOCK)
         seen = (s >= oldest) & (s < past)
@@ -158,14 +171,26 @@ def _attention_kernel(
         total = total * shrink + weight_own
         acc = acc * shrink[:, None] + weight_own[:, None] * v_new.to(tl.float32)[None, :]
         best = new_best
-    index = (lane * heads + head) * splits + split
     mask = g < GROUPS
-    tl.store(sum_ptr + index * 2, best, mask=mask)
-    tl.store(sum_ptr + index * 2 + 1, total, mask=mask)
-    tl.store(
-        partial_ptr + index[:, None] * value_dim + e[None, :], acc,
-        mask=mask[:, None] & in_e[None, :] & (best > float("-inf"))[:, None],
-    )  # fmt: skip
+    index = lane * heads + head
+    if SPLITS == 1:
+        if SUNK:
+            sink = tl.load(sink_ptr + head, mask=mask, other=0.0).to(tl.float32)
+            new_best = tl.maximum(best, sink)
+            shrink = tl.exp(best - new_best)
+            total = total * shrink + tl.exp(sink - new_best)
+            acc = acc * shrink[:, None]
+        out = (acc / total[:, None]).to(partial_ptr.dtype.element_ty)
+        mask_GE = mask[:, None] & in_e[None, :]
+        tl.store(partial_ptr + index[:, None] * value_dim + e[None, :], out, mask=mask_GE)
+    else:
+        index = index * SPLITS + split
+        tl.store(sum_ptr + index * 2, best, mask=mask)
+        tl.store(sum_ptr + index * 2 + 1, total, mask=mask)
+        tl.store(
+            partial_ptr + index[:, None] * value_dim + e[None, :], acc,
+            mask=mask[:, None] & in_e[None, :] & (best > float("-inf"))[:, None],
+        )  # fmt: skip
 
 
 @triton.jit
