@@ -15,6 +15,7 @@ import argparse
 from collections.abc import Callable, Iterator
 
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -23,10 +24,12 @@ from triton.testing import do_bench
 from fttt.engine.batch import Batch
 from fttt.engine.cache import Heads, KVCache
 from fttt.engine.ops import sampling
+from fttt.engine.ops.fused import SILU, gated_product
 from fttt.engine.ops.nucleus import sample
 from fttt.engine.ops.triton import decode_attention
 from fttt.engine.workload import bandwidth
 
+KINDS = ("sampler", "product", "gate", "attention")
 Case = tuple[str, float, Callable[[], object]]
 """What it is, its least bytes, and what is timed."""
 
@@ -91,6 +94,15 @@ def product_cases(
         yield f"{case}, each", least, lambda p=parts: [torch.mm(x, w.t()) for w in p]
 
 
+def gate_cases(rows: int, inner: int, dtype: torch.dtype) -> Iterator[Case]:
+    """SiLU of the gate times the other half of one product."""
+    gate, up = torch.randn(rows, 2 * inner, device="cuda", dtype=dtype).split(inner, -1)
+    least = 3 * gate.numel() * gate.element_size()
+    name = f"SiLU and product, {rows} x {inner}"
+    yield name, least, lambda: gated_product(gate, up, SILU)
+    yield f"{name}, by two kernels", least, lambda: F.silu(gate) * up
+
+
 def attention_cases(
     rows: int, length: int, capacity: int, heads: tuple[int, int, int], dtype: torch.dtype
 ) -> Iterator[Case]:
@@ -125,9 +137,7 @@ def main() -> None:
     parser.add_argument("--lengths", type=int, nargs="+", default=[200, 1000])
     parser.add_argument("--capacity", type=int, default=1024)
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
-    parser.add_argument(
-        "--only", nargs="+", choices=["sampler", "product", "attention"], help="these alone"
-    )
+    parser.add_argument("--only", nargs="+", choices=list(KINDS), help="these alone")
     options = parser.parse_args()
     dtype, heads = getattr(torch, options.dtype), tuple(options.heads)
     copy = bandwidth("cuda")
@@ -137,12 +147,14 @@ def main() -> None:
     )
 
     def cases() -> Iterator[Case]:
-        wanted = set(options.only or ("sampler", "product", "attention"))
+        wanted = set(options.only or KINDS)
         for rows in options.rows:
             if "sampler" in wanted:
                 yield from sampler_cases(rows, options.vocabulary, dtype)
             if "product" in wanted:
                 yield from product_cases(rows, options.hidden, options.inner, heads, dtype)
+            if "gate" in wanted:
+                yield from gate_cases(rows, options.inner, dtype)
             if "attention" in wanted:
                 for length in options.lengths:
                     yield from attention_cases(rows, length, options.capacity, heads, dtype)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from fttt.engine.batch import Batch
 from fttt.engine.cache import Heads, KVCache
@@ -328,6 +329,24 @@ def test_gradients_through_fused_operations() -> None:
         assert error(x.grad, wide.grad) < 1e-5
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gated_products(dtype: torch.dtype) -> None:
+    from fttt.engine.ops.fused import GELU, GELU_TANH, SILU, gated_product
+
+    torch.manual_seed(0)
+    both = (torch.randn(1, 7, 2 * 1100, device=DEVICE) * 2).to(dtype)
+    gate, up = both.split(1100, -1)  # parts of one product
+    wide = gate.double()
+    for kind, active in (
+        (SILU, F.silu(wide)), (GELU, F.gelu(wide)), (GELU_TANH, F.gelu(wide, approximate="tanh"))
+    ):  # fmt: skip
+        out = gated_product(gate, up, kind)
+        assert out.is_contiguous()
+        assert out.dtype == dtype
+        close = 1e-6 if dtype is torch.float32 else 5e-3
+        assert error(out, active * up.double()) < close
+
+
 def test_dropout_is_that_of_the_cpu() -> None:
     from fttt.engine.ops import sampling
     from fttt.engine.ops.triton import keep_mask
@@ -350,9 +369,12 @@ def test_fused_operations_are_found_and_leave_the_model_as_it_was() -> None:
         ids = torch.arange(5, 12, device=DEVICE)[None]
         before = model(ids).logits
         fused = Replacements(fused_operations(model))
-        assert len(fused) == norms + 2  # and the rotary function of two layers
+        assert len(fused) == norms + 2 + 2  # and gate and rotary function of two layers
         fused.enable()
         inside = model(ids).logits
+        with torch.no_grad():
+            without_gradient = model(ids).logits
         fused.disable()
         assert error(inside, before) < 1e-5
+        assert error(without_gradient, before) < 1e-5
         assert torch.equal(model(ids).logits, before)

@@ -1,8 +1,8 @@
-"""One kernel where a model's own code launches many: root-mean-square norms and rotary positions.
+"""One kernel where a model's own code launches many: norms, rotary positions, gated activations.
 
-Decode and train passes on a GPU are bound by the number of small kernels. These two take the place
-of the model's own code while the engine runs it, each only where a trial on random numbers shows
-that it computes the same; everything else of the model, whatever its architecture, runs as it is.
+Decode and train passes on a GPU are bound by the number of small kernels. These take the place of
+the model's own code while the engine runs it, each only where a trial on random numbers shows that
+it computes the same; everything else of the model, whatever its architecture, runs as it is.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ ROTARY = "apply_rotary_pos_emb"
 
 
 def fused_operations(model: nn.Module) -> list[tuple[Any, str, Any]]:
-    """Replacements for the norms' ``forward`` and for the rotary function, where they serve."""
+    """Replacements for norms, gated layers and the rotary function, where they serve."""
     found: list[tuple[Any, str, Any]] = []
     for module in model.modules():
-        replacement = _norm_for(module)
+        replacement = _norm_for(module) or _gated_for(module)
         if replacement is not None:
             found.append((module, "forward", replacement))
     home: Any = sys.modules[type(model).__module__]
@@ -61,6 +61,38 @@ def _norm_for(module: nn.Module) -> Callable[[Tensor], Tensor] | None:
 
         if _close(replacement(x), expected):
             return replacement
+    return None
+
+
+def _gated_for(module: Any) -> Callable[[Tensor], Tensor] | None:
+    """A gated layer's forward with its activation and product in one kernel, or ``None``."""
+    parts = [getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj")]
+    if not all(isinstance(part, nn.Module) for part in (*parts, getattr(module, "act_fn", None))):
+        return None
+    weight = getattr(module.gate_proj, "weight", None)
+    if not isinstance(weight, Tensor) or weight.dim() != 2 or not weight.is_floating_point():
+        return None
+    if len(inspect.signature(module.forward).parameters) != 1:
+        return None
+    x = _drawn(weight, 8, weight.shape[1])
+    with torch.no_grad():
+        try:
+            expected = module(x)
+        except (RuntimeError, TypeError):
+            return None
+        for kind in _ACTIVATIONS:
+
+            def replacement(x: Tensor, kind: int = kind) -> Tensor:
+                gate, up = module.gate_proj(x), module.up_proj(x)
+                if torch.is_grad_enabled():
+                    product = module.act_fn(gate) * up
+                else:
+                    product = gated_product(gate, up, kind)
+                out: Tensor = module.down_proj(product)
+                return out
+
+            if _close(replacement(x), expected):
+                return replacement
     return None
 
 
@@ -251,3 +283,38 @@ def _rotary_kernel(
     to = out_ptr + h * out_head + token * out_token + d
     tl.store(to, out_1.to(first.dtype), mask=mask)
     tl.store(to + half, out_2.to(first.dtype), mask=mask)
+
+
+SILU, GELU, GELU_TANH = 0, 1, 2
+_ACTIVATIONS = (SILU, GELU, GELU_TANH)
+
+
+def gated_product(gate: Tensor, up: Tensor, kind: int) -> Tensor:
+    """``activation(gate) * up`` in float32 inside; no gradient passes."""
+    gate_NI, up_NI = gate.flatten(0, -2), up.flatten(0, -2)
+    rows, width = gate_NI.shape
+    out = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
+    _gated_kernel[(rows, triton.cdiv(width, 1024))](
+        gate_NI, up_NI, out, gate_NI.stride(0), up_NI.stride(0), width, KIND=kind, BLOCK=1024,
+        num_warps=4,
+    )  # fmt: skip
+    return out
+
+
+@triton.jit
+def _gated_kernel(
+    gate_ptr, up_ptr, out_ptr, gate_row, up_row, width, KIND: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    i = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    mask = i < width
+    gate = tl.load(gate_ptr + row * gate_row + i, mask=mask, other=0.0)
+    up = tl.load(up_ptr + row * up_row + i, mask=mask, other=0.0).to(tl.float32)
+    x = gate.to(tl.float32)
+    if KIND == 0:
+        active = x * tl.sigmoid(x)
+    elif KIND == 1:
+        active = 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
+    else:  # 1 + tanh(y) is twice the logistic function of 2 y
+        active = x * tl.sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
+    tl.store(out_ptr + row * width + i, (active * up).to(gate.dtype), mask=mask)
