@@ -98,15 +98,19 @@ def weighted_nll(
     Returns:
         The sum, differentiable where the hidden states are, and ``NLL_M``, which is not.
     """
-    tail_M = torch.zeros_like(weight_M)
     loss, log_MK, _ = weighted_loss(
-        model, batch, where_M, label_M[:, None], weight_M[:, None], tail_M
+        model, batch, where_M, label_M[:, None], weight_M[:, None], None
     )
     return loss, -log_MK[:, 0]
 
 
 def weighted_loss(
-    model: Any, batch: Batch, where_M: Tensor, id_MK: Tensor, weight_MK: Tensor, tail_M: Tensor
+    model: Any,
+    batch: Batch,
+    where_M: Tensor,
+    id_MK: Tensor,
+    weight_MK: Tensor,
+    tail_M: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``-sum_mk weight_mk log p_mk - sum_m tail_m log(1 - sum_k p_mk)`` at packed positions.
 
@@ -120,7 +124,7 @@ def weighted_loss(
         where_M: the positions that predict.
         id_MK: tokens; where a row has fewer than K, one of them again, with a weight of zero.
         weight_MK: of each token's log-probability.
-        tail_M: weight of the log-probability of all others together.
+        tail_M: weight of the log-probability of all others together, where any position has one.
 
     Returns:
         The sum, differentiable where the hidden states are; ``log p``, ``[M, K]``; and ``[M]``, the
@@ -276,13 +280,12 @@ class _ChunkedLoss(torch.autograd.Function):
         hidden_MD: Tensor,
         id_MK: Tensor,
         weight_MK: Tensor,
-        tail_M: Tensor,
+        tail_M: Tensor | None,
         model: Any,
         batch: Batch,
         form: type[ModelOutput],
     ) -> tuple[Tensor, Tensor, Tensor]:
         wanted = ctx.needs_input_grad[0]
-        tails = bool((tail_M != 0).any())
         gradient_MD = torch.empty_like(hidden_MD) if wanted else None
         log_MK = torch.empty(id_MK.shape, device=id_MK.device)
         rest_M = torch.zeros(len(id_MK), device=id_MK.device)
@@ -290,28 +293,32 @@ class _ChunkedLoss(torch.autograd.Function):
             with torch.set_grad_enabled(wanted):
                 hidden = hidden_MD[part].detach().requires_grad_(wanted)
                 logits = _head(model, batch, form, hidden)
-            id_mK, weight_mK, tail_m1 = id_MK[part], weight_MK[part], tail_M[part, None]
+            id_mK, weight_mK = id_MK[part], weight_MK[part]
+            pushed_m1 = weight_mK.sum(-1, keepdim=True)  # what is subtracted in all, times p
             log_mV = logits.detach().log_softmax(-1, dtype=torch.float32)
             log_MK[part] = log_mK = log_mV.gather(1, id_mK)
-            if tails:
+            if tail_M is not None:
                 log_mV.scatter_(1, id_mK, float("-inf"))
                 rest_m1 = log_mV.logsumexp(-1, keepdim=True)
-                tail_m1 = torch.where(rest_m1 > FLOOR, tail_m1, 0.0)  # no slope below the floor
+                # no slope below the floor
+                tail_m1 = torch.where(rest_m1 > FLOOR, tail_M[part, None], 0.0)
                 rest_M[part] = rest_m1.clamp_(min=FLOOR)[:, 0]
+                pushed_m1 = pushed_m1 + tail_m1
             if gradient_MD is not None:
                 # Written out, since autograd would hold several of these large tensors.
                 up_mV = log_mV.exp()
-                up_mV *= weight_mK.sum(-1, keepdim=True) + tail_m1
-                if tails:
+                up_mV *= pushed_m1
+                if tail_M is not None:
                     up_mV -= log_mV.sub_(rest_m1).exp_().mul_(tail_m1)
-                    whole_mK = log_mK.exp() * (weight_mK.sum(-1, keepdim=True) + tail_m1)
-                    up_mV.scatter_(1, id_mK, whole_mK)
+                    up_mV.scatter_(1, id_mK, log_mK.exp() * pushed_m1)
                 up_mV.scatter_add_(1, id_mK, -weight_mK)
                 gradient_MD[part] = torch.autograd.grad(logits, hidden, up_mV.to(logits.dtype))[0]
         if gradient_MD is not None:
             ctx.save_for_backward(gradient_MD)
         ctx.mark_non_differentiable(log_MK, rest_M)
-        loss = -(weight_MK * log_MK).sum() - (tail_M * rest_M).sum()
+        loss = -(weight_MK * log_MK).sum()
+        if tail_M is not None:
+            loss -= (tail_M * rest_M).sum()
         return loss, log_MK, rest_M
 
     @staticmethod

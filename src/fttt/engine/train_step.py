@@ -320,7 +320,10 @@ def _losses(model: nn.Module, batch: Batch, targets: Sequence[Target]) -> tuple[
     id_MK = id_MK.view(len(ids), widest).long()
     padded = [[*w, *([0.0] * (widest - len(w)))] for w in weights]
     weight_MK = torch.tensor(padded, device=device).view(len(ids), widest)
-    tail_M = torch.tensor(tails, device=device)
+    # Known here, so that the device need not be asked while the pass is launched.
+    tail_M = torch.tensor(tails, device=device) if any(tails) else None
     total, log_MK, rest_M = weighted_loss(model, batch, where_M, id_MK, weight_MK, tail_M)
-    loss_M = -(weight_MK * log_MK).sum(-1) - tail_M * rest_M
+    loss_M = -(weight_MK * log_MK).sum(-1)
+    if tail_M is not None:
+        loss_M -= tail_M * rest_M
     return total, torch.zeros(len(targets), device=device).index_add(0, segment_M, loss_M)
