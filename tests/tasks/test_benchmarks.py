@@ -7,7 +7,6 @@ import json
 import re
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -48,21 +47,6 @@ def write(path: Path, *rows: Any) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     return path
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, str | None, str], list[dict[str, Any]]]:
-    """A hub that holds what a test puts into it, by name, configuration and split."""
-    held: dict[tuple[str, str | None, str], list[dict[str, Any]]] = {}
-
-    def load_dataset(name: str, config: str | None, *, split: str) -> list[dict[str, Any]]:
-        try:
-            return held[name, config, split]
-        except KeyError:
-            raise ConnectionError(f"Couldn't reach '{name}' on the Hub (offline)\nmore") from None
-
-    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
-    return held
 
 
 Hub = dict[tuple[str, "str | None", str], list[dict[str, Any]]]

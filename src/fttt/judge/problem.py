@@ -87,12 +87,15 @@ class StdinProblem:
     """A program to be written that reads standard input and prints, and what it should print.
 
     It is run once for each of ``inputs``, behind ``prompt`` (imports, or nothing), and prints the
-    text of the same place in ``outputs``.
+    text of the same place in ``outputs``. Where a function is asked for, ``entry_point`` names it,
+    and ``ending``, behind the program, reads the input, calls it and prints.
     """
 
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     prompt: str = ""
+    entry_point: str = ""
+    ending: str = ""
 
     @classmethod
     def from_json(cls, value: object) -> StdinProblem:
@@ -109,10 +112,11 @@ class StdinProblem:
                 f"the problem has {len(inputs)} inputs and {len(outputs)} outputs; "
                 "give as many of each, and at least one"
             )
-        prompt = value.get("prompt", "")
-        if not isinstance(prompt, str):
-            raise BadRequest('the problem has no text in field "prompt"')
-        return cls(tuple(inputs), tuple(outputs), prompt)
+        texts = {field: value.get(field, "") for field in ("prompt", "entry_point", "ending")}
+        for field, text in texts.items():
+            if not isinstance(text, str):
+                raise BadRequest(f'the problem has no text in field "{field}"')
+        return cls(tuple(inputs), tuple(outputs), **texts)
 
     def to_json(self) -> dict[str, object]:
         """The problem object of the protocol."""
@@ -180,7 +184,9 @@ class Submission:
     @property
     def source(self) -> str:
         """The program that is judged."""
-        return self.problem.prompt + self.completion
+        ending = self.problem.ending if isinstance(self.problem, StdinProblem) else ""
+        behind = f"\n{ending}" if ending else ""
+        return f"{self.problem.prompt}{self.completion}{behind}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,6 +38,14 @@ TASKS: Registry[Task] = Registry(
         "math500": "fttt.tasks.math500:Math500Task",
         "humaneval": "fttt.tasks.humaneval:HumanEvalTask",
         "mbpp": "fttt.tasks.mbpp:MBPPTask",
+        "humanevalplus": "fttt.tasks.humanevalplus:HumanEvalPlusTask",
+        "mbppplus": "fttt.tasks.mbppplus:MBPPPlusTask",
+        "livecodebench": "fttt.tasks.livecodebench:LiveCodeBenchTask",
+        "aime24": "fttt.tasks.aime:Aime24Task",
+        "aime25": "fttt.tasks.aime:Aime25Task",
+        "gpqa": "fttt.tasks.gpqa:GPQATask",
+        "mmlupro": "fttt.tasks.mmlu_pro:MMLUProTask",
+        "bbh": "fttt.tasks.bbh:BBHTask",
         "sorting": "fttt.tasks.sorting:SortingTask",
         "gym": "fttt.tasks.gym:GymTask",
         "optimise": "fttt.tasks.optimise:OptimiseTask",
@@ -49,8 +57,8 @@ TASKS: Registry[Task] = Registry(
 
 
 def task_name(name: str) -> str:
-    """The task's own name for any spelling of it (``MATH-500``, ``Human_Eval``); else ``name``."""
-    plain = re.sub(r"[-_ ]", "", name).lower()
+    """The task's own name for any spelling of it (``MATH-500``, ``HumanEval+``); else ``name``."""
+    plain = re.sub(r"[-_ ]", "", name).lower().replace("+", "plus")
     return plain if plain in TASKS else name
 
 

@@ -1,7 +1,8 @@
-"""Rows of a benchmark: JSON lines and parquet files of a folder, or a data set of the hub."""
+"""Rows of a benchmark: JSON, CSV and parquet files of a folder, or a data set of the hub."""
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,6 +15,8 @@ from fttt.tasks.task import TaskOptions
 __all__ = [
     "Row",
     "check_split",
+    "find_local",
+    "hub_file",
     "local_data",
     "local_note",
     "read_hub",
@@ -75,14 +78,19 @@ def read_local(
     """
     assert options.data_dir is not None
     places = [*task.published_places(options.split), *other_places]
-    path = _find(task.name, options.data_dir, places)
-    if path.suffix == ".parquet":
-        return [(f"Row {n} of {str(path)!r}", row) for n, row in enumerate(_parquet(path, fields))]
+    path = find_local(task.name, options.data_dir, places)
+    reader = {".parquet": _parquet, ".csv": _csv, ".json": _json}.get(path.suffix)
+    if reader is not None:
+        return [(f"Row {n} of {str(path)!r}", row) for n, row in enumerate(reader(path, fields))]
     return [(f"Line {n} of {str(path)!r}", row) for n, row in read_jsonl(path, fields)]
 
 
-def _find(task: str, data_dir: Path, places: Sequence[str]) -> Path:
-    """The first of ``places`` (patterns below ``data_dir``) that holds a file."""
+def find_local(task: str, data_dir: Path, places: Sequence[str]) -> Path:
+    """The first of ``places`` (patterns below ``data_dir``) that holds a file.
+
+    Raises:
+        UsageError: none does.
+    """
     for place in places:
         for path in sorted(data_dir.glob(place)):
             if path.is_file():
@@ -144,13 +152,36 @@ def _parquet(path: Path, fields: Sequence[str]) -> list[Row]:
     return _checked(rows, str(path), fields)
 
 
+def _csv(path: Path, fields: Sequence[str]) -> list[Row]:
+    """Rows of a CSV file, whose first line names its fields."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows: list[Row] = list(csv.DictReader(file))
+    except (OSError, ValueError, csv.Error) as error:
+        raise UsageError(f"The file {str(path)!r} is no CSV file: {error}.") from None
+    return _checked(rows, str(path), fields)
+
+
+def _json(path: Path, fields: Sequence[str]) -> list[Row]:
+    """Rows of a JSON file: a list of objects, or an object that has them in ``examples``."""
+    try:
+        held = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(f"The file {str(path)!r} is no JSON file: {error}.") from None
+    rows = held.get("examples") if isinstance(held, dict) else held
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise UsageError(f"The file {str(path)!r} holds no list of JSON objects.")
+    return _checked(rows, str(path), fields)
+
+
 def read_hub(
     name: str, config: str | None, split: str, fields: Sequence[str]
 ) -> list[tuple[str, Row]]:
     """Rows of a data set of the Hugging Face hub, or of its local cache, with their places.
 
     Raises:
-        UsageError: ``datasets`` is missing, or neither the hub nor a cached copy can be reached.
+        UsageError: ``datasets`` is missing, neither the hub nor a cached copy can be reached, or
+            the data set is gated and there is no token that may read it.
     """
     try:
         import datasets  # type: ignore[import-untyped]
@@ -163,12 +194,44 @@ def read_hub(
         with from_hub(name):
             rows = [dict(row) for row in datasets.load_dataset(name, config, split=split)]
     except Exception as error:  # datasets raises whatever its transport, cache or parser raises
-        reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
-        raise UsageError(
-            f"The data set {name!r} could not be loaded from the hub ({reason}); check the "
-            "connection, or give a local copy with --data-dir."
-        ) from None
+        raise _unreachable(name, error) from None
     return [(f"Row {n} of {name}", row) for n, row in enumerate(_checked(rows, name, fields))]
+
+
+def hub_file(name: str, file: str) -> Path:
+    """A file of a data set of the hub, downloaded or from the local cache.
+
+    For data sets that come with a loading script, which ``datasets`` no longer runs.
+
+    Raises:
+        UsageError: as :func:`read_hub`.
+    """
+    try:
+        import huggingface_hub
+    except ImportError:
+        raise UsageError(
+            f"Loading {name!r} from the hub needs huggingface_hub; install it with "
+            "pip install 'fttt[hub]', or give a local copy with --data-dir."
+        ) from None
+    try:
+        with from_hub(name):
+            return Path(huggingface_hub.hf_hub_download(name, file, repo_type="dataset"))
+    except Exception as error:  # it raises whatever its transport and cache raise
+        raise _unreachable(name, error) from None
+
+
+def _unreachable(name: str, error: Exception) -> UsageError:
+    reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
+    if "gated" in f"{type(error).__name__} {error}".lower():
+        return UsageError(
+            f"The data set {name!r} is gated and cannot be read without a token: accept its "
+            f"conditions at https://huggingface.co/datasets/{name} and set HF_TOKEN, or give a "
+            "local copy with --data-dir."
+        )
+    return UsageError(
+        f"The data set {name!r} could not be loaded from the hub ({reason}); check the "
+        "connection, or give a local copy with --data-dir."
+    )
 
 
 def _checked(rows: list[Row], source: str, fields: Sequence[str]) -> list[Row]:

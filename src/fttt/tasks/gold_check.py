@@ -134,8 +134,8 @@ def _right(question: Question, verifier: Verifier) -> list[str]:
     """Completions that state the gold answer; of a program that prints, one that knows it."""
     outputs = _outputs(question)
     if outputs is not None:
-        programs = [table_program(outputs)]
-        return [fenced(code) for code in programs if len(code) <= _LONGEST_PROGRAM]
+        code = table_program(outputs, entry=_entry(question))
+        return [fenced(code)] if len(code) <= _LONGEST_PROGRAM else []
     return _stated(verifier, [str(question.gold)])
 
 
@@ -152,6 +152,11 @@ def _outputs(question: Question) -> dict[str, str] | None:
     if not (isinstance(inputs, Sequence) and isinstance(outputs, Sequence)):
         return None
     return dict(zip(map(str, inputs), map(str, outputs), strict=True))
+
+
+def _entry(question: Question) -> str:
+    """The function that a program has to define, if any."""
+    return str(question.gold.get("entry_point", "")) if isinstance(question.gold, Mapping) else ""
 
 
 def _stated(verifier: Verifier, answers: Iterable[str]) -> list[str]:
@@ -183,7 +188,7 @@ def _wrong(question: Question, verifier: Verifier) -> Iterator[_Case]:
     outputs = _outputs(question)
     program = _FENCED.search(question.solution or "")
     if outputs is not None:
-        for code in wrong_tables(outputs):
+        for code in wrong_tables(outputs, _entry(question)):
             if len(code) <= _LONGEST_PROGRAM:
                 yield _Case(question, fenced(code))
     elif isinstance(question.gold, Mapping) and program is not None:
@@ -301,7 +306,10 @@ def _value(gold: str) -> Fraction | None:
 
 
 def rewritten_choices(gold: str, options: Mapping[str, str]) -> list[str]:
-    """The letter of an option stated in other ways."""
+    """The letter of an option stated in other ways.
+
+    With its text too, unless that would make the statement a question or a correction.
+    """
     said = [
         f"\\boxed{{{gold}}}",
         f"\\boxed{{\\text{{({gold})}}}}",
@@ -310,7 +318,7 @@ def rewritten_choices(gold: str, options: Mapping[str, str]) -> list[str]:
         f"Option {gold} is correct.",
         f"({gold})",
     ]
-    if gold in options:
+    if gold in options and not re.search(r"\?|^No\b", options[gold]):
         said += [f"The answer is **{gold}. {options[gold]}**", f"({gold}) {options[gold]}"]
     return said
 
@@ -363,29 +371,50 @@ def number_lists(gold: str) -> list[str]:
     return lists
 
 
-def table_program(outputs: Mapping[str, str], ending: str = "") -> str:
-    """A program that prints what it should by a table of all inputs, and then does ``ending``."""
+def table_program(outputs: Mapping[str, str], ending: str = "", entry: str = "") -> str:
+    """A program that prints what it should by a table of all inputs, and then does ``ending``.
+
+    ``entry`` is a method to define instead, such as ``Solution().f``, which is given the lines of
+    an input as JSON.
+    """
     # By JSON, since a module of a megabyte of literals takes the compiler too long.
-    table = json.dumps(list(outputs.items()))
-    lines = [
-        "import json, sys",
-        f"table = dict(json.loads({table!r}))",
-        "print(table[sys.stdin.read()])",
+    lines = ["import json, sys"]
+    if not entry:
+        table = json.dumps(list(outputs.items()))
+        lines += [f"table = dict(json.loads({table!r}))", "print(table[sys.stdin.read()])", ending]
+        return "\n".join(lines).rstrip()
+    known = {_canonical(given): json.loads(output) for given, output in outputs.items()}
+    lines.append(f"table = json.loads({json.dumps(known)!r})")
+    made, _, method = entry.rpartition(".")
+    indent = "    " if made else ""
+    lines += [f"class {made.removesuffix('()')}:"] if made else []
+    lines += [
+        f"{indent}def {method}({'self, ' if made else ''}*given):",
+        f"{indent}    found = table[json.dumps(given)]",
+        f"{indent}    {ending or 'pass'}",
+        f"{indent}    return found",
     ]
-    return "\n".join([*lines, ending]).rstrip()
+    return "\n".join(lines)
 
 
-def wrong_tables(outputs: Mapping[str, str]) -> list[str]:
+def _canonical(given: str) -> str:
+    """The arguments that the lines of an input are."""
+    return json.dumps([json.loads(line) for line in given.split("\n")])
+
+
+def wrong_tables(outputs: Mapping[str, str], entry: str = "") -> list[str]:
     """Programs that print nothing, or too much, or what they should but for one input.
 
     And one that prints what it should and raises then.
     """
     last = list(outputs)[-1]
+    more = {given: f"[{out}]" if entry else f"{out}\nmore" for given, out in outputs.items()}
+    other = f"[{outputs[last]}]" if entry else f"{outputs[last].rstrip()}1"
     return [
         "import sys\nsys.stdin.read()",
-        table_program({given: f"{output}\nmore" for given, output in outputs.items()}),
-        table_program({**outputs, last: f"{outputs[last].rstrip()}1"}),
-        table_program(outputs, "raise ValueError"),
+        table_program(more, entry=entry),
+        table_program({**outputs, last: other}, entry=entry),
+        table_program(outputs, "raise ValueError", entry),
     ]
 
 

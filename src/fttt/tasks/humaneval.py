@@ -14,7 +14,7 @@ from fttt.tasks.task import TaskOptions, fenced, fill_prompt
 from fttt.types import JSON, Question
 from fttt.verifiers.verifier import Verifier
 
-__all__ = ["HumanEvalTask"]
+__all__ = ["FIELDS", "HumanEvalTask", "make_question"]
 
 PROMPT = (
     "Complete this Python function.\n\n"
@@ -53,7 +53,7 @@ class HumanEvalTask:
     def load(self, options: TaskOptions) -> list[Question]:
         """Read the benchmark's parquet file, or ``openai/openai_humaneval``."""
         check_split(self.name, options.split, self.splits)
-        return [self._question(row, options) for _, row in self._rows(options)]
+        return [make_question(row, options) for _, row in self._rows(options)]
 
     def published_places(self, split: str) -> list[str]:
         """Where the paper's code has the split."""
@@ -65,20 +65,22 @@ class HumanEvalTask:
             return read_hub("openai/openai_humaneval", None, options.split, FIELDS)
         return read_local(self, options, [f"{options.split}-*.parquet"], FIELDS)
 
-    def _question(self, row: Row, options: TaskOptions) -> Question:
-        shown = row["prompt"] if options.prompt_style == "paper" else fenced(row["prompt"])
-        return Question(
-            id=row["task_id"],
-            prompt=fill_prompt(options.template(PROMPT, PAPER_PROMPT), shown),
-            gold=_problem(row),
-            solution=fenced(row["prompt"] + row["canonical_solution"]),
-        )
-
     def verifier(self) -> Verifier:
         """Run the unit tests in the code judge."""
         from fttt.verifiers.code import CodeVerifier
 
         return CodeVerifier(self._judge_url)
+
+
+def make_question(row: Row, options: TaskOptions) -> Question:
+    """The question of a row."""
+    shown = row["prompt"] if options.prompt_style == "paper" else fenced(row["prompt"])
+    return Question(
+        id=row["task_id"],
+        prompt=fill_prompt(options.template(PROMPT, PAPER_PROMPT), shown),
+        gold=_problem(row),
+        solution=fenced(row["prompt"] + row["canonical_solution"]),
+    )
 
 
 def _problem(row: Row) -> dict[str, JSON]:

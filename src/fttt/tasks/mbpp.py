@@ -14,7 +14,7 @@ from fttt.types import JSON, Question
 from fttt.verifiers.python_source import parse_quietly
 from fttt.verifiers.verifier import Verifier
 
-__all__ = ["MBPPTask"]
+__all__ = ["PROMPT", "MBPPTask", "entry_point", "problem_of"]
 
 PROMPT = (
     "{question}\n\n"
@@ -72,7 +72,7 @@ class MBPPTask:
         public = [_lines(test) for test in row["test_list"]]
         hidden = [_lines(test) for test in row["challenge_test_list"]]
         setup = _lines(row["test_setup_code"])
-        entry = _entry_point(int(row["task_id"]), code, public)
+        entry = entry_point(int(row["task_id"]), code, public)
         if options.prompt_style == "paper":
             tests = "\n".join(row["test_list"])
             shown = PAPER_QUESTION.format(text=row["text"], tests=tests)
@@ -83,8 +83,8 @@ class MBPPTask:
             id=f"MBPP/{row['task_id']}",
             prompt=fill_prompt(options.template(PROMPT, PAPER_PROMPT), shown),
             gold={
-                **_problem(setup, public + hidden, entry),
-                "visible": _problem(setup, public, entry)["test"],
+                **problem_of(setup, public + hidden, entry),
+                "visible": problem_of(setup, public, entry)["test"],
             },
             solution=fenced(code),
         )
@@ -104,8 +104,8 @@ def _join(parts: list[str]) -> str:
     return "\n".join(part for part in parts if part.strip())
 
 
-def _problem(setup: str, tests: list[str], entry: str) -> dict[str, JSON]:
-    """The judge's problem object: the tests as a function ``check(candidate)``.
+def problem_of(setup: str, tests: list[str], entry: str) -> dict[str, JSON]:
+    """The judge's problem object: tests of ``entry`` as a function ``check(candidate)``.
 
     The tests call the candidate by its own name, so that name is bound inside; every other name
     (a class of the submission, say) is the program's. Four problems ask for a function that is
@@ -118,7 +118,7 @@ def _problem(setup: str, tests: list[str], entry: str) -> dict[str, JSON]:
     return {"prompt": _RENAME, "test": f"{_KEEP}\n{test}", "entry_point": "submitted"}
 
 
-def _entry_point(number: int, code: str, tests: list[str]) -> str:
+def entry_point(number: int, code: str, tests: list[str]) -> str:
     """The function of the reference program that the tests call first and most often."""
     defined = set(_defined(code))
     called: dict[str, int] = {}

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal, Protocol
 
 from fttt.errors import UsageError
 from fttt.types import Question
+from fttt.verifiers.choice import LETTERS
 from fttt.verifiers.verifier import Verifier
 
-__all__ = ["PLACE", "Task", "TaskOptions", "fenced", "fill_prompt"]
+__all__ = ["CHOICE_PROMPT", "PLACE", "Task", "TaskOptions", "fenced", "fill_prompt", "lettered"]
 
 PLACE = "{question}"
 """Where a prompt template takes the question."""
+
+
+CHOICE_PROMPT = (
+    "Answer this multiple-choice question. Think step by step.\n\n"
+    "{question}\n\n"
+    'End your answer with the line "The answer is (X)", where X is the letter of the right option.'
+)
+"""The prompt of multiple choice, whose answers :class:`fttt.verifiers.choice.ChoiceVerifier` reads.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +37,7 @@ class TaskOptions:
     prompt: str | None = None
     """A prompt template that replaces the task's own; ``{question}`` marks the place."""
     seed: int = 42
-    """For tasks that generate their questions."""
+    """For tasks that generate their questions, or shuffle their options."""
     prompt_style: Literal["own", "paper"] = "own"
     """Whether the prompt is the task's own, or that of the paper's public code."""
 
@@ -79,3 +90,9 @@ def fill_prompt(template: str, question: str) -> str:
 def fenced(code: str) -> str:
     """``code`` as a fenced block of Python."""
     return f"```python\n{code.strip(chr(10))}\n```"
+
+
+def lettered(options: Sequence[str]) -> str:
+    """Options one a line, by their letters: ``(A) text``."""
+    lines = zip(LETTERS, options, strict=False)
+    return "\n".join(f"({letter}) {' '.join(option.split())}" for letter, option in lines)

@@ -146,6 +146,8 @@ def find_choice(completion: str, *, prompt: str = "", cut: bool = False) -> tupl
             if found or place.cut:
                 return found or None
     said = (after_thought(completion) or "")[-_TAIL:]
+    if "\n" in said.strip() and " ".join(said.split()) in " ".join(prompt.split()):
+        return None  # a part of the prompt, repeated
     return _sentence(said, forms, cut) or _last_line(said, forms, options, cut)
 
 

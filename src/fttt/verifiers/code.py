@@ -121,7 +121,8 @@ def _find(problem: Problem | StdinProblem, completion: str) -> Program | None:
     from fttt.judge.problem import StdinProblem
 
     if isinstance(problem, StdinProblem):
-        return find_program(completion, prompt=problem.prompt, stdin=True)
+        entry, stdin = problem.entry_point, not problem.entry_point
+        return find_program(completion, prompt=problem.prompt, entry_point=entry, stdin=stdin)
     return find_program(
         completion, prompt=problem.prompt, entry_point=problem.entry_point, test=problem.test
     )
