@@ -123,7 +123,7 @@ def test_the_example_of_a_task_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert asyncio.run(judge()) == ["correct", "incorrect", "unanswered"]
 
 
-FOREIGN = {"accelerate launch", "torchrun", "tensorboard", "systemd-run"}
+FOREIGN = {"accelerate launch", "ray start", "torchrun", "tensorboard", "systemd-run"}
 """Commands of others, whose flags are theirs."""
 
 

@@ -135,8 +135,9 @@ def _never(completion: str) -> bool:
 
 
 def test_a_sweep_loads_each_checkpoint_once(make_checkpoint: Make, tmp_path: Path) -> None:
-    from fttt.cli.runs import load
     from fttt.config import RunConfig, build
+    from fttt.experiment.executor import LocalExecutor
+    from fttt.experiment.plan import load
     from fttt.experiment.sweep import SweepConfig, run_sweep
 
     folders = {method: str(make_checkpoint(method).folder) for method in ("lora", "full")}
@@ -160,7 +161,7 @@ def test_a_sweep_loads_each_checkpoint_once(make_checkpoint: Make, tmp_path: Pat
 
     def loading(config: RunConfig) -> Any:
         loads.append(str(config.adapter))
-        return load(config)
+        return LocalExecutor(load(config))
 
     runs = run_sweep(sweep, tmp_path / "sweep", loading, Quiet())
     assert loads == list(folders.values())

@@ -74,6 +74,7 @@ def with_flags(
     model: type[BaseModel] = RunConfig,
     *,
     without: Collection[str] = (),
+    only: Collection[str] | None = None,
     panels: Mapping[str, str] = PANELS,
     texts: Mapping[str, str] | None = None,
 ) -> Callable[[Command], Command]:
@@ -84,10 +85,12 @@ def with_flags(
     Args:
         model: the config.
         without: fields that have no flag, as ``section.field`` or ``field``.
+        only: the fields that have one, where not all others have.
         panels: headings of the help, by field or section.
         texts: help texts other than the fields' own.
     """
-    flags = [flag for flag in _flags(model) if flag.path not in without]
+    wanted = (flag for flag in _flags(model) if only is None or flag.path in only)
+    flags = [flag for flag in wanted if flag.path not in without]
 
     def decorate(command: Command) -> Command:
         @wraps(command)

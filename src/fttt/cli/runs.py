@@ -30,9 +30,17 @@ from fttt.errors import UsageError
 from fttt.files import numbered, output_folder
 
 if TYPE_CHECKING:
-    from fttt.experiment.executor import Executor
+    from fttt.experiment.sweep import SweepConfig
+    from fttt.store import Run
 
-__all__ = ["demo_command", "load", "regrade_command", "run_command", "run_flags", "sweep_command"]
+__all__ = [
+    "carry_out_sweep",
+    "demo_command",
+    "regrade_command",
+    "run_command",
+    "run_flags",
+    "sweep_command",
+]
 
 
 @with_flags(
@@ -173,22 +181,17 @@ def _resume(folder: Path, flags: dict[str, Any]) -> None:
 
 
 def _carry_out(cell: Any) -> None:
+    from fttt.experiment.cluster import executors
     from fttt.experiment.runner import run_cells
     from fttt.progress import Progress
 
     config: RunConfig = cell.plan.config
-    executor = load(config)
-    with say_how_to_resume(f"`fttt run --resume {cell.folder}`", cell.folder):
-        run = run_cells([cell], executor, Progress(config.method))[0]
+    progress = Progress(config.method)
+    with executors(config.engine, progress.note) as load:
+        executor = load(config)
+        with say_how_to_resume(f"`fttt run --resume {cell.folder}`", cell.folder):
+            run = run_cells([cell], executor, progress)[0]
     _show(run)
-
-
-def load(config: RunConfig) -> Executor:
-    """Load a config's model, with the checkpoint that it starts from, to ask questions here."""
-    from fttt.experiment import plan
-    from fttt.experiment.executor import LocalExecutor
-
-    return LocalExecutor(plan.load(config))
 
 
 def _show(run: Any) -> None:
@@ -210,10 +213,12 @@ def _given(flags: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in flags.items() if value is not None}
 
 
+@with_flags(only=["engine.replicas", "engine.gpus_per_replica", "engine.ray_address"])
 def sweep_command(
     file: Annotated[
         Path, typer.Argument(help="TOML file with methods, tasks, seeds, vary and base.")
     ],
+    flags: dict[str, Any],
     out: Annotated[
         Path | None,
         typer.Option(help="folder of the runs; an unfinished sweep in it is resumed"),
@@ -221,17 +226,27 @@ def sweep_command(
 ) -> None:
     """Run methods x tasks x seeds x settings with the model loaded once; end in one table."""
     from fttt.config import build, read_toml
-    from fttt.experiment.sweep import SweepConfig, run_sweep
-    from fttt.progress import Progress
+    from fttt.experiment.sweep import SweepConfig
     from fttt.report.text import show_runs
 
-    config = build(SweepConfig, read_toml(file), str(file))
+    config = build(SweepConfig, merge(read_toml(file), {"base": flags}), str(file))
     with (
         output_folder(out, file.stem) as folder,
         say_how_to_resume(f"`fttt sweep {file} --out {folder}`", folder),
     ):
-        runs = run_sweep(config, folder, load, Progress(file.stem))
+        runs = carry_out_sweep(config, folder, file.stem)
     show_runs(runs)
+
+
+def carry_out_sweep(config: SweepConfig, folder: Path, title: str) -> list[Run]:
+    """Run what is owed of a sweep where its settings say."""
+    from fttt.experiment.cluster import executors
+    from fttt.experiment.sweep import Grid, run_sweep
+    from fttt.progress import Progress
+
+    progress = Progress(title)
+    with executors(Grid(config, folder).engine, progress.note) as load:
+        return run_sweep(config, folder, load, progress)
 
 
 def demo_command(
@@ -241,15 +256,14 @@ def demo_command(
 
     All with the embedded model on generated word problems: nothing is downloaded.
     """
-    from fttt.experiment.sweep import DEMO, run_sweep
-    from fttt.progress import Progress
+    from fttt.experiment.sweep import DEMO
     from fttt.report.text import show_runs
 
     with (
         output_folder(out, "demo") as folder,
         say_how_to_resume(f"`fttt demo --out {folder}`", folder),
     ):
-        runs = run_sweep(DEMO, folder, load, Progress("demo"))
+        runs = carry_out_sweep(DEMO, folder, "demo")
     show_runs(runs)
     if len(runs) > 1:
         typer.echo(f"Compare them: fttt compare {folder}")

@@ -23,7 +23,7 @@ from fttt.cli.flags import (
     say_how_to_resume,
     with_flags,
 )
-from fttt.cli.runs import load, run_command, run_flags
+from fttt.cli.runs import carry_out_sweep, run_command, run_flags
 from fttt.config import FinetuneConfig, field_help, to_toml
 from fttt.config.training_configs import OpTuneConfig
 from fttt.errors import UsageError
@@ -154,8 +154,7 @@ def evaluate_command(
     """
     ask_judge(judge_url)
 
-    from fttt.experiment.sweep import evaluated, evaluation, run_sweep
-    from fttt.progress import Progress
+    from fttt.experiment.sweep import evaluated, evaluation
 
     sweep = evaluation(checkpoints, flags, hard_limit=hard_limit)
     name = checkpoints[0].resolve().name if len(checkpoints) == 1 else f"{len(checkpoints)}"
@@ -163,7 +162,7 @@ def evaluate_command(
         output_folder(out, f"evaluate-{name}-{sweep.tasks[0]}") as folder,
         say_how_to_resume(f"the same command and --out {folder}", folder),
     ):
-        runs = run_sweep(sweep, folder, load, Progress("evaluate"))
+        runs = carry_out_sweep(sweep, folder, "evaluate")
     _show_evaluated(evaluated(runs), runs)
 
 

@@ -192,6 +192,15 @@ class SamplingSection(Section):
         return self.temperature
 
 
+def _read_replicas(given: Any) -> Any:
+    """A number of replicas, or auto."""
+    if isinstance(given, str) and given.isdecimal():
+        given = int(given)
+    if given not in (None, "auto") and (type(given) is not int or given < 1):
+        raise PydanticCustomError("replicas", "should be a number of at least 1, or auto")
+    return given
+
+
 class EngineSection(Section):
     """Where and how the model runs. Only dtype changes the draws."""
 
@@ -213,6 +222,18 @@ class EngineSection(Section):
     )
     request_timeout: float | None = Field(
         None, gt=0, description="with an endpoint: seconds to wait for an answer (600)"
+    )
+    replicas: Annotated[int | Literal["auto"] | None, BeforeValidator(_read_replicas)] = Field(
+        None,
+        description="ask the questions in so many processes, each with a model on a GPU of its own "
+        "(auto: as many as there are GPUs), or on its share of the cores where there is none",
+    )
+    gpus_per_replica: int = Field(1, ge=1, description="GPUs of a replica")
+    ray_address: str | None = Field(
+        None,
+        min_length=1,
+        description="HOST:PORT (or auto) of a Ray cluster that the replicas run on (else this "
+        "machine)",
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import subprocess
@@ -13,7 +14,7 @@ from fttt.experiment.plan import Settled
 from fttt.models import ReadyModel, ServedModel
 from fttt.models.locate import model_content
 
-__all__ = ["describe_environment"]
+__all__ = ["code_fingerprint", "describe_environment", "package_versions"]
 
 _PACKAGES = ("fttt", "torch", "transformers", "tokenizers", "numpy")
 
@@ -23,7 +24,7 @@ def describe_environment(loaded: ReadyModel, settled: Settled) -> dict[str, Any]
     network = settled.settings.fingerprint()
     content = model_content(settled.config.model)
     return {
-        "versions": {"python": platform.python_version(), **_versions()},
+        "versions": {"python": platform.python_version(), **package_versions()},
         "platform": platform.platform(),
         "processors": os.cpu_count(),
         "device": loaded.device,
@@ -49,7 +50,8 @@ def _sampling(loaded: ReadyModel) -> dict[str, float]:
     return {name: value for name, value in found.items() if isinstance(value, int | float)}
 
 
-def _versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
+    """Versions of what results depend on, as installed."""
     found = {}
     for package in _PACKAGES:
         try:
@@ -57,6 +59,14 @@ def _versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def code_fingerprint() -> str:
+    """Twelve hexadecimal digits of the SHA-256 of this package's modules, in their order."""
+    root, digest = Path(__file__).resolve().parents[1], hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def _device_name(loaded: ReadyModel) -> str | None:

@@ -30,6 +30,7 @@ __all__ = [
     "OwedQuestion",
     "ask_all",
     "ask_question",
+    "first_leaf",
     "make_context",
     "make_engine",
 ]
@@ -203,7 +204,8 @@ class LocalExecutor:
         self._make_engine = make_engine
         self._engine: CountingEngine | None = None
         self._plans: Sequence[Plan] = ()
-        self._runs: list[RunContext] = []
+        self.runs: list[RunContext] = []
+        """What the questions of each prepared plan share, once they may be asked."""
 
     @property
     def generated_tokens(self) -> int:
@@ -229,7 +231,7 @@ class LocalExecutor:
         stop: asyncio.Event,
     ) -> bool:
         room = self.begin(journals, observer)
-        asked = [OwedQuestion(one.question, self._runs[one.run], room) for one in owed]
+        asked = [OwedQuestion(one.question, self.runs[one.run], room) for one in owed]
         return await ask_all(asked, workers=self.workers(len(owed)), stop=stop)
 
     def begin(self, journals: Sequence[Journal], observer: Observer) -> AdapterRoom:
@@ -238,7 +240,7 @@ class LocalExecutor:
         for plan, journal in zip(self._plans, journals, strict=True):
             verifier = plan.task.verifier()
             context = make_context(plan, self._loaded, self._engine, verifier, journal, observer)
-            self._runs.append(context)
+            self.runs.append(context)
         return AdapterRoom(self._engine.adapters - _shared_copies(self._plans))
 
     def workers(self, owed: int) -> int:
@@ -248,14 +250,14 @@ class LocalExecutor:
         return _at_most(self._loaded, self._plans[0])
 
     async def release(self) -> None:
-        for run in self._runs:
+        for run in self.runs:
             if run.shared is not None:
                 await run.shared.close()
         if self._engine is not None:
             await self._engine.close()
-        for run in self._runs:
+        for run in self.runs:
             await run.verifier.close()
-        self._engine, self._plans, self._runs = None, (), []
+        self._engine, self._plans, self.runs = None, (), []
 
 
 @dataclass(frozen=True)
@@ -291,7 +293,7 @@ async def ask_all(owed: Sequence[OwedQuestion], *, workers: int, stop: asyncio.E
             everything.result()
         return everything.done()
     except BaseExceptionGroup as group:  # from a method with a task group of its own
-        raise _first_leaf(group) from group
+        raise first_leaf(group) from group
     finally:
         for task in (*tasks, stopper):
             task.cancel()
@@ -313,9 +315,9 @@ async def ask_question(one: OwedQuestion) -> None:
     one.run.observer.question_ended(solved=ledger.solved, spared=spared)
 
 
-def _first_leaf(group: BaseExceptionGroup[BaseException]) -> BaseException:
+def first_leaf(group: BaseExceptionGroup[BaseException]) -> BaseException:
     """The error to show of several: one that was raised on purpose, if there is one."""
     leaves: list[BaseException] = []
     for error in group.exceptions:
-        leaves.append(_first_leaf(error) if isinstance(error, BaseExceptionGroup) else error)
+        leaves.append(first_leaf(error) if isinstance(error, BaseExceptionGroup) else error)
     return next((error for error in leaves if isinstance(error, FTTTError)), leaves[0])

@@ -42,8 +42,9 @@ __all__ = [
 NO_CASES = "none"
 """What stands for no file of correct cases."""
 MAY_DIFFER = frozenset(
-    {"engine.batch_size", "engine.device"}
-    | {"endpoint", "engine.concurrency", "engine.request_timeout"}
+    {"endpoint"}
+    | {f"engine.{name}" for name in ("batch_size", "device", "concurrency", "request_timeout")}
+    | {f"engine.{name}" for name in ("replicas", "gpus_per_replica", "ray_address")}
 )
 """Settings that change no draw, so that another machine, or one with less memory free, may finish a
 run."""
@@ -155,6 +156,7 @@ def settle(config: RunConfig, *, method: Method | None = None, task: Task | None
     config = _with_fixed(_with_weights(config, method, settings), method)
     settings.check_budget(config.budget.trials)
     _check_temperature(config)
+    _check_replicas(config, method)
     if task is None:
         task = task_of(config)
         shown["task"] = task_name(config.task)
@@ -374,6 +376,40 @@ def _check_temperature(config: RunConfig) -> None:
         raise UsageError(
             f"The temperature {temperature} goes from the first trial to the last, and the budget "
             "has no number of trials; give --trials too, or a list such as 0.6,0.8,1.0."
+        )
+
+
+def _check_replicas(config: RunConfig, method: Method) -> None:
+    """Refuse replicas that the run cannot be divided over.
+
+    Raises:
+        UsageError: it is such.
+    """
+    engine = config.engine
+    if engine.gpus_per_replica > 1:
+        raise UsageError(
+            f"--gpus-per-replica {engine.gpus_per_replica} is not possible: a replica holds the "
+            "whole model on one GPU (of 80 GB: some 30B parameters in bfloat16); choose a smaller "
+            "model, or more --replicas."
+        )
+    several = engine.replicas not in (None, 1)
+    if config.endpoint is not None and (several or engine.ray_address is not None):
+        raise UsageError(
+            "Replicas hold a model each, and --endpoint names a server that has one already; leave "
+            "--replicas and --ray-address away (--concurrency says how many answers are written at "
+            "once)."
+        )
+    if not several:
+        return
+    if engine.device.startswith("cuda:"):
+        raise UsageError(
+            f"--replicas {engine.replicas} takes a GPU each and --device {engine.device} names one "
+            "of them; use --device cuda or auto."
+        )
+    if method.shared:
+        raise UsageError(
+            f"The method {config.method!r} with one adapter for all questions learns from all of "
+            f"them in one process; leave --replicas {engine.replicas} away."
         )
 
 

@@ -6,10 +6,11 @@ import asyncio
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from fttt.engine.request import AdapterSpec
 from fttt.errors import RunError, StoppedError
@@ -31,14 +32,14 @@ class Cell:
     folder: Path
     resume: bool = False
 
-    def open(self, executor: Executor) -> RunWriter:
+    def open(self, environment: Mapping[str, Any]) -> RunWriter:
         """Begin the folder, or resume it."""
         if self.resume:
             return RunWriter(self.folder)
         return RunWriter.create(
             self.folder,
             config=self.plan.config.to_toml(),
-            environment=executor.describe(self.plan.settled),
+            environment=environment,
             questions=self.plan.questions,
             heading="# fttt run --recipe config.toml\n",
         )
@@ -92,18 +93,19 @@ class _Group:
 
     def run(self) -> list[Run]:
         """Ask what is owed and sum up; the folders are let go in any case."""
+        environments = [self.executor.describe(cell.plan.settled) for cell in self.cells]
         self.executor.prepare([cell.plan for cell in self.cells])
         try:
-            asyncio.run(self._run())
+            asyncio.run(self._run(environments))
             return [self._finish(*pair) for pair in zip(self.cells, self.writers, strict=True)]
         finally:
             for writer in self.writers:
                 writer.close()
 
-    async def _run(self) -> None:
+    async def _run(self, environments: Sequence[Mapping[str, Any]]) -> None:
         try:
-            for cell in self.cells:
-                self.writers.append(cell.open(self.executor))
+            for cell, environment in zip(self.cells, environments, strict=True):
+                self.writers.append(cell.open(environment))
             owed = self._owed()
             trials = sum(map(self._trials, owed))
             stop = asyncio.Event()

@@ -15,7 +15,7 @@ from typing import Any
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field
 
-from fttt.config import RunConfig, build, merge
+from fttt.config import EngineSection, RunConfig, build, merge
 from fttt.errors import UsageError
 from fttt.experiment.executor import Executor
 from fttt.experiment.plan import MAY_DIFFER, Settled, leaves, plan_resume, plan_run, settle
@@ -94,6 +94,11 @@ class Grid:
         self.folder = folder
         self.places = self._places()
 
+    @property
+    def engine(self) -> EngineSection:
+        """Where the runs' questions are asked."""
+        return self.places[0].config.engine
+
     def by_weights(self) -> list[list[Place]]:
         """Places that share a model's weights; those whose greedy runs others wait for come first.
 
@@ -123,6 +128,7 @@ class Grid:
                                 "tables in methods, tasks or vary a 'label' each."
                             )
                         places[place.name] = place
+        self._check_replicas(list(places.values()))
         configs = [place.config for place in places.values()]
         models = {" at ".join(filter(None, (one.model, one.endpoint))) for one in configs}
         if len(models) > 1:
@@ -131,6 +137,15 @@ class Grid:
                 "write one sweep for each."
             )
         return list(places.values())
+
+    @staticmethod
+    def _check_replicas(places: Sequence[Place]) -> None:
+        engines = [place.config.engine for place in places]
+        if len({(engine.replicas, engine.ray_address) for engine in engines}) > 1:
+            raise UsageError(
+                "The runs of a sweep share the replicas; give replicas and ray_address once, in "
+                "base.engine or by --replicas and --ray-address."
+            )
 
     def _methods(self) -> list[str | dict[str, Any]]:
         methods = list(self.config.methods)
