@@ -108,7 +108,7 @@ def test_what_does_not_belong_together_is_refused_before_weights_are_loaded(
     assert call("run", "greedy", "--model", str(other), *adapter, *COMMON) == 2
     error = capsys.readouterr().err
     assert "tiny-llama' with model_type llama" in error
-    assert "'tiny-qwen'" in error
+    assert "tiny-qwen'" in error
     assert call("run", "greedy", "--adapter", "nowhere", *COMMON) == 2
     assert "no checkpoint folder 'nowhere'" in capsys.readouterr().err
     assert call("run", "greedy", "--model", str(tuned.base), "--adapter", str(other), *COMMON) == 2

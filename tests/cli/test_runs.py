@@ -90,6 +90,22 @@ def test_a_model_that_has_changed_does_not_go_on_with_a_run(
     assert "own' has changed since the run in 'r' began" in capsys.readouterr().err
 
 
+def test_a_run_is_resumed_from_another_folder(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(model, "own")
+    Path("q.jsonl").write_text(json.dumps({"question": "2 + 2?", "answer": "4"}))
+    words = ["--task", "jsonl", "--data-dir", "q.jsonl", "--verifier", "number", *COMMON[2:]]
+    assert call("run", "best-of-n", "--model", "own", "--trials", "1", "--out", "r", *words) == 0
+    whole = Path("r/trials.jsonl").read_bytes()
+    (Path("r") / "summary.json").unlink()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert call("run", "--resume", str(tmp_path / "r")) == 0
+    assert (tmp_path / "r" / "trials.jsonl").read_bytes() == whole
+    assert Run.open(tmp_path / "r").finished
+
+
 def test_a_dry_run_prints_a_recipe_that_runs(
     model: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -138,7 +154,7 @@ def test_what_was_found_is_said_and_kept(model: str, capsys: pytest.CaptureFixtu
     assert call(*words, "--out", "hard") == 0
     assert f"Leaving out the 1 questions that '{path}' lists" in capsys.readouterr().err
     assert first not in [question.id for question in Run.open("hard").questions]
-    assert Run.open("hard").config["data"]["skip_cases"] == str(path)
+    assert Run.open("hard").config["data"]["skip_cases"] == str(path.absolute())
     (Path("hard") / "summary.json").unlink()
     path.unlink()
     assert call("run", "--resume", "hard") == 0

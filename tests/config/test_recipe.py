@@ -95,8 +95,8 @@ def test_a_resolved_config_is_a_recipe_that_resolves_to_itself() -> None:
         ),
         (
             {"method": "fttt", "zzz": 1},
-            "Unknown key 'zzz' in r.toml; known there: method, model, adapter, task, seed, "
-            "ablate, save_correct_cases, data, budget, sampling, engine, settings.",
+            "Unknown key 'zzz' in r.toml; known there: method, model, endpoint, adapter, task, "
+            "seed, ablate, save_correct_cases, data, budget, sampling, engine, settings.",
         ),
         (
             {"method": "fttt", "budget": {"trials": 0}},

@@ -45,6 +45,32 @@ def section(kind: type[Section]) -> Any:
     return Field(default_factory=lambda: kind.model_validate({}))
 
 
+NO_CASES = "none"
+"""What stands for no file of correct cases."""
+EMBEDDED_MODEL = "smollm2-135m"
+
+
+def absolute_name(name: str) -> str:
+    """A model's or checkpoint's name; a path, where it is one here, from the root.
+
+    So a run can be resumed from another folder.
+    """
+    path = Path(name).expanduser()
+    local = name not in ("", EMBEDDED_MODEL) and path.exists()
+    return str(path.absolute()) if local else name
+
+
+def _absolute(path: Path) -> Path:
+    return path.absolute() if path.exists() and str(path) != NO_CASES else path
+
+
+LocalPath = Annotated[Path, AfterValidator(_absolute)]
+"""A path; of what exists it is stored from the root, so that a run can be resumed from another
+folder, and of what does not it is named as it was given."""
+ModelName = Annotated[str, AfterValidator(absolute_name)]
+"""A model: a hub name, a URL, or a path, which is stored from the root."""
+
+
 def _distinct(ids: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(ids))
 
@@ -59,7 +85,7 @@ PromptStyle = Annotated[
 class DataSection(Section):
     """Which questions are asked."""
 
-    data_dir: Path | None = Field(
+    data_dir: LocalPath | None = Field(
         None, description="folder with the benchmark in its own layout (jsonl: the file)"
     )
     split: str = Field("test", description="split of the task")
@@ -67,7 +93,7 @@ class DataSection(Section):
     questions: Annotated[tuple[str, ...], AfterValidator(_distinct)] | None = Field(
         None, min_length=1, description="ask only these question ids"
     )
-    skip_cases: Path | None = Field(
+    skip_cases: LocalPath | None = Field(
         None,
         description="JSON list of question ids (or their numbers) to leave out, as greedy writes "
         "it; none: ask all questions",
@@ -241,8 +267,8 @@ class RunConfig(Section):
     """One run: a method on a task with a model."""
 
     method: str = Field(description="a method of `fttt list methods`, or module:Class")
-    model: str = Field(
-        "smollm2-135m",
+    model: ModelName = Field(
+        EMBEDDED_MODEL,
         min_length=1,
         description="hub name, folder, GGUF file, smollm2-135m, or openai:NAME with an endpoint",
     )
@@ -251,7 +277,7 @@ class RunConfig(Section):
         description="URL of an OpenAI-compatible server that has the model, such as "
         "http://localhost:8000/v1; its key is read from OPENAI_API_KEY",
     )
-    adapter: Path | None = Field(
+    adapter: LocalPath | None = Field(
         None,
         description="fine-tuned checkpoint to start from; without a model, its own base model",
     )

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 
-from fttt.config.run_config import PromptStyle, Section, section
+from fttt.config.run_config import (
+    EMBEDDED_MODEL,
+    LocalPath,
+    ModelName,
+    PromptStyle,
+    Section,
+    section,
+)
 
 __all__ = [
     "SETTINGS",
@@ -25,7 +31,7 @@ __all__ = [
 class GoldSection(Section):
     """Which gold solutions are learned."""
 
-    data_dir: Path | None = Field(
+    data_dir: LocalPath | None = Field(
         None, description="folder with the benchmark in its own layout (jsonl: the file)"
     )
     split: str = Field("train", description="split of the task to train on, never its test split")
@@ -102,8 +108,8 @@ class FinetuneConfig(Section):
     """One fine-tuning: a method on a task's gold solutions with a model."""
 
     method: str = Field(description="full, lora, adapter, ia3, ln-tuning or prefix")
-    model: str = Field(
-        "smollm2-135m", min_length=1, description="hub name, folder, GGUF file, or smollm2-135m"
+    model: ModelName = Field(
+        EMBEDDED_MODEL, min_length=1, description="hub name, folder, GGUF file, or smollm2-135m"
     )
     task: str = Field("arithmetic", description="a task of `fttt list tasks`, or module:Class")
     seed: int = Field(42, description="seed of fresh weights, dropout and the order of questions")
@@ -193,16 +199,16 @@ SETTINGS: dict[str, type[Section]] = {
 class OpTuneConfig(Section):
     """One training: a model's attempts at a task, and what the network learns from them."""
 
-    attempts_from: Path = Field(
+    attempts_from: LocalPath = Field(
         description="run folder with attempts at a training split (`fttt optune generate`)"
     )
-    model: str | None = Field(
+    model: ModelName | None = Field(
         None, description="hub name, folder, GGUF file or embedded name (the attempts' own)"
     )
     task: str | None = Field(
         None, description="a task of `fttt list tasks`, or module:Class (the attempts' own)"
     )
-    data_dir: Path | None = Field(
+    data_dir: LocalPath | None = Field(
         None, description="folder with the benchmark in its own layout (the attempts' own)"
     )
     seed: int = Field(42, description="seed of the network, dropout, order and held-out questions")

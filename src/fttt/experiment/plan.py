@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fttt.config import RunConfig, build, merge
+from fttt.config.run_config import NO_CASES
 from fttt.errors import UsageError
 from fttt.experiment.cases import cases_file, chosen, found_cases, in_order, without_cases
 from fttt.experiment.endpoint_rules import check_endpoint
@@ -39,8 +40,6 @@ __all__ = [
     "task_of",
 ]
 
-NO_CASES = "none"
-"""What stands for no file of correct cases."""
 MAY_DIFFER = frozenset(
     {"endpoint"}
     | {f"engine.{name}" for name in ("batch_size", "device", "concurrency", "request_timeout")}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from fttt.methods.base import MethodSettings
 from fttt.methods.best_of_n import BestOfN
@@ -12,10 +13,15 @@ from fttt.methods.best_of_n import BestOfN
 __all__ = ["Finetuned", "FinetunedSettings"]
 
 
+def _absolute(path: Path) -> Path:
+    """The path; from the root where it is a folder here, so that a run can be resumed elsewhere."""
+    return path.absolute() if path.exists() else path
+
+
 class FinetunedSettings(MethodSettings):
     """Settings of ``finetuned``."""
 
-    checkpoint: Path | None = Field(
+    checkpoint: Annotated[Path, AfterValidator(_absolute)] | None = Field(
         None, description="folder that `fttt finetune train` wrote (else that of --adapter)"
     )
 

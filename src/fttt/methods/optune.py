@@ -6,9 +6,9 @@ import hashlib
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from fttt.errors import UsageError
 from fttt.methods.base import Method, MethodSettings, Session
@@ -23,10 +23,15 @@ if TYPE_CHECKING:
 __all__ = ["OpTune", "OpTuneSettings"]
 
 
+def _absolute(name: str) -> str:
+    """The name; from the root where it is a folder here, so that a run can be resumed elsewhere."""
+    return str(Path(name).absolute()) if name and Path(name).exists() else name
+
+
 class OpTuneSettings(MethodSettings):
     """Settings of ``optune``."""
 
-    checkpoint: str = Field(
+    checkpoint: Annotated[str, AfterValidator(_absolute)] = Field(
         min_length=1,
         description="the trained network: a folder of `fttt optune train`, or owner/name",
     )

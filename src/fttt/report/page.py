@@ -42,7 +42,14 @@ from fttt.report.plots import (
     spending,
     token_figure,
 )
-from fttt.report.sides import Side, check_distinct, check_finished, form_sides, set_aside
+from fttt.report.sides import (
+    Side,
+    check_distinct,
+    check_finished,
+    form_sides,
+    model_names,
+    set_aside,
+)
 from fttt.report.text import (
     bounds,
     budget_label,
@@ -104,8 +111,8 @@ def gather(
     if not intersection:
         check_finished(runs)
     places: dict[tuple[str, str], list[Run]] = defaultdict(list)
-    for run in runs:
-        places[run.task, run.model].append(run)
+    for run, model in zip(runs, model_names(runs), strict=True):
+        places[run.task, model].append(run)
     sections: list[ReportSection] = []
     for (task, model), group in places.items():
         choosing, others, notes = set_aside(group)

@@ -26,6 +26,7 @@ __all__ = [
     "check_finished",
     "check_rules",
     "form_sides",
+    "model_names",
     "set_aside",
     "shared_questions",
 ]
@@ -230,7 +231,7 @@ def check_rules(runs: Sequence[Run], allow: Sequence[str]) -> list[str]:
     """
     notes = []
     rules = [_rules(run) for run in runs]
-    for rule, name in zip(rules, _model_names(runs), strict=True):
+    for rule, name in zip(rules, model_names(runs), strict=True):
         rule["model"] = name
     names = {name for rule in rules for name in rule}
     for name in sorted(names, key=lambda n: (n != "task", n != "model", n)):  # the plainest first
@@ -275,7 +276,7 @@ def _rules(run: Run) -> dict[str, Any]:
     return {**rules, **options, **facts}
 
 
-def _model_names(runs: Sequence[Run]) -> list[str]:
+def model_names(runs: Sequence[Run]) -> list[str]:
     """What each run's model is called: one name for one content, by whatever path it was given.
 
     Where folders of one name hold other content, part of its SHA-256 is in the name. The content of
