@@ -92,8 +92,11 @@ def _mass_above(
     mass_KV = tl.zeros([EDGES, BLOCK // 2], tl.float32)
     for start in range(0, vocab, BLOCK // 2):
         x = _logits_at(base, seen, penalty, start + v, vocab, SHAPED)
-        mass = tl.exp2((tl.maximum(x, -1e30) - best) * scale)  # minus infinity times 0 is NaN
-        mass_KV += tl.where(x >= edge_K[:, None], mass, 0.0)
+        away = x - best
+        if SHAPED:
+            away = tl.maximum(away, -1e30)  # minus infinity times a scale of 0 is NaN
+        # Times 1 or 0: two instructions an edge, where a choice and a sum are three.
+        mass_KV += tl.where(x >= edge_K[:, None], 1.0, 0.0) * tl.exp2(away * scale)
     return tl.sum(mass_KV, 1)
 
 
@@ -171,7 +174,6 @@ def _sample_kernel(
         best_V = tl.maximum(best_V, _logits_at(base, seen, penalty, start + v, vocab, SHAPED))
     best = tl.max(best_V, 0)
     top = best  # of the logits without penalty
-    least = float("-inf")
     if SHAPED:
         top_V = tl.full([BLOCK], float("-inf"), tl.float32)
         least_V = tl.full([BLOCK], float("inf"), tl.float32)
@@ -198,7 +200,10 @@ def _sample_kernel(
     at_V = tl.full([BLOCK], 0x7FFFFFFF, tl.int32)
     for start in range(0, vocab, BLOCK):
         x = _logits_at(base, seen, penalty, start + v, vocab, SHAPED)
-        mass_V += tl.where(x >= least, tl.exp2((x - best) * scale), 0.0)
+        mass = tl.exp2((x - best) * scale)
+        if SHAPED:
+            mass = tl.where(x >= least, mass, 0.0)
+        mass_V += mass
         ties_V += tl.where(x == best, 1.0, 0.0)
         at_V = tl.where(x == best, tl.minimum(at_V, start + v), at_V)
         if SHAPED:
@@ -210,7 +215,9 @@ def _sample_kernel(
         top_p = tl.load(top_p_ptr + row)
         # Tokens under (1 - top_p) / V of the mass weigh less than 1 - top_p together.
         share = tl.maximum((1.0 - top_p) / vocab, 1e-30)
-        floor = tl.maximum(best + tl.log2(share * total) / scale - 1e-3, least)
+        floor = best + tl.log2(share * total) / scale - 1e-3
+        if SHAPED:
+            floor = tl.maximum(floor, least)
         kept = total
         if top_p < 1:
             floor, kept = _threshold(
