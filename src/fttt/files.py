@@ -26,6 +26,7 @@ __all__ = [
     "check_unused",
     "file_name",
     "from_hub",
+    "held_files",
     "held_folder",
     "hold",
     "is_a_file",
@@ -111,6 +112,19 @@ def hold(handle: int, folder: Path) -> None:
         ) from error
     except OSError:
         pass  # a file system without locks: ENOLCK, ENOTSUP or ENOSYS
+
+
+def held_files() -> frozenset[int] | None:
+    """Inodes of the files that processes of this machine hold by :func:`hold`.
+
+    ``None`` where the system does not list them.
+    """
+    try:
+        lines = Path("/proc/locks").read_text(encoding="ascii").splitlines()
+    except (OSError, ValueError):
+        return None
+    words = (line.split() for line in lines)
+    return frozenset(int(w[5].rpartition(":")[2]) for w in words if len(w) > 5 and "FLOCK" in w)
 
 
 @contextmanager

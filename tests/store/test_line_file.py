@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from fttt.errors import RunError, UsageError
-from fttt.store.line_file import LineFile, read_lines
+from fttt.store.line_file import LineFile, LineTail, read_line_at, read_lines
 
 LAST = '{"n":2,"text":"ä\\n"}\n'.encode()
 
@@ -110,3 +110,80 @@ def test_many_lines_cost_little(tmp_path: Path) -> None:
     spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     assert spent < 5.0  # seconds of processor time; a sync a line would block, not burn
     assert sum(1 for _ in read_lines(path)) == 20_000
+
+
+def test_a_tail_reads_each_line_once_however_the_bytes_arrive(tmp_path: Path) -> None:
+    path, whole = tmp_path / "lines.jsonl", tmp_path / "whole.jsonl"
+    tail = LineTail(path)
+    assert tail.read() == []  # not there yet
+    _fill(whole, 20)
+    data = whole.read_bytes()
+    found = []
+    with path.open("ab", buffering=0) as file:
+        for start in range(0, len(data), 7):
+            file.write(data[start : start + 7])
+            found += tail.read()
+    assert [record["n"] for _, record in found] == list(range(20))
+    assert [read_line_at(path, offset) for offset, _ in found] == [one for _, one in found]
+    assert (tail.waiting, tail.broken, tail.replaced) == (0, "", False)
+
+
+def test_a_tail_reads_in_slices(tmp_path: Path) -> None:
+    path = tmp_path / "lines.jsonl"
+    _fill(path, 100)
+    tail = LineTail(path)
+    slices = []
+    while tail.waiting:
+        slices.append(len(tail.read(200)))
+    assert sum(slices) == 100
+    assert len(slices) > 5
+
+
+def test_a_tail_waits_for_a_torn_line_which_a_resumed_run_cuts_off(tmp_path: Path) -> None:
+    path = tmp_path / "lines.jsonl"
+    _fill(path, 2)
+    tail = LineTail(path)
+    with path.open("ab") as file:
+        file.write(b'{"n":2,"te')
+    assert [record["n"] for _, record in tail.read()] == [0, 1]
+    assert tail.read() == []
+    _fill(path, 1)  # another process cuts it off and goes on
+    assert [record["n"] for _, record in tail.read()] == [0]
+    assert (tail.replaced, tail.broken) == (False, "")
+
+
+def test_a_tail_passes_over_a_broken_line_and_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "lines.jsonl"
+    path.write_bytes(b'{"n":0}\nrubbish\n')
+    tail = LineTail(path)
+    assert len(tail.read()) == 1
+    assert tail.broken == ""  # the last line may be torn
+    with path.open("ab") as file:
+        file.write(b'{"n":1}\n')
+    assert [record["n"] for _, record in tail.read()] == [1]
+    assert "A line of" in tail.broken
+    assert "rubbish" in tail.broken
+
+
+def test_a_tail_knows_another_file_in_its_place(tmp_path: Path) -> None:
+    path = tmp_path / "lines.jsonl"
+    _fill(path, 3)
+    tail = LineTail(path)
+    tail.read()
+    path.rename(tmp_path / "old.jsonl")
+    _fill(path, 5)
+    assert tail.replaced
+
+
+def test_a_key_is_left_out_only_where_it_is_one(tmp_path: Path) -> None:
+    path = tmp_path / "lines.jsonl"
+    file = LineFile(path)
+    text = 'he wrote ,"ids":[1,2] and "ids":[3]'
+    file.append({"text": text, "ids": [7, 8, 9], "n": 1})
+    file.append({"ids": [1], "text": text})  # a first key has no comma before it
+    file.append({"text": text})
+    file.close()
+    records = [record for _, record in LineTail(path, without="ids").read()]
+    assert records == [{"text": text, "n": 1}, {"ids": [1], "text": text}, {"text": text}]
+    with pytest.raises(UsageError, match="begins at byte 3"):
+        read_line_at(path, 3)

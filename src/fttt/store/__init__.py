@@ -3,6 +3,7 @@
 ``Run.open(path)`` reads a folder, finished or not. ``RunWriter`` appends to one.
 """
 
+from fttt.store.followed_run import FollowedQuestion, FollowedRun, PartialRun, QuestionTexts
 from fttt.store.journal import (
     DivergenceEvent,
     GenerationEvent,
@@ -19,15 +20,20 @@ from fttt.store.run_folder import (
     find_runs,
     fingerprint,
     open_runs,
+    run_folders,
 )
 
 __all__ = [
     "DecidedBy",
     "DivergenceEvent",
+    "FollowedQuestion",
+    "FollowedRun",
     "GenerationEvent",
     "History",
     "Journal",
     "MemoryJournal",
+    "PartialRun",
+    "QuestionTexts",
     "Run",
     "RunWriter",
     "ScoreEvent",
@@ -36,6 +42,7 @@ __all__ = [
     "find_runs",
     "fingerprint",
     "open_runs",
+    "run_folders",
     "solved_within",
     "spent",
     "vote",

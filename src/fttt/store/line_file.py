@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from fttt.errors import RunError, UsageError
 from fttt.files import cannot_write, hold
 
-__all__ = ["LineFile", "read_lines"]
+__all__ = ["LineFile", "LineTail", "read_line_at", "read_lines"]
 
 _SYNC_SECONDS = 1.0
 """How old an unsynced line may grow while lines keep coming. Only a power cut can lose it."""
@@ -98,9 +98,7 @@ class LineFile:
 
     def _fail(self, error: OSError) -> None:
         self._broken = _cannot_write(self.path, error)
-        with contextlib.suppress(
-            OSError
-        ):  # else the next process to open the file cuts the line off
+        with suppress(OSError):  # else the next process to open the file cuts the line off
             os.ftruncate(self._fd, self._size)
         raise self._broken from error
 
@@ -113,17 +111,107 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
     """
     try:
         with path.open("rb") as file:
-            pending: tuple[int, str] | None = None
+            torn: tuple[str, int] | None = None
             for number, line in enumerate(file, start=1):
-                if pending is not None:
-                    raise UsageError(_no_record(path, pending))
+                if torn is not None:
+                    raise UsageError(_no_record(path, *torn))
                 record = _parse(line)
                 if record is None:
-                    pending = (number, line[:40].decode("utf-8", "replace").strip())
+                    torn = (_beginning(line), number)
                     continue
                 yield record
     except OSError as error:
         raise UsageError(f"Cannot read {str(path)!r}: {error.strerror}.") from error
+
+
+class LineTail:
+    """The lines of a file that another process appends to, each read once.
+
+    A torn last line is read when it is whole; the process that opens the file next may cut it off
+    instead. A line in the middle that is no record is passed over and told of in ``broken``.
+    """
+
+    def __init__(self, path: Path, without: str = "") -> None:
+        """Begin at the start of ``path``, which need not exist yet.
+
+        Args:
+            path: the file.
+            without: a key whose value, a flat list, is left out of the records. Token ids are most
+                of a trial's line, and reading them takes six times as long.
+        """
+        self.path = path
+        self.broken = ""
+        self._cut = f',"{without}":['.encode() if without else b""
+        self._offset = 0
+        self._inode: int | None = None
+
+    @property
+    def replaced(self) -> bool:
+        """Whether it is another file than the one that was read: removed, made anew, or shorter."""
+        inode, size = self._identity()
+        return self._offset > 0 and (inode != self._inode or size < self._offset)
+
+    @property
+    def waiting(self) -> int:
+        """Bytes that were appended since the last read."""
+        return max(0, self._identity()[1] - self._offset)
+
+    def read(self, most: int = 1 << 20) -> list[tuple[int, dict[str, Any]]]:
+        """The next records, each with the byte that its line begins at; about ``most`` bytes."""
+        found: list[tuple[int, dict[str, Any]]] = []
+        if not self.waiting:
+            return found
+        with suppress(OSError), self.path.open("rb") as file:
+            self._inode = os.fstat(file.fileno()).st_ino
+            file.seek(self._offset)
+            start, doubtful = self._offset, b""
+            for line in file:
+                record = _parse(self._shortened(line))
+                if record is not None:
+                    if doubtful:
+                        self.broken = _no_record(self.path, _beginning(doubtful))
+                    found.append((start, record))
+                    self._offset, doubtful = start + len(line), b""
+                else:
+                    doubtful = doubtful or line
+                start += len(line)
+                if record is not None and start >= found[0][0] + most:
+                    break
+        return found
+
+    def _identity(self) -> tuple[int | None, int]:
+        try:
+            facts = self.path.stat()
+        except OSError:
+            return None, 0
+        return facts.st_ino, facts.st_size
+
+    def _shortened(self, line: bytes) -> bytes:
+        """The line without the key that is left out; within a text its quotes are escaped."""
+        begin = line.find(self._cut) if self._cut else -1
+        end = line.find(b"]", begin) if begin >= 0 else -1
+        return line[:begin] + line[end + 1 :] if end >= 0 else line
+
+
+def read_line_at(path: Path, offset: int) -> dict[str, Any]:
+    """The record whose line begins at a byte.
+
+    Raises:
+        UsageError: there is none, or the file cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            file.seek(offset)
+            line = file.readline()
+    except OSError as error:
+        raise UsageError(f"Cannot read {str(path)!r}: {error.strerror}.") from error
+    record = _parse(line)
+    if record is None:
+        raise UsageError(
+            f"No record of {str(path)!r} begins at byte {offset}: the file has changed since it "
+            "was read; open the run again."
+        )
+    return record
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:
@@ -150,10 +238,15 @@ def _whole_lines(path: Path) -> int:
     return last_start if last and _parse(last) is None else end
 
 
-def _no_record(path: Path, line: tuple[int, str]) -> str:
-    number, text = line
+def _beginning(line: bytes) -> str:
+    """What a line begins with, for a sentence about it."""
+    return line[:40].decode("utf-8", "replace").strip()
+
+
+def _no_record(path: Path, text: str, number: int | None = None) -> str:
+    which = "A line" if number is None else f"Line {number}"
     return (
-        f"Line {number} of {str(path)!r} is no record of a run: {text!r}; "
+        f"{which} of {str(path)!r} is no record of a run: {text!r}; "
         "restore the file from a copy or start a new run."
     )
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
@@ -44,6 +45,8 @@ __all__ = [
     "fingerprint",
     "open_runs",
     "question_line",
+    "read_settings",
+    "run_folders",
 ]
 
 CONFIG = "config.toml"
@@ -99,26 +102,7 @@ class Run:
                 last line is no error: its trial is made again.
         """
         path = Path(path)
-        if not path.is_dir():
-            raise UsageError(
-                f"There is no run folder {str(path)!r}; name one that `fttt run` made."
-            )
-        if not (path / CONFIG).is_file() or not any(map(Path.exists, _own_files(path))):
-            missing = CONFIG if not (path / CONFIG).is_file() else ENVIRONMENT
-            raise UsageError(
-                f"The folder {str(path)!r} is no run folder: it holds no {missing}; "
-                "name one that `fttt run` made."
-            )
-        try:
-            config = tomllib.loads((path / CONFIG).read_text(encoding="utf-8"))
-            environment = json.loads((path / ENVIRONMENT).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise UsageError(_broken(path, f"{error}")) from error
-        run = cls(path, config, environment, _questions(path / QUESTIONS))
-        for key in ("method", "model", "task", "seed"):
-            if key not in config:
-                raise UsageError(_broken(path, f"{CONFIG} has no {key!r}"))
-        return run
+        return cls(path, *read_settings(path), _questions(path / QUESTIONS))
 
     @property
     def method(self) -> str:
@@ -279,6 +263,31 @@ class Run:
         )
 
 
+def read_settings(path: Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """``config.toml`` and ``environment.json`` of a run folder.
+
+    Raises:
+        UsageError: the folder is missing, is no run folder, or one of the two is broken.
+    """
+    if not path.is_dir():
+        raise UsageError(f"There is no run folder {str(path)!r}; name one that `fttt run` made.")
+    if not (path / CONFIG).is_file() or not any(map(Path.exists, _own_files(path))):
+        missing = CONFIG if not (path / CONFIG).is_file() else ENVIRONMENT
+        raise UsageError(
+            f"The folder {str(path)!r} is no run folder: it holds no {missing}; "
+            "name one that `fttt run` made."
+        )
+    try:
+        config = tomllib.loads((path / CONFIG).read_text(encoding="utf-8"))
+        environment = json.loads((path / ENVIRONMENT).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(_broken(path, f"{error}")) from error
+    for key in ("method", "model", "task", "seed"):
+        if key not in config:
+            raise UsageError(_broken(path, f"{CONFIG} has no {key!r}"))
+    return config, environment
+
+
 def _lines(path: Path) -> Any:
     return read_lines(path) if path.exists() else iter(())
 
@@ -316,15 +325,27 @@ def _broken(path: Path, what: str) -> str:
     )
 
 
+def run_folders(folder: Path) -> Iterator[Path]:
+    """The folders at and below ``folder`` that look like run folders.
+
+    Hidden folders and what lies within a run are not looked into.
+    """
+    for place, folders, files in os.walk(folder):
+        if CONFIG in files and not {ENVIRONMENT, QUESTIONS, TRIALS}.isdisjoint(files):
+            folders.clear()
+            yield Path(place)
+        folders[:] = [name for name in folders if not name.startswith(".")]
+
+
 def find_runs(folder: Path) -> list[tuple[Run, float]]:
     """The run folders below a folder, the latest first, each with when it was last written.
 
     What is no run folder, or a broken one, is passed over.
     """
     found = []
-    for config in folder.rglob(CONFIG):
+    for place in run_folders(folder):
         try:
-            run = Run.open(config.parent)
+            run = Run.open(place)
             written = max(path.stat().st_mtime for path in run.path.iterdir())
         except (UsageError, OSError):
             continue
