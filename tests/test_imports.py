@@ -41,7 +41,8 @@ ALLOWED = {
         "registry",
     },
     "config": {"types", "errors"},
-    "report": {"types", "errors", "store"},
+    "report": {"types", "errors", "files", "store"},
+    "viewer": {"types", "errors", "files", "store", "report"},
     "optune": {
         "types",
         "errors",

@@ -237,6 +237,26 @@ class Step:
     """Whether the divergence passed the bound, so that the adapter is fresh again."""
 
 
+FEEDBACK = "{feedback}"
+"""Stands in a text of the settings for what the verifier lets the model know."""
+_SHOWN = 600
+"""Characters of feedback that a model is shown, of its beginning and its end."""
+
+
+def shortened(text: str, longest: int = _SHOWN) -> str:
+    """The text, or its beginning and its end where it is longer."""
+    text = text.strip()
+    if len(text) <= longest:
+        return text
+    end = longest // 3
+    return f"{text[: longest - end]} ... {text[-end:]}"
+
+
+def filled_in(text: str, feedback: str) -> str:
+    """A text of the settings as a model reads it, with a verdict's feedback filled in."""
+    return text.replace(FEEDBACK, shortened(feedback) or "Your answer is incorrect.")
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """What a verifier said of one completion."""

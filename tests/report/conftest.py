@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from fttt.store import GenerationEvent, Run, RunWriter
-from fttt.types import Completion, Outcome, Question, Trial, Usage
+from fttt.types import Completion, Outcome, Question, Trial, Usage, Verdict
 
 MakeRun = Callable[..., Run]
 
@@ -41,6 +41,8 @@ def _maker(folder: Path) -> MakeRun:
         decided_by: str = "first",
         prompt: str = "What is 2 + 2?",
         critique: str | None = None,
+        feedback: str | None = None,
+        ablate: str | None = None,
         scores: Mapping[str, Sequence[float]] | None = None,
         finish: bool = True,
         content: str | None = None,
@@ -56,6 +58,7 @@ def _maker(folder: Path) -> MakeRun:
             "budget": {"unanswered": settings.pop("unanswered", "count")}
             | ({"token_budget": 40} if trials is None else {"trials": trials}),
             "sampling": {"temperature": 0.6, "top_p": 0.95, **settings},
+            **({} if ablate is None else {"ablate": ablate}),
         }
         writer = RunWriter.create(
             folder / name,
@@ -78,6 +81,11 @@ def _maker(folder: Path) -> MakeRun:
                 )
                 if scores is not None:
                     trial = replace(trial, score=scores[question_id][n])
+                if feedback is not None:
+                    answer = Completion(completion, trial.token_ids, "stop", trial.generation)
+                    writer.generation(GenerationEvent(question_id, n, answer))
+                    said = Verdict(trial.verdict, trial.extracted, trial.detail, 0.1, feedback)
+                    writer.verdict(question_id, trial.generation, said)
                 if critique is not None:
                     trial = replace(trial, generation=2 * n)
                 if critique is not None and letter != "c":

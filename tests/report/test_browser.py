@@ -164,9 +164,21 @@ def test_a_phone_shows_what_was_solved_without_scrolling_sideways(
     right = "return document.querySelector('tbody td:nth-child(%d)').getBoundingClientRect().right"
     solved, interval = browser.run(right % 2), browser.run(right % 3)
     width = browser.run("return document.documentElement.scrollWidth")
+    edges = browser.run(
+        "return [...document.querySelectorAll('.stack, .stack td, .legend span, figure svg')]"
+        ".map((e) => e.getBoundingClientRect()).filter((r) => r.width)"
+        ".map((r) => [r.left, r.right])"
+    )
+    bars = browser.run(
+        "return [...document.querySelectorAll('.figures.two svg')]"
+        ".filter((e) => e.getBoundingClientRect().width).map((e) => e.getAttribute('class'))"
+    )
     browser.resize(1300, 900)
     assert solved < interval <= 390
     assert width == 390
+    assert len(edges) > 40
+    assert all(0 <= left <= right <= 390 for left, right in edges)  # nothing is cut off
+    assert bars == ["narrow", "narrow"]
 
 
 def test_a_dark_page_prints_on_white(browser: Browser, page: Path, tmp_path: Path) -> None:

@@ -118,7 +118,7 @@ def test_the_archive_gives_back_every_trial(make_run: MakeRun) -> None:
     archive = pack(form_sides(runs))
     index = unpack(archive.index)["runs"]
     assert archive.trials == 8
-    assert [run["seed"] for run in index] == [42, 85]
+    assert [run["label"] for run in index] == ["best-of-n, seed 42", "best-of-n, seed 85"]
     assert index[0]["verdicts"] == ["uic", "iiii"]
     assert index[0]["solved"] == [3, 0]
     assert index[1]["solved"] == [0, 1]
@@ -141,6 +141,7 @@ def test_the_archive_gives_back_every_trial(make_run: MakeRun) -> None:
         [],
         None,
         None,
+        None,
     ]
 
 
@@ -153,17 +154,36 @@ def test_how_close_a_trial_came_is_said(make_run: MakeRun) -> None:
     (path / "trials.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     archive = pack(form_sides([Run.open(path)]))
     (((_, _, trials),),) = [unpack(chunk) for chunk in archive.chunks]
-    assert [trial[-2] for trial in trials] == ["2 of 5 tests passed", "score -1.5", None]
+    assert [trial[-3] for trial in trials] == ["2 of 5 tests passed", "score -1.5", None]
     said = [None, "divergence 0.0457", "divergence 1.25, adapter reset"]
-    assert [trial[-1] for trial in trials] == said
+    assert [trial[-2] for trial in trials] == said
+    assert unpack(archive.index)["runs"][0]["scores"] == [[0.4, -1.5, None]]
 
 
 def test_what_was_said_after_a_trial_is_kept_with_it(make_run: MakeRun) -> None:
     run = make_run("a", {"x": "iic"}, critique="Look again.", settings={"feedback": "Wrong."})
     archive = pack(form_sides([run]))
-    assert unpack(archive.index)["runs"][0]["feedback"] == "Wrong."
     (((_, _, trials),),) = [unpack(chunk) for chunk in archive.chunks]
-    assert [trial[-3] for trial in trials] == [["Look again."], ["Look again."], []]
+    assert [trial[-1] for trial in trials] == ["Wrong.", "Wrong.", None]
+    assert [trial[-4] for trial in trials] == [["Look again."], ["Look again."], []]
+
+
+def test_feedback_is_shown_as_the_model_read_it(make_run: MakeRun) -> None:
+    settings = {"feedback": "No: {feedback} Again."}
+    run = make_run("a", {"x": "iic"}, settings=settings, feedback="too small")
+    (((_, _, trials),),) = [unpack(chunk) for chunk in pack(form_sides([run])).chunks]
+    assert [trial[-1] for trial in trials] == ["No: too small Again."] * 2 + [None]
+    run = make_run("b", {"x": "iic"}, settings=settings, feedback="too small", ablate="shuffle")
+    (((_, _, trials),),) = [unpack(chunk) for chunk in pack(form_sides([run])).chunks]
+    assert [trial[-1] for trial in trials] == [None] * 3  # told another attempt's
+
+
+def test_a_title_names_a_model_and_not_its_path(make_run: MakeRun) -> None:
+    named = {"/data/models/Tiny-1B": "Tiny-1B", "owner/Tiny": "owner/Tiny", "a/b.gguf": "b"}
+    for n, (model, shown) in enumerate(named.items()):
+        (section,) = gather([make_run(f"run{n}", {"x": "c"}, model=model)])
+        assert section.title == f"arithmetic · {shown}"
+        assert f"<title>arithmetic · {shown} · fttt report</title>" in build_page([section])
 
 
 def test_long_runs_are_cut_into_chunks_that_open_alone(

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, TypedD
 from pydantic import BaseModel, ConfigDict, Field
 
 from fttt.types import (
+    FEEDBACK,
     Ablation,
     Completion,
     Example,
@@ -26,6 +27,7 @@ from fttt.types import (
     Text,
     Turn,
     Verdict,
+    filled_in,
     user,
 )
 
@@ -42,37 +44,23 @@ __all__ = [
     "MethodSettings",
     "Session",
     "room_for",
-    "shortened",
     "told",
 ]
 
-FEEDBACK = "{feedback}"
-"""Stands in a text of the settings for what the verifier lets the model know."""
 PRAISE = "Your answer is correct."
 """What is said of a right answer, and of a wrong one where an ablation has it so."""
-_SHOWN = 600
-"""Characters of feedback that a model is shown, of its beginning and its end."""
 _ROOM = 300
-"""Tokens that those are counted as."""
+"""Tokens that feedback, which a model is shown shortened, is counted as."""
 
 
 def told(text: str, verdict: Verdict) -> Text:
     """The user's turn after an attempt: a text of the settings, with the feedback filled in."""
-    return user(text.replace(FEEDBACK, shortened(verdict.feedback) or "Your answer is incorrect."))
+    return user(filled_in(text, verdict.feedback))
 
 
 def room_for(text: str) -> tuple[str | int, ...]:
     """What such a turn takes of a conversation's length (see :meth:`Method.conversation`)."""
     return (text, _ROOM) if FEEDBACK in text else (text,)
-
-
-def shortened(text: str, longest: int = _SHOWN) -> str:
-    """The text, or its beginning and its end where it is longer."""
-    text = text.strip()
-    if len(text) <= longest:
-        return text
-    end = longest // 3
-    return f"{text[: longest - end]} ... {text[-end:]}"
 
 
 class MethodSettings(BaseModel):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from fttt.methods.base import Method, MethodSettings, Session, shortened
-from fttt.types import Judged, Question, Text, user
+from fttt.methods.base import Method, MethodSettings, Session
+from fttt.types import Judged, Question, Text, shortened, user
 
 __all__ = ["Memory", "MemorySettings"]
 

@@ -11,7 +11,6 @@ from typing import Literal
 from pydantic import Field
 
 from fttt.methods.base import (
-    FEEDBACK,
     PRAISE,
     Adapter,
     BoundedSettings,
@@ -20,7 +19,7 @@ from fttt.methods.base import (
     room_for,
     told,
 )
-from fttt.types import Example, Judged, Question, Scores, Text, user
+from fttt.types import FEEDBACK, Example, Judged, Question, Scores, Text, user
 
 __all__ = ["SelfDistill", "SelfDistillSettings"]
 

@@ -14,24 +14,28 @@ import hashlib
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib import resources
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
+from matplotlib.figure import Figure
 
 from fttt.errors import UsageError
+from fttt.files import model_label
 from fttt.report.compare import Comparison, SideResult, compare, describe, named
 from fttt.report.outcomes import AXES, Outcomes, trials_by_question
 from fttt.report.plots import (
     DARK,
     LIGHT,
     SIDE_COLOURS,
+    Spending,
     css_variables,
     curve_figure,
     curves,
@@ -65,10 +69,25 @@ from fttt.report.text import (
     quantity,
     seconds,
 )
-from fttt.store import Run
-from fttt.types import JSON, Trial
+from fttt.store import History, QuestionTexts, Run
+from fttt.types import FEEDBACK, JSON, Question, Trial, filled_in
 
-__all__ = ["ReportSection", "build_page", "gather", "pack", "save_plots", "unpack"]
+__all__ = [
+    "LETTERS",
+    "ReportSection",
+    "asset",
+    "beside",
+    "build_page",
+    "gather",
+    "legend",
+    "pack",
+    "question_texts",
+    "render",
+    "save_plots",
+    "settings_text",
+    "shown_model",
+    "unpack",
+]
 
 
 @dataclass(frozen=True)
@@ -87,7 +106,13 @@ class ReportSection:
 
     @property
     def title(self) -> str:
-        return " · ".join(filter(None, (self.task, self.model, self.part)))
+        return " · ".join(filter(None, (self.task, shown_model(self.model), self.part)))
+
+
+def shown_model(model: str) -> str:
+    """A model as a title names it: its hub name, or the last part of a path."""
+    is_path = model.count("/") != 1 or model[0] in "/.~" or model.endswith(".gguf")
+    return model_label(model) if is_path else model
 
 
 def gather(
@@ -132,6 +157,23 @@ def gather(
 
 def build_page(sections: Sequence[ReportSection]) -> str:
     """The whole page as text."""
+    script = asset("trials.js") + asset("report.js")
+    archive = pack([side for section in sections for side in section.sides])
+    return render(
+        "report.html.j2",
+        title=_title(sections),
+        sections=[_view(section, n) for n, section in enumerate(sections)],
+        archive=archive,
+        style=Markup(asset("report.css")),  # our own file
+        script=Markup(script),  # our own file
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        version=version("fttt"),
+    )
+
+
+def render(template: str, **values: Any) -> str:
+    """A page of one of our templates; what is put into it is escaped."""
     environment = Environment(
         loader=PackageLoader("fttt.report", "templates"),
         autoescape=True,
@@ -141,18 +183,17 @@ def build_page(sections: Sequence[ReportSection]) -> str:
     )
     written = (bounds, budget_label, count, decimal, interval, p_value, percent, points, quantity)
     environment.globals.update({function.__name__: function for function in (*written, seconds)})
-    script = _asset("report.js")
-    archive = pack([side for section in sections for side in section.sides])
-    return environment.get_template("report.html.j2").render(
-        title=_title(sections),
-        sections=[_view(section, n) for n, section in enumerate(sections)],
-        archive=archive,
-        style=Markup(_style()),  # our own file
-        script=Markup(script),  # our own file
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        version=_version(),
-    )
+    return environment.get_template(template).render(**values)
+
+
+def asset(name: str) -> str:
+    """A style sheet or script that pages share; colours of both themes are filled in."""
+    folder = resources.files("fttt.report") / "templates"
+    text = (folder / name).read_text(encoding="utf-8")
+    if not name.endswith(".css"):
+        return text
+    light, dark = css_variables(LIGHT), css_variables(DARK)
+    return text.replace("/* light */", light).replace("/* dark */", dark)
 
 
 def save_plots(sections: Sequence[ReportSection], folder: Path, kind: str) -> list[Path]:
@@ -218,14 +259,7 @@ def _view(section: ReportSection, number: int) -> dict[str, Any]:
         "brief": len(first_pairs(section.comparison)) if section.comparison else 0,
         "caveats": caveats(section.comparison) if section.comparison else [],
         "ks": ks,
-        "legend": [
-            {
-                "label": side.label,
-                "colour": SIDE_COLOURS[n % len(SIDE_COLOURS)],
-                "mark": Markup(legend_mark(n)),  # drawn by us from the place alone
-            }
-            for n, side in enumerate(section.sides)
-        ],
+        "legend": legend([side.label for side in section.sides]),
         "curves": [
             Markup(inline_svg(figure, f"Accuracy against {axis}, {tag}"))
             for axis, figure in figures.items()
@@ -240,12 +274,33 @@ def _view(section: ReportSection, number: int) -> dict[str, Any]:
             )
             for axis in (AXES if _scored(section) else ())
         ],
-        "spending": Markup(inline_svg(token_figure(spendings), f"Tokens by kind, {tag}")),
-        "generated": Markup(
-            inline_svg(outcome_figure(spendings), f"Generated tokens by outcome, {tag}")
-        ),
-        "runs": [(run, _settings(run)) for side in section.sides for run in side.runs],
+        "tokens": [
+            _both_widths(outcome_figure, spendings, f"Generated tokens by outcome, {tag}"),
+            _both_widths(token_figure, spendings, f"Tokens by kind, {tag}"),
+        ],
+        "runs": [(run, settings_text(run)) for side in section.sides for run in side.runs],
     }
+
+
+def _both_widths(
+    draw: Callable[[Sequence[Spending], bool], Figure], spendings: Sequence[Spending], title: str
+) -> Markup:
+    """A figure for wide screens and one for a phone, of which the style sheet shows one."""
+    wide = inline_svg(draw(spendings, False), title)
+    narrow = inline_svg(draw(spendings, True), f"{title}, narrow")
+    return Markup(wide + narrow.replace("<svg ", '<svg class="narrow" ', 1))
+
+
+def legend(labels: Sequence[str]) -> list[dict[str, str]]:
+    """Name, colour and mark of each side, by its place."""
+    return [
+        {
+            "label": label,
+            "colour": SIDE_COLOURS[n % len(SIDE_COLOURS)],
+            "mark": Markup(legend_mark(n)),  # drawn by us from the place alone
+        }
+        for n, label in enumerate(labels)
+    ]
 
 
 def _scored(section: ReportSection) -> bool:
@@ -260,31 +315,13 @@ def _pairs_shown(comparison: Comparison) -> int:
 def _title(sections: Sequence[ReportSection]) -> str:
     """``gsm8k, mbpp · smollm2-135m``."""
     tasks = dict.fromkeys(section.task for section in sections)
-    models = dict.fromkeys(section.model for section in sections)
+    models = dict.fromkeys(shown_model(section.model) for section in sections)
     return f"{', '.join(tasks)} · {', '.join(models)}"
 
 
-def _settings(run: Run) -> str:
+def settings_text(run: Run) -> str:
+    """The settings of a run for people."""
     return json.dumps(run.config, indent=2, ensure_ascii=False, default=str)
-
-
-def _style() -> str:
-    return (
-        _asset("report.css")
-        .replace("/* light */", css_variables(LIGHT))
-        .replace("/* dark */", css_variables(DARK))
-    )
-
-
-def _asset(name: str) -> str:
-    folder = resources.files("fttt.report") / "templates"
-    return (folder / name).read_text(encoding="utf-8")
-
-
-def _version() -> str:
-    from importlib.metadata import version
-
-    return version("fttt")
 
 
 CHUNK_CHARACTERS = 400_000
@@ -331,10 +368,8 @@ def _run_entry(run: Run, side: Side, chunks: list[str]) -> dict[str, Any]:
         places.append([number, place])
     return {
         "name": run.path.name,
-        "label": side.label,
+        "label": f"{side.label}, seed {run.seed}",
         "task": run.task,
-        "model": run.model,
-        "seed": run.seed,
         "ids": list(outcomes.ids),
         "verdicts": ["".join(LETTERS[t.verdict] for t in trials[i]) for i in outcomes.ids],
         # The trials that a question took, or 0 where it was not solved.
@@ -342,13 +377,19 @@ def _run_entry(run: Run, side: Side, chunks: list[str]) -> dict[str, Any]:
             int(n) if solved else 0 for n, solved in zip(needed, outcomes.solved, strict=True)
         ],
         "tokens": [int(n) for n in outcomes.spent["tokens"]],
+        "scores": _scores(trials[i] for i in outcomes.ids),
         "places": places,
-        "feedback": _feedback(run),
-        "beside": _beside(run),
+        "beside": beside(run),
     }
 
 
-def _beside(run: Run) -> str:
+def _scores(trials: Iterable[Sequence[Trial]]) -> list[list[float | None]] | None:
+    """The score of each trial by question; ``None`` where no trial has one."""
+    found = [[trial.score for trial in made] for made in trials]
+    return found if any(score is not None for row in found for score in row) else None
+
+
+def beside(run: Run) -> str:
     """What a completion that is no answer is called."""
     if run.config.get("ablate") == "shuffle":
         return "Written in place of the attempt, or about it"
@@ -361,14 +402,13 @@ def _chunked(
     """Pack each question's texts; yield the chunk and the place in it, for each question."""
     waiting: list[JSON] = []
     size = 0
-    critiques = _critiques(run)
+    histories = _histories(run)
     for question in run.questions:
-        made = trials[question.id]
-        said = _after_trials(made, critiques.get(question.id, []))
-        rows = [_row(trial, texts) for trial, texts in zip(made, said, strict=True)]
-        waiting.append([question.prompt, _gold(question.gold), rows])
-        size += len(question.prompt) + sum(len(t.completion) for t in made)
-        size += sum(len(text) for texts in said for text in texts)
+        history = histories.get(question.id) or History()
+        written = _texts(question, trials[question.id], history)
+        waiting.append(question_texts(run, written))
+        size += len(question.prompt) + sum(len(t.completion) for t in written.trials)
+        size += sum(len(text) for _, text in written.critiques)
         yield len(chunks), len(waiting) - 1
         if size >= CHUNK_CHARACTERS:
             chunks.append(_packed(waiting))
@@ -377,39 +417,53 @@ def _chunked(
         chunks.append(_packed(waiting))
 
 
-def _critiques(run: Run) -> dict[str, list[tuple[int, str]]]:
-    """Number and text of each generation that was no attempt, for each question.
+def _histories(run: Run) -> Mapping[str, History]:
+    """The journal by question; empty where the trials and the settings tell all that was said.
 
-    The journal is read only where the trials spent more tokens than their completions hold.
+    It is read where the trials spent more tokens than their completions hold, or where what was
+    told depends on the verdict.
     """
-    if all(t.usage.generated_tokens == len(t.token_ids) for t in run.trials):
-        return {}
-    return {
-        question_id: [
-            (number, event.completion.text)
-            for number, event in sorted(history.generations.items())
-            if event.trial is None
-        ]
-        for question_id, history in run.histories.items()
-    }
+    whole = all(t.usage.generated_tokens == len(t.token_ids) for t in run.trials)
+    return {} if whole and FEEDBACK not in (_told_after(run) or "") else run.histories
 
 
-def _after_trials(trials: Sequence[Trial], critiques: list[tuple[int, str]]) -> list[list[str]]:
-    """What was written after each trial's attempt and before the next one's."""
+def _texts(question: Question, trials: tuple[Trial, ...], history: History) -> QuestionTexts:
+    critiques = tuple(
+        (number, event.completion.text)
+        for number, event in sorted(history.generations.items())
+        if event.trial is None
+    )
+    feedback = {number: verdict.feedback for number, verdict in history.verdicts.items()}
+    return QuestionTexts(question, trials, critiques, feedback)
+
+
+def question_texts(run: Run, written: QuestionTexts) -> list[JSON]:
+    """A question as the page's script reads it: its prompt, its gold answer and its trials."""
+    question, trials = written.question, written.trials
     ends = [trial.generation for trial in trials[1:]] + [math.inf]
-    return [
-        [text for number, text in critiques if trial.generation < number < end]
-        for trial, end in zip(trials, ends[: len(trials)], strict=True)
-    ]
+    rows: list[JSON] = []
+    for trial, end in zip(trials, ends[: len(trials)], strict=True):
+        after = [text for number, text in written.critiques if trial.generation < number < end]
+        followed = trial is not trials[-1] or trial.loss is not None
+        said = _told_after(run) if followed and trial.verdict != "correct" else None
+        told = said and filled_in(said, written.feedback.get(trial.generation, ""))
+        rows.append(_row(trial, after, told))
+    return [question.prompt, _gold(question.gold), rows]
 
 
-def _feedback(run: Run) -> str | None:
-    """What the run's method says after a wrong attempt, where its settings tell."""
-    said = run.config.get("settings", {}).get("feedback")
-    return said if isinstance(said, str) and "{feedback}" not in said else None
+def _told_after(run: Run) -> str | None:
+    """What the run's method says after a wrong attempt, where its settings tell.
+
+    An ablation may have told another attempt's feedback.
+    """
+    settings = run.config.get("settings", {})
+    said = settings.get("feedback") or settings.get("critique_request")
+    if not isinstance(said, str) or (FEEDBACK in said and run.config.get("ablate")):
+        return None
+    return said
 
 
-def _row(trial: Trial, critiques: list[str]) -> list[JSON]:
+def _row(trial: Trial, critiques: Sequence[str], told: str | None) -> list[JSON]:
     """One trial; the page's script reads the fields by their place."""
     usage = trial.usage
     return [
@@ -427,6 +481,7 @@ def _row(trial: Trial, critiques: list[str]) -> list[JSON]:
         critiques,
         _score(trial),
         _divergence(trial),
+        told,
     ]
 
 

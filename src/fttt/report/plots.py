@@ -162,7 +162,8 @@ def _curve(side: Side, axis: Axis, measure: Measure) -> Curve:
         mean, low, high = score_intervals(best_scores(side, axis, budgets))
     else:
         mean, low, high = mean_intervals(side.values(axis, budgets), len(side.runs))
-    whole_until = float(budgets[-1]) if axis == "trials" and side.budget else side.observed(axis)
+    granted = axis == "trials" and side.budget and not side.unfinished
+    whole_until = float(budgets[-1]) if granted else side.observed(axis)
     return Curve(side.label, budgets, mean, low, high, whole_until)
 
 
@@ -261,14 +262,14 @@ def curve_figure(
     return figure
 
 
-def token_figure(spendings: Sequence[Spending]) -> Figure:
-    """Tokens a question by kind: prompt, generated, trained."""
+def token_figure(spendings: Sequence[Spending], narrow: bool = False) -> Figure:
+    """Tokens a question by kind: prompt, generated, trained; ``narrow`` is for a phone."""
     kinds = {"generated": "c5", "trained": "other", "prompt": "blank"}
-    return _bars(spendings, kinds, {kind: kind for kind in kinds}, "Tokens a question")
+    return _bars(spendings, kinds, {kind: kind for kind in kinds}, "Tokens a question", narrow)
 
 
-def outcome_figure(spendings: Sequence[Spending]) -> Figure:
-    """Generated tokens a question by the verdict on them."""
+def outcome_figure(spendings: Sequence[Spending], narrow: bool = False) -> Figure:
+    """Generated tokens a question by the verdict on them; ``narrow`` is for a phone."""
     colours = {"correct": "correct", "wrong": "wrong", "blank": "blank", "other": "other"}
     names = {
         "correct": "correct attempts",
@@ -276,7 +277,7 @@ def outcome_figure(spendings: Sequence[Spending]) -> Figure:
         "blank": "unanswered attempts",
         "other": "not judged",
     }
-    return _bars(spendings, colours, names, "Generated tokens a question")
+    return _bars(spendings, colours, names, "Generated tokens a question", narrow)
 
 
 def inline_svg(figure: Figure, title: str) -> str:
@@ -356,10 +357,16 @@ def _marks(curve: Curve, axis: Axis) -> list[int]:
 
 
 def _bars(
-    spendings: Sequence[Spending], colours: dict[str, str], names: dict[str, str], title: str
+    spendings: Sequence[Spending],
+    colours: dict[str, str],
+    names: dict[str, str],
+    title: str,
+    narrow: bool,
 ) -> Figure:
+    """Bars with their sides' names beside them, or, on a narrow figure, above them."""
+    size = (3.7, 1.2 + 0.46 * len(spendings)) if narrow else (6.0, 0.9 + 0.32 * len(spendings))
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(6.0, 0.9 + 0.32 * len(spendings)), layout="constrained")
+        figure = Figure(figsize=size, layout="constrained")
         axes = figure.add_subplot()
         labels = [spending.label for spending in spendings]
         places = range(len(labels))
@@ -368,15 +375,19 @@ def _bars(
             widths = [float(getattr(spending, field)) for spending in spendings]
             if not any(widths):
                 continue
+            height = 0.4 if narrow else 0.62
             axes.barh(
-                places, widths, left=left, height=0.62, color=LIGHT[colour], label=names[field]
+                places, widths, left=left, height=height, color=LIGHT[colour], label=names[field]
             )
             left = [a + b for a, b in zip(left, widths, strict=True)]
         longest = max([*left, 1.0])
         for place, total in zip(places, left, strict=True):
             axes.text(total + longest * 0.01, place, f"{total:,.0f}", va="center", fontsize=8)
-        axes.set_xlim(0, longest * 1.12)
-        axes.set_yticks(places, labels)
+        axes.set_xlim(0, longest * (1.18 if narrow else 1.12))
+        axes.set_yticks(places, [""] * len(labels) if narrow else labels)
+        for place, label in zip(places, labels if narrow else (), strict=False):
+            axes.text(0, place - 0.3, label, va="bottom", fontsize=8, clip_on=True)
+        axes.set_ylim(-0.75 if narrow else -0.5, len(labels) - 0.5)
         axes.tick_params(axis="y", length=0, labelcolor=LIGHT["ink"])
         axes.invert_yaxis()
         axes.xaxis.set_major_locator(MaxNLocator(5))
@@ -385,7 +396,8 @@ def _bars(
         axes.spines["left"].set_visible(False)
         axes.set_xlabel(title)
         figure.legend(  # as wide as the figure: long names of sides leave the axes little room
-            loc="outside upper right", ncols=4, fontsize=8, borderaxespad=0.2,
+            loc="outside upper left" if narrow else "outside upper right", ncols=2 if narrow else 4,
+            fontsize=8, borderaxespad=0.2,
             handlelength=1, handleheight=1, columnspacing=1.4,
         )  # fmt: skip
     return figure

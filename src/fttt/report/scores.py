@@ -27,6 +27,8 @@ __all__ = [
 ]
 
 RESAMPLES = 9_999
+_AT_ONCE = 20_000_000
+"""Resampled values in memory at once."""
 
 Floats = NDArray[np.float64]
 
@@ -87,7 +89,7 @@ def score_intervals(values_QB: Floats) -> tuple[Floats, Floats, Floats]:
         return mean, mean, mean
     found = bootstrap(
         (values_QB,), np.mean, axis=0, n_resamples=RESAMPLES, method="percentile",
-        confidence_level=LEVEL, rng=0, batch=500,
+        confidence_level=LEVEL, rng=0, batch=max(1, min(500, _AT_ONCE // values_QB.size)),
     ).confidence_interval  # fmt: skip
     return mean, np.minimum(found.low, mean), np.maximum(found.high, mean)
 

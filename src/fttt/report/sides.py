@@ -29,6 +29,7 @@ __all__ = [
     "model_names",
     "set_aside",
     "shared_questions",
+    "side_labels",
 ]
 
 OUTER_SETTINGS = frozenset(
@@ -78,6 +79,11 @@ class Side:
         """Trials granted to each question; ``None`` where tokens or seconds were the budget."""
         return self.runs[0].trial_budget
 
+    @cached_property
+    def unfinished(self) -> bool:
+        """Whether a question of it still owes trials, so that its granted budget was not given."""
+        return any(not set(self.ids).isdisjoint(run.owed) for run in self.runs)
+
     def values(self, axis: Axis, budgets_B: ArrayLike) -> Floats:
         """Share of the seeds that solved each question within each budget, shape QB."""
         per_seed = [outcomes.within(axis, budgets_B) for outcomes in self.outcomes]
@@ -118,7 +124,7 @@ def form_sides(runs: Sequence[Run], ids: Sequence[str] | None = None) -> list[Si
             sides.extend((run,) for run in group)
         else:
             sides.append(tuple(sorted(group, key=lambda run: run.seed)))
-    labels = _labels(sides)
+    labels = side_labels(sides)
     return [
         Side(label, side, tuple(ids) if ids is not None else _finished(side))
         for label, side in zip(labels, sides, strict=True)
@@ -300,7 +306,7 @@ def _identity(run: Run) -> dict[str, Any]:
     return {key: value for key, value in _leaves(run.config) if key not in OUTER_SETTINGS}
 
 
-def _labels(sides: Sequence[tuple[Run, ...]]) -> list[str]:
+def side_labels(sides: Sequence[tuple[Run, ...]]) -> list[str]:
     """A name for each side; its folder's where method and settings do not tell it apart."""
     first = [side[0] for side in sides]
     names = name_sides([run.method for run in first], [_identity(run) for run in first])

@@ -40,20 +40,22 @@ class Browser:
         made = self._send("", {"capabilities": {"alwaysMatch": wanted}})
         self._session = f"/{made['sessionId']}"
 
-    def open(self, page: Path, place: str = "") -> None:
-        """Load a page and wait until its first question is shown."""
+    def open(self, page: Path | str, place: str = "") -> None:
+        """Load a file or an address and wait until its first question is shown."""
         if not self._blank:  # another place of the same page would not load it again
             self._send("/url", {"url": "about:blank"})
         self._blank = False
-        self._send("/url", {"url": page.resolve().as_uri() + place})
+        address = page if isinstance(page, str) else page.resolve().as_uri()
+        self._send("/url", {"url": address + place})
         self.run("await_(() => document.documentElement.dataset.ready)")
 
     def run(self, script: str) -> Any:
-        """What a script returns; ``await_(f)`` in it waits until ``f`` holds."""
+        """What a script returns; ``await_(f)`` in it waits until ``f`` holds, at most 20 s."""
         lines = (
             "const done = arguments[0];"
             "const await_ = async (f) => {"
-            " for (let n = 0; n < 2500 && !f(); n++)"
+            " const end = performance.now() + 20000;"  # the driver gives a script 30 s
+            " while (!f() && performance.now() < end)"
             "  await new Promise((r) => setTimeout(r, 10));"
             "};"
             f"(async () => {{ {script.replace('await_(', 'await await_(')} }})()"
@@ -62,8 +64,9 @@ class Browser:
         return self._send("/execute/async", {"script": lines, "args": []})
 
     def text(self, selector: str) -> str:
-        """The visible text of an element."""
-        return str(self.run(f"return document.querySelector('{selector}').innerText"))
+        """The visible text of an element, a sign in the place of each lone surrogate."""
+        script = f"return document.querySelector('{selector}').innerText.toWellFormed()"
+        return str(self.run(script))
 
     def prefer(self, scheme: str) -> None:
         """Make the system's theme light or dark."""
