@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from fttt.cli.checks import check_command, verify_command
-from fttt.cli.reports import compare_command, list_command, report_command
+from fttt.cli.reports import compare_command, list_command, report_command, view_command
 from fttt.cli.runs import demo_command, regrade_command, run_command, sweep_command
 from fttt.cli.services import bench_app, judge_app
 from fttt.cli.trainings import finetune_app, optune_app
@@ -35,6 +35,7 @@ app.command("verify")(verify_command)
 app.command("regrade")(regrade_command)
 app.command("compare")(compare_command)
 app.command("report")(report_command)
+app.command("view")(view_command)
 app.command("list")(list_command)
 app.add_typer(finetune_app, name="finetune")
 app.add_typer(judge_app, name="judge")

@@ -1,4 +1,4 @@
-"""``fttt list``, ``compare`` and ``report``: what can be run, and what came of the runs."""
+"""``fttt list``, ``compare``, ``report`` and ``view``: what can be run, and what came of it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -21,7 +22,7 @@ from fttt.store import open_runs
 
 _WORDS = ("run", "method", "task", "model")
 
-__all__ = ["compare_command", "list_command", "report_command"]
+__all__ = ["compare_command", "list_command", "report_command", "view_command"]
 
 
 class ListKind(StrEnum):
@@ -172,7 +173,7 @@ def compare_command(
     ] = None,
 ) -> None:
     """Compare runs on the same questions, paired, at equal trials and at equal tokens."""
-    with _report_extra("fttt compare"):
+    with _extra("fttt compare"):
         from fttt.report.compare import compare
         from fttt.report.outcomes import truncate
         from fttt.report.text import render
@@ -214,7 +215,7 @@ def report_command(
     baseline: Baseline = None,
 ) -> None:
     """Write runs as one self-contained HTML file: table, curves, tokens and every trial."""
-    with _report_extra("fttt report"):
+    with _extra("fttt report"):
         from fttt.report.outcomes import truncate
         from fttt.report.page import build_page, gather, save_plots
     if out.is_dir():
@@ -233,13 +234,34 @@ def report_command(
         raise cannot_write(place, error, "name another place with --out or --plots") from error
 
 
+def view_command(
+    folder: Annotated[
+        Path, typer.Argument(metavar="[DIR]", help="Folder of runs, at any depth, or one run.")
+    ] = Path("outputs"),
+    port: Annotated[
+        int,
+        typer.Option("--port", min=0, max=65535, help="Port of 127.0.0.1; 0 takes a free one."),
+    ] = 0,
+    no_open: Annotated[
+        bool, typer.Option("--no-open", help="Do not open the page in a browser.")
+    ] = False,
+) -> None:
+    """Show the runs of a folder on a local page, while they run and after."""
+    with _extra("fttt view", "view"):
+        for package in ("jinja2", "matplotlib", "scipy", "statsmodels"):  # imported by the page
+            if find_spec(package) is None:
+                raise ModuleNotFoundError(name=package)
+        from fttt.viewer import Watcher, serve_view
+    serve_view(Watcher(folder), port=port, say=typer.echo, open_page=not no_open)
+
+
 @contextmanager
-def _report_extra(command: str) -> Iterator[None]:
+def _extra(command: str, extra: str = "report") -> Iterator[None]:
     """Name the extra that a missing package belongs to."""
     try:
         yield
     except ModuleNotFoundError as error:
         raise UsageError(
             f"`{command}` needs the package {error.name!r}, which is not installed; "
-            "install it with `pip install 'fttt[report]'`."
+            f"install it with `pip install 'fttt[{extra}]'`."
         ) from error
