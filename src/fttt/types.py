@@ -72,15 +72,19 @@ class Completion:
     """What the model wrote for one request."""
 
     text: str
-    """The tokens decoded, without special tokens."""
+    """The answer's tokens decoded, without special tokens; a thought is no part of it."""
     token_ids: tuple[int, ...]
-    """As sampled, the stop token included where one ended it."""
+    """As sampled, a thought and the stop token included where one ended it."""
     finish_reason: FinishReason
     generation: int
     """Its place among all generations of its question, from 0."""
     usage: Usage = Usage()
     logprobs: tuple[float, ...] | None = None
     """Log-probability of each token under the model at temperature 1, where asked for."""
+    thought: str | None = None
+    """What the model thought before its answer; ``None`` where it has not thought."""
+    thought_tokens: int = 0
+    """How many of the first tokens are the thought and its markers."""
 
 
 Role = Literal["user", "system", "assistant"]
@@ -340,6 +344,9 @@ class Trial:
     """Of the step that was taken after it; see :class:`Step`."""
     failed: bool = False
     """Whether the verifier itself failed; see :class:`Verdict`."""
+    thought: str | None = None
+    thought_tokens: int = 0
+    """Of the completion; see :class:`Completion`."""
 
 
 @dataclass(frozen=True, slots=True)

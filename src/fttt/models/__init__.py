@@ -9,6 +9,7 @@ from fttt.models.loader import (
     load_model,
     pick_device,
     pick_dtype,
+    read_chat,
     without_bars,
 )
 from fttt.models.locate import cache_folder, check_model, find_model, list_models
@@ -29,5 +30,6 @@ __all__ = [
     "load_model",
     "pick_device",
     "pick_dtype",
+    "read_chat",
     "without_bars",
 ]

@@ -26,6 +26,7 @@ __all__ = [
     "model_outline",
     "pick_device",
     "pick_dtype",
+    "read_chat",
     "without_bars",
 ]
 
@@ -91,7 +92,7 @@ def load_model(name: str, *, dtype: str = "auto", device: str = "auto") -> Loade
     where = pick_device(device)
     torch_dtype = pick_dtype(dtype, where)
     source = find_model(name)
-    chat = _read_chat(source)  # refused before the weights are loaded
+    chat = _chat_of(source)  # refused before the weights are loaded
     model = _read_weights(source, torch_dtype, where)
     return LoadedModel(
         name=source.name,
@@ -152,7 +153,19 @@ def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
     return DTYPES[dtype]
 
 
-def _read_chat(source: ModelSource) -> ChatFormat:
+def read_chat(name: str) -> ChatFormat:
+    """The chat format of a model, whose weights are not loaded.
+
+    Args:
+        name: see :func:`fttt.models.locate.find_model`.
+
+    Raises:
+        UsageError: there is no such model, or its tokenizer or template cannot be used.
+    """
+    return _chat_of(find_model(name))
+
+
+def _chat_of(source: ModelSource) -> ChatFormat:
     """The chat format, checked to preserve text and special tokens."""
     from transformers import AutoTokenizer
 
@@ -226,6 +239,8 @@ def _stop_ids(model: Any, chat: ChatFormat) -> tuple[int, ...]:
         stops.add(named)
     elif named is not None:
         stops.update(int(i) for i in named)
+    if chat.thoughts is not None:  # what ends a thought ends no answer
+        stops.difference_update(set(chat.encode(chat.thoughts.closing)) - chat.end_ids)
     if not stops:
         raise UsageError(
             f"The model {model.name_or_path!r} names no end-of-sequence token; "

@@ -69,6 +69,8 @@ class FakeEngine:
     max_length: int = 4096
     idle: int = 0
     """Lanes that it says stand idle, for methods whose answers may be written ahead."""
+    template: str = "chatml"
+    """Of the tiny tokenizer that its texts go through."""
     adapters: int = 256
     """How many it says can be open at once."""
     seconds: float = 0.0
@@ -84,7 +86,7 @@ class FakeEngine:
 
     def conversation(self, request: GenerateRequest) -> str:
         """What the model was given, as text with its special tokens."""
-        return str(tiny_tokenizer().decode(request.prompt_ids))
+        return str(tiny_tokenizer(self.template).decode(request.prompt_ids))
 
     @property
     def conversations(self) -> list[str]:
@@ -134,8 +136,13 @@ class FakeEngine:
             text = self.script(self.conversation(request), request)
         else:
             text = self.script[order]
-        ids = (*tiny_tokenizer()(text, add_special_tokens=False)["input_ids"], 2)
+        tokenizer = tiny_tokenizer(self.template)
+        ids = (*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id)
         finish: FinishReason = "stop"
+        if request.thought is not None:
+            thought, rest = ids[: request.thought.tokens], ids[request.thought.tokens :]
+            if closes := request.thought.closes(thought):  # then the script's own answer
+                ids = (*thought, *closes, *_behind(rest, request.thought.mark))
         if len(ids) > request.max_new_tokens:
             ids, finish = ids[: request.max_new_tokens], "length"
         self.generated_tokens += len(ids)
@@ -180,6 +187,13 @@ class FakeEngine:
     async def close(self) -> None:
         """Remember that the engine was closed."""
         self.closed = True
+
+
+def _behind(ids: tuple[int, ...], mark: tuple[int, ...]) -> tuple[int, ...]:
+    """What follows a mark; all of it where there is none."""
+    size = len(mark)
+    ends = (n + size for n in range(len(ids)) if ids[n : n + size] == mark)
+    return ids[next(ends, 0) :]
 
 
 def _slot(adapter: AdapterSlot) -> FakeSlot:

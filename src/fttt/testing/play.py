@@ -82,6 +82,8 @@ def play(
     idle: int = 0,
     ablate: Ablation | None = None,
     temperature: float | tuple[float, ...] | str = 0.6,
+    think_tokens: int | None = None,
+    template: str = "chatml",
     **budget: Any,
 ) -> Scene:
     """Let a method try one question on a scripted engine.
@@ -98,6 +100,8 @@ def play(
         ablate: what the method learns from in place of its attempts; not ``shuffle``, for which
             there is no second question.
         temperature: of sampling.
+        think_tokens: the thinking budget.
+        template: of the chats, see :func:`tiny_tokenizer`.
         budget: fields of the budget section: ``trials``, ``unanswered``, ``token_budget``,
             ``time_budget``.
     """
@@ -108,12 +112,17 @@ def play(
     from fttt.progress import Quiet
     from fttt.store import MemoryJournal
 
-    engine, journal = FakeEngine(script, max_length, idle), MemoryJournal()
-    sampling = {"max_new_tokens": max_new_tokens, "temperature": temperature}
+    engine, journal = FakeEngine(script, max_length, idle, template), MemoryJournal()
+    sampling = {
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "think_tokens": think_tokens,
+    }
+    tokenizer = tiny_tokenizer(template)
     run = RunContext(
         engine=engine,
-        chat=ChatFormat(tiny_tokenizer()),
-        stop_ids=(2,),
+        chat=ChatFormat(tokenizer),
+        stop_ids=(tokenizer.eos_token_id,),
         verifier=verifier or TinyVerifier(),
         journal=journal,
         observer=Quiet(),

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from fttt.models.chat import ChatFormat
 from fttt.models.loader import LoadedModel
+from fttt.testing.templates import TEMPLATES
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,12 +32,6 @@ __all__ = [
     "uphill",
 ]
 
-_TEMPLATE = (
-    "{% for message in messages %}"
-    "<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 _SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 _LOCAL: dict[str, Any] = {"head_dim": 8, "sliding_window": 16, "query_pre_attn_scalar": 8}
 _DELTA: dict[str, Any] = {
@@ -132,8 +127,13 @@ _FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
 
 
 @cache
-def tiny_tokenizer() -> Any:
-    """A ``transformers`` tokenizer of 259 tokens: 256 bytes and three special ones."""
+def tiny_tokenizer(template: str = "chatml") -> Any:
+    """A ``transformers`` tokenizer of 259 tokens: 256 bytes and three special ones.
+
+    Args:
+        template: a name of :data:`fttt.testing.templates.TEMPLATES`; others than ``chatml`` add up
+            to five tokens.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     transformers: Any = import_module("transformers")
@@ -143,10 +143,14 @@ def tiny_tokenizer() -> Any:
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
     core.add_special_tokens(list(_SPECIAL))
+    form = TEMPLATES[template]
+    tags = [token for token in form.tokens if "think" in token]  # which stay in decoded text
+    core.add_tokens(tags)
+    core.add_special_tokens([token for token in form.tokens if token not in tags])
     tokenizer = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=core, eos_token="<|im_end|>", pad_token="<|endoftext|>"
+        tokenizer_object=core, eos_token=form.end, pad_token="<|endoftext|>"
     )
-    tokenizer.chat_template = _TEMPLATE
+    tokenizer.chat_template = form.source
     return tokenizer
 
 
@@ -157,6 +161,7 @@ def tiny_model(
     layers: int = 2,
     max_context: int = 2048,
     seed: int = 0,
+    template: str = "chatml",
 ) -> LoadedModel:
     """A random model of a family's shape, in float32 on the CPU, ready in milliseconds.
 
@@ -169,17 +174,18 @@ def tiny_model(
         vocab_size: rows of the embedding, at least the tokenizer's 259.
         max_context: positions.
         seed: of the weights.
+        template: of its chats, see :func:`tiny_tokenizer`.
     """
     import torch
 
-    tokenizer = tiny_tokenizer()
+    tokenizer = tiny_tokenizer(template)
     if vocab_size < len(tokenizer):
         raise ValueError(f"vocab_size must be at least {len(tokenizer)}, not {vocab_size}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = _architecture(family, vocab_size, layers, max_context)
     model.eval().requires_grad_(False)
-    return loaded_tiny(f"tiny-{family}", model, max_context)
+    return loaded_tiny(f"tiny-{family}", model, max_context, template)
 
 
 def _architecture(family: str, vocab_size: int, layers: int, max_context: int) -> Any:
@@ -220,22 +226,22 @@ def save_tiny_model(folder: Path, family: str = "llama", **shape: Any) -> Path:
     return folder
 
 
-def fake_model(max_context: int = 4096) -> LoadedModel:
+def fake_model(max_context: int = 4096, template: str = "chatml") -> LoadedModel:
     """A loaded model without weights, for use with a :class:`FakeEngine`."""
     import torch
 
-    return loaded_tiny("fake", torch.nn.Identity(), max_context)
+    return loaded_tiny("fake", torch.nn.Identity(), max_context, template)
 
 
-def loaded_tiny(name: str, model: Any, max_context: int) -> LoadedModel:
+def loaded_tiny(name: str, model: Any, max_context: int, template: str = "chatml") -> LoadedModel:
     """A model with the tokenizer of bytes, as a loader would answer it."""
-    tokenizer = tiny_tokenizer()
+    tokenizer = tiny_tokenizer(template)
     return LoadedModel(
         name=name,
         model=model,
         tokenizer=tokenizer,
         chat=ChatFormat(tokenizer),
-        stop_ids=(tokenizer.convert_tokens_to_ids("<|im_end|>"),),
+        stop_ids=(tokenizer.eos_token_id,),
         max_context=max_context,
         dtype="float32",
         device="cpu",
