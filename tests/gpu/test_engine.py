@@ -16,6 +16,7 @@ from fttt.engine import (
     Target,
     TrainRequest,
 )
+from fttt.engine.request import ThoughtBudget
 from fttt.models import LoadedModel
 from fttt.testing import tiny_model
 
@@ -183,3 +184,35 @@ def test_penalties_and_top_k_in_captured_steps_are_those_of_the_cpu() -> None:
         return asyncio.run(main())
 
     assert answers(on_gpu(tiny_model("llama"))) == answers(tiny_model("llama"))
+
+
+def test_a_thought_is_closed_between_two_looks_at_the_tokens() -> None:
+    """The draws before the closing, and all of them beside others, are those without a budget."""
+    loaded = on_gpu(tiny_model("qwen3", template="deepseek-r1"))
+    ids = loaded.chat.thought_ids()
+    budgets = [None, 1, 2, 3, 4, 5, 6, 7, 30]
+
+    def asked(tokens: int | None, n: int) -> GenerateRequest:
+        thought = None if tokens is None else ThoughtBudget(tokens, *ids)
+        prompt = loaded.chat.prompt_ids(f"Question {n}")
+        return GenerateRequest(prompt, 40, 1.0, 0.9, 77 * n, thought=thought)
+
+    async def main(requests: list[GenerateRequest]) -> list[tuple[int, ...]]:
+        engine = BatchedEngine(loaded, max_length=128, concurrency=16)
+        try:
+            found = await asyncio.gather(*map(engine.generate, requests))
+        finally:
+            await engine.close()
+        return [one.token_ids for one in found]
+
+    requests = [asked(tokens, n) for n, tokens in enumerate(budgets)]
+    together = asyncio.run(main(requests))
+    free = asyncio.run(main([asked(None, n) for n in range(len(budgets))]))
+    for n, tokens in enumerate(budgets):
+        if tokens is None:
+            assert together[n] == free[n]
+            continue
+        assert together[n][:tokens] == free[n][:tokens]
+        assert together[n][tokens : tokens + len(ids[-1])] == ids[-1]
+        assert len(together[n]) == 40
+    assert asyncio.run(main(requests[4:5])) == together[4:5]

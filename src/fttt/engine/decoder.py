@@ -47,7 +47,7 @@ class Lane:
     logprobs: bool
     stop_ids: tuple[int, ...] = ()
     limit: int = 0
-    """How many tokens may be drawn."""
+    """How many tokens may be drawn; while a thought has a budget, how many before it is over."""
     top_k: int = 0
     min_p: float = 0.0
     penalty: float = 1.0
@@ -59,6 +59,8 @@ class Lane:
     tokens: list[int] = field(default_factory=list)
     """Drawn so far; the last one is not in the cache yet."""
     scores: list[float] = field(default_factory=list)
+    forced: tuple[int, ...] = ()
+    """The next tokens, whatever would be drawn."""
 
     @property
     def shaped(self) -> bool:
@@ -68,6 +70,18 @@ class Lane:
     @property
     def segment(self) -> Segment:
         return Segment(self.tokens[-1:], self.row, self.length, self.slot)
+
+    def take(self, tokens: Sequence[int], scores: Sequence[float]) -> None:
+        """Append what was drawn, or forced: then it has a log-probability of 0."""
+        count = min(len(self.forced), len(tokens))
+        self.tokens += [*self.forced[:count], *tokens[count:]]
+        self.scores += [*(0.0,) * count, *scores[count:]]
+        self.forced = self.forced[count:]
+
+    def cut(self, tokens: int) -> None:
+        """Take back what was drawn after so many tokens."""
+        self.length -= len(self.tokens) - tokens
+        del self.tokens[tokens:], self.scores[tokens:]
 
 
 class Decoder(Protocol):
@@ -104,8 +118,7 @@ def draw(logits_LV: Tensor, lanes: Sequence[Lane]) -> None:
     noise_L = uniform(key_L, count_L)
     token_L, score_L = ops.sample(logits_LV, floats[:, 0], floats[:, 1], noise_L, shape)
     for lane, token, score in zip(lanes, token_L.tolist(), score_L.tolist(), strict=True):
-        lane.tokens.append(token)
-        lane.scores.append(score)
+        lane.take([token], [score])
 
 
 def _note_seen(seen_LV: Tensor, lanes: Sequence[Lane]) -> Tensor:
@@ -185,6 +198,8 @@ class CUDADecoder:
         self._tick = torch.zeros(1, dtype=torch.int64, device=device)
         self._tokens = torch.zeros(self.steps, lanes, dtype=torch.int64, device=device)
         self._scores = torch.zeros(self.steps, lanes, device=device)
+        self._forced = torch.full((self.steps, lanes), -1, device=device)
+        self._forces = False
         self._graphs: dict[tuple[int, bool, bool], Any] = {}
         self._shape: Shape | None = None  # made when a lane first asks for it
         self._pool: Any = None
@@ -215,6 +230,7 @@ class CUDADecoder:
                 [lane.top_p for lane in lanes] + [1.0] * spare,
             ]
         ).pin_memory()
+        self._note_forced(lanes, spare)
         asks = any(lane.shaped for lane in lanes)
         graph = self._graph(bucket, any(lane.slot >= 0 for lane in lanes), asks)
         if asks:
@@ -233,8 +249,7 @@ class CUDADecoder:
         scores = self._scores[:, : len(lanes)].T.tolist()
         for lane, drawn, logprobs in zip(lanes, tokens, scores, strict=True):
             lane.length += self.steps
-            lane.tokens.extend(drawn)
-            lane.scores.extend(logprobs)
+            lane.take(drawn, logprobs)
 
     def _note_ends(self, lanes: Sequence[Lane]) -> None:
         """Tell the device how each lane ends: tokens drawn after that must not enter its state.
@@ -250,6 +265,18 @@ class CUDADecoder:
         spare = self._ends.shape[0] - 1
         ends = [[x.limit, *x.stop_ids, *[-1] * (spare - len(x.stop_ids))] for x in lanes]
         self._ends[:, : len(lanes)].copy_(torch.tensor(ends).T.pin_memory(), non_blocking=True)
+
+    def _note_forced(self, lanes: Sequence[Lane], spare: int) -> None:
+        """Tell the device which tokens each lane takes whatever it would draw."""
+        forces = any(lane.forced for lane in lanes)
+        if not (forces or self._forces):
+            return
+        rows = [[*x.forced, *[-1] * self.steps][: self.steps] for x in lanes]
+        rows += [[-1] * self.steps] * spare
+        table = torch.tensor(rows).T.contiguous().pin_memory()
+        self._forced.fill_(-1)
+        self._forced[:, : len(rows)].copy_(table, non_blocking=True)
+        self._forces = forces
 
     def _note_shape(self, lanes: Sequence[Lane], spare: int) -> None:
         """Tell the device each lane's settings and the tokens that it holds already."""
@@ -305,9 +332,11 @@ class CUDADecoder:
         shape = self._shape.rows(bucket) if asks and self._shape else None
         noise_L = uniform(key_L, count_L)
         drawn_L, score_L = ops.sample(logits_LV, temperature_L, top_p_L, noise_L, shape)
+        tick = self._tick.expand(1, bucket)
+        forced_L = self._forced[:, :bucket].gather(0, tick)[0]
+        drawn_L = torch.where(forced_L < 0, drawn_L, forced_L)
         if shape is not None:
             shape.seen_RV.scatter_(1, drawn_L[:, None], True)
-        tick = self._tick.expand(1, bucket)
         self._tokens[:, :bucket].scatter_(0, tick, drawn_L[None])
         self._scores[:, :bucket].scatter_(0, tick, score_L[None])
         token_L.copy_(drawn_L)

@@ -433,8 +433,14 @@ class BatchedEngine:
             end = next(
                 (i + 1 for i in range(first, len(drawn)) if drawn[i] in request.stop_ids), None
             )
+            spent = lane.limit < min(len(drawn) + 1, request.max_new_tokens)
+            if spent and request.thought is not None and (end is None or end > lane.limit):
+                end = None
+                lane.cut(lane.limit)
+                lane.limit = request.max_new_tokens
+                lane.forced = request.thought.closes(drawn)
             if end is None and len(drawn) < request.max_new_tokens:
-                self.generated_tokens += fresh
+                self.generated_tokens += len(drawn) - first
                 still.append(job)
                 continue
             stopped = end is not None and end <= request.max_new_tokens

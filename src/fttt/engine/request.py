@@ -6,7 +6,7 @@ plain data, so that a fake engine (:mod:`fttt.testing`) can answer them without 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -28,6 +28,7 @@ __all__ = [
     "ScoreRequest",
     "Scored",
     "Target",
+    "ThoughtBudget",
     "TrainRequest",
     "Trained",
     "WeightDeltaSpec",
@@ -110,6 +111,40 @@ class Kept(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class ThoughtBudget:
+    """How long a thought may be, and what closes it then.
+
+    The closing tokens are put into the sequence as if they had been drawn; the draws after them are
+    those of their places.
+    """
+
+    tokens: int
+    """New tokens that the sequence may have before its thought is over."""
+    opening: tuple[int, ...]
+    """What opens a thought; empty where the prompt has opened it."""
+    mark: tuple[int, ...]
+    """With what a thought is over."""
+    closing: tuple[int, ...]
+    """What is written in its place; it ends with the mark, or with space behind it."""
+
+    def closes(self, token_ids: Sequence[int]) -> tuple[int, ...]:
+        """What has to follow these new tokens; nothing where no thought is open.
+
+        A part of the closing that has been written already is not written twice.
+        """
+        if not _holds(token_ids, self.opening) or _holds(token_ids, self.mark):
+            return ()
+        begun = range(min(len(self.closing) - 1, len(token_ids)), 0, -1)
+        ends = (n for n in begun if tuple(token_ids[-n:]) == self.closing[:n])
+        return self.closing[next(ends, 0) :]
+
+
+def _holds(token_ids: Sequence[int], part: tuple[int, ...]) -> bool:
+    places = range(len(token_ids) - len(part) + 1)
+    return any(tuple(token_ids[n : n + len(part)]) == part for n in places)
+
+
+@dataclass(frozen=True, slots=True)
 class GenerateRequest:
     """One sequence to continue."""
 
@@ -139,6 +174,8 @@ class GenerateRequest:
     """Divides the positive scores of tokens that stand in the sequence, and multiplies others."""
     messages: tuple[Text, ...] = ()
     """The conversation in place of ``prompt_ids``, for a server that has template and tokenizer."""
+    thought: ThoughtBudget | None = None
+    """Of a model that thinks before it answers; ``None``: the thought may take all tokens."""
 
 
 @dataclass(frozen=True, slots=True)

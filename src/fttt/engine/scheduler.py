@@ -71,8 +71,15 @@ def check_fits(request: GenerateRequest | BeamRequest, max_length: int) -> None:
     """Refuse a request that is longer than a row.
 
     Raises:
-        UsageError: it is.
+        UsageError: it is, or its thought leaves no room for an answer.
     """
+    thought = request.thought if isinstance(request, GenerateRequest) else None
+    if thought and thought.tokens + len(thought.closing) >= request.max_new_tokens:
+        raise UsageError(
+            f"A thought of {thought.tokens} tokens, and {len(thought.closing)} to close it leave "
+            f"no room for an answer within {request.max_new_tokens}; lower --think-tokens or raise "
+            "--max-new-tokens."
+        )
     if len(request.prompt_ids) + request.max_new_tokens > max_length:
         raise UsageError(
             f"A prompt of {len(request.prompt_ids)} tokens and {request.max_new_tokens} new ones "
@@ -89,6 +96,7 @@ def close_kept(generation: Generation) -> None:
 def lane_for(request: GenerateRequest, row: int, slot: int) -> Lane:
     """A request's place among the running sequences."""
     key = request.noise_key & (2**64 - 1)
+    most = request.max_new_tokens
     return Lane(
         row=row,
         slot=slot,
@@ -98,7 +106,7 @@ def lane_for(request: GenerateRequest, row: int, slot: int) -> Lane:
         length=len(request.prompt_ids),
         logprobs=request.logprobs,
         stop_ids=request.stop_ids,
-        limit=request.max_new_tokens,
+        limit=most if request.thought is None else min(most, request.thought.tokens),
         top_k=request.top_k,
         min_p=request.min_p,
         penalty=request.repetition_penalty,
