@@ -46,6 +46,7 @@ def solve(
     verify: Verifier | Callable[..., Any] | str,
     model: str | LoadedModel | None = None,
     endpoint: str | None = None,
+    template_args: Mapping[str, Any] | None = None,
     adapter: str | Path | None = None,
     method: str | Method = "fttt",
     trials: int | None = 16,
@@ -56,6 +57,7 @@ def solve(
     min_p: float | None = None,
     repetition_penalty: float | None = None,
     max_new_tokens: int = 512,
+    think_tokens: int | None = None,
     unanswered: Literal["count", "retry"] = "count",
     token_budget: int | None = None,
     time_budget: float | None = None,
@@ -82,6 +84,7 @@ def solve(
             model. The model that was used last stays loaded. With ``endpoint``: ``openai:NAME``.
         endpoint: URL of an OpenAI-compatible server that has the model, whose key is read from
             ``OPENAI_API_KEY``; for methods that need no weights.
+        template_args: arguments of the model's chat template, ``{"enable_thinking": False}``, say.
         adapter: a folder that ``fttt finetune train`` wrote, to start from; without ``model`` its
             own base model is taken.
         method: the name of a method, or a method object.
@@ -93,7 +96,8 @@ def solve(
         top_k: so many of the most probable tokens are drawn from.
         min_p: tokens at least so many times as probable as the most probable one.
         repetition_penalty: on tokens of the prompt and of the answer so far.
-        max_new_tokens: the longest answer, in tokens.
+        max_new_tokens: the longest answer, its thought included, in tokens.
+        think_tokens: a thought of so many tokens is closed, and the answer follows.
         unanswered: whether a trial without an answer spends budget, or is free (``retry``).
         token_budget: no new trial once this many tokens were generated.
         time_budget: no new trial once this many seconds were spent.
@@ -116,6 +120,7 @@ def solve(
         "method": method if isinstance(method, str) else method.name,
         "model": model if model is None or isinstance(model, str) else model.name,
         "endpoint": endpoint,
+        "template_args": dict(template_args or {}),
         "adapter": adapter,
         "task": _Asked.name,
         "seed": seed,
@@ -131,6 +136,7 @@ def solve(
         "min_p": min_p,
         "repetition_penalty": repetition_penalty,
         "max_new_tokens": max_new_tokens,
+        "think_tokens": think_tokens,
         "dtype": dtype,
         "device": device,
         "batch_size": batch_size,

@@ -11,7 +11,7 @@ import pytest
 
 from fttt.models.chat import ChatFormat
 from fttt.store import Run
-from fttt.testing import call
+from fttt.testing import call, save_tiny_model
 
 COMMON = ["--task", "arithmetic", "--limit", "2", "--max-new-tokens", "8", "--device", "cpu"]
 
@@ -355,3 +355,60 @@ def test_who_diverges_is_told_and_not_sent_on(
     assert "own weights have diverged" in errors
     assert "Resume with" not in errors
     assert len(Run.open("r").trials) >= 2  # what was before is kept
+
+
+@pytest.mark.parametrize(
+    ("template", "argument"),
+    [
+        ("qwen3", {"enable_thinking": False}),
+        ("deepseek-r1", {}),
+        ("harmony", {"reasoning_effort": "low"}),
+    ],
+)
+def test_a_thinking_model_answers_as_transformers_has_it(
+    template: str, argument: dict[str, str | bool], tmp_path: Path
+) -> None:
+    """The same tokens as ``generate`` with the template's own arguments."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = save_tiny_model(tmp_path / template, "qwen3", template=template)
+    given = [f"--template-arg={name}={str(x).lower()}" for name, x in argument.items()]
+    run_command = ["run", "greedy", "--model", str(model), "--out", "r", *COMMON, *given]
+    assert call(*run_command) == 0
+    run = Run.open("r")
+    assert run.config["template_args"] == argument
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    reference = AutoModelForCausalLM.from_pretrained(model)
+    for question, trial in zip(run.questions, run.trials, strict=True):
+        ids = tokenizer.apply_chat_template(
+            [{"role": "user", "content": question.prompt}],
+            add_generation_prompt=True,
+            return_tensors="pt",
+            **argument,
+        )["input_ids"]
+        assert trial.usage.prompt_tokens == ids.shape[1]
+        with torch.no_grad():
+            out = reference.generate(ids, do_sample=False, max_new_tokens=8)
+        assert trial.token_ids == tuple(out[0, ids.shape[1] :].tolist())
+        if template == "deepseek-r1":  # whose header has opened a thought, and nothing closed it
+            assert (trial.completion, trial.verdict) == ("", "unanswered")
+            assert trial.thought is not None
+
+
+def test_faults_of_thinking_are_one_sentence(
+    model: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    thinker = str(save_tiny_model(tmp_path / "thinker", "qwen3", template="qwen3"))
+    for words, says in (
+        (["--template-arg", "enable_thinking=false"], "has no argument 'enable_thinking'"),
+        (["--template-arg", "enable_thinking"], "is not of the form key=value"),
+        (["--think-tokens", "4"], "has no thoughts"),
+        (["--think-tokens", "8"], "leaves no room for an answer within --max-new-tokens 8"),
+        (["--think-tokens", "0"], "--think-tokens cannot be 0"),
+        (["--model", thinker, "--think-tokens", "5"], "and 4 more that close the thought"),
+        (["--no-train-on-thoughts"], "Unknown key 'train_on_thoughts' in the settings of"),
+    ):
+        assert call("run", "best-of-n", "--model", model, *COMMON, *words) == 2
+        assert says in capsys.readouterr().err
+    assert not Path("outputs").exists()

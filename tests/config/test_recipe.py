@@ -41,6 +41,7 @@ def test_the_papers_settings_are_the_defaults() -> None:
         "temperature": 0.6,
         "top_p": 0.95,
         "max_new_tokens": 2048,
+        "think_tokens": None,
         "top_k": None,
         "min_p": None,
         "repetition_penalty": None,
@@ -91,12 +92,14 @@ def test_a_resolved_config_is_a_recipe_that_resolves_to_itself() -> None:
         (
             {"method": "fttt", "sampling": {"temprature": 1}},
             "Unknown key 'sampling.temprature' in r.toml; did you mean 'temperature'? "
-            "Known there: temperature, top_p, top_k, min_p, repetition_penalty, max_new_tokens.",
+            "Known there: temperature, top_p, top_k, min_p, repetition_penalty, max_new_tokens, "
+            "think_tokens.",
         ),
         (
             {"method": "fttt", "zzz": 1},
-            "Unknown key 'zzz' in r.toml; known there: method, model, endpoint, adapter, task, "
-            "seed, ablate, save_correct_cases, data, budget, sampling, engine, settings.",
+            "Unknown key 'zzz' in r.toml; known there: method, model, endpoint, adapter, "
+            "template_args, task, seed, ablate, save_correct_cases, data, budget, sampling, "
+            "engine, settings.",
         ),
         (
             {"method": "fttt", "budget": {"trials": 0}},

@@ -49,6 +49,18 @@ def answers(engine: EndpointEngine, *requests: GenerateRequest) -> Sequence[Gene
     return found
 
 
+def test_arguments_of_the_template_are_sent_and_thoughts_are_set_apart(serve: Serve) -> None:
+    def reply(body: dict[str, Any]) -> dict[str, Any]:
+        answer = completion("Four.")
+        answer["choices"][0]["message"]["reasoning_content"] = " 2 and 2.\n"
+        return answer
+
+    server = serve(reply)
+    (found,) = answers(engine_of(server), ask(template_args={"enable_thinking": False}))
+    assert server.asked[0]["chat_template_kwargs"] == {"enable_thinking": False}
+    assert (found.text, found.thought) == ("Four.", "2 and 2.")
+
+
 def several(body: dict[str, Any]) -> dict[str, Any]:
     """As many different answers as are asked for."""
     return completion(*(f"{body['seed']}-{n}" for n in range(body.get("n", 1))))

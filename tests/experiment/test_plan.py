@@ -88,6 +88,16 @@ def test_a_resolved_config_resolves_to_itself() -> None:
         ({"sampling": {"temperature": "0.6..0.8..1"}}, "cannot be '0.6..0.8..1'; it should be a n"),
         ({"sampling": {"temperature": [0.6, -1]}}, r"cannot be \[0.6, -1\]; it should be a number"),
         ({"sampling": {"temperature": []}}, r"cannot be \[\]; it should be a number of at least 0"),
+        (
+            {"sampling": {"think_tokens": 2048}},
+            "--think-tokens 2048, leaves no room for an answer within --max-new-tokens 2048",
+        ),
+        (
+            {"method": "beam-search", "sampling": {"think_tokens": 9}},
+            "'beam-search' searches by the model's own probabilities and closes no thought",
+        ),
+        ({"sampling": {"think_tokens": 9}}, "has no thoughts, so --think-tokens does nothing"),
+        ({"template_args": {"thinking": False}}, "has no argument 'thinking'; it has none"),
         ({"data": {"split": "tset"}}, "no split 'tset'"),
         ({"data": {"options": {"levls": [1]}}}, "does not take the option 'levls'"),
         (

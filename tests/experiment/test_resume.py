@@ -143,3 +143,48 @@ def test_a_resumed_plan_has_what_the_folder_holds_of_each_question(run: Run) -> 
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     found = plan_resume(Run.open(run.path), run.config)
     assert [q.rendered for q in found.questions] == [None, "as it was", None]
+
+
+def test_thoughts_and_arguments_of_the_template_outlive_the_process(
+    plan: Any, tmp_path: Path
+) -> None:
+    """A run of a thinking model ends as it would have ended, from the middle of its journal."""
+    asked = plan(
+        "revision",
+        trials=3,
+        count=2,
+        sampling={"think_tokens": 40, "max_new_tokens": 120},
+        template_args={"reasoning_effort": "low"},
+    )
+    loaded = fake_model(100_000, "harmony")
+
+    def write(conversation: str, request: Any) -> str:
+        assert "Reasoning: low" in conversation
+        thought = f"Is it {len(conversation)}? " * 3
+        return (
+            f"<|channel|>analysis<|message|>{thought}<|end|><|start|>assistant"
+            f"<|channel|>final<|message|>{request.noise_key % 100}"
+        )
+
+    def run(folder: Path, *, resume: bool = False) -> Run:
+        def engine(*_: Any) -> FakeEngine:
+            return FakeEngine(write, 100_000, template="harmony")
+
+        cell = Cell(asked, folder, resume=resume)
+        return run_cells([cell], LocalExecutor(loaded, engine), Quiet())[0]
+
+    whole = run(tmp_path / "whole")
+    assert all(trial.thought and trial.thought_tokens for trial in whole.trials)
+    assert all("analysis" not in trial.completion for trial in whole.trials)
+    events = (whole.path / "events.jsonl").read_text().splitlines(keepends=True)
+    trials = (whole.path / "trials.jsonl").read_text().splitlines(keepends=True)
+    cut = tmp_path / "cut"
+    RunWriter.create(
+        cut, config=whole.config, environment=whole.environment, questions=whole.questions
+    ).close()
+    (cut / "events.jsonl").write_text("".join(events[:3]))
+    (cut / "trials.jsonl").write_text(trials[0])
+    again = run(cut, resume=True)
+    assert whole.config["template_args"] == {"reasoning_effort": "low"}
+    pairs = list(zip(again.trials, whole.trials, strict=True))
+    assert [replace(one, usage=two.usage) for one, two in pairs] == list(whole.trials)

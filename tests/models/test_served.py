@@ -9,7 +9,7 @@ import pytest
 
 from fttt.errors import UsageError
 from fttt.models import find_model
-from fttt.models.chat import MessageFormat
+from fttt.models.messages import MessageFormat
 from fttt.models.served import find_served
 from fttt.testing.scripted_server import Reply, ScriptedServer, completion, refusal
 from fttt.types import Completion, Usage, assistant, system, user

@@ -81,8 +81,7 @@ def test_a_conversation_is_what_the_engine_is_given_at_test_time(
     (request,) = scene.engine.trainings
     (target,) = request.targets
     assert isinstance(request.lessons[0].context, FakeKept)
-    prompt_ids = CHAT.prompt_ids("Write the number 7.")
-    ids = conversation_ids(CHAT, prompt_ids, scene.trials[0], NO)
+    ids = conversation_ids(CHAT, "Write the number 7.", scene.trials[0], NO)
     assert ids == request.lessons[0].context.token_ids[: target.after] + target.token_ids
     assert target.weights == pytest.approx([1 / (len(ids) - 1)] * (len(ids) - 1))
 

@@ -142,6 +142,7 @@ def test_the_archive_gives_back_every_trial(make_run: MakeRun) -> None:
         None,
         None,
         None,
+        None,
     ]
 
 
@@ -149,14 +150,16 @@ def test_how_close_a_trial_came_is_said(make_run: MakeRun) -> None:
     path = make_run("a", {"x": "iic"}).path
     lines = [json.loads(line) for line in (path / "trials.jsonl").read_text().splitlines()]
     lines[0] |= {"score": 0.4, "tests_passed": 2, "tests_total": 5}
+    lines[0] |= {"thought": HOSTILE, "thought_tokens": 4}
     lines[1] |= {"score": -1.5, "divergence": 0.04567, "reset": False}
     lines[2] |= {"divergence": 1.25, "reset": True}
     (path / "trials.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     archive = pack(form_sides([Run.open(path)]))
     (((_, _, trials),),) = [unpack(chunk) for chunk in archive.chunks]
-    assert [trial[-3] for trial in trials] == ["2 of 5 tests passed", "score -1.5", None]
+    assert [trial[-4] for trial in trials] == ["2 of 5 tests passed", "score -1.5", None]
     said = [None, "divergence 0.0457", "divergence 1.25, adapter reset"]
-    assert [trial[-2] for trial in trials] == said
+    assert [trial[-3] for trial in trials] == said
+    assert [trial[-2] for trial in trials] == [HOSTILE, None, None]
     assert unpack(archive.index)["runs"][0]["scores"] == [[0.4, -1.5, None]]
 
 
@@ -165,7 +168,7 @@ def test_what_was_said_after_a_trial_is_kept_with_it(make_run: MakeRun) -> None:
     archive = pack(form_sides([run]))
     (((_, _, trials),),) = [unpack(chunk) for chunk in archive.chunks]
     assert [trial[-1] for trial in trials] == ["Wrong.", "Wrong.", None]
-    assert [trial[-4] for trial in trials] == [["Look again."], ["Look again."], []]
+    assert [trial[-5] for trial in trials] == [["Look again."], ["Look again."], []]
 
 
 def test_feedback_is_shown_as_the_model_read_it(make_run: MakeRun) -> None:

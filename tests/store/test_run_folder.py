@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -46,13 +47,13 @@ def trial(question: str, number: int, verdict: str = "incorrect", **changes: obj
 
 def test_what_is_written_comes_back(tmp_path: Path) -> None:
     writer = create(tmp_path / "run")
-    completion = Completion(
-        "text", (5, 6), "stop", 0, Usage(prompt_tokens=9, generated_tokens=2, generations=1)
-    )
+    usage = Usage(prompt_tokens=9, generated_tokens=2, generations=1)
+    completion = Completion("text", (5, 6), "stop", 0, usage, thought="Hm.", thought_tokens=1)
     verdict = Verdict("incorrect", "5", "expected 6", 0.5, "5 is incorrect", 0.25, 1, 4)
     writer.generation(GenerationEvent("q/0", 0, completion))
     writer.verdict("q/0", 0, verdict)
     ended = trial("q/0", 0, completion="text", token_ids=(5, 6), failed=True)
+    ended = replace(ended, thought="Hm.", thought_tokens=1)
     writer.trial(ended)
     writer.trial(trial("q/1", 0, "correct"))
     writer.done("q/1")

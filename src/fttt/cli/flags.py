@@ -50,6 +50,7 @@ NAMES = {
     "model": ("--model", "-m"),
     "settings": ("--set", "-s"),
     "task": ("--task", "-t"),
+    "template_args": ("--template-arg",),
 }
 """Flags whose names differ from their fields' names."""
 METAVARS = {

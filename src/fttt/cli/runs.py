@@ -84,6 +84,14 @@ def run_command(
     shared: Annotated[
         bool, typer.Option("--shared", help="policy: one adapter for all questions of the run")
     ] = False,
+    train_on_thoughts: Annotated[
+        bool | None,
+        typer.Option(
+            help="unlearn, policy, self-distill: learn from an attempt's thought too (on), or from "
+            "its answer alone",
+            show_default=False,
+        ),
+    ] = None,
     schedule: Annotated[
         str | None,
         typer.Option(help="optune: which trials are edited", metavar="alternate|accumulate"),
@@ -111,6 +119,7 @@ def run_command(
             {
                 "reflection": reflection or None,
                 "shared": shared or None,
+                "train_on_thoughts": train_on_thoughts,
                 "schedule": schedule,
                 "checkpoint": checkpoint and str(checkpoint),
             }

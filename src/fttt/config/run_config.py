@@ -200,7 +200,15 @@ class SamplingSection(Section):
         gt=0,
         description="repetition penalty on tokens of the prompt and the answer; 1 is none",
     )
-    max_new_tokens: int = Field(2048, ge=1, description="maximum tokens of a completion")
+    max_new_tokens: int = Field(
+        2048, ge=1, description="maximum tokens of a completion, its thought included"
+    )
+    think_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="thinking budget: a thought that has so many tokens is closed, and the answer "
+        "follows (no limit but --max-new-tokens)",
+    )
 
     def temperature_at(self, trial: int, trials: int | None) -> float:
         """The temperature of a trial.
@@ -280,6 +288,11 @@ class RunConfig(Section):
     adapter: LocalPath | None = Field(
         None,
         description="fine-tuned checkpoint to start from; without a model, its own base model",
+    )
+    template_args: dict[str, Any] = Field(
+        default_factory=dict,
+        description="arguments of the model's chat template, as key=value: enable_thinking=false, "
+        "say, or reasoning_effort=low",
     )
     task: str = Field("arithmetic", description="a task of `fttt list tasks`, or module:Class")
     seed: int = Field(42, description="seed of sampling and of fresh adapter weights")

@@ -111,6 +111,10 @@ class FinetuneConfig(Section):
     model: ModelName = Field(
         EMBEDDED_MODEL, min_length=1, description="hub name, folder, GGUF file, or smollm2-135m"
     )
+    template_args: dict[str, Any] = Field(
+        default_factory=dict,
+        description="arguments of the model's chat template, as key=value (enable_thinking=false)",
+    )
     task: str = Field("arithmetic", description="a task of `fttt list tasks`, or module:Class")
     seed: int = Field(42, description="seed of fresh weights, dropout and the order of questions")
     data: GoldSection = section(GoldSection)

@@ -27,7 +27,7 @@ from fttt.engine.request import (
     TrainRequest,
 )
 from fttt.errors import RunError
-from fttt.models.chat import MessageFormat
+from fttt.models.messages import MessageFormat
 from fttt.models.served import KEY, ServedModel, client_options, words
 
 __all__ = ["EndpointEngine"]
@@ -205,6 +205,7 @@ class EndpointEngine:
             "top_k": request.top_k,
             "min_p": request.min_p,
             "repetition_penalty": None if penalty == 1 else penalty,
+            "chat_template_kwargs": dict(request.template_args),
             "return_token_ids": self.model.card.get("owned_by") == "vllm",
         }
         body = {
@@ -350,6 +351,7 @@ def _read(answer: Any, count: int, seconds: float) -> Iterator[Generation]:
             finish_reason="length" if choice.finish_reason == "length" else "stop",
             seconds=seconds,
             text=text,
+            thought=_thought(choice.message),
             prompt_tokens=None if usage is None else int(usage.prompt_tokens),
             generated_tokens=tokens,
         )
@@ -360,6 +362,13 @@ def _text(content: object) -> str:
     if content is not None and not isinstance(content, str):
         raise TypeError(f"its content is {type(content).__name__}")
     return content or ""
+
+
+def _thought(message: object) -> str | None:
+    """What a server sets apart as thought, by either of two names."""
+    names = ("reasoning_content", "reasoning")
+    said = (getattr(message, name, None) for name in names)
+    return next((text.strip() for text in said if isinstance(text, str)), None)
 
 
 def _shares(total: int, texts: Sequence[str]) -> list[int]:

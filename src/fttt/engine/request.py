@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from fttt.types import FinishReason, Teacher, Text
 
@@ -174,6 +174,8 @@ class GenerateRequest:
     """Divides the positive scores of tokens that stand in the sequence, and multiplies others."""
     messages: tuple[Text, ...] = ()
     """The conversation in place of ``prompt_ids``, for a server that has template and tokenizer."""
+    template_args: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """Arguments of that template."""
     thought: ThoughtBudget | None = None
     """Of a model that thinks before it answers; ``None``: the thought may take all tokens."""
 
@@ -202,6 +204,8 @@ class Generation:
     logprobs: tuple[float, ...] | None = None
     text: str | None = None
     """What a server wrote, which may not tell its ids; else the ids say it."""
+    thought: str | None = None
+    """What it says was thought before that; else the ids say it."""
     prompt_tokens: int | None = None
     """What a server counted; else the request says it."""
     generated_tokens: int | None = None

@@ -116,8 +116,10 @@ class ReplicatedExecutor:
     def generated_tokens(self) -> int:
         return sum(seat.before + seat.generated_tokens for seat in self.seats)
 
-    def rendered(self, prompts: Sequence[str]) -> Sequence[str | None]:
-        found: Sequence[str | None] = asyncio.run(self._any("rendered", prompts))
+    def rendered(
+        self, prompts: Sequence[str], arguments: Mapping[str, Any]
+    ) -> Sequence[str | None]:
+        found: Sequence[str | None] = asyncio.run(self._any("rendered", prompts, arguments))
         return found
 
     def check_fits(self, plan: Plan) -> None:

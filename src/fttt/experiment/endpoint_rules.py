@@ -49,6 +49,12 @@ def check_endpoint(config: RunConfig, kind: type[Method]) -> None:
             f"{model!r}; leave --endpoint away to run a model here."
         )
     _check_answers_only(config, kind)
+    if config.sampling.think_tokens is not None:
+        raise UsageError(
+            f"--think-tokens {config.sampling.think_tokens} closes thoughts by their tokens, which "
+            "a server keeps to itself; leave it away, or give its template an argument for it by "
+            "--template-arg."
+        )
     for name in ("dtype", "device", "batch_size"):
         if getattr(engine, name) not in (None, "auto"):
             raise UsageError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -111,7 +111,7 @@ def make_context(
         shared = SharedAdapter(engine, spec, seed, [question.id for question in plan.questions])
     return RunContext(
         engine=engine,
-        chat=loaded.chat,
+        chat=plan.chat(loaded),
         stop_ids=loaded.stop_ids,
         verifier=verifier,
         journal=journal,
@@ -152,8 +152,13 @@ class Executor(Protocol):
     def generated_tokens(self) -> int:
         """How many tokens have been generated since :meth:`prepare`."""
 
-    def rendered(self, prompts: Sequence[str]) -> Sequence[str | None]:
-        """What the chat template makes of each prompt now; ``None`` where a server has it."""
+    def rendered(
+        self, prompts: Sequence[str], arguments: Mapping[str, Any]
+    ) -> Sequence[str | None]:
+        """What the chat template makes of each prompt now, under arguments of its own.
+
+        ``None`` where a server has the template.
+        """
 
     def check_fits(self, plan: Plan) -> None:
         """Refuse a plan with a question that does not fit the model's context.
@@ -211,8 +216,11 @@ class LocalExecutor:
     def generated_tokens(self) -> int:
         return 0 if self._engine is None else self._engine.generated_tokens
 
-    def rendered(self, prompts: Sequence[str]) -> Sequence[str | None]:
-        return [self._loaded.chat.rendered(prompt) for prompt in prompts]
+    def rendered(
+        self, prompts: Sequence[str], arguments: Mapping[str, Any]
+    ) -> Sequence[str | None]:
+        chat = self._loaded.chat.with_arguments(arguments)
+        return [chat.rendered(prompt) for prompt in prompts]
 
     def check_fits(self, plan: Plan) -> None:
         check_fits(plan, self._loaded)

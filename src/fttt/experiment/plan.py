@@ -15,6 +15,7 @@ from fttt.config.run_config import NO_CASES
 from fttt.errors import UsageError
 from fttt.experiment.cases import cases_file, chosen, found_cases, in_order, without_cases
 from fttt.experiment.endpoint_rules import check_endpoint
+from fttt.experiment.thought_rules import check_chat, check_thoughts
 from fttt.files import file_name, model_label
 from fttt.methods import METHODS, Method, MethodSettings, find_method
 from fttt.store import Run, fingerprint
@@ -24,7 +25,7 @@ from fttt.types import Question
 
 if TYPE_CHECKING:
     from fttt.engine.request import AdapterSpec
-    from fttt.models import LoadedModel, ReadyModel
+    from fttt.models import ChatFormat, LoadedModel, MessageFormat, ReadyModel
 
 __all__ = [
     "MAY_DIFFER",
@@ -69,6 +70,7 @@ class Settled:
         """
         if model is not None:
             self.settings.check_model(model.model)
+            check_chat(self.config, model.chat)
             return
         if self.config.endpoint is not None:
             load(self.config)
@@ -82,6 +84,10 @@ class Settled:
 
             check_checkpoint(self.config.adapter, self.config.model)
         self.settings.check_model(self.config.model)
+        if self.config.template_args or self.config.sampling.think_tokens is not None:
+            from fttt.models import read_chat
+
+            check_chat(self.config, read_chat(self.config.model))
 
 
 @dataclass(frozen=True)
@@ -122,6 +128,10 @@ class Plan:
             return None
         return cases_file(weights_label(self.config), self.config.task)
 
+    def chat(self, loaded: ReadyModel) -> ChatFormat | MessageFormat:
+        """The model's chat format under the run's arguments of its template."""
+        return loaded.chat.with_arguments(self.config.template_args)
+
     @property
     def adapter_spec(self) -> AdapterSpec | None:
         """The adapters that the method opens, if any."""
@@ -156,6 +166,7 @@ def settle(config: RunConfig, *, method: Method | None = None, task: Task | None
     settings.check_budget(config.budget.trials)
     _check_temperature(config)
     _check_replicas(config, method)
+    check_thoughts(config, method)
     if task is None:
         task = task_of(config)
         shown["task"] = task_name(config.task)
@@ -525,12 +536,12 @@ def check_fits(plan: Plan, loaded: ReadyModel) -> int:
         UsageError: a question and its answer are longer than the model's context.
     """
     new = plan.config.sampling.max_new_tokens
-    limit = loaded.max_context
+    limit, chat = loaded.max_context, plan.chat(loaded)
     if plan.config.engine.max_length is not None:
         limit = min(limit, plan.config.engine.max_length)
     longest = 0
     for question in plan.questions:
-        length, told = _prompt_tokens(question, loaded, max(0, limit - new))
+        length, told = _prompt_tokens(question, chat, max(0, limit - new))
         if length + new > limit:
             raise UsageError(
                 f"The question {question.id!r} has {told} tokens, which with --max-new-tokens "
@@ -539,7 +550,7 @@ def check_fits(plan: Plan, loaded: ReadyModel) -> int:
             )
         longest = max(longest, length)
     needed = sum(
-        turn if isinstance(turn, int) else loaded.chat.turn_tokens(turn)
+        turn if isinstance(turn, int) else chat.turn_tokens(turn)
         for turn in plan.method.conversation(new)
     )
     return min(limit, longest + needed)
@@ -549,17 +560,19 @@ _TOKEN = 16
 """Characters of a token, more than any text has on average."""
 
 
-def _prompt_tokens(question: Question, loaded: ReadyModel, most: int) -> tuple[int, str]:
+def _prompt_tokens(
+    question: Question, chat: ChatFormat | MessageFormat, most: int
+) -> tuple[int, str]:
     """The tokens of a question's prompt, and how many to speak of.
 
     Of a text far longer than ``most`` tokens only a beginning is tokenized: megabytes take minutes.
     """
     text, enough = question.rendered or question.prompt, _TOKEN * (most + 1)
     if len(text) > enough:
-        beginning = loaded.chat.prompt_tokens(text[:enough], text[:enough])
+        beginning = chat.prompt_tokens(text[:enough], text[:enough])
         if beginning > most + 1:  # of which the last may be a part of a token
             return beginning, f"more than {beginning - 1}"
-    length = loaded.chat.prompt_tokens(question.prompt, question.rendered)
+    length = chat.prompt_tokens(question.prompt, question.rendered)
     return length, str(length)
 
 

@@ -80,13 +80,15 @@ async def _judge(run: Run, verifier: Verifier, until: float | None) -> list[tupl
 async def _again(
     run: Run, trial: Trial, question: Question, verifier: Verifier, until: float | None
 ) -> tuple[Trial, Verdict]:
-    cut = trial.finish_reason == "length"
-    verdict = await verify_completion(verifier, question, trial.completion, cut=cut)
+    cut, thought = trial.finish_reason == "length", trial.thought
+    verdict = await verify_completion(
+        verifier, question, trial.completion, cut=cut, thought=thought
+    )
     verdict = verdict.reaching(until)
     extracted = verdict.extracted
     if run.decided_by == "vote":
         # the normal form, which is voted on
-        extracted = extract_answer(verifier, question, trial.completion, cut=cut)
+        extracted = extract_answer(verifier, question, trial.completion, cut=cut, thought=thought)
     again = replace(
         trial,
         verdict=verdict.outcome,

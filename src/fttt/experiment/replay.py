@@ -7,11 +7,9 @@ again, so that a resumed run has the weights that it had.
 from __future__ import annotations
 
 import asyncio
-import math
-import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from fttt.config import BudgetSection, SamplingSection
@@ -26,6 +24,7 @@ from fttt.engine.request import (
     Lesson,
     ScoreRequest,
     Target,
+    ThoughtBudget,
     TrainRequest,
 )
 from fttt.errors import FTTTError, RunError
@@ -35,9 +34,11 @@ from fttt.experiment.held_sequences import (
     Lookahead,
     OwnAdapter,
 )
+from fttt.experiment.ledger import Ledger
 from fttt.experiment.waves import SharedAdapter
 from fttt.methods import Method
-from fttt.models.chat import ChatFormat, MessageFormat, in_ids, is_user, without_oldest
+from fttt.models.chat import ChatFormat, is_user, without_oldest
+from fttt.models.messages import MessageFormat, in_ids
 from fttt.store import DivergenceEvent, GenerationEvent, Journal, ScoreEvent
 from fttt.types import (
     Ablation,
@@ -55,7 +56,7 @@ from fttt.types import (
 )
 from fttt.verifiers.verifier import Verifier, extract_answer, verify_completion
 
-__all__ = ["Ledger", "Observer", "Replay", "RunContext"]
+__all__ = ["Observer", "Replay", "RunContext"]
 
 _DIVERGENCE_TOP_K = 20
 """Likeliest tokens of a place that are compared one by one; all others are taken as one."""
@@ -91,65 +92,6 @@ class RunContext:
     ablate: Ablation | None = None
     questions: tuple[Question, ...] = ()
     """All that the run asks."""
-
-
-@dataclass
-class Ledger:
-    """One question's account under the rule of its run; every method's budget is counted here."""
-
-    rule: BudgetSection
-    usage: Usage = field(default_factory=Usage)
-    handed_out: int = 0
-    """Trials that were begun."""
-    free: int = 0
-    """Of those, the ones that ended without an answer and cost nothing."""
-    judged: int = 0
-    solved: bool = False
-
-    @property
-    def trials(self) -> int:
-        """The trials that the rule grants."""
-        return self.rule.trials if self.rule.trials is not None else sys.maxsize
-
-    @property
-    def running(self) -> int:
-        """Trials that are not judged yet."""
-        return self.handed_out - self.judged
-
-    @property
-    def limited_by_trials(self) -> bool:
-        """Whether the number of trials is the only limit, so that all may be begun at once."""
-        return self.rule.token_budget is None and self.rule.time_budget is None
-
-    def grants(self) -> bool:
-        """Whether one more trial may begin, those in progress counted as answered."""
-        if self.handed_out - self.free >= self.trials:
-            return False
-        if self.rule.unanswered == "retry" and self.handed_out >= 2 * self.trials + 1:
-            return False
-        if self.usage.generated_tokens >= (self.rule.token_budget or math.inf):
-            return False
-        return self.usage.seconds < (self.rule.time_budget or math.inf)
-
-    def begin(self) -> int:
-        """Begin a trial; return its number."""
-        self.handed_out += 1
-        return self.handed_out - 1
-
-    def withdraw(self) -> None:
-        """Take back the last trial, which will not be judged."""
-        self.handed_out -= 1
-
-    def judge(self, verdict: Verdict) -> None:
-        """Count the verdict that a trial ended with."""
-        self.judged += 1
-        self.solved = self.solved or verdict.correct
-        if self.rule.unanswered == "retry" and not verdict.answered:
-            self.free += 1
-
-    def spend(self, usage: Usage) -> None:
-        """Add what something cost."""
-        self.usage += usage
 
 
 MethodAdapter = OwnAdapter | SharedAdapter
@@ -213,6 +155,7 @@ class Replay:
             first = GenerateRequest(
                 prompt_ids=prompt_ids,
                 messages=messages,
+                template_args=run.chat.arguments,
                 max_new_tokens=new_tokens,
                 temperature=temperature_at(latest),
                 top_p=run.sampling.top_p,
@@ -222,6 +165,7 @@ class Replay:
                 stop_ids=run.stop_ids,
                 adapter=await self._slot(adapter),
                 keep=self._keeps(adapter, trial),
+                thought=self._thought_budget(new_tokens),
                 awaited=trial is not None
                 and self._sequences.learns_from(adapted=adapter is not None),
             )
@@ -308,6 +252,7 @@ class Replay:
                     of or self.question,
                     completion.text,
                     cut=completion.finish_reason == "length",
+                    thought=completion.thought,
                 )
             except FTTTError:
                 raise
@@ -376,8 +321,13 @@ class Replay:
 
     def extract(self, completion: Completion) -> str | None:
         """The normalised answer in a completion."""
-        cut = completion.finish_reason == "length"
-        return extract_answer(self.run.verifier, self.question, completion.text, cut=cut)
+        return extract_answer(
+            self.run.verifier,
+            self.question,
+            completion.text,
+            cut=completion.finish_reason == "length",
+            thought=completion.thought,
+        )
 
     def record(self, trial: Trial) -> None:
         """Write a trial down, unless an earlier process has."""
@@ -407,23 +357,32 @@ class Replay:
             return trial is not None and self._sequences.learns_from(adapted=True)
         return self.ledger.trials > 1 and not self.run.method.together
 
+    def _thought_budget(self, new_tokens: int) -> ThoughtBudget | None:
+        """The run's budget of thinking; of a shorter text, a critique, say, half at most."""
+        tokens = self.run.sampling.think_tokens
+        if tokens is None:
+            return None
+        opening, mark, closing = in_ids(self.run.chat).thought_ids()
+        if new_tokens < self.run.sampling.max_new_tokens:
+            tokens = min(tokens, new_tokens // 2, new_tokens - len(closing) - 1)
+            if tokens < 1:
+                return None  # too short for either
+        return ThoughtBudget(tokens, opening, mark, closing)
+
     def _completion(
         self, number: int, prompt_tokens: int, generation: Generation, of: int = 1
     ) -> Completion:
         """What the engine wrote; ``of`` so many that were written at once, each has a share."""
-        ids, text = generation.token_ids, generation.text
-        return Completion(
-            text=in_ids(self.run.chat).decode(ids) if text is None else text,
-            token_ids=ids,
-            finish_reason=generation.finish_reason,
-            generation=number,
-            usage=Usage(
-                prompt_tokens=generation.prompt_tokens or prompt_tokens,
-                generated_tokens=generation.generated_tokens or len(ids),
-                generations=1,
-                seconds=generation.seconds / of,
-            ),
+        ids, text, thought = generation.token_ids, generation.text, generation.thought
+        usage = Usage(
+            prompt_tokens=generation.prompt_tokens or prompt_tokens,
+            generated_tokens=generation.generated_tokens or len(ids),
+            generations=1,
+            seconds=generation.seconds / of,
         )
+        if text is not None:
+            return Completion(text, ids, generation.finish_reason, number, usage, thought=thought)
+        return in_ids(self.run.chat).completion(ids, generation.finish_reason, number, usage)
 
     def _prompt(
         self, turns: tuple[Turn, ...], before: tuple[Text, ...], room: int, of: Question | None

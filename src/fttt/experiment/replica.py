@@ -251,9 +251,11 @@ class Replica:
         loaded = load(build(RunConfig, config, "the settings"))
         self._executor = LocalExecutor(loaded, self._make_engine)
 
-    def rendered(self, prompts: Sequence[str]) -> Sequence[str | None]:
-        """What the chat template makes of each prompt now."""
-        return self._local.rendered(prompts)
+    def rendered(
+        self, prompts: Sequence[str], arguments: Mapping[str, Any]
+    ) -> Sequence[str | None]:
+        """What the chat template makes of each prompt now, under arguments of its own."""
+        return self._local.rendered(prompts, arguments)
 
     def check_fits(self, run: PlannedRun) -> None:
         """As :meth:`fttt.experiment.executor.Executor.check_fits`."""

@@ -67,19 +67,22 @@ def run_cells(cells: Sequence[Cell], executor: Executor, progress: Progress) -> 
 
 def _rendered(cells: Sequence[Cell], executor: Executor) -> list[Cell]:
     """The cells with each question as the chat template writes it now, where it is not known."""
-    questions = [question for cell in cells for question in cell.plan.questions]
-    unknown = list(dict.fromkeys(q.prompt for q in questions if q.rendered is None))
-    known = dict(zip(unknown, executor.rendered(unknown), strict=True)) if unknown else {}
 
-    def rendered(question: Question) -> Question:
-        if question.rendered is not None:
-            return question
-        return replace(question, rendered=known[question.prompt])
+    def with_texts(plan: Plan) -> Plan:
+        unknown = [question.prompt for question in plan.questions if question.rendered is None]
+        if not unknown:
+            return plan
+        texts = executor.rendered(unknown, plan.config.template_args)
+        known = dict(zip(unknown, texts, strict=True))
 
-    return [
-        replace(cell, plan=replace(cell.plan, questions=tuple(map(rendered, cell.plan.questions))))
-        for cell in cells
-    ]
+        def rendered(question: Question) -> Question:
+            if question.rendered is not None:
+                return question
+            return replace(question, rendered=known[question.prompt])
+
+        return replace(plan, questions=tuple(map(rendered, plan.questions)))
+
+    return [replace(cell, plan=with_texts(cell.plan)) for cell in cells]
 
 
 class _Group:

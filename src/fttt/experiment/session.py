@@ -17,7 +17,8 @@ from fttt.engine.adapters.bank import handed_over
 from fttt.engine.ops.sampling import derive_key
 from fttt.errors import RunError
 from fttt.experiment.held_sequences import OwnAdapter
-from fttt.experiment.replay import Ledger, Replay, RunContext
+from fttt.experiment.ledger import Ledger
+from fttt.experiment.replay import Replay, RunContext
 from fttt.experiment.waves import SharedAdapter
 from fttt.methods import Adapter, Attempt, Group
 from fttt.types import (
@@ -156,6 +157,8 @@ class QuestionAttempt:
                 divergence=self._divergence,
                 reset=self._reset,
                 failed=verdict.failed,
+                thought=completion.thought,
+                thought_tokens=completion.thought_tokens,
             )
         )
 

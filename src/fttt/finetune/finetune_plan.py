@@ -177,10 +177,12 @@ def plan_finetune(config: FinetuneConfig) -> FinetunePlan:
             over = {"data": {"data_dir": str(folder)}}
             config = build(FinetuneConfig, merge(config.to_toml(), over), "the settings")
             notes = (local_note(task.name),)
-    from fttt.models import context_of, load_config, pick_device, pick_dtype
+    from fttt.models import context_of, load_config, pick_device, pick_dtype, read_chat
 
     pick_dtype(config.engine.dtype, pick_device(config.engine.device))
     model_config: Any = load_config(config.model)
+    if config.template_args:
+        read_chat(config.model).with_arguments(config.template_args)
     _check_prefix(settings, context_of(model_config))
     data = config.data
     options = TaskOptions(

@@ -225,7 +225,8 @@ def _examples(
     data = plan.config.data
     prefix = getattr(plan.settings, "length", 0)
     most = min(data.max_length, loaded.max_context - prefix)
-    examples = gold_examples(plan.questions, loaded.chat)
+    chat = loaded.chat.with_arguments(plan.config.template_args)
+    examples = gold_examples(plan.questions, chat)
     fitting = [e for e in examples if e.length <= most]
     kept = held_out([e.question_id for e in fitting], data.held_out, plan.config.seed)
     learned = [e for e in fitting if e.question_id not in kept]

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Adapter",
     "Attempt",
+    "AttemptSettings",
     "BoundedSettings",
     "Group",
     "LoRASettings",
@@ -181,6 +182,35 @@ class BoundedSettings(LoRASettings):
     def watch(self) -> Watch:
         """What a train step is asked for."""
         return {"divergence": self.bound is not None, "bound": self.bound or None}
+
+
+class AttemptSettings(BoundedSettings):
+    """Settings of a method whose steps are on the tokens of its own attempts."""
+
+    train_on_thoughts: bool = Field(
+        True,
+        description="whether the thought of an attempt is trained on too, as policy gradients on "
+        "all generated tokens are; else its answer alone",
+    )
+
+    def weights(self, attempt: Completion, weight: float) -> float | tuple[float, ...]:
+        """The weight of an attempt in a loss: a mean over the tokens that are trained on."""
+        if self.whole(attempt):
+            return weight
+        return self.trained(attempt, [weight] * len(attempt.token_ids))
+
+    def trained(self, attempt: Completion, weights: Sequence[float]) -> tuple[float, ...]:
+        """Weights of an attempt's tokens, without those that are not trained on.
+
+        The others grow as the mean has fewer tokens; an attempt without an answer teaches nothing.
+        """
+        skipped = 0 if self.whole(attempt) else attempt.thought_tokens
+        scale = len(weights) / max(1, len(weights) - skipped)
+        return (0.0,) * skipped + tuple(weight * scale for weight in weights[skipped:])
+
+    def whole(self, attempt: Completion) -> bool:
+        """Whether all tokens of an attempt are trained on."""
+        return self.train_on_thoughts or not attempt.thought_tokens
 
 
 class Adapter(Protocol):

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field
 
 from fttt.errors import UsageError
-from fttt.methods.base import BoundedSettings, Method, Session
+from fttt.methods.base import AttemptSettings, Method, Session
 from fttt.types import Example, Judged, Question
 
 __all__ = ["Policy", "PolicySettings", "advantages", "entropic", "leave_one_out", "rewards"]
@@ -24,7 +24,7 @@ _STEEPEST = 1e3
 """The most that beta times the range of a group's rewards is raised to."""
 
 
-class PolicySettings(BoundedSettings):
+class PolicySettings(AttemptSettings):
     """Settings of ``policy``."""
 
     group: int = Field(4, ge=2, description="attempts of a question to a step")
@@ -162,7 +162,7 @@ class Policy(Method):
                 for reward, answer in zip(earned, answers, strict=True)
             ]
         found = [
-            Example(one.completion, weight=advantage / len(judged))
+            Example(one.completion, weight=said.weights(one.completion, advantage / len(judged)))
             for one, advantage in zip(judged, advantages(earned, said), strict=True)
         ]
         if said.kl:
@@ -170,7 +170,11 @@ class Policy(Method):
                 *(session.score(one.completion, top_k=said.teacher_tokens) for one in judged)
             )
             found += [
-                Example(one.completion, weight=said.kl / len(judged), teacher=scores.teacher())
+                Example(
+                    one.completion,
+                    weight=said.weights(one.completion, said.kl / len(judged)),
+                    teacher=scores.teacher(),
+                )
                 for one, scores in zip(judged, base, strict=True)
             ]
         return found

@@ -13,7 +13,7 @@ from pydantic import Field
 from fttt.methods.base import (
     PRAISE,
     Adapter,
-    BoundedSettings,
+    AttemptSettings,
     Method,
     Session,
     room_for,
@@ -26,7 +26,7 @@ __all__ = ["SelfDistill", "SelfDistillSettings"]
 _AGAIN = "Solve the problem again, correctly, and give the answer in the form that was asked for."
 
 
-class SelfDistillSettings(BoundedSettings):
+class SelfDistillSettings(AttemptSettings):
     """Settings of ``self-distill``."""
 
     lr: float = Field(1e-4, gt=0, description="AdamW's learning rate, constant")
@@ -97,13 +97,14 @@ class SelfDistill(Method):
             return await session.score(attempt, after=(attempt, text), top_k=top_k)
 
         teacher = await score(after)
+        weight = said.weights(attempt, 1.0)
         if said.form == "feedback" and top_k:
-            return Example(attempt, teacher=teacher.teacher())
+            return Example(attempt, weight=weight, teacher=teacher.teacher())
         if said.form == "feedback":
             against = await session.score(attempt, adapter=own)
         else:
             against = await score(other)
         if top_k:
-            return Example(attempt, teacher=teacher.teacher() - against.teacher())
+            return Example(attempt, weight=weight, teacher=teacher.teacher() - against.teacher())
         pairs = zip(teacher.logprobs, against.logprobs, strict=True)
-        return Example(attempt, weight=tuple(one - two for one, two in pairs))
+        return Example(attempt, weight=said.trained(attempt, [one - two for one, two in pairs]))

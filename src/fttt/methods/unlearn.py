@@ -12,13 +12,13 @@ from typing import Literal
 
 from pydantic import Field
 
-from fttt.methods.base import Adapter, BoundedSettings, Method, Session
+from fttt.methods.base import Adapter, AttemptSettings, Method, Session
 from fttt.types import Example, Judged, Question
 
 __all__ = ["Unlearn", "UnlearnSettings"]
 
 
-class UnlearnSettings(BoundedSettings):
+class UnlearnSettings(AttemptSettings):
     """Settings of ``unlearn``."""
 
     lr: float = Field(3e-4, gt=0, description="AdamW's learning rate, constant")
@@ -78,6 +78,7 @@ class Unlearn(Method):
             base = await session.score(attempt)
             pairs = zip(weights, base.logprobs, strict=True)
             weights = [weight * -math.expm1(log) for weight, log in pairs]
+        weights = list(said.trained(attempt, weights))
         if shown.verdict.correct:
             return Example(attempt, weight=tuple(weights))
         sign = -1.0 if said.form == "nll" else 1.0

@@ -13,11 +13,13 @@ from fttt.models.loader import (
     without_bars,
 )
 from fttt.models.locate import cache_folder, check_model, find_model, list_models
+from fttt.models.messages import MessageFormat
 from fttt.models.served import ReadyModel, ServedModel
 
 __all__ = [
     "ChatFormat",
     "LoadedModel",
+    "MessageFormat",
     "Prefix",
     "ReadyModel",
     "ServedModel",

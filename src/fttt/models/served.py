@@ -14,8 +14,8 @@ from typing import Any, ClassVar
 
 from fttt.errors import UsageError
 from fttt.files import SERVED
-from fttt.models.chat import MessageFormat
 from fttt.models.loader import UNBOUNDED, LoadedModel
+from fttt.models.messages import MessageFormat
 
 __all__ = ["KEY", "ReadyModel", "ServedModel", "client_options", "find_served", "words"]
 

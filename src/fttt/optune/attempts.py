@@ -21,7 +21,7 @@ from fttt.models.locate import same_model
 from fttt.optune.checkpoint import Ablation
 from fttt.store import Run
 from fttt.training import GoldExample
-from fttt.types import Completion, Trial
+from fttt.types import Completion, Trial, user
 
 __all__ = [
     "AttemptExample",
@@ -80,13 +80,18 @@ def check_attempts(run: Run, model: str, task: str) -> None:
 
 
 def conversation_ids(
-    chat: ChatFormat, prompt_ids: tuple[int, ...], attempt: Trial, feedback: str
+    chat: ChatFormat, prompt: str, attempt: Trial, feedback: str
 ) -> tuple[int, ...]:
     """Ids of question, attempt and feedback, as the method ``optune`` gives them to the engine."""
     said = Completion(
-        attempt.completion, attempt.token_ids, attempt.finish_reason, attempt.generation
+        attempt.completion,
+        attempt.token_ids,
+        attempt.finish_reason,
+        attempt.generation,
+        thought=attempt.thought,
+        thought_tokens=attempt.thought_tokens,
     )
-    return prompt_ids + said.token_ids + chat.turn_ids(feedback, said, answer=False)
+    return chat.conversation_ids(prompt, (said, user(feedback)), header=False)
 
 
 def attempt_examples(
@@ -121,7 +126,7 @@ def attempt_examples(
             continue
         chosen = [t for t in record.trials if attempts == "all" or t.verdict != "correct"]
         for trial in chosen[:max_attempts]:
-            ids = conversation_ids(chat, gold.prompt_ids, trial, feedback)
+            ids = conversation_ids(chat, record.question.prompt, trial, feedback)
             if max(len(ids), gold.length) > max_length:
                 too_long += 1
                 continue

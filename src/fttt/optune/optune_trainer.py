@@ -116,9 +116,10 @@ def prepare_examples(plan: OpTunePlan, loaded: LoadedModel) -> Examples:
         UsageError: no example is left.
     """
     config = plan.config
-    golds = {gold.question_id: gold for gold in gold_examples(plan.questions, loaded.chat)}
+    chat = loaded.chat.with_arguments(plan.attempts.config.get("template_args", {}))
+    golds = {gold.question_id: gold for gold in gold_examples(plan.questions, chat)}
     examples, too_long = attempt_examples(
-        plan.attempts, golds, loaded.chat,
+        plan.attempts, golds, chat,
         feedback=config.feedback, attempts=config.attempts, max_attempts=config.max_attempts,
         max_length=min(config.max_length, loaded.max_context),
     )  # fmt: skip

@@ -407,7 +407,8 @@ def _chunked(
         history = histories.get(question.id) or History()
         written = _texts(question, trials[question.id], history)
         waiting.append(question_texts(run, written))
-        size += len(question.prompt) + sum(len(t.completion) for t in written.trials)
+        size += len(question.prompt)
+        size += sum(len(t.completion) + len(t.thought or "") for t in written.trials)
         size += sum(len(text) for _, text in written.critiques)
         yield len(chunks), len(waiting) - 1
         if size >= CHUNK_CHARACTERS:
@@ -481,6 +482,7 @@ def _row(trial: Trial, critiques: Sequence[str], told: str | None) -> list[JSON]
         critiques,
         _score(trial),
         _divergence(trial),
+        trial.thought,
         told,
     ]
 

@@ -109,9 +109,17 @@ def answer_to_json(event: GenerationEvent) -> dict[str, Any]:
 def _content(completion: Completion) -> dict[str, Any]:
     return {
         "text": completion.text,
+        **_thought(completion),
         "token_ids": completion.token_ids,
         "finish_reason": completion.finish_reason,
     }
+
+
+def _thought(written: Completion | Trial) -> dict[str, Any]:
+    """A thought's fields, where there is one or its markers are."""
+    if written.thought is None and not written.thought_tokens:
+        return {}
+    return {"thought": written.thought, "thought_tokens": written.thought_tokens}
 
 
 def answer_contents(
@@ -126,6 +134,7 @@ def answer_contents(
     for trial in trials:
         contents[trial.question_id, trial.generation] = {
             "text": trial.completion,
+            **_thought(trial),
             "token_ids": trial.token_ids,
             "finish_reason": trial.finish_reason,
         }
@@ -298,6 +307,8 @@ def _generation(line: Mapping[str, Any], content: Mapping[str, Any]) -> Generati
                 seconds=line["seconds"],
             ),
             logprobs=None if logprobs is None else tuple(logprobs),
+            thought=content.get("thought"),
+            thought_tokens=content.get("thought_tokens", 0),
         ),
     )
 
@@ -312,6 +323,7 @@ def trial_to_json(trial: Trial) -> dict[str, Any]:
         "trial": trial.trial,
         "generation": trial.generation,
         "completion": trial.completion,
+        **_thought(trial),
         "token_ids": trial.token_ids,
         "finish_reason": trial.finish_reason,
         "extracted": trial.extracted,
@@ -354,6 +366,8 @@ def trial_from_json(line: Mapping[str, Any]) -> Trial:
         divergence=line.get("divergence"),
         reset=line.get("reset", False),
         failed=_failed(line),
+        thought=line.get("thought"),
+        thought_tokens=line.get("thought_tokens", 0),
     )
 
 

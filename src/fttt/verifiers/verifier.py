@@ -52,17 +52,40 @@ class Verifier(Protocol):
 
 
 async def verify_completion(
-    verifier: Verifier, question: Question, completion: str, *, cut: bool
+    verifier: Verifier,
+    question: Question,
+    completion: str,
+    *,
+    cut: bool,
+    thought: str | None = None,
 ) -> Verdict:
-    """The verdict of ``verifier``; ``cut`` is passed to a verifier that takes it."""
+    """The verdict of ``verifier``; ``cut`` is passed to a verifier that takes it.
+
+    Nothing is asked about a ``thought`` that no answer follows: there is none.
+    """
+    if _only_thought(completion, thought):
+        detail = "the thought was cut off by the length limit" if cut else "no answer follows"
+        said = feedback_on("unanswered", None)
+        return Verdict("unanswered", None, f"{detail}, and a thought is no answer", feedback=said)
     return await verifier.verify(question, completion, **_cut_argument(verifier.verify, cut))
 
 
 def extract_answer(
-    verifier: Verifier, question: Question, completion: str, *, cut: bool
+    verifier: Verifier,
+    question: Question,
+    completion: str,
+    *,
+    cut: bool,
+    thought: str | None = None,
 ) -> str | None:
     """The answer that ``verifier`` extracts; ``cut`` is passed to a verifier that takes it."""
+    if _only_thought(completion, thought):
+        return None
     return verifier.extract(question, completion, **_cut_argument(verifier.extract, cut))
+
+
+def _only_thought(completion: str, thought: str | None) -> bool:
+    return thought is not None and not completion.strip()
 
 
 def _cut_argument(method: Callable[..., Any], cut: bool) -> dict[str, Any]:

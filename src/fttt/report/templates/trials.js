@@ -161,7 +161,7 @@ function draw() {
 }
 
 function trial(fields, run) {
-  const [n, verdict, finish, extracted, detail, loss, prompt, generated, trained, seconds, text, critiques, score, divergence, told] = fields;
+  const [n, verdict, finish, extracted, detail, loss, prompt, generated, trained, seconds, text, critiques, score, divergence, thought, told] = fields;
   const element = make("div", "trial " + verdict);
   const head = make("div", "head");
   head.append(make("b", "", `Trial ${n}: ${NAMES[verdict]}`));
@@ -176,6 +176,11 @@ function trial(fields, run) {
   head.append(make("span", "soft", facts.join(" · ")));
   element.append(head);
   if (detail) element.append(make("div", "why", detail));
+  if (thought !== null) {
+    const folded = make("details");
+    folded.append(make("summary", "", `Thought (${number(thought.length)} characters)`), make("pre", "", thought));
+    element.append(folded);
+  }
   element.append(make("pre", "", text));
   if (told !== null) element.append(make("div", "said", `${loss !== null ? "Told and trained on" : "Told"}: “${told}”`));
   for (const critique of critiques) element.append(make("div", "said", run.beside), make("pre", "", critique));
@@ -230,7 +235,7 @@ async function searchTexts() {
   for (let q = 0; text && q < run.ids.length; q++) {
     const [prompt, , trials] = await page.texts(run, q);
     if (state.runs[state.run] !== run || $("find").value.trim().toLowerCase() !== text) return;
-    if (prompt.toLowerCase().includes(text) || trials.some((t) => [t[10], ...t[11]].some((written) => written.toLowerCase().includes(text)))) hits.add(q);
+    if (prompt.toLowerCase().includes(text) || trials.some((t) => [t[10], t[14] ?? "", ...t[11]].some((written) => written.toLowerCase().includes(text)))) hits.add(q);
   }
   state.hits = hits;
   filter();
