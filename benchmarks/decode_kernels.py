@@ -1,7 +1,7 @@
 """The kernels of a decode step, each alone beside what it replaced.
 
-    python benchmarks/kernels.py                                        # one GPU, under a minute
-    python benchmarks/kernels.py --rows 64 512 --vocabulary 49152 --hidden 576 --inner 1536 \
+    python benchmarks/decode_kernels.py      # one GPU, under a minute
+    python benchmarks/decode_kernels.py --rows 64 512 --vocabulary 49152 --hidden 576 --inner 1536 \
         --heads 9 3 64 --lengths 128 1024
 
 A line a case: milliseconds, the least bytes that it must move, the time these take at the measured
