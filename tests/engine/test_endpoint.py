@@ -255,6 +255,14 @@ def test_what_nobody_waits_for_is_not_asked_to_its_end(serve: Serve) -> None:
     assert play(engine_of(server), gives_up) == 8
 
 
+def test_half_a_surrogate_pair_is_borne(serve: Serve) -> None:
+    server = serve(lambda _: completion("\ud83d!"))
+    turns = (*QUESTION, assistant("\ud83d!"), user("No."))
+    (answer,) = answers(engine_of(server), ask(0, turns))
+    assert answer.text == "\ud83d!"
+    assert server.asked[0]["messages"][1]["content"] == "?!"
+
+
 def test_the_key_is_sent_and_never_shown(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", " sk-secret-1\n")
     server = serve(lambda _: refusal(401, "Incorrect key: sk-secret-1"))

@@ -61,6 +61,9 @@ def test_no_server_and_a_refused_key(serve: Serve, monkeypatch: pytest.MonkeyPat
         find_served("openai:tiny", server.url)
     assert "wr" not in str(caught.value)
     monkeypatch.delenv("OPENAI_API_KEY")
+    server.models = Reply(b"<html><h1>Bad\nGateway</h1></html>", 403)
+    with pytest.raises(UsageError, match=r"\(403: Bad Gateway\)"):
+        find_served("openai:tiny", server.url)
     server.stop()
     with pytest.raises(UsageError, match=r"No server answers at 'http.*refused.*start it, or corr"):
         find_served("openai:tiny", server.url)

@@ -57,6 +57,7 @@ METAVARS = {
     "adapter": "DIR",
     "data.questions": "ID,ID",
     "data.skip_cases": "FILE",
+    "endpoint": "URL",
     "targets": "NAME,NAME",
 }
 PANELS = {

@@ -210,7 +210,9 @@ class EndpointEngine:
         }
         body = {
             "model": self.model.served_name,
-            "messages": [{"role": m.role, "content": m.content} for m in request.messages],
+            "messages": [
+                {"role": m.role, "content": _sendable(m.content)} for m in request.messages
+            ],
             "limit": request.max_new_tokens,
             "temperature": request.temperature,
             "seed": request.noise_key % 2**31,
@@ -355,6 +357,11 @@ def _read(answer: Any, count: int, seconds: float) -> Iterator[Generation]:
             prompt_tokens=None if usage is None else int(usage.prompt_tokens),
             generated_tokens=tokens,
         )
+
+
+def _sendable(text: str) -> str:
+    """A text without halves of surrogate pairs, which JSON may bring and UTF-8 does not hold."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _text(content: object) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -27,6 +28,8 @@ _LIST_SECONDS = 30.0
 _CONNECT_SECONDS = 10.0
 _CONTEXTS = ("max_model_len", "context_length", "context_window", "max_context_length")
 """What servers call the longest conversation in their lists of models."""
+_TAG = re.compile(r"<[^<>]*>")
+"""Of a proxy's page that says that its server is down."""
 
 
 @dataclass(frozen=True)
@@ -163,7 +166,7 @@ def words(error: Exception) -> str:
         said = body.get("message") or body.get("detail") or body.get("error") or body
     else:
         said = body or error.__cause__ or error
-    line = " ".join(str(said).split()) or type(said).__name__
+    line = " ".join(_TAG.sub(" ", str(said)).split()) or type(said).__name__
     status = getattr(error, "status_code", None)
     line = line if status is None or str(status) in line else f"{status}: {line}"
     return (line.replace(_key(), "***") if _key() else line)[:300].rstrip(".")

@@ -369,6 +369,8 @@ def _pairs(pairs: Sequence[PairResult], left: int) -> Table:
 
 _CUT = 0.1
 """Share of trials cut at their length limit above which a note says so."""
+_REPEATS = 4
+"""Answers like the one before from which on a server seems not to sample."""
 
 
 def show_runs(runs: Sequence[Run], console: Console | None = None) -> None:
@@ -453,10 +455,10 @@ def _warnings(run: Run) -> list[str]:
 
 
 def _repeats(run: Run) -> bool:
-    """Whether no question that was tried several times has two different answers."""
-    texts = [[t.completion for t in record.trials] for record in run.records]
-    tried = [answers for answers in texts if len(answers) > 1]
-    return bool(tried) and all(len(set(answers)) == 1 for answers in tried)
+    """Whether no question has two different answers, though they were drawn several times."""
+    texts = [[t.completion for t in record.trials] for record in run.records if record.trials]
+    repeated = sum(len(answers) - 1 for answers in texts)
+    return repeated >= _REPEATS and all(len(set(answers)) == 1 for answers in texts)
 
 
 def _resets(measured: Sequence[Trial]) -> str:

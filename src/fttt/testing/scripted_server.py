@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -46,6 +47,15 @@ def refusal(status: int, message: str, *headers: tuple[str, str], **more: Any) -
     return Reply({"error": {"message": message, "type": "t", **more}}, status, headers)
 
 
+class _QuietServer(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say what went wrong, unless the client left."""
+        if not isinstance(sys.exception(), OSError):
+            super().handle_error(request, client_address)
+
+
 class ScriptedServer:
     """An OpenAI-compatible server on this machine that answers as its script says."""
 
@@ -64,8 +74,7 @@ class ScriptedServer:
         self._now = 0
         self._lock = threading.Lock()
         self._stopped = threading.Event()
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self._http.daemon_threads = True
+        self._http = _QuietServer(("127.0.0.1", 0), self._handler())
         self.url = f"http://127.0.0.1:{self._http.server_port}/v1"
         threading.Thread(target=self._http.serve_forever, args=(0.01,), daemon=True).start()
 
