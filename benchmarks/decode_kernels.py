@@ -24,12 +24,12 @@ from triton.testing import do_bench
 from fttt.engine.batch import Batch
 from fttt.engine.cache import Heads, KVCache
 from fttt.engine.ops import sampling
-from fttt.engine.ops.fused import SILU, gated_product
+from fttt.engine.ops.fused import SILU, gated_product, rms_norm, sum_and_norm
 from fttt.engine.ops.nucleus import sample
 from fttt.engine.ops.triton import decode_attention
 from fttt.engine.workload import bandwidth
 
-KINDS = ("sampler", "product", "gate", "attention")
+KINDS = ("sampler", "product", "gate", "sum", "attention")
 Case = tuple[str, float, Callable[[], object]]
 """What it is, its least bytes, and what is timed."""
 
@@ -103,6 +103,16 @@ def gate_cases(rows: int, inner: int, dtype: torch.dtype) -> Iterator[Case]:
     yield f"{name}, by two kernels", least, lambda: F.silu(gate) * up
 
 
+def sum_cases(rows: int, hidden: int, dtype: torch.dtype) -> Iterator[Case]:
+    """A residual sum and the norm that follows it."""
+    x, y = (torch.randn(rows, hidden, device="cuda", dtype=dtype) for _ in range(2))
+    weight = torch.randn(hidden, device="cuda", dtype=dtype)
+    least = 4 * x.numel() * x.element_size()
+    name = f"sum and norm, {rows} x {hidden}"
+    yield name, least, lambda: sum_and_norm(x, y, weight, 1e-5, 0.0)
+    yield f"{name}, by two kernels", least, lambda: rms_norm(x + y, weight, 1e-5, 0.0)
+
+
 def attention_cases(
     rows: int, length: int, capacity: int, heads: tuple[int, int, int], dtype: torch.dtype
 ) -> Iterator[Case]:
@@ -155,6 +165,8 @@ def main() -> None:
                 yield from product_cases(rows, options.hidden, options.inner, heads, dtype)
             if "gate" in wanted:
                 yield from gate_cases(rows, options.inner, dtype)
+            if "sum" in wanted:
+                yield from sum_cases(rows, options.hidden, dtype)
             if "attention" in wanted:
                 for length in options.lengths:
                     yield from attention_cases(rows, length, options.capacity, heads, dtype)

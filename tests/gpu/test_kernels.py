@@ -330,6 +330,21 @@ def test_gradients_through_fused_operations() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_sums_with_the_norm_that_follows(dtype: torch.dtype) -> None:
+    if INTERPRETED and dtype is torch.bfloat16:
+        pytest.skip("the interpreter's bfloat16 is not that of a GPU")
+    from fttt.engine.ops.fused import rms_norm, sum_and_norm
+
+    torch.manual_seed(0)
+    x, y = (torch.randn(1, 7, 96, device=DEVICE).to(dtype) for _ in range(2))
+    weight = torch.randn(96, device=DEVICE).to(dtype)
+    total, normed = sum_and_norm(x, y, weight, 1e-5, 1.0)
+    assert torch.equal(total, x + y)
+    close = 1e-6 if dtype is torch.float32 else 5e-3
+    assert error(normed, rms_norm(x + y, weight, 1e-5, 1.0)) < close
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_gated_products(dtype: torch.dtype) -> None:
     from fttt.engine.ops.fused import GELU, GELU_TANH, SILU, gated_product
 
@@ -364,12 +379,17 @@ def test_fused_operations_are_found_and_leave_the_model_as_it_was() -> None:
     from fttt.engine.ops.fused import fused_operations
     from fttt.testing import tiny_model
 
-    for family, norms in (("llama", 5), ("gemma3", 13), ("qwen3", 9)):
+    for family, norms, layers in (
+        ("llama", 5, 2),
+        ("qwen", 5, 2),
+        ("gemma3", 13, 0),
+        ("qwen3", 9, 2),
+    ):
         model = tiny_model(family).model.to(DEVICE)
         ids = torch.arange(5, 12, device=DEVICE)[None]
         before = model(ids).logits
         fused = Replacements(fused_operations(model))
-        assert len(fused) == norms + 2 + 2  # and gate and rotary function of two layers
+        assert len(fused) == norms + 2 + 2 + layers  # gates, rotary functions, sums of layers
         fused.enable()
         inside = model(ids).logits
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""One kernel where a model's own code launches many: norms, rotary positions, gated activations.
+"""One kernel where a model's own code launches many: norms, sums, rotary positions, gates.
 
 Decode and train passes on a GPU are bound by the number of small kernels. These take the place of
 the model's own code while the engine runs it, each only where a trial on random numbers shows that
@@ -10,7 +10,10 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
+from itertools import zip_longest
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import triton
@@ -25,8 +28,8 @@ ROTARY = "apply_rotary_pos_emb"
 
 
 def fused_operations(model: nn.Module) -> list[tuple[Any, str, Any]]:
-    """Replacements for norms, gated layers and the rotary function, where they serve."""
-    found: list[tuple[Any, str, Any]] = []
+    """Replacements for norms, gates, sums and the rotary function, where they serve."""
+    found = _residual_layers(model)
     for module in model.modules():
         replacement = _norm_for(module) or _gated_for(module)
         if replacement is not None:
@@ -43,6 +46,22 @@ def fused_operations(model: nn.Module) -> list[tuple[Any, str, Any]]:
 
 def _norm_for(module: nn.Module) -> Callable[[Tensor], Tensor] | None:
     """A fused forward of a root-mean-square norm, or ``None`` where the module is none."""
+    settings = _norm_of(module)
+    if settings is None:
+        return None
+
+    def replacement(x: Tensor) -> Tensor:
+        return rms_norm(x, *settings)
+
+    return replacement
+
+
+Norm = tuple[Tensor, float, float]
+"""Weight, epsilon, and what is added to the weight."""
+
+
+def _norm_of(module: nn.Module) -> Norm | None:
+    """The settings of a root-mean-square norm."""
     weight = getattr(module, "weight", None)
     eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
     if not isinstance(weight, Tensor) or weight.dim() != 1 or not isinstance(eps, float):
@@ -55,13 +74,106 @@ def _norm_for(module: nn.Module) -> Callable[[Tensor], Tensor] | None:
     except (RuntimeError, TypeError):
         return None
     for offset in (0.0, 1.0):  # Gemma's norms scale by one plus the weight
-
-        def replacement(x: Tensor, offset: float = offset) -> Tensor:
-            return rms_norm(x, weight, eps, offset)
-
-        if _close(replacement(x), expected):
-            return replacement
+        if _close(rms_norm(x, weight, eps, offset), expected):
+            return weight, eps, offset
     return None
+
+
+PARTS = ("input_layernorm", "self_attn", "post_attention_layernorm", "mlp")
+"""Of a decoder layer whose norms come before what they are for."""
+
+
+class _Normed:
+    """A layer's output as the next layer's norm makes it, which was computed with the output."""
+
+    def __init__(self) -> None:
+        self._held: tuple[Tensor, int, Tensor] | None = None
+
+    def put(self, x: Tensor, normed: Tensor) -> None:
+        self._held = x, x._version, normed
+
+    def take(self, x: Tensor) -> Tensor | None:
+        held, self._held = self._held, None
+        same = held is not None and held[0] is x and held[1] == x._version
+        return held[2] if held is not None and same else None
+
+
+def _residual_layers(model: nn.Module) -> list[tuple[Any, str, Any]]:
+    """Forwards of plain pre-norm layers, with each sum and the norm that follows in one kernel.
+
+    The second sum of a layer is followed by the first norm of the next one.
+    """
+    found: list[tuple[Any, str, Any]] = []
+    for module in model.modules():
+        members = module if isinstance(module, nn.ModuleList) else ()
+        layers: list[Any] = [layer for layer in members if _is_plain(layer)]
+        normed = _Normed()
+        for layer, after in zip_longest(layers, layers[1:]):
+            middle = _norm_of(layer.post_attention_layernorm)
+            last = _norm_of(after.input_layernorm) if after is not None else None
+            if middle is not None:
+                found.append((layer, "forward", _residual_forward(layer, middle, last, normed)))
+    return found
+
+
+def _residual_forward(
+    layer: Any, middle: Norm, last: Norm | None, held: _Normed
+) -> Callable[..., Any]:
+    own = layer.forward
+
+    def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        normed = held.take(hidden_states)
+        if args or torch.is_grad_enabled() or hidden_states.dtype != middle[0].dtype:
+            return own(hidden_states, *args, **kwargs)
+        if normed is None:
+            normed = layer.input_layernorm(hidden_states)
+        out = layer.self_attn(hidden_states=normed, **kwargs)[0]
+        hidden, normed = sum_and_norm(hidden_states, out, *middle)
+        out = layer.mlp(normed)
+        if last is None:
+            return hidden + out
+        hidden, normed = sum_and_norm(hidden, out, *last)
+        held.put(hidden, normed)
+        return hidden
+
+    return forward
+
+
+def _is_plain(layer: Any) -> bool:
+    """Whether a layer is ``h = x + attention(norm(x)); h + mlp(norm(h))``, by its own code.
+
+    Tried with other functions in place of its parts, which also see what attention is given.
+    """
+    parts: list[Any] = [getattr(layer, name, None) for name in PARTS]
+    weight = getattr(parts[0], "weight", None)
+    if not all(isinstance(part, nn.Module) for part in parts) or not isinstance(weight, Tensor):
+        return False
+    if any(part._forward_hooks or part._forward_pre_hooks for part in (parts[0], parts[2])):
+        return False
+    given = {name: object() for name in ("position_ids", "position_embeddings", "fttt_batch")}
+    seen: list[dict[str, Any]] = []
+
+    def other(n: int) -> Any:
+        def run(hidden_states: Tensor, **kwargs: Any) -> Any:
+            out = hidden_states.square() * (n + 1) / 8 - n
+            if n == 1:
+                seen.append({k: v for k, v in kwargs.items() if v is not None and v is not False})
+            return (out, None) if n == 1 else out
+
+        return run
+
+    norm, attention, second, mlp = map(other, range(4))
+    x = _drawn(weight, 1, 3, len(weight))
+    with ExitStack() as stack, torch.no_grad():
+        for n, part in enumerate(parts):
+            stack.enter_context(patch.object(part, "forward", other(n)))
+        try:
+            out = layer.forward(x, attention_mask=None, past_key_values=None, **given)
+        except (AttributeError, RuntimeError, TypeError, ValueError):
+            return False
+        hidden = x + attention(norm(x))[0]
+        expected = hidden + mlp(second(hidden))
+    return isinstance(out, Tensor) and torch.equal(out, expected) and seen[0] == given
 
 
 def _gated_for(module: Any) -> Callable[[Tensor], Tensor] | None:
@@ -283,6 +395,38 @@ def _rotary_kernel(
     to = out_ptr + h * out_head + token * out_token + d
     tl.store(to, out_1.to(first.dtype), mask=mask)
     tl.store(to + half, out_2.to(first.dtype), mask=mask)
+
+
+def sum_and_norm(
+    x: Tensor, y: Tensor, weight_D: Tensor, eps: float, offset: float
+) -> tuple[Tensor, Tensor]:
+    """``x + y``, and its :func:`rms_norm`, in one kernel; no gradient passes."""
+    dim = weight_D.shape[0]
+    x_ND, y_ND = x.reshape(-1, dim), y.reshape(-1, dim)
+    total, normed = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for _ in range(2))
+    _sum_and_norm_kernel[(x_ND.shape[0],)](
+        x_ND, y_ND, weight_D, total, normed, x_ND.stride(0), y_ND.stride(0), dim, eps, offset,
+        **_blocks(dim),
+    )  # fmt: skip
+    return total, normed
+
+
+@triton.jit
+def _sum_and_norm_kernel(
+    x_ptr, y_ptr, weight_ptr, sum_ptr, norm_ptr, x_row, y_row, dim, eps, offset,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    d = tl.arange(0, BLOCK)
+    mask = d < dim
+    x = tl.load(x_ptr + row * x_row + d, mask=mask, other=0.0)
+    y = tl.load(y_ptr + row * y_row + d, mask=mask, other=0.0)
+    weight = tl.load(weight_ptr + d, mask=mask, other=0.0).to(tl.float32) + offset
+    total = (x.to(tl.float32) + y.to(tl.float32)).to(x.dtype)
+    wide = total.to(tl.float32)  # as the norm reads it
+    scale = tl.rsqrt(tl.sum(wide * wide, 0) / dim + eps)
+    tl.store(sum_ptr + row * dim + d, total, mask=mask)
+    tl.store(norm_ptr + row * dim + d, (wide * scale * weight).to(x.dtype), mask=mask)
 
 
 SILU, GELU, GELU_TANH = 0, 1, 2
