@@ -1,0 +1,176 @@
+"""Whole runs with one replica and with more, by the same trials; the start is told apart.
+
+    python benchmarks/replicas.py --task gsm8k --data-dir DIR --counts 1 2         # two GPUs
+    python benchmarks/replicas.py --shape llama-8b --questions 512 --trials 2 --counts 1 2
+    python benchmarks/replicas.py --model smollm2-135m --device cpu --questions 16 --counts 1 2
+
+Each count has a process of its own, so that memory is free again; one is `fttt run` without
+`--replicas`. A few questions are asked first, which compiles kernels; then each method's run is
+timed from the first line in its folder to the last (`seconds` of `summary.json`). At the end the
+ratio of trials a second, and whether the trials are the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from fttt.config import EngineSection, resolve
+from fttt.experiment.cluster import executors
+from fttt.experiment.plan import Plan, plan_run, settle
+from fttt.experiment.runner import Cell, run_cells
+from fttt.progress import Quiet
+from fttt.store import Run
+
+WARM_QUESTIONS, WARM_TRIALS = 32, 2
+
+
+def make_plan(options: argparse.Namespace, method: str, **budget: Any) -> Plan:
+    """The run of a method."""
+    values = {
+        "method": method,
+        "model": options.model,
+        "task": options.task,
+        "save_correct_cases": False,
+        "data": {"limit": options.questions, "skip_cases": "none"},
+        "budget": {"trials": options.trials},
+        "sampling": {"max_new_tokens": options.new_tokens},
+        "engine": {"device": options.device},
+    }
+    if options.data_dir is not None:
+        values["data"]["data_dir"] = str(options.data_dir)
+    if options.batch_size is not None:
+        values["engine"]["batch_size"] = options.batch_size
+    return plan_run(settle(resolve(values)))
+
+
+def measure(options: argparse.Namespace, count: int, folder: Path) -> dict[str, Any]:
+    """Seconds of the start, and of each method's runs."""
+    engine = EngineSection(device=options.device, replicas=None if count == 1 else count)
+    plans = {method: make_plan(options, method) for method in options.methods}
+    found: dict[str, Any] = {}
+    began = time.perf_counter()
+    with executors(engine, print) as load:
+        executor = load(next(iter(plans.values())).config)
+        found["start"] = time.perf_counter() - began
+        for method, plan in plans.items():
+            few = replace(plan, questions=plan.questions[: WARM_QUESTIONS * count])
+            run_cells([Cell(few, folder / f"{method}-warm")], executor, Quiet())
+            runs = []
+            for number in range(options.repeat):
+                cell = Cell(plan, folder / f"{method}-{number}")
+                began = time.perf_counter()
+                run = run_cells([cell], executor, Quiet())[0]
+                whole = time.perf_counter() - began
+                summary = run.summary
+                runs.append(
+                    {
+                        "seconds": summary["seconds"],
+                        "with_engine": whole,
+                        "trials": summary["trials_total"],
+                        "tokens": summary["usage"]["generated_tokens"],
+                        "folder": str(run.path),
+                    }
+                )
+            found[method] = runs
+    return found
+
+
+def apart(options: argparse.Namespace, count: int, folder: Path) -> dict[str, Any]:
+    """The same in a process of its own."""
+    out = folder / f"{count}.json"
+    words = [sys.executable, *sys.argv, "--only", str(count), "--folder", str(folder / f"{count}")]
+    subprocess.run([*words, "--model", options.model], check=True)
+    measured: dict[str, Any] = json.loads(out.read_text())
+    return measured
+
+
+def facts(run: Run) -> list[tuple[str, int, tuple[int, ...]]]:
+    """The tokens of all trials."""
+    return [(trial.question_id, trial.trial, trial.token_ids) for trial in run.trials]
+
+
+def save_shape(shape: str, folder: Path) -> str:
+    """Random weights of a shape in a folder, as replicas load them."""
+    import torch
+    from shapes import random_loaded
+
+    gpu = torch.cuda.is_available()
+    loaded = random_loaded(
+        shape, torch.bfloat16 if gpu else torch.float32, "cuda" if gpu else "cpu"
+    )
+    loaded.model.config.eos_token_id = loaded.stop_ids[0]
+    loaded.model.generation_config.eos_token_id = loaded.stop_ids[0]
+    loaded.model.save_pretrained(folder)
+    loaded.tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def main() -> None:
+    """Run each count in turn and print the ratios."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--shape", help="random weights of this shape instead of a model")
+    parser.add_argument("--methods", nargs="+", default=["best-of-n", "fttt"])
+    parser.add_argument("--task", default="arithmetic")
+    parser.add_argument("--data-dir", type=Path)
+    parser.add_argument("--questions", type=int, help="the first so many (all)")
+    parser.add_argument("--trials", type=int, default=8)
+    parser.add_argument("--new-tokens", type=int, default=256)
+    parser.add_argument("--batch-size", type=int)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--counts", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--repeat", type=int, default=1)
+    parser.add_argument("--only", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.only is not None:
+        measured = measure(options, options.only, options.folder)
+        options.folder.with_suffix(".json").write_text(json.dumps(measured))
+        return
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        if options.shape is not None:
+            subprocess.run(
+                [sys.executable, "-c", SAVE, options.shape, str(folder / "model")],
+                check=True,
+                cwd=Path(__file__).parent,
+            )
+            options.model = str(folder / "model")
+        measured = {count: apart(options, count, folder) for count in options.counts}
+        show(options, measured)
+
+
+SAVE = "import sys; from replicas import save_shape; from pathlib import Path; " + (
+    "save_shape(sys.argv[1], Path(sys.argv[2]))"
+)
+
+
+def show(options: argparse.Namespace, measured: dict[int, dict[str, Any]]) -> None:
+    """A line a count and method, and how many times the first count's rate it is."""
+    first = options.counts[0]
+    for count, found in measured.items():
+        print(f"{count} replicas: start {found['start']:.1f} s")
+        for method in options.methods:
+            best = min(found[method], key=lambda run: run["seconds"])
+            base = min(measured[first][method], key=lambda run: run["seconds"])
+            rate, base_rate = (one["trials"] / one["seconds"] for one in (best, base))
+            own, its = facts(Run.open(best["folder"])), facts(Run.open(base["folder"]))
+            same = sum(a == b for a, b in zip(own, its, strict=False))
+            print(
+                f"  {method}: {best['trials']} trials, {best['tokens']} tokens in "
+                f"{best['seconds']:.2f} s ({best['with_engine']:.2f} s with the engine): "
+                f"{rate:.1f} trials/s, {best['tokens'] / best['seconds']:,.0f} tokens/s, "
+                f"{rate / base_rate:.3f} times {first}; {same} of {len(own)} trials as with {first}"
+            )
+
+
+if __name__ == "__main__":
+    main()
