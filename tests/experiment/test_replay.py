@@ -13,7 +13,7 @@ from fttt.experiment.ledger import Ledger
 from fttt.methods.base import MethodSettings
 from fttt.methods.best_of_n import BestOfN
 from fttt.methods.revision import Revision, RevisionSettings
-from fttt.methods.self_consistency import SelfConsistency
+from fttt.methods.self_consistency import SelfConsistency, SelfConsistencySettings
 from fttt.methods.self_refine import SelfRefine, SelfRefineSettings
 from fttt.testing import Scene, play
 from fttt.types import Question, Usage, Verdict
@@ -53,7 +53,7 @@ def test_trials_that_are_free_come_to_an_end() -> None:
 
 @given(OUTCOMES, st.integers(1, 12), st.sampled_from(["count", "retry"]))
 def test_trials_together_spend_the_same_budget(script: list[str], trials: int, rule: str) -> None:
-    scene = play(SelfConsistency(MethodSettings()), script, trials=trials, unanswered=rule)
+    scene = play(SelfConsistency(SelfConsistencySettings()), script, trials=trials, unanswered=rule)
     full = counted(scene, rule) == trials
     assert full or (rule == "retry" and len(scene.trials) == 2 * trials + 1)
 
@@ -67,7 +67,7 @@ def test_a_budget_of_tokens_ends_before_a_trial_begins(lengths: list[int], budge
 
 
 def test_a_budget_of_tokens_counts_one_at_a_time_where_trials_run_together() -> None:
-    scene = play(SelfConsistency(MethodSettings()), lambda *_: "3", token_budget=5)
+    scene = play(SelfConsistency(SelfConsistencySettings()), lambda *_: "3", token_budget=5)
     assert len(scene.trials) == 3  # of two tokens each
 
 

@@ -19,7 +19,7 @@ from fttt.methods.base import Method, MethodSettings
 from fttt.methods.best_of_n import BestOfN
 from fttt.methods.fttt import FTTT, FTTTSettings
 from fttt.methods.revision import Revision, RevisionSettings
-from fttt.methods.self_consistency import SelfConsistency
+from fttt.methods.self_consistency import SelfConsistency, SelfConsistencySettings
 from fttt.methods.self_refine import SelfRefine, SelfRefineSettings
 from fttt.progress import Quiet
 from fttt.testing import FakeEngine, FakeKept, play, tiny_model, tiny_tokenizer
@@ -42,7 +42,7 @@ def reused(engine: FakeEngine) -> list[int | None]:
         (REVISION, [None, 0, 1, 2]),
         (SELF_REFINE, [None, 0, 1, 2, 3, 4, 5]),
         (BestOfN(MethodSettings()), [None, 0, 1, 2]),
-        (SelfConsistency(MethodSettings()), [None] * 4),  # all at once
+        (SelfConsistency(SelfConsistencySettings()), [None] * 4),  # all at once
         # an attempt is its adapter's (and kept for the train step), a critique the base model's
         (FTTT(FTTTSettings(reflection=True)), [None, None, None, 1, None, 3, None]),
     ],

@@ -400,8 +400,9 @@ class Method(ABC):
     """Whether the first correct trial solves a question, or the most frequent answer decides."""
     fixed: ClassVar[Mapping[str, float]] = {}
     """Settings of the run that the method itself fixes, of ``trials`` and ``temperature``."""
-    together: ClassVar[bool] = False
-    """Whether its trials are independent of one another, verdicts included."""
+    together: bool = False
+    """Whether its trials are independent of one another, verdicts included; of the class or as its
+    settings say."""
     fresh: ClassVar[bool] = False
     """Whether every trial asks the question anew and generates nothing else, so that answers may
     be written ahead of their trials while the engine has room; none of them is judged ahead."""

@@ -135,6 +135,8 @@ def summarize(
         summary["score"] = sum(best) / len(best)
     if decided_by == "vote":
         summary["vote_accuracy_at"] = {str(k): accuracy(k) for k in range(1, reach + 1)}
+        if budget is not None:
+            summary["samples_saved"] = sum(max(0, budget - max(c, default=0)) for c in counted)
     return summary
 
 
