@@ -104,6 +104,23 @@ def test_what_is_wrong_is_said_before_anything_is_asked(
     assert not Path("r").exists()
 
 
+def test_a_method_of_ones_own_that_scores_stops_with_a_sentence(
+    serve: Serve, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("scoring_there.py").write_text(
+        "import fttt\n"
+        "class Scoring(fttt.Method):\n"
+        "    name = summary = 'scoring'\n"
+        "    async def solve(self, question, session):\n"
+        "        async for trial in session.trials():\n"
+        "            await session.score(await trial.generate())\n"
+    )
+    assert run("scoring_there:Scoring", serve(number)) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("fttt: The method scores or trains, and a served model gives answers on")
+    assert "resume" not in said.lower()
+
+
 def test_a_server_that_does_not_sample_is_noted(
     serve: Serve, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -26,7 +26,7 @@ from fttt.engine.request import (
     Trained,
     TrainRequest,
 )
-from fttt.errors import RunError
+from fttt.errors import RunError, UsageError
 from fttt.models.messages import MessageFormat
 from fttt.models.served import KEY, ServedModel, client_options, words
 
@@ -321,8 +321,8 @@ class EndpointEngine:
         await self._client.close()
 
 
-def _without_weights() -> RunError:
-    return RunError(
+def _without_weights() -> UsageError:
+    return UsageError(
         "A served model gives answers only, and the method asks for a search, scores or steps; run "
         "it on the model's weights, without --endpoint."
     )

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
 
-from fttt.errors import RunError
+from fttt.errors import UsageError
 from fttt.models.chat import ChatFormat, is_user, without_oldest
 from fttt.types import Completion, Text, Turn
 
@@ -90,10 +90,10 @@ def in_ids(chat: ChatFormat | MessageFormat) -> ChatFormat:
     """The format, for what needs token ids.
 
     Raises:
-        RunError: a server has the tokenizer.
+        UsageError: a server has the tokenizer.
     """
     if isinstance(chat, MessageFormat):
-        raise RunError(
+        raise UsageError(
             "The method scores or trains, and a served model gives answers only; run it on the "
             "model's weights, without --endpoint."
         )
