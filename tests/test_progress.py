@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import heapq
 import io
+import random
+from collections import deque
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from fttt import progress as module
-from fttt.progress import Progress, StepProgress, clock
+from fttt.progress import LOG, Progress, StepProgress, clock, silenced
 from fttt.types import Trial, Usage
 
 TRIAL = Trial("q", 0, 0, "", (), "stop", None, "incorrect", "", None, Usage())
@@ -23,12 +27,12 @@ class Engine:
 
 
 def watch(progress: Progress, questions: int, trials: int, *, seconds: float = 0.0) -> str:
-    """Three trials and two of the questions; the line at the end."""
+    """Four trials and two of the questions; the line at the end."""
 
     async def run() -> str:
         engine = Engine()
         async with progress.watching(engine, questions, trials):
-            for _ in range(3):
+            for _ in range(4):
                 progress.trial_ended(TRIAL)
                 engine.generated_tokens += 100
                 await asyncio.sleep(seconds)
@@ -42,10 +46,77 @@ def watch(progress: Progress, questions: int, trials: int, *, seconds: float = 0
 def test_the_line_counts_questions_and_what_their_budget_has_left() -> None:
     progress = Progress("run", Console(file=io.StringIO()))
     line = watch(progress, 4, 16)
-    assert line.startswith("2/4 questions · 1 solved · 12 tokens/s · 10 trials left · about 0:0")
+    assert line.startswith("2/4 questions · 1 solved · 12 tokens/s · 9 trials left · about 0:0")
     assert (
         watch(progress, 2, 0) == "2/2 questions · 1 solved · 12 tokens/s"
     )  # tokens are the budget
+
+
+def simulated(questions: int, at_once: int, trials: int) -> tuple[float, list[tuple[float, float]]]:
+    """The end of a run, half of whose questions are easy, and the time left as told on the way."""
+    chance, now, made, spared = random.Random(1), 0.0, 0, 0
+    forecast, told = module._Forecast(questions, trials), []
+    easy = [chance.random() < 0.5 for _ in range(questions)]
+    waiting = deque(range(questions))
+    busy = [(chance.uniform(0.7, 1.3), waiting.popleft(), 0) for _ in range(at_once)]
+    heapq.heapify(busy)
+    while busy:
+        now, question, trial = heapq.heappop(busy)
+        made += 1
+        solved = chance.random() < (0.8 if easy[question] else 0.03)
+        ended = replace(
+            TRIAL, trial=trial, verdict="correct" if solved else "incorrect", usage=Usage(seconds=1)
+        )
+        forecast.trial_ended(ended)
+        over = solved or trial + 1 == trials
+        if over:
+            spared += trials - trial - 1
+            forecast.stops = forecast.stops or (solved and trial + 1 < trials)
+        if not over or waiting:
+            following = (waiting.popleft(), 0) if over else (question, trial + 1)
+            heapq.heappush(busy, (now + chance.uniform(0.7, 1.3), *following))
+        left = forecast.seconds(questions * trials - made - spared, now / made)
+        if left is not None:
+            told.append((now, left))
+    return now, told
+
+
+def test_the_time_left_does_not_grow_as_the_easy_questions_run_out() -> None:
+    end, told = simulated(questions=200, at_once=32, trials=32)
+    assert told
+    for now, left in told:
+        if 0.1 * end < now < 0.9 * end:
+            assert 0.75 * (end - now) < left < 1.35 * (end - now)
+
+
+def test_a_run_keeps_a_log_in_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fttt.progress._LOG_EVERY", 0.01)
+    progress = Progress("run", Console(file=io.StringIO()))
+
+    async def run(fails: bool) -> None:
+        async with progress.watching(Engine(), 2, 4, folders=[tmp_path]):
+            progress.note("a note")
+            await asyncio.sleep(0.05)
+            if fails:
+                raise ValueError("no room")
+
+    asyncio.run(run(False))
+    with pytest.raises(ValueError, match="no room"):
+        asyncio.run(run(True))
+    lines = [line.partition(" ")[2] for line in (tmp_path / LOG).read_text().splitlines()]
+    assert lines[:2] == ["began: 2 questions, at most 4 trials", "a note"]
+    assert any(line.startswith("0/2 questions · 0 solved") for line in lines)
+    assert sum(line.startswith("ended: 0/2 questions") for line in lines) == 1
+    assert lines[-1].startswith("stopped (ValueError: no room): 0/2 questions")
+
+
+def test_what_is_silenced_shows_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    with silenced():
+        quiet, steps = Progress("run"), StepProgress("train")
+    quiet.note("a note")
+    steps.say("a step")
+    Progress("run").note("another")
+    assert capsys.readouterr().err == "another\n"
 
 
 def test_a_pipe_gets_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:

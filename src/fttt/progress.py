@@ -1,12 +1,15 @@
-"""Progress of runs and trainings: a bar on a terminal, plain lines elsewhere."""
+"""Progress of runs and trainings: a bar on a terminal, plain lines elsewhere, and a log file."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
+from contextvars import ContextVar
+from datetime import datetime
+from pathlib import Path
 from typing import Protocol
 
 from rich.console import Console
@@ -15,7 +18,12 @@ from rich.progress import Progress as Bar
 
 from fttt.types import Trial
 
-__all__ = ["Progress", "Quiet", "StepProgress", "clock"]
+__all__ = ["LOG", "Progress", "Quiet", "StepProgress", "clock", "note", "silenced"]
+
+LOG = "run.log"
+"""The log's name in a run folder."""
+_LOG_EVERY = 60.0
+"""Seconds between two lines of progress in it."""
 
 _LINE_EVERY = 15.0
 """Seconds between two lines where there is no terminal."""
@@ -23,6 +31,25 @@ _WINDOW = 15.0
 """Seconds over which tokens a second are averaged."""
 _EVERY = {True: 0.5, False: _LINE_EVERY}
 """Seconds between two updates, on a terminal and elsewhere."""
+
+
+_SILENT: ContextVar[bool] = ContextVar("silent", default=False)
+
+
+def note(text: str) -> None:
+    """Print a line on standard error, where that is not silenced."""
+    console = Console(stderr=True, quiet=_SILENT.get())
+    console.print(text, soft_wrap=True, highlight=False, markup=False)
+
+
+@contextmanager
+def silenced() -> Iterator[None]:
+    """Let what is made within show neither progress nor notes."""
+    token = _SILENT.set(True)
+    try:
+        yield
+    finally:
+        _SILENT.reset(token)
 
 
 def clock(seconds: float) -> str:
@@ -46,7 +73,7 @@ class StepProgress:
         self.validation: float | None = None
         """The last validation loss, shown beside each step's own."""
         self._title = title
-        self._console = Console(stderr=True, quiet=not shown)
+        self._console = Console(stderr=True, quiet=not shown or _SILENT.get())
         self._shown: Bar | None = None
 
     def begin(self, step: int, total: int) -> StepProgress:
@@ -96,33 +123,61 @@ class Progress:
 
     def __init__(self, title: str, console: Console | None = None) -> None:
         self.title = title
-        self._console = console or Console(stderr=True)
-        self._begin(0, 0)
+        self._console = console or Console(stderr=True, quiet=_SILENT.get())
+        self._logs: Sequence[Path] = ()
+        self._begin(0, 0, 0)
 
     def note(self, text: str) -> None:
-        """Print a line once, before the work begins."""
+        """Print a line once, and log it where there is a log."""
         self._console.print(text, soft_wrap=True, highlight=False, markup=False)
+        self._log(text)
 
     def trial_ended(self, trial: Trial) -> None:
         """Count a trial."""
         self._trials += 1
+        self._forecast.trial_ended(trial)
 
     def question_ended(self, *, solved: bool, spared: int) -> None:
         """Count a question; ``spared`` trials of its budget were not needed."""
         self._ended += 1
         self._solved += solved
         self._spared += spared
+        self._forecast.stops = self._forecast.stops or (solved and spared > 0)
 
     @asynccontextmanager
-    async def watching(self, engine: _Engine, questions: int, trials: int) -> AsyncIterator[None]:
-        """Show the progress of ``questions`` questions with ``trials`` trials in all."""
-        self._begin(questions, trials)
-        show = asyncio.create_task(self._show(engine))
+    async def watching(
+        self,
+        engine: _Engine,
+        questions: int,
+        trials: int,
+        *,
+        longest: int = 0,
+        folders: Sequence[Path] = (),
+    ) -> AsyncIterator[None]:
+        """Show the progress of a run, and log it.
+
+        Args:
+            engine: says how many tokens it has generated.
+            questions: that are owed.
+            trials: that they may need in all; 0 where trials are not the budget.
+            longest: that one question may need.
+            folders: of the runs, whose logs get a line now and then.
+        """
+        self._begin(questions, trials, longest)
+        self._logs = [folder / LOG for folder in folders]
+        self._log(f"began: {questions:,} questions, at most {trials:,} trials")
+        jobs = [asyncio.create_task(job) for job in (self._show(engine), self._keep_log(engine))]
         try:
             yield
+            self._log(f"ended: {self.line(0.0)}")
+        except BaseException as error:
+            self._log(f"stopped ({type(error).__name__}: {error}): {self.line(0.0)}")
+            raise
         finally:
-            show.cancel()
-            await asyncio.gather(show, return_exceptions=True)
+            for job in jobs:
+                job.cancel()
+            await asyncio.gather(*jobs, return_exceptions=True)
+            self._logs = ()
 
     def line(self, tokens_per_second: float) -> str:
         """Counts, speed and time left in one line."""
@@ -134,15 +189,32 @@ class Progress:
         if self._total:
             left = max(0, self._total - self._trials - self._spared)
             parts.append(f"{left:,} trials left")
-            done = self._total - left
-            if done and left:
-                seconds = (time.monotonic() - self._began) * left / done
-                parts.append(f"about {clock(seconds)} left")
+            if self._trials and left:
+                elapsed = time.monotonic() - self._began
+                seconds = self._forecast.seconds(left, elapsed / self._trials)
+                if seconds is not None:
+                    parts.append(f"about {clock(seconds)} left")
         return " · ".join(parts)
 
-    def _begin(self, questions: int, trials: int) -> None:
+    def _log(self, text: str) -> None:
+        """Add a line with the time to the logs; a full disk is the journal's matter."""
+        if not self._logs:
+            return
+        line = f"{datetime.now().astimezone().isoformat(timespec='seconds')} {text}\n"
+        for path in self._logs:
+            with suppress(OSError), path.open("a", encoding="utf-8", errors="replace") as file:
+                file.write(line)
+
+    async def _keep_log(self, engine: _Engine) -> None:
+        rate = _Rate(engine)
+        while True:
+            await asyncio.sleep(_LOG_EVERY)
+            self._log(self.line(rate.look()))
+
+    def _begin(self, questions: int, trials: int, longest: int) -> None:
         self._questions, self._total = questions, trials
         self._ended = self._solved = self._trials = self._spared = 0
+        self._forecast = _Forecast(questions, longest)
         self._began = time.monotonic()
 
     async def _show(self, engine: _Engine) -> None:
@@ -166,6 +238,75 @@ class Quiet(Progress):
 
     def __init__(self) -> None:
         super().__init__("", Console(quiet=True))
+
+
+_FEWEST = 16
+"""Trials, or a trial of each question, that an estimate of the time left is made from."""
+
+
+class _Forecast:
+    """How long a run will need, by what its questions have needed so far.
+
+    The questions that have ended are the easy ones, so the trials that they did not need say little
+    of the others. What does is the chance that a trial of this number solves its question, among
+    all that came so far; of the trials that may still come, those are counted that will then be
+    needed.
+    """
+
+    def __init__(self, questions: int, longest: int) -> None:
+        self.stops = False
+        """Whether a solved question is seen to need no further trial."""
+        self._questions, self._longest = questions, longest
+        self._reached: Counter[int] = Counter()
+        """Questions that have made so many trials."""
+        self._solved: Counter[int] = Counter()
+        """Of these, those that the last of them solved."""
+        self._seconds = 0.0
+
+    def trial_ended(self, trial: Trial) -> None:
+        self._reached[trial.trial + 1] += 1
+        self._solved[trial.trial + 1] += trial.verdict == "correct"
+        self._seconds += trial.usage.seconds
+
+    def seconds(self, most: int, seconds_a_trial: float) -> float | None:
+        """Seconds that are left; ``None`` before enough trials have ended.
+
+        Args:
+            most: trials that are left, were none spared.
+            seconds_a_trial: of all questions together.
+        """
+        made = self._reached.total()
+        if made < min(_FEWEST, self._questions):
+            return None
+        together = min(most, self._needed() or most) * seconds_a_trial
+        if not self._longest:
+            return together
+        # a question's trials come one after the other, and the last to begin may need all of them
+        waiting = self._at(0)
+        least = next((n for n in range(self._longest) if self._at(n)), self._longest)
+        alone = (self._longest - least) * self._seconds / made
+        begun = sum(self._at(n) for n in range(1, self._longest))
+        share = waiting / (waiting + begun) if waiting else 0.0
+        return max(together, share * together + alone)
+
+    def _needed(self) -> float:
+        """Trials that the questions will still need; 0 where that is not known."""
+        left, total = 0.0, 0.0
+        overall = (self._solved.total() + 1) / (self._reached.total() + 2)
+        for count in reversed(range(self._longest)):
+            # of a question that has made so many trials: one more, and what follows if it fails
+            reached, solved = self._reached[count + 1], self._solved[count + 1]
+            chance = (solved + overall) / (reached + 1) if self.stops else 0.0
+            left = 1 + (1 - chance) * left
+            total += self._at(count) * left
+        return total
+
+    def _at(self, count: int) -> int:
+        """Questions in progress that have made so many trials."""
+        if count == 0:
+            return max(0, self._questions - self._reached[1])
+        ended = self._solved[count] if self.stops else 0
+        return max(0, self._reached[count] - self._reached[count + 1] - ended)
 
 
 class _Rate:

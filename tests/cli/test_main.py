@@ -13,6 +13,7 @@ import pytest
 from fttt.cli import main
 from fttt.cli.flags import say_how_to_resume
 from fttt.errors import RunError
+from fttt.progress import note
 from fttt.testing import call
 
 
@@ -78,6 +79,18 @@ def test_debug_shows_the_traceback_wherever_it_stands(capsys: pytest.CaptureFixt
     code, _, err = inside(capsys, "run", "ftt", "--debug")
     assert code == 2
     assert "Traceback" in err
+
+
+def test_quiet_shows_errors_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def noting(*_: object, **__: object) -> None:
+        note("by the way")
+        raise RunError("There is no room.")
+
+    monkeypatch.setattr("fttt.cli.runs.run_flags", noting)
+    assert inside(capsys, "run", "fttt")[2] == "by the way\nfttt: There is no room.\n"
+    assert inside(capsys, "run", "fttt", "--quiet")[2] == "fttt: There is no room.\n"
 
 
 def test_a_defect_is_one_line_unless_debugged(

@@ -34,6 +34,7 @@ def test_a_run_ends_in_a_table_and_a_folder(model: str, capsys: pytest.CaptureFi
         "trials.jsonl",
         "events.jsonl",
         "summary.json",
+        "run.log",
     }
     run = Run.open(folder)
     assert [trial.trial for trial in run.trials] == [0, 1, 0, 1]

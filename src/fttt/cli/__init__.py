@@ -7,7 +7,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Annotated, Any
 
 import typer
@@ -18,6 +18,7 @@ from fttt.cli.runs import demo_command, regrade_command, run_command, sweep_comm
 from fttt.cli.services import bench_app, judge_app
 from fttt.cli.trainings import finetune_app, optune_app
 from fttt.errors import FTTTError, StoppedError, UsageError
+from fttt.progress import silenced
 
 __all__ = ["app", "main"]
 
@@ -49,6 +50,10 @@ def _options(
     debug: Annotated[
         bool, typer.Option("--debug", help="Show the traceback of an error; allowed anywhere.")
     ] = False,
+    quiet: Annotated[
+        bool,
+        typer.Option("--quiet", help="Show neither progress nor notes; allowed anywhere."),
+    ] = False,
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
     if version:
@@ -62,9 +67,9 @@ def _options(
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command line and exit: 0 done, 2 a usage error, 1 a failed run."""
     words = [*(sys.argv[1:] if arguments is None else arguments)]
-    debug = "--debug" in words
-    words = [word for word in words if word != "--debug"]
-    with _terminated_as_interrupted():
+    debug, quiet = "--debug" in words, "--quiet" in words
+    words = [word for word in words if word not in ("--debug", "--quiet")]
+    with _terminated_as_interrupted(), silenced() if quiet else nullcontext():
         code = _run(words, debug)
     sys.exit(code)
 

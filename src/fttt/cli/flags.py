@@ -23,6 +23,7 @@ from pydantic_core import PydanticUndefined
 from fttt.config import RunConfig, in_sections, key_values
 from fttt.config.run_config import Section
 from fttt.errors import DivergedError, RunError, StoppedError
+from fttt.progress import note
 from fttt.tasks import Task
 from fttt.tasks.benchmark_data import local_data, local_note
 
@@ -35,6 +36,7 @@ __all__ = [
     "Recipe",
     "RunFolders",
     "ask_judge",
+    "first_process",
     "found_data",
     "say",
     "say_how_to_resume",
@@ -218,7 +220,7 @@ def found_data(task: Task, split: str) -> Path | None:
     """``./datasets``, if it holds the task's split; a line on standard error says so."""
     folder = local_data(task, split)
     if folder is not None:
-        typer.echo(local_note(task.name), err=True)
+        note(local_note(task.name))
     return folder
 
 
@@ -236,16 +238,17 @@ def say_how_to_resume(command: str, folder: Path) -> Iterator[None]:
             raise
         error = StoppedError("Stopped.") if isinstance(caught, KeyboardInterrupt) else caught
         helps = not isinstance(error, DivergedError) and command not in str(error)
-        if helps and _first_process():
+        if helps and first_process():
             error.add_note(f"Resume with {command}.")
         raise error from error.__cause__
 
 
-def say(line: str, *, err: bool = False) -> None:
+def say(line: str) -> None:
     """Print a line, in the first of several processes only."""
-    if _first_process():
-        typer.echo(line, err=err)
+    if first_process():
+        typer.echo(line)
 
 
-def _first_process() -> bool:
+def first_process() -> bool:
+    """Whether this is the first of several processes, which speaks for all."""
     return os.environ.get("RANK", "0") == "0"  # as accelerate and torchrun number them

@@ -28,6 +28,7 @@ from fttt.config import (
 )
 from fttt.errors import UsageError
 from fttt.files import numbered, output_folder
+from fttt.progress import note
 
 if TYPE_CHECKING:
     from fttt.experiment.sweep import SweepConfig
@@ -159,8 +160,8 @@ def run_flags(
         typer.echo(to_toml(settled.config), nl=False)
         return
     plan = plan_run(settled, find_cases=True)
-    for note in plan.notes:
-        typer.echo(note, err=True)
+    for said in plan.notes:
+        note(said)
 
     from fttt.experiment.runner import Cell
 

@@ -19,6 +19,7 @@ from fttt.cli.flags import (
     JudgeURL,
     Recipe,
     ask_judge,
+    first_process,
     say,
     say_how_to_resume,
     with_flags,
@@ -28,6 +29,7 @@ from fttt.config import FinetuneConfig, field_help, to_toml
 from fttt.config.training_configs import OpTuneConfig
 from fttt.errors import UsageError
 from fttt.files import output_folder
+from fttt.progress import note
 
 if TYPE_CHECKING:
     from fttt.experiment.sweep import Evaluated
@@ -81,8 +83,9 @@ def finetune_train_command(
     from fttt.finetune.finetune_plan import plan_finetune, settle_finetune
 
     plan = plan_finetune(settle_finetune(flags, recipe))
-    for note in plan.notes:
-        say(note, err=True)
+    for said in plan.notes:
+        if first_process():
+            note(said)
     if dry_run:
         typer.echo(to_toml(plan.config), nl=False)
         return
@@ -194,8 +197,8 @@ def _show_evaluated(rows: Sequence[Evaluated], runs: Sequence[Run]) -> None:
             *(("none", "") if row.samples is None else _accuracy(row.samples)),
         )
     console.print(table)
-    for note in (row.note for row in rows if row.note):
-        typer.echo(f"fttt: {note}", err=True)
+    for said in (row.note for row in rows if row.note):
+        note(f"fttt: {said}")
     show_folders(runs, console)
 
 

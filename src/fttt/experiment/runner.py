@@ -113,12 +113,24 @@ class _Group:
             trials = sum(map(self._trials, owed))
             stop = asyncio.Event()
             with _stop_signals(stop.set, self._how_to_resume()):
-                async with self.progress.watching(self.executor, len(owed), trials):
+                async with self.progress.watching(
+                    self.executor,
+                    len(owed),
+                    trials,
+                    longest=self._longest(),
+                    folders=[cell.folder for cell in self.cells],
+                ):
                     finished = await self.executor.ask(owed, self.writers, self.progress, stop)
         finally:
             await self.executor.release()
         if not finished:
             raise StoppedError("The run was stopped; all that had ended is on disk.")
+
+    def _longest(self) -> int:
+        """Trials that one question may need, one after the other."""
+        plans = [cell.plan for cell in self.cells]
+        waits = [p for p in plans if not (p.method.together or p.method.searches)]
+        return max((plan.config.budget.trials or 0 for plan in waits), default=0)
 
     def _how_to_resume(self) -> str:
         if len(self.cells) > 1:
