@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -114,7 +115,27 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
         assert command in out
     assert inside(capsys, "--version")[1] == "0.1.0\n"
     assert "Usage" in inside(capsys)[1]
-    assert "nucleus" in inside(capsys, "run", "--help")[1]  # from the field's description
+    shown = inside(capsys, "run", "--help")[1]
+    assert "nucleus" in shown  # from the field's description
+    assert "fttt run --resume outputs/" in shown  # an example
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        ("fttt r", "run\nregrade\nreport"),
+        ("fttt run self", "self-consistency\nself-refine\nself-distill"),
+        ("fttt run fttt --task gs", "gsm8k"),
+        ("fttt run fttt --unanswered ", "count\nretry"),
+    ],
+)
+def test_a_shell_completes_commands_and_values(
+    words: str, found: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("_FTTT_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", words)
+    monkeypatch.setenv("COMP_CWORD", str(len(words.split(" ")) - 1))
+    assert sorted(inside(capsys)[1].split()) == sorted(found.split())
 
 
 def test_lists_name_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
@@ -127,6 +148,8 @@ def test_lists_name_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
         assert code == 0
         for name in names:
             assert name in out
+        listed = json.loads(inside(capsys, "list", kind, "--json")[1])
+        assert [row["text"] for row in listed if row["name"] == names[0]]
 
 
 def test_an_interrupt_is_said_in_one_word(

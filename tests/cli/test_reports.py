@@ -222,6 +222,11 @@ def test_the_runs_of_a_folder_are_listed_and_how_to_resume_them(
     assert [line for line in out.splitlines() if "--resume" in line] == [
         f"resume: fttt run --resume {torn}"
     ]
+    code, out, _ = fttt(capsys, "list", "runs", str(tmp_path / "runs"), "--json")
+    assert [(run["done"], run["solved"], run["finished"]) for run in json.loads(out)] == [
+        (8, 3, False),
+        (12, 5, True),
+    ]
     code, _, errors = fttt(capsys, "list", "runs", str(tmp_path / "nowhere"))
     assert code == 2
     assert "There is no run in" in errors

@@ -44,6 +44,22 @@ def test_a_run_ends_in_a_table_and_a_folder(model: str, capsys: pytest.CaptureFi
     assert run.environment["versions"]["torch"]
 
 
+def test_a_named_run_lies_in_a_folder_of_that_name(
+    model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--model", model, "--trials", "1", "--name", "my first", "--json", *COMMON]
+    assert call("run", "best-of-n", *words) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["folder"].startswith("outputs/my_first-2")
+    assert (facts["questions"], facts["trials_total"]) == (2, 2)
+    assert call("show", "outputs", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == [facts]
+    (Path(facts["folder"]) / "summary.json").unlink()
+    assert call("show", facts["folder"]) == 0
+    assert "0/2" in (shown := capsys.readouterr().out)
+    assert f"resume it by `fttt run --resume {facts['folder']}`" in shown
+
+
 def test_a_finished_run_is_shown_again_and_other_settings_are_refused(
     model: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -283,6 +299,11 @@ sampling.max_new_tokens = 8
 engine.device = "cpu"
 """
     )
+    assert call("sweep", "s.toml", "--dry-run") == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("# 3 runs:\n#   greedy-arithmetic: all questions, 1 trial each\n")
+    assert tomllib.loads(printed)["hard_limit"] == 1
+    assert not Path("s").exists()
     assert call("sweep", "s.toml", "--out", "s") == 0
     out = capsys.readouterr().out
     assert out.count("0/1") == 2

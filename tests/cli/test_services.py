@@ -1,5 +1,6 @@
 """``fttt bench``: small measurements end in a table."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -27,11 +28,11 @@ def test_engine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_judge(capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, _ = bench(capsys, "judge", "--clients", "1,2", "--seconds", "0.3")
+    code, out, _ = bench(capsys, "judge", "--clients", "1,2", "--seconds", "0.3", "--json")
     assert code == 0
-    rows = [line.split() for line in out.splitlines()[1:]]
-    assert [row[0] for row in rows] == ["1", "2"]
-    assert [row[-1] for row in rows] == ["0", "0"]  # none wrong
+    rows = json.loads(out)
+    assert [row["clients"] for row in rows] == [1, 2]
+    assert [row["wrong"] for row in rows] == [0, 0]
 
 
 @pytest.mark.parametrize(

@@ -196,7 +196,11 @@ def test_two_checkpoints_end_in_one_table(
             assert figure in row
     assert "note: --max-new-tokens 8 cut off" in shown
     before = {path: path.read_bytes() for path in Path("e").rglob("*.jsonl")}
-    assert call(*words) == 0  # nothing is left to do
+    capsys.readouterr()
+    assert call(*words, "--json") == 0  # nothing is left to do
+    facts = json.loads(capsys.readouterr().out)
+    assert [row["checkpoint"]["folder"] for row in facts] == folders
+    assert [row["greedy"]["questions"] for row in facts] == [3, 3]
     assert {path: path.read_bytes() for path in Path("e").rglob("*.jsonl")} == before
 
 
@@ -303,6 +307,10 @@ def test_a_training_that_gained_nothing_or_diverged_says_so(
 ) -> None:
     assert optune("generate", "--model", model, "--attempts", "3", "--out", "r", *SMALL) == 0
     words = ["train", "--from", "r", "--window", "3", "--held-out", "0.5", "--attempts", "all"]
+    capsys.readouterr()
+    assert optune(*words, "--max-steps", "3", "--out", "t", "--dry-run") == 0
+    assert tomllib.loads(capsys.readouterr().out)["max_steps"] == 3
+    assert not Path("t").exists()
     assert optune(*words, "--lr", "1e-12", "--max-steps", "3", "--out", "t") == 0
     assert "note: with its changes the model is no better than unchanged" in capsys.readouterr().out
     assert optune(*words, "--lr", "1e3", "--max-steps", "3", "--out", "u") == 1

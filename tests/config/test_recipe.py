@@ -98,8 +98,8 @@ def test_a_resolved_config_is_a_recipe_that_resolves_to_itself() -> None:
         (
             {"method": "fttt", "zzz": 1},
             "Unknown key 'zzz' in r.toml; known there: method, model, endpoint, adapter, "
-            "template_args, task, seed, ablate, save_correct_cases, data, budget, sampling, "
-            "engine, settings.",
+            "template_args, task, seed, name, ablate, save_correct_cases, data, budget, "
+            "sampling, engine, settings.",
         ),
         (
             {"method": "fttt", "budget": {"trials": 0}},

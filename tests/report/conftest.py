@@ -53,6 +53,7 @@ def _maker(folder: Path) -> MakeRun:
             "task": settings.pop("task", "arithmetic"),
             "model": settings.pop("model", "tiny"),
             "seed": seed,
+            **({} if (named := settings.pop("named", None)) is None else {"name": named}),
             "data": settings.pop("data", {}),
             "settings": settings.pop("settings", {}),
             "budget": {"unanswered": settings.pop("unanswered", "count")}

@@ -36,6 +36,18 @@ def test_the_same_run_made_twice_is_two_sides_named_by_folder(make_run: MakeRun)
     assert [side.label for side in form_sides(runs)] == ["before", "after"]
 
 
+def test_a_side_has_the_name_that_its_runs_were_given(make_run: MakeRun) -> None:
+    one = [make_run(f"o{n}", VERDICTS, seed=n, named="ours", lr=0.1) for n in (1, 2)]
+    other = make_run("p", VERDICTS, lr=0.2)
+    sides = form_sides([*one, other])
+    assert [(side.label, side.seeds) for side in sides] == [
+        ("ours", (1, 2)),
+        ("best-of-n (lr 0.2)", (42,)),
+    ]
+    twins = [make_run(f"t{n}", VERDICTS, named="same", lr=n) for n in (1, 2)]
+    assert [s.label for s in form_sides(twins)] == ["best-of-n (lr 1)", "best-of-n (lr 2)"]
+
+
 def test_a_setting_that_only_one_side_has_still_tells_them_apart(make_run: MakeRun) -> None:
     runs = [make_run("plain", VERDICTS), make_run("more", VERDICTS, steps=2)]
     assert [side.label for side in form_sides(runs)] == ["plain", "best-of-n (steps 2)"]

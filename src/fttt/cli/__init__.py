@@ -13,7 +13,14 @@ from typing import Annotated, Any
 import typer
 
 from fttt.cli.checks import check_command, verify_command
-from fttt.cli.reports import compare_command, list_command, report_command, view_command
+from fttt.cli.flags import examples
+from fttt.cli.reports import (
+    compare_command,
+    list_command,
+    report_command,
+    show_command,
+    view_command,
+)
 from fttt.cli.runs import demo_command, regrade_command, run_command, sweep_command
 from fttt.cli.services import bench_app, judge_app
 from fttt.cli.trainings import finetune_app, optune_app
@@ -28,16 +35,77 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("demo")(demo_command)
-app.command("run")(run_command)
-app.command("sweep")(sweep_command)
-app.command("check")(check_command)
-app.command("verify")(verify_command)
-app.command("regrade")(regrade_command)
-app.command("compare")(compare_command)
-app.command("report")(report_command)
+app.command(
+    "demo",
+    epilog=examples(
+        "fttt demo",
+        "fttt demo --out demo",
+    ),
+)(demo_command)
+app.command(
+    "run",
+    epilog=examples(
+        "fttt run fttt --task gsm8k --limit 50 --trials 16",
+        "fttt run best-of-n --task jsonl --data-dir questions.jsonl --verifier number",
+        "fttt run unlearn --set lr=3e-4 --set targets=q_proj,v_proj --dry-run",
+        "fttt run --resume outputs/fttt-gsm8k-...",
+    ),
+)(run_command)
+app.command(
+    "sweep",
+    epilog=examples(
+        "fttt sweep grid.toml --dry-run",
+        "fttt sweep grid.toml --out outputs/grid",
+    ),
+)(sweep_command)
+app.command(
+    "check",
+    epilog=examples(
+        "fttt check gsm8k",
+        "fttt check jsonl --data-dir questions.jsonl --verifier math",
+    ),
+)(check_command)
+app.command(
+    "verify",
+    epilog=examples(
+        'echo \'{"gold": "4", "completion": "The answer is 4"}\' | fttt verify number',
+    ),
+)(verify_command)
+app.command(
+    "regrade",
+    epilog=examples(
+        "fttt regrade outputs/best-of-n-gsm8k-...",
+    ),
+)(regrade_command)
+app.command(
+    "compare",
+    epilog=examples(
+        "fttt compare outputs/best-of-n-... outputs/fttt-...",
+        "fttt compare outputs/grid --baseline best-of-n --json",
+    ),
+)(compare_command)
+app.command(
+    "report",
+    epilog=examples(
+        "fttt report outputs/grid --out report.html",
+        "fttt report outputs/grid --baseline best-of-n --plots figures --format svg",
+    ),
+)(report_command)
 app.command("view")(view_command)
-app.command("list")(list_command)
+app.command(
+    "list",
+    epilog=examples(
+        "fttt list methods",
+        "fttt list runs outputs --json",
+    ),
+)(list_command)
+app.command(
+    "show",
+    epilog=examples(
+        "fttt show outputs/fttt-gsm8k-...",
+        "fttt show outputs/grid --json",
+    ),
+)(show_command)
 app.add_typer(finetune_app, name="finetune")
 app.add_typer(judge_app, name="judge")
 app.add_typer(bench_app, name="bench")

@@ -5,6 +5,7 @@ The second kind are the few that several commands share.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from fttt.config import RunConfig, in_sections, key_values
-from fttt.config.run_config import Section
+from fttt.config.run_config import EMBEDDED_MODEL, Section
 from fttt.errors import DivergedError, RunError, StoppedError
 from fttt.progress import note
 from fttt.tasks import Task
@@ -31,13 +32,17 @@ __all__ = [
     "DATA",
     "PANELS",
     "PRECISION",
+    "AsJSON",
     "DryRun",
     "JudgeURL",
     "Recipe",
     "RunFolders",
     "ask_judge",
+    "complete_method",
+    "examples",
     "first_process",
     "found_data",
+    "print_json",
     "say",
     "say_how_to_resume",
     "with_flags",
@@ -167,6 +172,7 @@ class _Flag:
             metavar=metavar,
             rich_help_panel=panels.get(self.path) or panels.get(self.path.partition(".")[0]),
             show_default=False,
+            autocompletion=_completion(self.path, self.kind),
         )
         annotation = Annotated[kind | None, option]
         return Parameter(
@@ -180,6 +186,30 @@ class _Flag:
         if told is PydanticUndefined or told is None or isinstance(told, bool):
             return self.field.description or ""
         return f"{self.field.description} \\[{told}]"  # no markup
+
+
+def complete_method(incomplete: str) -> list[str]:
+    """The methods that a shell completes a word to."""
+    from fttt.methods import METHODS
+
+    return [name for name in METHODS if name.startswith(incomplete)]
+
+
+def _completion(path: str, kind: Any) -> Callable[[str], list[str]] | None:
+    """What a shell completes a flag's value to; ``None``: files."""
+    if get_origin(kind) is not Literal and path not in ("task", "model"):
+        return None
+
+    def complete(incomplete: str) -> list[str]:
+        from fttt.tasks import TASKS
+
+        if path == "model":
+            names: Collection[str] = [EMBEDDED_MODEL]
+        else:
+            names = list(TASKS) if path == "task" else get_args(kind)
+        return [name for name in names if name.startswith(incomplete)]
+
+    return complete
 
 
 def _flags(model: type[BaseModel], section: str = "") -> Iterator[_Flag]:
@@ -208,6 +238,19 @@ RunFolders = Annotated[
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="print the resolved settings as a recipe, and stop")
 ]
+
+
+def examples(*lines: str) -> str:
+    """What stands below a command's help: command lines to begin with."""
+    return "\n\n".join(["Examples:", *(f"  {line}" for line in lines)])
+
+
+AsJSON = Annotated[bool, typer.Option("--json", help="print JSON instead of a table")]
+
+
+def print_json(value: Any) -> None:
+    """Print plain data as JSON."""
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
 
 
 def ask_judge(url: str | None) -> None:

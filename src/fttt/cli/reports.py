@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,7 +15,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fttt.cli.flags import RunFolders
+from fttt.cli.flags import AsJSON, RunFolders, print_json
+from fttt.cli.runs import print_runs
 from fttt.errors import UsageError
 from fttt.files import cannot_write
 from fttt.store import open_runs
@@ -39,24 +40,29 @@ def list_command(
     folder: Annotated[
         Path | None, typer.Argument(metavar="[DIR]", help="runs: the folder they lie in (outputs).")
     ] = None,
+    as_json: AsJSON = False,
 ) -> None:
     """List the methods with their settings, the tasks, the models, or the runs of a folder."""
     if kind is ListKind.RUNS:
-        _show_listed_runs(folder or Path("outputs"))
+        _show_listed_runs(folder or Path("outputs"), as_json)
         return
     if folder is not None:
         raise UsageError(f"Only runs are listed by folder; leave {str(folder)!r} away.")
-    table = Table(box=None, show_header=False, pad_edge=False)
-    for name, text in {
+    rows = {
         ListKind.METHODS: _methods,
         ListKind.TASKS: _tasks,
         ListKind.MODELS: _models,
-    }[kind]():
+    }[kind]()
+    if as_json:
+        print_json([{"name": name.strip(), "text": text} for name, text in rows])
+        return
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for name, text in rows:
         table.add_row(name, text)
     Console().print(table)
 
 
-def _show_listed_runs(folder: Path) -> None:
+def _show_listed_runs(folder: Path, as_json: bool) -> None:
     """One line a run, the latest first, and below it how an unfinished one is resumed."""
     from fttt.report.text import ago
     from fttt.store import find_runs
@@ -69,12 +75,27 @@ def _show_listed_runs(folder: Path) -> None:
     table = Table(box=None, header_style="bold", pad_edge=False)
     for name in ("run", "method", "task", "model", "questions", "solved", "written"):
         table.add_column(name, justify="left" if name in _WORDS else "right", overflow="fold")
+    facts = []
     for run, written in found:
         done = len(run.questions) - len(run.owed)
         solved = sum(record.solved for record in run.records)
         row = [str(run.path), run.method, run.task, run.model]
+        facts.append(
+            {
+                **dict(zip(_WORDS, row, strict=True)),
+                "seed": run.seed,
+                "questions": len(run.questions),
+                "done": done,
+                "solved": solved,
+                "finished": run.finished,
+                "written": datetime.fromtimestamp(written, UTC).isoformat(timespec="seconds"),
+            }
+        )
         row += [f"{done}/{len(run.questions)}", str(solved), ago(written)]
         table.add_row(*map(Text, row))
+    if as_json:
+        print_json(facts)
+        return
     console = Console()
     if not console.is_terminal:
         console.width = 200  # a file has no edge to wrap at
@@ -85,6 +106,11 @@ def _show_listed_runs(folder: Path) -> None:
             console.print(say, soft_wrap=True, highlight=False, markup=False)
 
 
+def show_command(runs: RunFolders, as_json: AsJSON = False) -> None:
+    """Print the table of runs again, finished or not, and what casts doubt on their figures."""
+    print_runs(open_runs(runs), as_json=as_json)
+
+
 def _methods() -> list[tuple[str, str]]:
     from fttt.methods import METHODS
 
@@ -93,7 +119,7 @@ def _methods() -> list[tuple[str, str]]:
         rows.append((method.name, method.summary))
         for name, field in method.Settings.model_fields.items():
             default = field.get_default(call_default_factory=True)
-            text = ", ".join(default) if isinstance(default, tuple) else str(default)
+            text = ",".join(default) if isinstance(default, tuple) else str(default)
             text = "required" if field.is_required() else text
             rows.append((f"  --set {name}=", f"{field.description} ({text})"))
     return [*rows, ("module:Class", "a method of your own (see fttt.Method)")]
@@ -184,7 +210,7 @@ def compare_command(
         baseline=baseline,
     )
     if as_json:
-        typer.echo(json.dumps(comparison.to_json(), indent=2, ensure_ascii=False))
+        print_json(comparison.to_json())
     else:
         Console().print(render(comparison))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,10 +11,13 @@ import typer
 from fttt.cli.flags import (
     DATA,
     PANELS,
+    AsJSON,
     DryRun,
     JudgeURL,
     Recipe,
     ask_judge,
+    complete_method,
+    print_json,
     say_how_to_resume,
     with_flags,
 )
@@ -31,12 +35,14 @@ from fttt.files import numbered, output_folder
 from fttt.progress import note
 
 if TYPE_CHECKING:
+    from fttt.experiment.runner import Cell
     from fttt.experiment.sweep import SweepConfig
     from fttt.store import Run
 
 __all__ = [
     "carry_out_sweep",
     "demo_command",
+    "print_runs",
     "regrade_command",
     "run_command",
     "run_flags",
@@ -51,7 +57,13 @@ __all__ = [
 def run_command(
     flags: dict[str, Any],
     method: Annotated[
-        str | None, typer.Argument(metavar="METHOD", help=field_help("method"), show_default=False)
+        str | None,
+        typer.Argument(
+            metavar="METHOD",
+            help=field_help("method"),
+            show_default=False,
+            autocompletion=complete_method,
+        ),
     ] = None,
     prompt: Annotated[
         Path | None,
@@ -110,6 +122,7 @@ def run_command(
     resume: Annotated[Path | None, typer.Option(help="run folder to resume")] = None,
     recipe: Recipe = None,
     dry_run: DryRun = False,
+    as_json: AsJSON = False,
 ) -> None:
     """Try each question of a task by a method, and keep every trial in a run folder."""
     further = {
@@ -128,7 +141,7 @@ def run_command(
     }
     flags = merge(flags, in_sections(further))
     ask_judge(judge_url)
-    run_flags(flags, out, resume, recipe, dry_run=dry_run)
+    run_flags(flags, out, resume, recipe, dry_run=dry_run, as_json=as_json)
 
 
 def run_flags(
@@ -138,13 +151,14 @@ def run_flags(
     recipe: Path | None = None,
     *,
     dry_run: bool = False,
+    as_json: bool = False,
 ) -> None:
     """Carry out a run: flags over file over defaults, in a new folder or in ``resume``."""
     if resume is not None and out is not None:
         raise UsageError("--resume continues in its own folder; leave --out away.")
     file = None if recipe is None else read_toml(recipe)
     if resume is not None:
-        _resume(resume, merge(file or {}, flags))
+        _show(_resumed(resume, merge(file or {}, flags)), as_json=as_json)
         return
     if "method" not in flags and "method" not in (file or {}):
         raise UsageError(
@@ -166,10 +180,10 @@ def run_flags(
     from fttt.experiment.runner import Cell
 
     with output_folder(out, plan.folder_name) as folder:
-        _carry_out(Cell(plan, folder))
+        _show(_carried_out(Cell(plan, folder)), as_json=as_json)
 
 
-def _resume(folder: Path, flags: dict[str, Any]) -> None:
+def _resumed(folder: Path, flags: dict[str, Any]) -> Run:
     from fttt.experiment.plan import plan_resume
     from fttt.store import Run
 
@@ -182,15 +196,14 @@ def _resume(folder: Path, flags: dict[str, Any]) -> None:
         )
     plan = plan_resume(run, merge(run.config, flags))
     if run.finished and not run.lost:
-        _show(run)
-        return
+        return run
 
     from fttt.experiment.runner import Cell
 
-    _carry_out(Cell(plan, folder, resume=True))
+    return _carried_out(Cell(plan, folder, resume=True))
 
 
-def _carry_out(cell: Any) -> None:
+def _carried_out(cell: Cell) -> Run:
     from fttt.experiment.cluster import executors
     from fttt.experiment.runner import run_cells
     from fttt.progress import Progress
@@ -200,14 +213,26 @@ def _carry_out(cell: Any) -> None:
     with executors(config.engine, progress.note) as load:
         executor = load(config)
         with say_how_to_resume(f"`fttt run --resume {cell.folder}`", cell.folder):
-            run = run_cells([cell], executor, progress)[0]
-    _show(run)
+            return run_cells([cell], executor, progress)[0]
 
 
-def _show(run: Any) -> None:
-    from fttt.report.text import show_runs
+def _show(run: Run, *, as_json: bool) -> None:
+    from fttt.report.text import run_facts, show_runs
 
-    show_runs([run])
+    if as_json:
+        print_json(run_facts(run))
+    else:
+        show_runs([run])
+
+
+def print_runs(runs: Sequence[Run], *, as_json: bool) -> None:
+    """Print a table of runs, or a JSON list of their summaries."""
+    from fttt.report.text import run_facts, show_runs
+
+    if as_json:
+        print_json([run_facts(run) for run in runs])
+    else:
+        show_runs(runs)
 
 
 def _text(file: Path) -> str:
@@ -233,19 +258,23 @@ def sweep_command(
         Path | None,
         typer.Option(help="folder of the runs; an unfinished sweep in it is resumed"),
     ] = None,
+    dry_run: DryRun = False,
+    as_json: AsJSON = False,
 ) -> None:
     """Run methods x tasks x seeds x settings with the model loaded once; end in one table."""
     from fttt.config import build, read_toml
-    from fttt.experiment.sweep import SweepConfig
-    from fttt.report.text import show_runs
+    from fttt.experiment.sweep import Grid, SweepConfig, recipe
 
     config = build(SweepConfig, merge(read_toml(file), {"base": flags}), str(file))
+    if dry_run:
+        typer.echo(recipe(Grid(config, out or Path(file.stem))), nl=False)
+        return
     with (
         output_folder(out, file.stem) as folder,
         say_how_to_resume(f"`fttt sweep {file} --out {folder}`", folder),
     ):
         runs = carry_out_sweep(config, folder, file.stem)
-    show_runs(runs)
+    print_runs(runs, as_json=as_json)
 
 
 def carry_out_sweep(config: SweepConfig, folder: Path, title: str) -> list[Run]:
@@ -261,21 +290,21 @@ def carry_out_sweep(config: SweepConfig, folder: Path, title: str) -> list[Run]:
 
 def demo_command(
     out: Annotated[Path | None, typer.Option(help="folder of the three runs")] = None,
+    as_json: AsJSON = False,
 ) -> None:
     """Greedy decoding first; best-of-n and FTTT then try the questions that it fails.
 
     All with the embedded model on generated word problems: nothing is downloaded.
     """
     from fttt.experiment.sweep import DEMO
-    from fttt.report.text import show_runs
 
     with (
         output_folder(out, "demo") as folder,
         say_how_to_resume(f"`fttt demo --out {folder}`", folder),
     ):
         runs = carry_out_sweep(DEMO, folder, "demo")
-    show_runs(runs)
-    if len(runs) > 1:
+    print_runs(runs, as_json=as_json)
+    if len(runs) > 1 and not as_json:
         typer.echo(f"Compare them: fttt compare {folder}")
         typer.echo(f"See each trial: fttt report {folder}")
 
@@ -285,16 +314,30 @@ def regrade_command(
     out: Annotated[
         Path | None, typer.Option(help="folder of the regraded copy (else RUN-regraded)")
     ] = None,
+    as_json: AsJSON = False,
 ) -> None:
     """Judge the stored completions of a run again, without a model, and list changed verdicts."""
     from fttt.experiment.regrade import regrade
-    from fttt.report.text import show_runs
+    from fttt.report.text import run_facts
     from fttt.store import Run
 
     old = Run.open(run)
     names = numbered(run.with_name(f"{run.resolve().name}-regraded"))
     folder = out or next(name for name in names if not name.exists())
     new, changes = regrade(old, folder)
+    if as_json:
+        changed = [
+            {
+                "question_id": change.after.question_id,
+                "trial": change.after.trial,
+                "before": change.before.verdict,
+                "after": change.after.verdict,
+                "detail": change.after.detail,
+            }
+            for change in changes
+        ]
+        print_json({**run_facts(new), "changed": changed})
+        return
     for change in changes:
         before, after = change.before, change.after
         detail = f" ({after.detail})" if after.detail else ""
@@ -306,4 +349,4 @@ def regrade_command(
         f"{len(changes)} of {len(new.trials)} verdicts changed; "
         f"solved questions: {solved[0]} before, {solved[1]} now."
     )
-    show_runs([new])
+    _show(new, as_json=False)

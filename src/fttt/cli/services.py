@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
 
+from fttt.cli.flags import AsJSON, print_json
 from fttt.errors import UsageError
 
 __all__ = ["bench_app", "judge_app"]
@@ -70,6 +72,7 @@ def engine_command(
     ] = None,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
+    as_json: AsJSON = False,
 ) -> None:
     """Trials a second without and with an update after each, and the time that memory bounds."""
     from rich.console import Console
@@ -90,9 +93,11 @@ def engine_command(
     table = Table(box=None, pad_edge=False)
     for heading in ("job", "trials/s", "tokens/s", "step ms", "floor ms", "times", "peak GiB"):
         table.add_column(heading, justify="left" if heading == "job" else "right")
+    measured = []
     for name, train in (("generate", False), ("generate and train", True)):
         workload = Workload(prompts, feedback, trials, new_tokens, train=train)
         result = run_workload(loaded, workload, batch_size=batch_size)
+        measured.append({"job": name, **asdict(result), "floor_seconds": floor})
         table.add_row(
             name,
             f"{result.trials_per_second:.2f}",
@@ -102,6 +107,10 @@ def engine_command(
             f"{result.step_seconds / floor:.2f}",
             f"{result.peak_bytes / 2**30:.2f}" if result.peak_bytes else "-",
         )
+    if as_json:
+        facts = {"model": loaded.name, "dtype": loaded.dtype, "device": loaded.device}
+        print_json({**facts, "copy_bytes_per_second": copy, "jobs": measured})
+        return
     console = Console()
     console.print(
         f"{loaded.name}, {loaded.dtype}, {loaded.device}; copy {copy / 1e9:,.0f} GB/s", style="bold"
@@ -118,6 +127,7 @@ def judge_command(
     clients: Annotated[str, typer.Option(help="numbers of concurrent submissions")] = "1,8,16",
     seconds: Annotated[float, typer.Option(min=0.1, help="seconds of each measurement")] = 5.0,
     workers: Annotated[int | None, typer.Option(min=1, help="boxes that run at once")] = None,
+    as_json: AsJSON = False,
 ) -> None:
     """Verdicts a second of the embedded judge, for several numbers of clients."""
     import asyncio
@@ -135,6 +145,7 @@ def judge_command(
     table = Table(box=None, pad_edge=False)
     for heading in ("clients", "verdicts/s", "p50 ms", "p99 ms", "wrong"):
         table.add_column(heading, justify="right")
+    rates = []
 
     async def run() -> None:
         sandbox = Sandbox(workers=workers)
@@ -143,6 +154,7 @@ def judge_command(
             await measure(sandbox.judge, 2, 0.2)
             for count in map(int, counts):
                 rate = await measure(sandbox.judge, count, seconds)
+                rates.append(asdict(rate))
                 table.add_row(
                     str(rate.clients),
                     f"{rate.per_second:.1f}",
@@ -154,4 +166,7 @@ def judge_command(
             await sandbox.close()
 
     asyncio.run(run())
-    Console().print(table)
+    if as_json:
+        print_json(rates)
+    else:
+        Console().print(table)

@@ -15,11 +15,14 @@ from fttt.cli.flags import (
     DATA,
     PANELS,
     PRECISION,
+    AsJSON,
     DryRun,
     JudgeURL,
     Recipe,
     ask_judge,
+    examples,
     first_process,
+    print_json,
     say,
     say_how_to_resume,
     with_flags,
@@ -48,7 +51,14 @@ optune_app = typer.Typer(
 )
 
 
-@finetune_app.command("train")
+@finetune_app.command(
+    "train",
+    epilog=examples(
+        "fttt finetune train lora --task gsm8k --model Qwen/Qwen2.5-0.5B-Instruct",
+        "fttt finetune train full --task mbpp --max-steps 200 --dry-run",
+        "fttt finetune train --resume outputs/finetune-lora-gsm8k-...",
+    ),
+)
 @with_flags(
     FinetuneConfig,
     without=["method", "data.prompt"],
@@ -121,12 +131,15 @@ def _show_finetune(info: FinetuneInfo, folder: Path) -> None:
     )
 
 
-@finetune_app.command("evaluate")
+@finetune_app.command(
+    "evaluate",
+    epilog=examples("fttt finetune evaluate outputs/finetune-lora-gsm8k-... --trials 16"),
+)
 @with_flags(
     without=[
-        "method", "adapter", "save_correct_cases", "data.questions", "data.prompt", "data.seed",
-        "budget.token_budget", "budget.time_budget", "budget.until", "engine.max_length",
-        "settings",
+        "method", "name", "adapter", "save_correct_cases", "data.questions", "data.prompt",
+        "data.seed", "budget.token_budget", "budget.time_budget", "budget.until",
+        "engine.max_length", "settings",
     ],
     texts={
         "task": "a task of `fttt list tasks`, or module:Class (what it was trained on)",
@@ -150,6 +163,7 @@ def evaluate_command(
         Path | None,
         typer.Option(help="folder of the runs; an unfinished evaluation there is resumed"),
     ] = None,
+    as_json: AsJSON = False,
 ) -> None:
     """Greedy decoding on all questions, then independent samples on the hard ones.
 
@@ -166,7 +180,22 @@ def evaluate_command(
         say_how_to_resume(f"the same command and --out {folder}", folder),
     ):
         runs = carry_out_sweep(sweep, folder, "evaluate")
-    _show_evaluated(evaluated(runs), runs)
+    if as_json:
+        print_json([_evaluated_facts(row) for row in evaluated(runs)])
+    else:
+        _show_evaluated(evaluated(runs), runs)
+
+
+def _evaluated_facts(row: Evaluated) -> dict[str, Any]:
+    from fttt.report.text import run_facts
+
+    samples = None if row.samples is None else run_facts(row.samples)
+    return {
+        "checkpoint": dict(row.facts),
+        "greedy": run_facts(row.greedy),
+        "samples": samples,
+        "note": row.note,
+    }
 
 
 def _show_evaluated(rows: Sequence[Evaluated], runs: Sequence[Run]) -> None:
@@ -222,7 +251,9 @@ _OPTUNE_PANELS = {
 """Headings of the help."""
 
 
-@optune_app.command("generate")
+@optune_app.command(
+    "generate", epilog=examples("fttt optune generate --task gsm8k --attempts 10 --out attempts")
+)
 @with_flags(
     without=[
         "method", "adapter", "save_correct_cases", "data.questions", "data.skip_cases",
@@ -241,14 +272,23 @@ def generate_command(
         Path | None, typer.Option(help="new run folder (else one under outputs/)")
     ] = None,
     resume: Annotated[Path | None, typer.Option(help="run folder to resume")] = None,
+    as_json: AsJSON = False,
 ) -> None:
     """Make attempts at a training split, judge them, and keep them in a run folder."""
     from fttt.optune.optune_plan import attempt_flags
 
-    run_flags(attempt_flags(flags, attempts, resumes=resume is not None), out, resume)
+    given = attempt_flags(flags, attempts, resumes=resume is not None)
+    run_flags(given, out, resume, as_json=as_json)
 
 
-@optune_app.command("train")
+@optune_app.command(
+    "train",
+    epilog=examples(
+        "fttt optune train --from attempts --out network",
+        "fttt optune train --from attempts --dry-run",
+        "fttt optune train --resume network",
+    ),
+)
 @with_flags(
     OpTuneConfig,
     without=["ablation"],
@@ -277,6 +317,7 @@ def optune_train_command(
     ] = None,
     resume: Annotated[Path | None, typer.Option(help="training folder to resume")] = None,
     recipe: Recipe = None,
+    dry_run: DryRun = False,
 ) -> None:
     """Train the network on attempts and gold solutions; several processes share the work."""
     if shuffle_attempts and constant_input:
@@ -289,6 +330,9 @@ def optune_train_command(
     from fttt.optune.optune_plan import default_folder, plan_training, settle_training
 
     plan = plan_training(settle_training(flags, recipe, resume))
+    if dry_run:
+        typer.echo(to_toml(plan.config), nl=False)
+        return
     folder = resume or out or default_folder(plan)
     with say_how_to_resume(f"`fttt optune train --resume {folder}`", folder):
         from fttt.optune.optune_trainer import train

@@ -296,6 +296,11 @@ class RunConfig(Section):
     )
     task: str = Field("arithmetic", description="a task of `fttt list tasks`, or module:Class")
     seed: int = Field(42, description="seed of sampling and of fresh adapter weights")
+    name: str | None = Field(
+        None,
+        min_length=1,
+        description="name of the run folder under outputs/, and of the run's side in comparisons",
+    )
     ablate: Ablation | None = Field(
         None,
         description="what a learner learns from in place of an attempt and its verdict: shuffle "

@@ -118,6 +118,8 @@ class Plan:
     def folder_name(self) -> str:
         """The run folder's name but for the time."""
         config = self.config
+        if config.name is not None:
+            return file_name(config.name)
         parts = (config.method, config.task, weights_label(config), f"s{config.seed}")
         return file_name(*parts)
 

@@ -34,6 +34,7 @@ __all__ = [
     "SweepConfig",
     "evaluated",
     "evaluation",
+    "recipe",
     "run_sweep",
 ]
 
@@ -286,6 +287,23 @@ def _claim(grid: Grid) -> None:
             write_whole(path, _content(grid))
     except OSError as error:
         raise cannot_write(grid.folder, error) from error
+
+
+def recipe(grid: Grid) -> str:
+    """A sweep's file with all defaults filled in, and above it the runs that it makes.
+
+    Raises:
+        UsageError: a model that does not exist, or does not go with a method.
+    """
+    for place in grid.places:
+        place.settled.check_model()
+    hard = "what greedy decoding fails" if grid.config.hard_only else "all questions"
+    runs = []
+    for place in grid.places:
+        asks, trials = "all questions" if grid.decides(place) else hard, place.config.budget.trials
+        budget = "as its budget allows" if trials is None else f"{trials} trials each"
+        runs.append(f"#   {place.name}: {asks}, {'1 trial each' if trials == 1 else budget}\n")
+    return f"# {len(runs)} runs:\n{''.join(runs)}{_content(grid)}"
 
 
 def _content(grid: Grid) -> str:

@@ -307,10 +307,19 @@ def _identity(run: Run) -> dict[str, Any]:
 
 
 def side_labels(sides: Sequence[tuple[Run, ...]]) -> list[str]:
-    """A name for each side; its folder's where method and settings do not tell it apart."""
+    """A name for each side: its own, or by method and settings; its folder's where none is it."""
     first = [side[0] for side in sides]
-    names = name_sides([run.method for run in first], [_identity(run) for run in first])
-    return [name or run.path.name for name, run in zip(names, first, strict=True)]
+    own = [run.config.get("name") for run in first]
+    settings = [{k: v for k, v in _identity(run).items() if k != "name"} for run in first]
+    told = name_sides([run.method for run in first], settings)
+    names = [
+        mine if mine is not None and own.count(mine) == 1 else name
+        for mine, name in zip(own, told, strict=True)
+    ]
+    return [
+        run.path.name if name is None or names.count(name) > 1 else name
+        for name, run in zip(names, first, strict=True)
+    ]
 
 
 def _digests(run: Run) -> dict[str, str]:

@@ -32,6 +32,7 @@ __all__ = [
     "conclusions",
     "count",
     "decimal",
+    "doubts",
     "first_pairs",
     "interval",
     "p_value",
@@ -39,6 +40,7 @@ __all__ = [
     "points",
     "quantity",
     "render",
+    "run_facts",
     "seconds",
     "show_folders",
     "show_runs",
@@ -409,14 +411,24 @@ def show_folders(runs: Sequence[Run], console: Console) -> None:
     """Print where runs are, and under each what casts doubt on its figures."""
     for run in runs:
         console.print(str(run.path), soft_wrap=True, highlight=False)
-        for warning in _warnings(run):
+        for warning in doubts(run):
             console.print(f"  note: {warning}", soft_wrap=True, highlight=False, markup=False)
 
 
-def _warnings(run: Run) -> list[str]:
+def run_facts(run: Run) -> dict[str, Any]:
+    """The same of one run as plain data: its folder, its summary, and what casts doubt on it."""
+    return {"folder": str(run.path), **run.summary, "notes": doubts(run)}
+
+
+def doubts(run: Run) -> list[str]:
     """Facts that cast doubt on the figures: cut trials, failed verifiers, unused settings."""
     said = []
     trials = run.trials
+    if not run.finished:
+        said.append(
+            f"unfinished: {len(run.owed)} of {len(run.questions)} questions still owe trials; "
+            f"resume it by `fttt run --resume {run.path}`"
+        )
     if run.loss is not None:
         said.append(run.loss)
     failed = [trial.detail for trial in trials if trial.failed]
