@@ -119,7 +119,7 @@ WRITTEN = {
 def test_no_verifier_sees_a_thought(template: str) -> None:
     text = WRITTEN[template]
     budget = {"trials": 2, "template": template, "verifier": Everything()}
-    for method in (BestOfN(MethodSettings()), SelfConsistency(MethodSettings())):
+    for method in (BestOfN(MethodSettings()), SelfConsistency(SelfConsistencySettings())):
         scene = play(method, lambda *_: text, **budget)
         assert {(t.verdict, t.extracted, t.thought) for t in scene.trials} == {
             ("incorrect", "No.", "Is it 7?")
