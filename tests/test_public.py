@@ -21,6 +21,7 @@ EXPORTED = {
     "Question",
     "Record",
     "Result",
+    "RewardVerifier",
     "Run",
     "RunError",
     "Scores",
@@ -37,10 +38,13 @@ EXPORTED = {
     "Verdict",
     "Verifier",
     "__version__",
+    "all_of",
+    "any_of",
     "assistant",
     "solve",
     "system",
     "user",
+    "weighted",
 }
 
 

@@ -30,7 +30,9 @@ if TYPE_CHECKING:
         system,
         user,
     )
+    from fttt.verifiers.combined import all_of, any_of, weighted
     from fttt.verifiers.function import FunctionVerifier
+    from fttt.verifiers.reward import RewardVerifier
     from fttt.verifiers.verifier import Verifier
 
 __version__ = "0.1.0"
@@ -43,7 +45,9 @@ _MODULES = {
     "fttt.tasks.task": "Task TaskOptions",
     "fttt.types": "Completion Example Judged Question Record Scores Step Teacher Text Trial "
     "Turn Usage Verdict assistant system user",
+    "fttt.verifiers.combined": "all_of any_of weighted",
     "fttt.verifiers.function": "FunctionVerifier",
+    "fttt.verifiers.reward": "RewardVerifier",
     "fttt.verifiers.verifier": "Verifier",
 }
 _PLACES = {name: module for module, names in _MODULES.items() for name in names.split()}
@@ -77,6 +81,7 @@ __all__ = [
     "Question",
     "Record",
     "Result",
+    "RewardVerifier",
     "Run",
     "RunError",
     "Scores",
@@ -93,8 +98,11 @@ __all__ = [
     "Verdict",
     "Verifier",
     "__version__",
+    "all_of",
+    "any_of",
     "assistant",
     "solve",
     "system",
     "user",
+    "weighted",
 ]

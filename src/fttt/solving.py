@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from fttt.errors import UsageError
 from fttt.types import Question, Record, Trial, Usage
-from fttt.verifiers.function import FunctionVerifier
-from fttt.verifiers.verifier import Verifier, choose_verifier, needs_gold, reads_answers
+from fttt.verifiers.combined import as_verifier
+from fttt.verifiers.verifier import Verifier, needs_gold, reads_answers
 
 if TYPE_CHECKING:
     from fttt.experiment.plan import Plan
@@ -191,21 +191,13 @@ class _Asked:
         return isinstance(self.verify, Verifier)
 
     def verifier(self) -> Verifier:
-        if isinstance(self.verify, Verifier):
-            return self.verify
-        if isinstance(self.verify, str):
-            if needs_gold(self.verify) and self.question.gold is None:
-                raise UsageError(
-                    f"The verifier {self.verify!r} needs a gold answer to compare with; give the "
-                    "question as fttt.Question(id, prompt, gold)."
-                )
-            return choose_verifier(self.verify)
-        if not callable(self.verify):
+        given, gold = self.verify, self.question.gold
+        if isinstance(given, str) and needs_gold(given) and gold is None:
             raise UsageError(
-                f"verify cannot be {self.verify!r}; give a function check(completion), a verifier "
-                "object, or a text such as 'regex:PATTERN'."
+                f"The verifier {given!r} needs a gold answer to compare with; give the "
+                "question as fttt.Question(id, prompt, gold)."
             )
-        return FunctionVerifier(self.verify)
+        return as_verifier(self.verify)
 
 
 @lru_cache(maxsize=1)

@@ -11,7 +11,7 @@ import pytest
 
 from fttt.models.chat import ChatFormat
 from fttt.store import Run
-from fttt.testing import call, save_tiny_model
+from fttt.testing import call, save_tiny_model, tiny_tokenizer
 
 COMMON = ["--task", "arithmetic", "--limit", "2", "--max-new-tokens", "8", "--device", "cpu"]
 
@@ -434,3 +434,30 @@ def test_faults_of_thinking_are_one_sentence(
         assert call("run", "best-of-n", "--model", model, *COMMON, *words) == 2
         assert says in capsys.readouterr().err
     assert not Path("outputs").exists()
+
+
+def test_a_reward_model_and_a_number_judge_together(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import torch
+    from transformers import LlamaConfig, LlamaForSequenceClassification
+
+    Path("q.jsonl").write_text('{"question": "What is 3 + 4?", "answer": 7}\n')
+    shape = {"vocab_size": 272, "hidden_size": 32, "intermediate_size": 64}
+    heads = {"num_attention_heads": 4, "num_hidden_layers": 1, "pad_token_id": 0}
+    torch.manual_seed(0)
+    judge = LlamaForSequenceClassification(LlamaConfig(**shape, **heads, num_labels=1))
+    judge.save_pretrained("judge")
+    tiny_tokenizer().save_pretrained("judge")
+    asked = ["--task", "jsonl", "--data-dir", "q.jsonl", "--max-new-tokens", "8", "--trials", "3"]
+    both = "weighted(1*number, 2*reward:./judge)@99"
+    given = ["run", "best-of-n", "--model", model, "--device", "cpu", *asked]
+    assert call(*given, "--verifier", both, "--out", "r") == 0
+    trials = Run.open("r").trials
+    assert [trial.verdict for trial in trials] == ["incorrect"] * 3
+    assert len({trial.score for trial in trials}) == 3
+    assert all("reward:./judge: incorrect" in trial.detail for trial in trials)
+    assert call(*given, "--verifier", f"any(number, reward:{model}@0)") == 2
+    assert "is no sequence classifier but LlamaForCausalLM" in capsys.readouterr().err
+    assert call(*given, "--verifier", "any(number") == 2
+    assert "is incomplete; write all(A, B)" in capsys.readouterr().err

@@ -209,6 +209,7 @@ class LocalExecutor:
         self._make_engine = make_engine
         self._engine: CountingEngine | None = None
         self._plans: Sequence[Plan] = ()
+        self._verifiers: list[Verifier] = []
         self.runs: list[RunContext] = []
         """What the questions of each prepared plan share, once they may be asked."""
 
@@ -229,7 +230,9 @@ class LocalExecutor:
         return describe_environment(self._loaded, settled)
 
     def prepare(self, plans: Sequence[Plan]) -> None:
-        self._plans, self._engine = plans, self._make_engine(plans, self._loaded)
+        # verifiers first: one that holds a model leaves the engine so much less memory
+        self._plans, self._verifiers = plans, [plan.task.verifier() for plan in plans]
+        self._engine = self._make_engine(plans, self._loaded)
 
     async def ask(
         self,
@@ -245,8 +248,7 @@ class LocalExecutor:
     def begin(self, journals: Sequence[Journal], observer: Observer) -> AdapterRoom:
         """Make what the questions of each run share, and the room of their adapters."""
         assert self._engine is not None
-        for plan, journal in zip(self._plans, journals, strict=True):
-            verifier = plan.task.verifier()
+        for plan, verifier, journal in zip(self._plans, self._verifiers, journals, strict=True):
             context = make_context(plan, self._loaded, self._engine, verifier, journal, observer)
             self.runs.append(context)
         return AdapterRoom(self._engine.adapters - _shared_copies(self._plans))
@@ -263,9 +265,9 @@ class LocalExecutor:
                 await run.shared.close()
         if self._engine is not None:
             await self._engine.close()
-        for run in self.runs:
-            await run.verifier.close()
-        self._engine, self._plans, self.runs = None, (), []
+        for verifier in self._verifiers:
+            await verifier.close()
+        self._engine, self._plans, self._verifiers, self.runs = None, (), [], []
 
 
 @dataclass(frozen=True)

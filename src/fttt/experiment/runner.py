@@ -97,7 +97,11 @@ class _Group:
     def run(self) -> list[Run]:
         """Ask what is owed and sum up; the folders are let go in any case."""
         environments = [self.executor.describe(cell.plan.settled) for cell in self.cells]
-        self.executor.prepare([cell.plan for cell in self.cells])
+        try:
+            self.executor.prepare([cell.plan for cell in self.cells])
+        except BaseException:
+            asyncio.run(self.executor.release())
+            raise
         try:
             asyncio.run(self._run(environments))
             return [self._finish(*pair) for pair in zip(self.cells, self.writers, strict=True)]

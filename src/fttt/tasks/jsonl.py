@@ -16,9 +16,11 @@ from fttt.verifiers.number import read_number
 from fttt.verifiers.verifier import (
     CHOICES,
     Verifier,
+    check_choice,
     choose_verifier,
     needs_gold,
     reads_answers,
+    single_choices,
     split_choice,
 )
 
@@ -77,7 +79,10 @@ class JsonlTask:
         Raises:
             UsageError: there is no such verifier.
         """
-        self._kind = split_choice(verifier) if isinstance(verifier, str) else (None, None)
+        self._kinds: tuple[str, ...] = ()
+        if isinstance(verifier, str):
+            check_choice(verifier)
+            self._kinds = tuple(split_choice(one)[0] for one in single_choices(verifier))
         self._verifier = verifier
         self._file = None if file is None else Path(file)
         self._time_limit = time_limit
@@ -140,8 +145,8 @@ class JsonlTask:
         solution = row.get("solution")
         if solution is not None and not isinstance(solution, str):
             raise UsageError(f"{where} has a 'solution' that is no text: {solution!r}.")
-        contract = CONTRACTS.get(self._kind[0] or "") if field == "question" else None
-        template = template or contract
+        contracts = (CONTRACTS[kind] for kind in self._kinds if kind in CONTRACTS)
+        template = template or (next(contracts, None) if field == "question" else None)
         return Question(
             id=str(identity),
             prompt=text if template is None else fill_prompt(template, text),
@@ -151,8 +156,10 @@ class JsonlTask:
 
     def _gold(self, where: str, row: Row) -> Any:
         gold = row.get("answer", row.get("gold"))
-        kind = self._kind[0]
-        if kind is not None and isinstance(self._verifier, str) and needs_gold(self._verifier):
+        if not isinstance(self._verifier, str):
+            return gold
+        for choice in filter(needs_gold, single_choices(self._verifier)):
+            kind = split_choice(choice)[0]
             if gold is None:
                 raise UsageError(
                     f"{where} has neither a field 'answer' nor 'gold', which the verifier "

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from inspect import signature
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 from fttt.errors import UsageError
 from fttt.registry import find_own, unknown_name
@@ -13,14 +16,20 @@ from fttt.types import Outcome, Question, Verdict
 
 __all__ = [
     "CHOICES",
+    "Combination",
+    "Rule",
     "Verifier",
+    "check_choice",
     "check_rule",
     "choose_verifier",
     "extract_answer",
     "feedback_on",
     "needs_gold",
+    "read_combination",
     "reads_answers",
+    "single_choices",
     "split_choice",
+    "split_mark",
     "timed_verdict",
     "verify_completion",
 ]
@@ -134,10 +143,12 @@ CHOICES = {
     "regex": "the gold answer is a regular expression; regex:PATTERN is one for all questions",
     "command": "command:LINE, a shell command that exits with 0 for a right answer",
     "python": "python:MODULE:FUNCTION, a function check(completion) or check(completion, question)",
+    "reward": "reward:MODEL, the score of a sequence classifier; with reward:MODEL@SCORE an answer "
+    "is correct from that score on",
 }
 """The kinds of verifier, and the criterion of each."""
 
-_WITH_VALUE = {"regex": False, "command": True, "python": True}
+_WITH_VALUE = {"regex": False, "command": True, "python": True, "reward": True}
 """Kinds that take a value after a colon, and whether they need it."""
 
 
@@ -157,16 +168,150 @@ def split_choice(choice: str) -> tuple[str, str | None]:
     return kind, value or None
 
 
+Rule = Literal["all", "any", "weighted"]
+_COMBINED = re.compile(rf"\s*({'|'.join(get_args(Rule))})\((.*)\)\s*(?:@\s*([^()@]*))?", re.DOTALL)
+_FORMS = "write all(A, B), any(A, B), weighted(2*A, 1*B) or weighted(2*A, 1*B)@SCORE"
+
+
+@dataclass(frozen=True, slots=True)
+class Combination:
+    """A verifier that is made of others."""
+
+    rule: Rule
+    members: tuple[str, ...]
+    """Choices, which may be combinations too."""
+    weights: tuple[float, ...]
+    mark: float | None
+    """The score from which on an answer is correct, of a weighted mean."""
+
+
+def read_combination(choice: str) -> Combination | None:
+    """What a choice of the form ``all(A, B)`` is made of; ``None`` for a single verifier.
+
+    Members are separated by commas; one with commas, quotes or lone brackets of its own stands in
+    quotes.
+
+    Raises:
+        UsageError: it is incomplete, or a weight or a score is no number.
+    """
+    name = choice.partition("(")[0].strip()
+    if name not in get_args(Rule):
+        return None
+    found = _COMBINED.fullmatch(choice)
+    members = [] if found is None else list(_members(found[2], choice))
+    if found is None or not all(members):
+        raise UsageError(f"The verifier {choice!r} is incomplete; {_FORMS}.")
+    rule: Rule = found[1]  # type: ignore[assignment]
+    if rule != "weighted":
+        if found[3] is not None:
+            raise UsageError(
+                f"The verifier {choice!r} has a score, as only weighted has; {_FORMS}."
+            )
+        if rule == "all":
+            _refuse_endless(members)
+        return Combination(rule, tuple(members), (1.0,) * len(members), None)
+    pairs = [member.partition("*") for member in members]
+    weights = tuple(_number(weight, choice) for weight, _, _ in pairs)
+    if any(not sign or weight <= 0 for (_, sign, _), weight in zip(pairs, weights, strict=True)):
+        raise UsageError(
+            f"The verifier {choice!r} has a member without a positive weight; {_FORMS}."
+        )
+    mark = None if found[3] is None else _number(found[3], choice)
+    return Combination(rule, tuple(_unquoted(own) for _, _, own in pairs), weights, mark)
+
+
+def _refuse_endless(members: Sequence[str]) -> None:
+    """Refuse a reward model that finds nothing correct where all have to."""
+    for kind, _, value in (member.partition(":") for member in members):
+        if kind == "reward" and split_mark(value)[1] is None:
+            raise UsageError(
+                f"The verifier 'reward:{value}' finds nothing correct without a score, so that all "
+                f"of them never do; write reward:{value}@SCORE."
+            )
+
+
+def _members(text: str, choice: str) -> Iterator[str]:
+    """The parts between commas that stand in no brackets and no quotes."""
+    depth, quote, begun = 0, "", 0
+    for place, sign in enumerate(text):
+        if quote or sign in "\"'":
+            quote = "" if sign == quote else quote or sign
+        elif sign in "()":
+            depth += 1 if sign == "(" else -1
+        elif sign == "," and depth == 0:
+            yield _unquoted(text[begun:place])
+            begun = place + 1
+        if depth < 0:
+            break
+    if depth or quote:
+        raise UsageError(
+            f"The verifier {choice!r} has a bracket or a quote that is not closed; put a member "
+            "with commas or lone brackets of its own in quotes."
+        )
+    yield _unquoted(text[begun:])
+
+
+def _unquoted(text: str) -> str:
+    text = text.strip()
+    return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'" else text
+
+
+def _number(text: str, choice: str) -> float:
+    try:
+        found = float(text)
+    except ValueError:
+        found = math.nan
+    if not math.isfinite(found):
+        raise UsageError(f"The verifier {choice!r} has {text.strip()!r} for a number; {_FORMS}.")
+    return found
+
+
+def single_choices(choice: str) -> tuple[str, ...]:
+    """The single verifiers that a choice names, one or a combination's.
+
+    Raises:
+        UsageError: one does not exist.
+    """
+    combined = read_combination(choice)
+    if combined is None:
+        split_choice(choice)
+        return (choice,)
+    return tuple(single for member in combined.members for single in single_choices(member))
+
+
+def split_mark(value: str) -> tuple[str, float | None]:
+    """A reward model's name and the score from which on an answer is correct, if one is given."""
+    name, sign, mark = value.rpartition("@")
+    try:
+        return (name, float(mark)) if sign else (value, None)
+    except ValueError:
+        return value, None
+
+
+def check_choice(choice: str) -> None:
+    """Refuse a choice that names what does not exist, a reward model included.
+
+    Raises:
+        UsageError: it does.
+    """
+    for kind, value in map(split_choice, single_choices(choice)):
+        if kind == "reward":
+            from fttt.verifiers.reward import check_reward_model
+
+            check_reward_model(split_mark(value or "")[0])
+
+
 def needs_gold(choice: str) -> bool:
     """Whether the verifier compares with a gold answer."""
-    kind, value = split_choice(choice)
-    compares = kind in ("number", "number-strict", "math", "math-strict", "choice", "code")
-    return compares or (kind == "regex" and value is None)
+    compared = ("number", "number-strict", "math", "math-strict", "choice", "code")
+    singles = map(split_choice, single_choices(choice))
+    return any(kind in compared or (kind, value) == ("regex", None) for kind, value in singles)
 
 
 def reads_answers(choice: str) -> bool:
     """Whether the verifier extracts answers, which a vote needs."""
-    return split_choice(choice)[0] not in ("regex", "command", "python")
+    singles = map(split_choice, single_choices(choice))
+    return any(kind not in ("regex", "command", "python", "reward") for kind, _ in singles)
 
 
 def choose_verifier(
@@ -175,7 +320,8 @@ def choose_verifier(
     """Make the verifier that a ``--verifier`` option names.
 
     Args:
-        choice: a kind of :data:`CHOICES`, with its value after a colon.
+        choice: a kind of :data:`CHOICES`, with its value after a colon, or a combination of
+            several (see :func:`read_combination`).
         time_limit: seconds for one verdict; by default the verifier's own. It has no effect on
             numbers and choices, and the judge of ``code`` has its own.
         judge_url: the address of the judge for ``code``; by default ``OJ_API``, else an embedded
@@ -184,7 +330,23 @@ def choose_verifier(
     Raises:
         UsageError: there is no such verifier, module, function or program.
     """
+    combined = read_combination(choice)
+    if combined is not None:
+        from fttt.verifiers.combined import CombinedVerifier
+
+        members = [
+            choose_verifier(member, time_limit=time_limit, judge_url=judge_url)
+            for member in combined.members
+        ]
+        return CombinedVerifier(
+            combined.rule, members, combined.weights, combined.mark, names=combined.members
+        )
     kind, value = split_choice(choice)
+    if kind == "reward":
+        from fttt.verifiers.reward import RewardVerifier
+
+        name, mark = split_mark(value or "")
+        return RewardVerifier(name, mark=mark)
     limit: dict[str, Any] = {} if time_limit is None else {"time_limit": time_limit}
     if kind in ("number", "number-strict"):
         from fttt.verifiers.number import NumberVerifier
