@@ -37,6 +37,8 @@ _FAILURES, _HANGS, _FAULTS, _RATE_LIMITS = 8, 2, 3, 30
 time, with answers that are none, and where it asks to come back later."""
 _LONGEST_PAUSE, _LONGEST_WAIT = 30.0, 600.0
 """Seconds between two requests, of our own choice and as the server may ask for."""
+_MOST_IN_ONE = 128
+"""Answers that one request may ask for, which is what the largest hosted API allows."""
 _NEWER_LIMIT = "max_completion_tokens"
 """What some servers want for ``max_tokens``, which most know."""
 
@@ -125,7 +127,8 @@ class EndpointEngine:
         while self._queue and self._free:
             alike, waiting = next(iter(self._queue.items()))
             asked: list[_Waiting] = []
-            while waiting and len(asked) < (self._free if self._several else 1):
+            most = min(self._free, _MOST_IN_ONE) if self._several else 1
+            while waiting and len(asked) < most:
                 one = waiting.popleft()
                 if not one.answer.done():
                     asked.append(one)
