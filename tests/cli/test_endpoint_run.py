@@ -12,6 +12,7 @@ import pytest
 
 import fttt
 from fttt.errors import UsageError
+from fttt.models.served import find_served
 from fttt.store import Run
 from fttt.testing import call
 from fttt.testing.scripted_server import ScriptedServer, completion, refusal
@@ -130,7 +131,12 @@ def test_a_server_that_does_not_sample_is_noted(
         capsys.readouterr().out
     )
     assert run("greedy", server, "--no-save-correct-cases", out="g") == 0
-    assert "note:" not in capsys.readouterr().out
+    table = capsys.readouterr().out
+    assert "note:" not in table
+    server.stop()
+    find_served.cache_clear()
+    assert call("run", "--resume", "g") == 0  # nothing is owed, so nobody is asked
+    assert capsys.readouterr().out == table
 
 
 def test_a_sweep_asks_the_server_for_all_its_runs(serve: Serve) -> None:

@@ -146,6 +146,7 @@ def _models() -> list[tuple[str, str]]:
         ("OWNER/NAME", "a causal language model of the Hugging Face hub (safetensors)"),
         ("FOLDER", "a folder with config.json and safetensors weights"),
         ("FILE.gguf", "a GGUF file, read as it is (docs/models.md names the families)"),
+        ("openai:NAME", "a model on a server, with --endpoint URL (docs/endpoints.md)"),
         *_left_over(),
     ]
 

@@ -185,7 +185,11 @@ def settle(config: RunConfig, *, method: Method | None = None, task: Task | None
 
 
 def plan_run(
-    settled: Settled, *, only: Sequence[str] | None = None, find_cases: bool = False
+    settled: Settled,
+    *,
+    only: Sequence[str] | None = None,
+    find_cases: bool = False,
+    owes: bool = True,
 ) -> Plan:
     """Find the questions and the model, without loading weights.
 
@@ -198,6 +202,7 @@ def plan_run(
             nothing is looked for.
         find_cases: look for a file of correct cases in ``./metadata`` too, where none is given and
             no ids are.
+        owes: whether any question is to be asked, so that the model has to be there.
 
     Raises:
         UsageError: any of them does not exist or does not go with the others.
@@ -235,7 +240,8 @@ def plan_run(
             "two or more, or use --ablate constant."
         )
     settled = replace(settled, config=config)
-    settled.check_model()
+    if owes:
+        settled.check_model()
     return Plan(settled, tuple(left), tuple(notes))
 
 
@@ -262,7 +268,8 @@ def plan_resume(run: Run, values: Mapping[str, Any]) -> Plan:
             f"The network in {settled.config.settings['checkpoint']!r} has changed since the run "
             f"in {str(run.path)!r} began; bring the old one back, or start a new run."
         )
-    plan = plan_run(settled, only=[question.id for question in run.questions])
+    ids, owes = [question.id for question in run.questions], not run.finished or bool(run.lost)
+    plan = plan_run(settled, only=ids, owes=owes)
     questions = []
     for old, new in zip(run.questions, plan.questions, strict=True):
         if fingerprint(old) != fingerprint(new):
