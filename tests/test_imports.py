@@ -19,6 +19,7 @@ ALLOWED = {
     "files": {"errors"},
     "registry": {"errors"},
     "progress": {"types"},
+    "trackers": {"errors"},
     "models": {"types", "errors", "files"},
     "engine": {"types", "errors", "models"},
     "verifiers": {"types", "errors", "registry", "judge", "models"},
@@ -39,6 +40,7 @@ ALLOWED = {
         "files",
         "progress",
         "registry",
+        "trackers",
     },
     "config": {"types", "errors"},
     "report": {"types", "errors", "files", "store"},
@@ -54,6 +56,7 @@ ALLOWED = {
         "tasks",
         "files",
         "progress",
+        "trackers",
     },
 }
 """What the layers under ``experiment`` may import beside themselves. ``verifiers/code.py`` is the

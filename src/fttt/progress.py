@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from contextvars import ContextVar
 from datetime import datetime
@@ -24,6 +24,8 @@ LOG = "run.log"
 """The log's name in a run folder."""
 _LOG_EVERY = 60.0
 """Seconds between two lines of progress in it."""
+_TRACK_EVERY = 2.0
+"""Seconds between two sets of figures for a tracker, at least."""
 
 _LINE_EVERY = 15.0
 """Seconds between two lines where there is no terminal."""
@@ -118,13 +120,23 @@ class _Engine(Protocol):
     def generated_tokens(self) -> int: ...
 
 
+class _Tracker(Protocol):
+    def log(self, values: Mapping[str, float], step: int) -> None: ...
+
+
 class Progress:
     """Shows questions solved, tokens/s, trials left and time left on standard error."""
+
+    tracker: _Tracker | None = None
+    """Gets the figures too, as questions end."""
 
     def __init__(self, title: str, console: Console | None = None) -> None:
         self.title = title
         self._console = console or Console(stderr=True, quiet=_SILENT.get())
         self._logs: Sequence[Path] = ()
+        self._engine: _Engine | None = None
+        self._losses: list[float] = []
+        self._began = self._tracked = 0.0
         self._begin(0, 0, 0)
 
     def note(self, text: str) -> None:
@@ -136,6 +148,8 @@ class Progress:
         """Count a trial."""
         self._trials += 1
         self._forecast.trial_ended(trial)
+        if trial.loss is not None:
+            self._losses.append(trial.loss)
 
     def question_ended(self, *, solved: bool, spared: int) -> None:
         """Count a question; ``spared`` trials of its budget were not needed."""
@@ -143,6 +157,7 @@ class Progress:
         self._solved += solved
         self._spared += spared
         self._forecast.stops = self._forecast.stops or (solved and spared > 0)
+        self._track(_TRACK_EVERY)
 
     @asynccontextmanager
     async def watching(
@@ -164,6 +179,7 @@ class Progress:
             folders: of the runs, whose logs get a line now and then.
         """
         self._begin(questions, trials, longest)
+        self._engine = engine
         self._logs = [folder / LOG for folder in folders]
         self._log(f"began: {questions:,} questions, at most {trials:,} trials")
         jobs = [asyncio.create_task(job) for job in (self._show(engine), self._keep_log(engine))]
@@ -174,6 +190,7 @@ class Progress:
             self._log(f"stopped ({type(error).__name__}: {error}): {self.line(0.0)}")
             raise
         finally:
+            self._track()
             for job in jobs:
                 job.cancel()
             await asyncio.gather(*jobs, return_exceptions=True)
@@ -205,6 +222,24 @@ class Progress:
             with suppress(OSError), path.open("a", encoding="utf-8", errors="replace") as file:
                 file.write(line)
 
+    def _track(self, least: float = 0.0) -> None:
+        """Hand figures to the tracker, where the last ones are ``least`` seconds old."""
+        now = time.monotonic()
+        if self.tracker is None or self._engine is None or now - self._tracked < least:
+            return
+        self._tracked, losses = now, list(self._losses)
+        self._losses.clear()
+        values: dict[str, float] = {
+            "questions": self._ended,
+            "solved": self._solved,
+            "accuracy": self._solved / max(1, self._ended),
+            "generated_tokens": self._engine.generated_tokens,
+            "seconds": now - self._began,
+        }
+        if losses:
+            values["loss"] = sum(losses) / len(losses)
+        self.tracker.log(values, self._trials)
+
     async def _keep_log(self, engine: _Engine) -> None:
         rate = _Rate(engine)
         while True:
@@ -215,6 +250,8 @@ class Progress:
         self._questions, self._total = questions, trials
         self._ended = self._solved = self._trials = self._spared = 0
         self._forecast = _Forecast(questions, longest)
+        self._losses.clear()
+        self._tracked = 0.0
         self._began = time.monotonic()
 
     async def _show(self, engine: _Engine) -> None:

@@ -230,7 +230,7 @@ def test_defaults_that_are_words_are_shown_in_help(capsys: pytest.CaptureFixture
     with pytest.raises(SystemExit):
         main(["optune", "train", "--help"])
     shown = capsys.readouterr().out
-    assert "[tensorboard]" in shown
+    assert "[none]" in shown
     assert "[q_proj,v_proj]" in shown
 
 

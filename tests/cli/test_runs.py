@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 import tomllib
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -58,6 +60,23 @@ def test_a_named_run_lies_in_a_folder_of_that_name(
     assert call("show", facts["folder"]) == 0
     assert "0/2" in (shown := capsys.readouterr().out)
     assert f"resume it by `fttt run --resume {facts['folder']}`" in shown
+
+
+def test_a_tracker_gets_the_figures_of_a_run(
+    model: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["run", "fttt", "--model", model, "--trials", "2", "--out", "r", *COMMON]
+    assert call(*words, "--tracker", "paper") == 2
+    assert "no tracker 'paper'" in capsys.readouterr().err
+    assert call(*words, "--tracker", "tensorboard") == 0
+    events: Any = import_module("tensorboard.backend.event_processing.event_accumulator")
+    read = events.EventAccumulator("r/logs").Reload()
+    assert {"questions", "solved", "accuracy", "loss", "final_accuracy"} <= set(
+        read.Tags()["scalars"]
+    )
+    assert read.Scalars("questions")[-1].value == 2
+    assert Run.open("r").finished
+    assert "failed" not in capsys.readouterr().err
 
 
 def test_a_finished_run_is_shown_again_and_other_settings_are_refused(

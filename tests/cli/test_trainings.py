@@ -164,6 +164,13 @@ def test_a_killed_process_is_resumed(
     assert json.loads((folder / "finetune.json").read_text()) == facts
 
 
+def test_a_training_is_tracked_where_that_is_asked_for(model: str) -> None:
+    words = ["lora", "--model", model, "--limit", "8", "--samples", "4", "--max-steps", "2"]
+    more = ["--device", "cpu", "--tracker", "tensorboard", "--out", "t"]
+    assert train(*words, *more) == 0
+    assert any(Path("t/tensorboard").iterdir())
+
+
 COMMON = ["--limit", "3", "--trials", "2", "--max-new-tokens", "8", "--device", "cpu"]
 Make = Any
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
@@ -24,9 +24,11 @@ from pydantic_core import PydanticUndefined
 from fttt.config import RunConfig, in_sections, key_values
 from fttt.config.run_config import EMBEDDED_MODEL, Section
 from fttt.errors import DivergedError, RunError, StoppedError
-from fttt.progress import note
+from fttt.progress import Progress, note
+from fttt.store import Run
 from fttt.tasks import Task
 from fttt.tasks.benchmark_data import local_data, local_note
+from fttt.trackers import NO_TRACKER, RunTracker
 
 __all__ = [
     "DATA",
@@ -37,6 +39,7 @@ __all__ = [
     "JudgeURL",
     "Recipe",
     "RunFolders",
+    "TrackerName",
     "ask_judge",
     "complete_method",
     "examples",
@@ -45,6 +48,7 @@ __all__ = [
     "print_json",
     "say",
     "say_how_to_resume",
+    "tracked",
     "with_flags",
 ]
 
@@ -246,6 +250,47 @@ def examples(*lines: str) -> str:
 
 
 AsJSON = Annotated[bool, typer.Option("--json", help="print JSON instead of a table")]
+
+
+TrackerName = Annotated[
+    str,
+    typer.Option(
+        "--tracker", help="tensorboard, wandb, trackio, mlflow, or another of accelerate's"
+    ),
+]
+
+
+@contextmanager
+def tracked(
+    progress: Progress, name: str, folder: Path, settings: Mapping[str, Any]
+) -> Iterator[Callable[[Sequence[Run]], None]]:
+    """Hand a run's figures to a tracker, and at its end those of its summary.
+
+    Args:
+        progress: of the run, which hands on what it counts.
+        name: of the tracker; ``none`` for none.
+        folder: of the run.
+        settings: of the run.
+    """
+    if name == NO_TRACKER:
+        yield lambda runs: None
+        return
+    tracker = RunTracker(name, folder, settings, note)
+    progress.tracker = tracker
+    try:
+        yield lambda runs: tracker.log(_final(runs), sum(r.summary["trials_total"] for r in runs))
+    finally:
+        tracker.close()
+
+
+def _final(runs: Sequence[Run]) -> dict[str, float]:
+    """The last figures of runs; of several by the names of their folders."""
+    values = {}
+    for run in runs:
+        prefix = f"{run.path.name}/" if len(runs) > 1 else "final_"
+        for key in ("accuracy", "solved", "trials_total", "seconds"):
+            values[prefix + key] = run.summary[key]
+    return values
 
 
 def print_json(value: Any) -> None:

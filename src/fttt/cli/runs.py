@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,10 +16,12 @@ from fttt.cli.flags import (
     DryRun,
     JudgeURL,
     Recipe,
+    TrackerName,
     ask_judge,
     complete_method,
     print_json,
     say_how_to_resume,
+    tracked,
     with_flags,
 )
 from fttt.config import (
@@ -31,10 +34,12 @@ from fttt.config import (
     to_toml,
 )
 from fttt.errors import UsageError
-from fttt.files import numbered, output_folder
-from fttt.progress import note
+from fttt.files import model_label, numbered, output_folder
+from fttt.progress import Progress, note
+from fttt.trackers import NO_TRACKER, check_tracker
 
 if TYPE_CHECKING:
+    from fttt.experiment.executor import Executor
     from fttt.experiment.runner import Cell
     from fttt.experiment.sweep import SweepConfig
     from fttt.store import Run
@@ -122,6 +127,7 @@ def run_command(
     ] = None,
     resume: Annotated[Path | None, typer.Option(help="run folder to resume")] = None,
     recipe: Recipe = None,
+    tracker: TrackerName = NO_TRACKER,
     dry_run: DryRun = False,
     as_json: AsJSON = False,
 ) -> None:
@@ -142,7 +148,7 @@ def run_command(
     }
     flags = merge(flags, in_sections(further))
     ask_judge(judge_url)
-    run_flags(flags, out, resume, recipe, dry_run=dry_run, as_json=as_json)
+    run_flags(flags, out, resume, recipe, dry_run=dry_run, as_json=as_json, tracker=tracker)
 
 
 def run_flags(
@@ -153,13 +159,15 @@ def run_flags(
     *,
     dry_run: bool = False,
     as_json: bool = False,
+    tracker: str = NO_TRACKER,
 ) -> None:
     """Carry out a run: flags over file over defaults, in a new folder or in ``resume``."""
     if resume is not None and out is not None:
         raise UsageError("--resume continues in its own folder; leave --out away.")
+    check_tracker(tracker)
     file = None if recipe is None else read_toml(recipe)
     if resume is not None:
-        _show(_resumed(resume, merge(file or {}, flags)), as_json=as_json)
+        _show(_resumed(resume, merge(file or {}, flags), tracker), as_json=as_json)
         return
     if "method" not in flags and "method" not in (file or {}):
         raise UsageError(
@@ -181,10 +189,10 @@ def run_flags(
     from fttt.experiment.runner import Cell
 
     with output_folder(out, plan.folder_name) as folder:
-        _show(_carried_out(Cell(plan, folder)), as_json=as_json)
+        _show(_carried_out(Cell(plan, folder), tracker), as_json=as_json)
 
 
-def _resumed(folder: Path, flags: dict[str, Any]) -> Run:
+def _resumed(folder: Path, flags: dict[str, Any], tracker: str) -> Run:
     from fttt.experiment.plan import plan_resume
     from fttt.store import Run
 
@@ -201,20 +209,39 @@ def _resumed(folder: Path, flags: dict[str, Any]) -> Run:
 
     from fttt.experiment.runner import Cell
 
-    return _carried_out(Cell(plan, folder, resume=True))
+    return _carried_out(Cell(plan, folder, resume=True), tracker)
 
 
-def _carried_out(cell: Cell) -> Run:
+def _carried_out(cell: Cell, tracker: str) -> Run:
     from fttt.experiment.cluster import executors
     from fttt.experiment.runner import run_cells
-    from fttt.progress import Progress
 
     config: RunConfig = cell.plan.config
     progress = Progress(config.method)
-    with executors(config.engine, progress.note) as load:
-        executor = load(config)
+    with (
+        executors(config.engine, progress.note) as load,
+        tracked(progress, tracker, cell.folder, config.to_toml()) as track,
+    ):
+        executor = _timed(load, progress)(config)
         with say_how_to_resume(f"`fttt run --resume {cell.folder}`", cell.folder):
-            return run_cells([cell], executor, progress)[0]
+            runs = run_cells([cell], executor, progress)
+        track(runs)
+    return runs[0]
+
+
+def _timed(
+    load: Callable[[RunConfig], Executor], progress: Progress
+) -> Callable[[RunConfig], Executor]:
+    """Load, and say how long it took."""
+
+    def loading(config: RunConfig) -> Executor:
+        start = time.monotonic()
+        executor = load(config)
+        seconds = time.monotonic() - start
+        progress.note(f"{model_label(config.model)} is ready ({seconds:.1f} s)")
+        return executor
+
+    return loading
 
 
 def _show(run: Run, *, as_json: bool) -> None:
@@ -259,6 +286,7 @@ def sweep_command(
         Path | None,
         typer.Option(help="folder of the runs; an unfinished sweep in it is resumed"),
     ] = None,
+    tracker: TrackerName = NO_TRACKER,
     dry_run: DryRun = False,
     as_json: AsJSON = False,
 ) -> None:
@@ -266,6 +294,7 @@ def sweep_command(
     from fttt.config import build, read_toml
     from fttt.experiment.sweep import Grid, SweepConfig, recipe
 
+    check_tracker(tracker)
     config = build(SweepConfig, merge(read_toml(file), {"base": flags}), str(file))
     if dry_run:
         typer.echo(recipe(Grid(config, out or Path(file.stem))), nl=False)
@@ -274,19 +303,25 @@ def sweep_command(
         output_folder(out, file.stem) as folder,
         say_how_to_resume(f"`fttt sweep {file} --out {folder}`", folder),
     ):
-        runs = carry_out_sweep(config, folder, file.stem)
+        runs = carry_out_sweep(config, folder, file.stem, tracker)
     print_runs(runs, as_json=as_json)
 
 
-def carry_out_sweep(config: SweepConfig, folder: Path, title: str) -> list[Run]:
+def carry_out_sweep(
+    config: SweepConfig, folder: Path, title: str, tracker: str = NO_TRACKER
+) -> list[Run]:
     """Run what is owed of a sweep where its settings say."""
     from fttt.experiment.cluster import executors
     from fttt.experiment.sweep import Grid, run_sweep
-    from fttt.progress import Progress
 
     progress = Progress(title)
-    with executors(Grid(config, folder).engine, progress.note) as load:
-        return run_sweep(config, folder, load, progress)
+    with (
+        executors(Grid(config, folder).engine, progress.note) as load,
+        tracked(progress, tracker, folder, config.model_dump(mode="json")) as track,
+    ):
+        runs = run_sweep(config, folder, _timed(load, progress), progress)
+        track(runs)
+    return runs
 
 
 def demo_command(

@@ -28,6 +28,10 @@ __all__ = [
 ]
 
 
+TRACKER = "tensorboard, wandb, trackio, mlflow, or another of accelerate's; none"
+"""What a tracker may be."""
+
+
 class GoldSection(Section):
     """Which gold solutions are learned."""
 
@@ -82,6 +86,7 @@ class TrainingSection(Section):
         ge=1,
         description="stop after N validations without a lower loss, and keep the best weights",
     )
+    tracker: str = Field("none", description=TRACKER)
     batch_tokens: int = Field(
         8192,
         ge=1,
@@ -261,9 +266,7 @@ class OpTuneConfig(Section):
     warmup: float = Field(0.0, ge=0, lt=1, description="share of the steps of the linear warm-up")
     validate_every: int = Field(250, ge=1, description="validation loss every N steps")
     checkpoint_every: int = Field(100, ge=1, description="checkpoint every N steps")
-    tracker: str = Field(
-        "tensorboard", description="tensorboard, none, or another of accelerate's (wandb, mlflow)"
-    )
+    tracker: str = Field("none", description=TRACKER)
 
     batch_tokens: int = Field(
         16384,

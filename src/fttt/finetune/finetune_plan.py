@@ -17,6 +17,7 @@ from fttt.finetune.metadata import METHODS, ModelShape, model_shape
 from fttt.registry import unknown_name
 from fttt.tasks import Task, TaskOptions, get_task, load_questions, task_name
 from fttt.tasks.benchmark_data import local_data, local_note
+from fttt.trackers import check_tracker
 from fttt.training import check_trainable, refuse_float16
 from fttt.types import Question
 
@@ -31,7 +32,7 @@ __all__ = [
     "sharded",
 ]
 
-PACKAGES = ("accelerate", "peft", "tensorboard")
+PACKAGES = ("accelerate", "peft")
 LEARNING_RATES = {
     "full": 1e-5,
     "lora": 2e-5,
@@ -148,6 +149,7 @@ def check_names(config: FinetuneConfig) -> tuple[FinetuneConfig, Section, Task]:
     task = get_task(config.task, **config.data.options)
     check_trainable(task, config.data.split)
     _check_options(config, settings)
+    check_tracker(config.training.tracker)
     missing = [name for name in PACKAGES if find_spec(name) is None]
     if missing:
         raise UsageError(

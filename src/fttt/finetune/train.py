@@ -45,6 +45,7 @@ from fttt.finetune.solution_trainer import (
 )
 from fttt.models import LoadedModel, load_model, pick_device, pick_dtype
 from fttt.progress import StepProgress
+from fttt.trackers import NO_TRACKER
 from fttt.training import GoldExample, gold_examples, held_out
 
 __all__ = ["optimizer", "resume_training", "train", "training_arguments"]
@@ -290,7 +291,8 @@ def training_arguments(
         remove_unused_columns=False,
         label_names=["labels"],
         dataloader_pin_memory=not cpu,
-        report_to="none",
+        report_to=[] if training.tracker in (NO_TRACKER, "tensorboard") else [training.tracker],
+        run_name=folder.parent.name,
         disable_tqdm=True,
     )
     if world == 1 and not cpu:
@@ -322,7 +324,7 @@ def optimizer(config: FinetuneConfig, settings: Any) -> tuple[type, dict[str, An
 
 def _callbacks(config: FinetuneConfig, folder: Path) -> Sequence[Any]:
     callbacks: list[Any] = []
-    if processes()[0] == 0:
+    if processes()[0] == 0 and config.training.tracker == "tensorboard":
         from torch.utils.tensorboard import SummaryWriter
 
         board: Any = import_module("transformers.integrations").TensorBoardCallback

@@ -16,6 +16,7 @@ from fttt.optune.attempts import check_attempts
 from fttt.optune.checkpoint import EditedLayer, check_training, edited_layers
 from fttt.store import Run, fingerprint
 from fttt.tasks import TaskOptions, get_task, load_questions, task_name
+from fttt.trackers import check_tracker
 from fttt.training import check_trainable, refuse_float16
 from fttt.types import Question
 
@@ -37,12 +38,6 @@ FREE = frozenset(
     {"device", "batch_tokens", "max_steps", "validate_every", "checkpoint_every", "tracker"}
 )
 """Settings that may change when a training is resumed."""
-TRACKERS = {
-    "tensorboard": "tensorboard", "wandb": "wandb", "comet_ml": "comet_ml", "aim": "aim",
-    "mlflow": "mlflow", "clearml": "clearml", "dvclive": "dvclive", "swanlab": "swanlab",
-    "trackio": "trackio",
-}  # fmt: skip
-"""The trackers of ``accelerate``, and the package that each of them needs."""
 
 
 @dataclass(frozen=True)
@@ -203,15 +198,9 @@ def _questions(attempts: Run, config: OpTuneConfig) -> list[Question]:
 
 
 def _check_packages(config: OpTuneConfig) -> None:
-    tracker = config.tracker
-    if tracker != "none" and tracker not in TRACKERS:
+    check_tracker(config.tracker)
+    if find_spec("accelerate") is None:
         raise UsageError(
-            f"There is no tracker {tracker!r}; choose from none, {', '.join(TRACKERS)}."
+            "Training needs the package 'accelerate', which is not installed; "
+            "run: pip install 'fttt[train]'."
         )
-    needed = ["accelerate", *([] if tracker == "none" else [TRACKERS[tracker]])]
-    for package in needed:
-        if find_spec(package) is None:
-            raise UsageError(
-                f"Training needs the package {package!r}, which is not installed; "
-                "run: pip install 'fttt[train]' (or use --tracker none)."
-            )

@@ -43,6 +43,7 @@ from fttt.optune.gradient import GradientRunner
 from fttt.optune.network import OpTuneNetwork
 from fttt.optune.optune_plan import CONFIG, OpTunePlan
 from fttt.progress import StepProgress
+from fttt.trackers import LOGS, plain_values
 from fttt.training import gold_examples, held_out
 
 __all__ = [
@@ -376,10 +377,6 @@ def learning_rate(config: OpTuneConfig, step: int, total: int) -> float:
     return config.lr * 0.5 * (1 + math.cos(math.pi * done))
 
 
-RUNS = "logs"
-"""Folder of the trackers' files in a training folder."""
-
-
 class ProcessGroup:
     """The processes of one training, through ``accelerate``, and its trackers.
 
@@ -424,11 +421,7 @@ class ProcessGroup:
     def track(self, settings: Mapping[str, Any]) -> None:
         """Start the trackers' run with the settings; values other than numbers become texts."""
         if self._tracked:
-            plain = {
-                key: value if isinstance(value, int | float | str) else str(value)
-                for key, value in settings.items()
-            }
-            self._accelerator.init_trackers(RUNS, config=plain)
+            self._accelerator.init_trackers(LOGS, config=plain_values(settings))
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         """Log values to the trackers, in the main process."""
