@@ -47,6 +47,14 @@ def test_all_as_expected(
     assert "wrong answers that pass" in printed
 
 
+def test_options_of_the_task(capsys: pytest.CaptureFixture[str]) -> None:
+    code, printed, _ = check(capsys, "sorting", "--task-option", "words=3")
+    assert code == 0, printed
+    code, _, wrong = check(capsys, "arithmetic", "--task-option", "levels=[9]")
+    assert code == 2
+    assert "no level 9" in wrong
+
+
 def test_what_fails_is_named(
     broken: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

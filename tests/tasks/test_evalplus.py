@@ -164,6 +164,13 @@ def test_tests_of_another_form_are_named(hub: Any) -> None:
         get_task("mbppplus").load(TaskOptions())
 
 
+def test_an_early_loop_is_not_taken_for_the_last(hub: Any) -> None:
+    early = "for n in range(3):\n" + "    pass\n" * 200 + "\n" * 200
+    hub["evalplus/mbppplus", None, "test"] = [{**MBPP, "test": f"{early}{MBPP['test']}\n\n"}]
+    (question,) = get_task("mbppplus").load(TaskOptions())
+    assert score(question, str(MBPP["code"])) == (1.0, 3)
+
+
 @pytest.mark.parametrize(
     ("out", "exp", "same"),
     [

@@ -302,8 +302,10 @@ class Sandbox:
             judgement, _ = await in_turn(lambda: self._run_tests(problem, source))
             return judgement
         tally = OutputTally(problem)
+        lines = len(f"{problem.prompt}{submission.completion}".splitlines())
+        program = json.dumps({"source": source, "lines": lines}).encode("ascii")
         for given in problem.inputs:
-            tally.add(*await in_turn(partial(self._run_program, source, given)))
+            tally.add(*await in_turn(partial(self._run_program, program, given)))
             if tally.decided:
                 break
         return tally.judgement()
@@ -333,15 +335,16 @@ class Sandbox:
         """Run a problem's tests on a submission, in one box."""
         known = self._prepared.get(problem)
         tests = known or json.dumps(problem.to_json()).encode("ascii")
-        judgement, prepared = await self._run_box([_packed(source), tests], program=False)
+        packed = json.dumps({"source": source}).encode("ascii")
+        judgement, prepared = await self._run_box([packed, tests], program=False)
         if known is None:
             self._prepared.keep(problem, prepared)
         return judgement, b""
 
-    async def _run_program(self, source: str, given: str) -> tuple[Judgement, bytes]:
+    async def _run_program(self, program: bytes, given: str) -> tuple[Judgement, bytes]:
         """Run a submission on an input, in one box; how it ended, and what it printed."""
         read = given.encode("utf-8", "surrogatepass")
-        return await self._run_box([_packed(source), read, b""], program=True)
+        return await self._run_box([program, read, b""], program=True)
 
     async def _run_box(
         self, contents: Sequence[bytes], *, program: bool
@@ -423,10 +426,6 @@ def _filter(*, counted: bool) -> tuple[bytes, str]:
         return compile_filter(counted=counted), ""
     except (ImportError, OSError, RuntimeError) as error:
         return b"", f"libseccomp: {error}"
-
-
-def _packed(source: str) -> bytes:
-    return json.dumps({"source": source}).encode("ascii")
 
 
 def _in_memory(content: bytes) -> int:

@@ -16,7 +16,7 @@ from fttt.verifiers.verifier import Verifier
 __all__ = ["MBPPPlusTask"]
 
 FIELDS = ("task_id", "prompt", "code", "test_imports", "test_list", "test")
-_LOOP = re.compile(r"^for [^\n]+:[ \t]*\n(?:[ \t]+[^\n]*(?:\n|\Z)|[ \t]*\n)+\s*\Z", re.MULTILINE)
+_LOOP = re.compile(r"^for [^\n]*:[ \t]*\n(?:[ \t][^\n]*(?:\n|\Z)|\n)+\Z", re.MULTILINE)
 """The loop over all inputs that a problem's tests end in."""
 
 

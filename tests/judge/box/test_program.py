@@ -94,7 +94,7 @@ WRONG = {
     "right, then an error": (
         "print(sum(map(int, input().split())), flush=True)\nprint(1 / 0)",
         "failed",
-        "ZeroDivisionError: division by zero at line 2 of the program: print(1 / 0)",
+        "ZeroDivisionError: division by zero at the line: print(1 / 0)",
     ),
     "right, then os._exit with a status": (
         "import os\nprint(sum(map(int, input().split())), flush=True)\nos._exit(3)",
@@ -176,8 +176,9 @@ for fd in range(64):
         try: seen.append(os.pread(fd, 1 << 20, begin).decode("utf-8", "replace"))
         except OSError: pass
 for top in ("/", "/tmp", "/proc", "/proc/1", "/dev/fd"):
-    for folder, _, files in os.walk(top):
-        for name in files if folder.count("/") < 3 else ():
+    for folder, folders, files in os.walk(top):
+        if folder.count("/") > 1: folders.clear()
+        for name in files:
             try: seen.append(open(f"{folder}/{name}", errors="replace").read(1 << 16))
             except (OSError, ValueError): pass
 for name in ("/proc/1/mem", "/proc/self/mem", "/proc/1/environ", "/proc/1/cmdline"):
@@ -203,11 +204,11 @@ else:
 """
 
 
-def judge(*asked: tuple[StdinProblem, str]) -> list[Judgement]:
+def judge(*asked: tuple[StdinProblem, str], limits: Limits = LIMITS) -> list[Judgement]:
     """All of them judged side by side, so that each has neighbours."""
 
     async def run() -> list[Judgement]:
-        sandbox = Sandbox(workers=3, limits=LIMITS)
+        sandbox = Sandbox(workers=3, limits=limits)
         try:
             wanted = [Submission(p, textwrap.dedent(code).lstrip("\n")) for p, code in asked]
             return await asyncio.gather(*map(sandbox.judge, wanted))
@@ -244,8 +245,30 @@ def test_a_part_of_the_score_for_a_part_of_the_tests(judgements: dict[str, Judge
     assert [(f.index, f.source) for f in judgement.failures] == [(0, "1 2\n")]
 
 
+def test_a_function_is_called_by_the_problems_own_ending() -> None:
+    problem = StdinProblem(
+        ("2\n", "5\n"),
+        ("4", "10"),
+        prompt="import sys\nprinted, sys.stdout = sys.stdout, sys.stderr\n",
+        entry_point="double",
+        ending="printed.write(str(double(int(input()))))\nprinted.flush()\n",
+    )
+    right, noisy, wrong, none, early = judge(
+        (problem, "def double(n):\n    return 2 * n"),
+        (problem, "def double(n):\n    print('debug')\n    return 2 * n\n# the end"),
+        (problem, "def double(n):\n    return 4"),
+        (problem, "def triple(n):\n    return 3 * n"),
+        (problem, "print(4)\nraise SystemExit"),
+    )
+    assert right.passed
+    assert noisy.passed
+    assert (wrong.status, wrong.tests_passed) == ("failed", 1)
+    assert none.detail == "test 1 of 2: NameError: name 'double' is not defined"
+    assert early.detail == "test 1 of 2: printed nothing, expected '4'"
+
+
 def test_what_it_should_print_is_nowhere_in_the_box() -> None:
-    (stolen, told) = judge((SECRET, THIEF), (SECRET, "print('SECRET-4711')"))
+    (stolen, told) = judge((SECRET, THIEF), (SECRET, "print('SECRET-4711')"), limits=Limits())
     assert told.passed
     assert "printed nothing" in stolen.detail
 

@@ -27,6 +27,8 @@ _WORDS = 4000
 def run_program(submission: int, given: int, printed: int, answer: int) -> None:
     """Run a submission (a JSON file descriptor) from ``given`` to ``printed``.
 
+    It is ``{"source", "lines"}``, where ``lines`` are those before the problem's own ending.
+
     Writes ``{"status", "detail"}`` to ``answer``: ``passed`` where it ended by itself without an
     error. The box ends with this process, and with it what the program has left running.
     """
@@ -68,10 +70,11 @@ def _verdict(status: int, words: bytes) -> dict[str, Any]:
 def _run(submission: int, words: int) -> NoReturn:
     """The life of the program's process."""
     status = 1
-    source = ""
+    source, own = "", 0
     try:
         with os.fdopen(submission, "rb") as file:
-            source = json.load(file)["source"]
+            program = json.load(file)
+        source, own = program["source"], program["lines"]
         module = ModuleType("__main__")
         sys.modules["__main__"] = module
         sys.argv[:] = [""]
@@ -86,9 +89,9 @@ def _run(submission: int, words: int) -> NoReturn:
     except BaseException as error:
         text = ": ".join(describe(error))
         number = line_of(error, "<submission>")
-        lines = source.splitlines()
-        if 0 < number <= len(lines):
-            text += f" at line {number} of the program: {lines[number - 1].strip()[:200]}"
+        if 0 < number <= own:
+            # Without its number, which counts what the problem puts before the program.
+            text += f" at the line: {source.splitlines()[number - 1].strip()[:200]}"
         os.write(words, text.encode("utf-8", "replace")[:_WORDS])
     finally:
         os._exit(status)
