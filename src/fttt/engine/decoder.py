@@ -356,12 +356,14 @@ class Uncaptured:
     replay: Callable[[], None]
 
 
-def capturable(model: nn.Module) -> bool:
+def capturable(model: Any) -> bool:
     """Whether a model's steps can be captured on its GPU.
 
-    The product of tokens grouped by expert reads the groups' sizes on the host, but in bfloat16 on
-    a GPU of Hopper's kind or later.
+    Gemma 3n makes a tensor on the host in each pass. The product of tokens grouped by expert reads
+    the groups' sizes there, but in bfloat16 on a GPU of Hopper's kind or later.
     """
+    if model.config.get_text_config().model_type == "gemma3n_text":
+        return False
     if not any(hasattr(type(module), "_apply_gate") for module in model.modules()):
         return True
     weight = next(model.parameters())
