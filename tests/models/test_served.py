@@ -39,6 +39,15 @@ def test_a_model_that_no_list_names_is_asked_for_a_token(serve: Serve, listed: R
     assert found.max_context > 10**9
 
 
+def test_a_connection_that_ends_behind_the_list_is_no_answer(serve: Serve) -> None:
+    server = serve(
+        lambda _: Reply(completion("x"), torn=True) if len(server.asked) < 2 else completion("x")
+    )
+    server.models = refusal(500, "no cache to list")
+    assert find_served("openai:folder", server.url).card == {}
+    assert len(server.asked) == 2
+
+
 def test_a_model_that_it_does_not_have(serve: Serve) -> None:
     server = serve(lambda _: refusal(404, "The model tini does not exist"))
     with pytest.raises(UsageError, match=r"no answer as the model 'tini' \(404.*mean 'tiny'\?"):

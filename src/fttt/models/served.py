@@ -26,6 +26,7 @@ _TIMEOUT = 600.0
 """Seconds for an answer: a long one comes in one piece."""
 _LIST_SECONDS = 30.0
 _CONNECT_SECONDS = 10.0
+_PROBE_RETRIES = 2
 _CONTEXTS = ("max_model_len", "context_length", "context_window", "max_context_length")
 """What servers call the longest conversation in their lists of models."""
 _TAG = re.compile(r"<[^<>]*>")
@@ -106,7 +107,9 @@ def find_served(model: str, url: str, timeout: float | None = None) -> ServedMod
         found = listed if isinstance(listed, list) else []
         cards = {card.id: card.model_dump(warnings=False) for card in found if hasattr(card, "id")}
         if name not in cards:
-            _probe(openai, client.with_options(timeout=timeout), url, name, list(cards))
+            # again where it has closed the connection after an error of its list
+            patient = client.with_options(timeout=timeout, max_retries=_PROBE_RETRIES)
+            _probe(openai, patient, url, name, list(cards))
     return ServedModel(model, url, timeout, cards.get(name, {}))
 
 
