@@ -315,7 +315,7 @@ class ChatFormat:
         )
 
     def thought_ids(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-        """Ids of what opens a thought (none where the header has), ends it, and closes it early.
+        """Ids of what opens a thought (none where nothing has to), ends it, and closes it early.
 
         Raises:
             UsageError: the model has no thoughts, or none that can be told by tokens.
@@ -332,7 +332,8 @@ class ChatFormat:
                 f"The tokenizer of {name!r} has no token for {form.mark!r}, so --think-tokens "
                 "cannot tell where a thought ends; leave it away."
             )
-        opening = () if form.opened else self.encode_within(form.opening)
+        thinks = form.opened or form.always  # from the first token on
+        opening = () if thinks else self.encode_within(form.opening)
         return opening, self.encode_within(form.mark), self.encode_within(form.closing)
 
     def _thought_tokens(self, token_ids: tuple[int, ...]) -> int:
