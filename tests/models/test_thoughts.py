@@ -21,6 +21,29 @@ TAGGED = (
 """Shows what was thought in earlier turns, and has no tokens for its tags."""
 
 
+EMPTIED = (
+    "{% for m in messages %}{% if m.role == 'user' %}<|im_start|>user\n{{ m.content }}<|im_end|>"
+    "{% else %}<|im_start|>{% set content = m.content %}{% set thought = '' %}"
+    "{% if m.reasoning_content is string %}{% set thought = m.reasoning_content %}"
+    "{% elif '</think>' in content %}{% set content = content.split('</think>')[-1].strip() %}"
+    "{% endif %}{% if loop.last and thought %}{{ '\n<think>' + thought + '</think>' }}"
+    "{% else %}{{ '\n<think></think>' }}{% endif %}{{ '\n' + content }}<|im_end|>"
+    "{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>"
+    "{{- '\n<think></think>' if enable_thinking is defined and not enable_thinking else '' }}"
+    "{% endif %}"
+)
+"""As GLM 4.6 has it: the thoughts of earlier turns are shown as empty ones."""
+
+
+SWITCHED = (
+    "{% for m in messages %}{% if m.role == 'user' %}<|im_start|>{{ m.content }}<|im_end|>"
+    "{% else %}</think>{{ m.content.split('</think>')[-1] }}<|im_end|>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<think>' if thinking else '</think>' }}{% endif %}"
+)
+"""As DeepSeek V3.1 has it: an answer follows an end of a thought, whether there was one or not."""
+
+
 def write(
     chat: ChatFormat, thought: str | None, answer: str, *, stopped: bool = True
 ) -> Completion:
@@ -156,3 +179,44 @@ def test_a_gold_answer_closes_the_thought_that_the_template_has_opened() -> None
     chat = ChatFormat(made)
     assert made.decode(chat.answer_ids("Q", "4")) == f"\n</think>\n\n4{made.eos_token}"
     assert (chat.given("Q", "4").text, chat.given("Q", "4").thought) == ("4", "")
+
+
+@pytest.mark.parametrize("thinks", [True, False])
+def test_an_earlier_thought_may_be_shown_as_an_empty_one(thinks: bool) -> None:
+    made = copy.deepcopy(tiny_tokenizer("qwen3"))
+    made.chat_template = EMPTIED
+    chat = ChatFormat(made, {} if thinks else {"enable_thinking": False})
+    assert chat.thoughts is not None
+    assert (chat.thoughts.opening, chat.thoughts.mark) == ("<think>", "</think>")
+    assert (chat.thoughts.always, chat.thoughts.closed) == (False, not thinks)
+    text = "\n<think>Hm.</think>\nIt is 5.<|im_end|>" if thinks else "\nIt is 5.<|im_end|>"
+    said = chat.completion(chat.encode(text), "stop", 0)
+    assert said.thought == ("Hm." if thinks else None)
+    assert said.text.strip() == "It is 5."
+    messages = [
+        {"role": "user", "content": "2 + 2?"},
+        {"role": "assistant", "content": "It is 5."},
+        {"role": "user", "content": "Wrong."},
+    ]
+    rendered = made.apply_chat_template(
+        messages, tokenize=False, add_generation_prompt=True, **chat.arguments
+    )
+    found = made.decode(chat.conversation_ids("2 + 2?", (said, user("Wrong."))))
+    assert found == rendered
+
+
+@pytest.mark.parametrize("thinks", [True, False])
+def test_an_end_without_a_beginning_says_that_nothing_is_thought(thinks: bool) -> None:
+    made = copy.deepcopy(tiny_tokenizer("qwen3"))
+    made.chat_template = SWITCHED
+    chat = ChatFormat(made, {"thinking": thinks})
+    assert chat.thoughts is not None
+    assert (chat.thoughts.opened, chat.thoughts.closed) == (thinks, not thinks)
+    text = "Hm.</think>It is 5.<|im_end|>" if thinks else "It is 5.<|im_end|>"
+    said = chat.completion(chat.encode(text), "stop", 0)
+    assert (said.text, said.thought) == ("It is 5.", "Hm." if thinks else None)
+    found = made.decode(chat.conversation_ids("2 + 2?", (said, user("Wrong."))))
+    assert found == (
+        "<|im_start|>2 + 2?<|im_end|></think>It is 5.<|im_end|><|im_start|>Wrong.<|im_end|>"
+        + ("<think>" if thinks else "</think>")
+    )

@@ -483,9 +483,11 @@ class ChatFormat:
         self.thoughts = find_thoughts(self._render, past, self._after_feedback, sources)
         """How thoughts are marked; ``None`` for a model that has none."""
         header, form = self._after_feedback, self.thoughts
-        longer = header.startswith(past.rstrip()) and header.strip() != past.strip()
-        other = longer or (form is not None and form.always)
-        self._past_header = past if other and not (form and form.keeps) else None
+        other = header.strip() != past.strip()
+        known = (
+            header.startswith(past.rstrip()) or form is not None
+        )  # else sampled, for all we know
+        self._past_header = past if other and known and not (form and form.keeps) else None
         """The header of an earlier answer, where it is another than that of the next one."""
 
     def _end_ids(self) -> frozenset[int]:

@@ -38,7 +38,7 @@ class ThoughtFormat:
     opened: bool
     """Whether the header of an answer has opened the thought already."""
     closed: bool
-    """Whether it has closed it, too: nothing is thought."""
+    """Whether it has closed it, opened or not: nothing is thought."""
     always: bool
     """Whether every answer begins with ``mark``, so that what lacks it holds no answer."""
     keeps: bool
@@ -64,8 +64,9 @@ def find_thoughts(
         sources: the template's text and the special tokens, in which tags are looked for.
     """
     begins = past if header.startswith(past) else header
-    always = past.removeprefix(header).strip() if past.startswith(header) else ""
+    more = past.removeprefix(header).strip() if past.startswith(header) else ""
     for opening, closing, field in _candidates(render, begins, sources):
+        always = "" if opening in more else more  # some show that an earlier thought is empty
         mark = always or closing.strip()
         last_open, last_mark = header.rfind(opening), header.rfind(mark)
         return ThoughtFormat(
@@ -73,7 +74,7 @@ def find_thoughts(
             mark=mark,
             closing=closing,
             opened=last_open > last_mark,
-            closed=-1 < last_open < last_mark,
+            closed=last_mark > last_open,
             always=bool(always),
             keeps=_keeps(render, opening, closing, field),
         )
@@ -89,7 +90,8 @@ def _candidates(
         found = _tried(render, [{"role": "user", "content": _QUESTION}, said], header=False)
         start, thought, rest = found.rpartition(_QUESTION)[2].partition(_THOUGHT)
         closing, answer, _ = rest.partition(_ANSWER)
-        opening = start.removeprefix(begins).strip()
+        tags = _TAG.findall(start)
+        opening = tags[-1] if tags else start.removeprefix(begins).strip()
         if thought and answer and opening and closing.strip():
             yield opening, closing, field
     for source in sources:
