@@ -10,19 +10,21 @@ import pytest
 
 from fttt.errors import RunError, UsageError
 from fttt.judge.client import JudgeClient, find_judge
-from fttt.judge.problem import Judgement, Problem, Submission
+from fttt.judge.problem import Judgement, Problem, StdinProblem, Submission
 from fttt.judge.sandbox import Sandbox
 
 SUBMISSION = Submission(Problem("", "def check(f): pass", "f"), "def f(): return '\ud800'")
 PASSED = {"passed": True, "status": "passed", "detail": "", "seconds": 0.25}
 
 
-def ask(handler: Callable[[httpx.Request], httpx.Response]) -> Judgement:
+def ask(
+    handler: Callable[[httpx.Request], httpx.Response], submission: Submission = SUBMISSION
+) -> Judgement:
     async def run() -> Judgement:
         transport = httpx.MockTransport(handler)
         client = JudgeClient("http://judge", attempts=4, first_pause=0.001, transport=transport)
         try:
-            return await client.judge(SUBMISSION)
+            return await client.judge(submission)
         finally:
             await client.close()
             await client.close()
@@ -38,6 +40,19 @@ def test_it_sends_the_problem_and_reads_the_verdict() -> None:
         return httpx.Response(200, json=PASSED)
 
     assert ask(handler) == Judgement("passed", "", 0.25)
+
+
+def test_it_waits_longer_for_a_program_that_is_run_on_many_inputs() -> None:
+    waited = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        waited.append(request.extensions["timeout"]["read"])
+        return httpx.Response(200, json=Judgement("passed").to_json())
+
+    many = StdinProblem(("1",) * 40, ("1",) * 40)
+    for problem in (SUBMISSION.problem, many):
+        ask(answer, Submission(problem, "print(1)"))
+    assert waited == [120.0, 520.0]
 
 
 def test_it_comes_back_after_a_full_queue_and_a_broken_connection() -> None:

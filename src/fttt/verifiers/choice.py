@@ -63,7 +63,7 @@ _DENIED = re.compile(
     re.IGNORECASE,
 )
 _RIGHT = (
-    r"(?:the\s+)?(?:(?!(?:not|never|hardly)\b)\w+\s+)?(?:correct|right|best|true)\b"
+    r"(?:the\s+)?(?:(?!(?:not|never|hardly)\b)\w+\s+)?(?:correct|right|best|true|answer)\b"
     r"(?!\s+(?:if|only|when|for|in)\b)"
 )
 
@@ -219,13 +219,17 @@ def _last_line(
 ) -> tuple[str, ...] | None:
     """The option that the last line is; none at the end of a list of options."""
     lines = [_plain(line) for line in said.rstrip().split("\n")[-20:] if line.strip()]
-    last = forms.line.fullmatch(lines[-1].rstrip(".")) if lines and not cut else None
+    if not lines or cut:
+        return None
+    lead = _LEAD.match(lines[-1])
+    start = lead.end() if lead is not None else 0
+    last = forms.line.fullmatch(lines[-1].rstrip("."), start)
     if last is None:
         return None
     rest = last[3]
     if rest is not None and options and not _same(options.get(_letter(last), ""), rest):
         return None
-    above = forms.line.fullmatch(lines[-2].rstrip(".")) if len(lines) > 1 else None
+    above = forms.line.fullmatch(lines[-2].rstrip(".")) if len(lines) > 1 and not start else None
     if above is not None and (above[3] is None) == (rest is None):
         return None
     if above is not None and LETTERS.find(_letter(above)) == LETTERS.find(_letter(last)) - 1:
