@@ -182,6 +182,7 @@ def test_trouble_that_passes_is_not_noticed(serve: Serve, trouble: Reply) -> Non
     [
         (refusal(500, "out of memory"), 8, "no answer in 8 requests .*500: out of memory"),
         (Reply(b"<html>"), 3, "in 3 requests .*no chat completion"),
+        (Reply({"error": {"message": "busy upstream"}}), 3, "no chat completion: .*busy upstream"),
         (Reply(completion("x"), seconds=20.0), 2, r"none came within 0.2 seconds \(--request-tim"),
         (refusal(404, "no such model"), 1, r"refuses \(404: no such model\)"),
         (refusal(400, "top_k is unknown"), 1, "refuses .*leave away or change the option"),
@@ -189,7 +190,7 @@ def test_trouble_that_passes_is_not_noticed(serve: Serve, trouble: Reply) -> Non
         (refusal(429, "paid up?", code="insufficient_quota"), 1, "see to the account"),
         (refusal(429, "later", ("Retry-After", "7200")), 1, "come back in 7,200 seconds"),
     ],
-    ids=["500", "html", "hangs", "404", "option", "context", "quota", "later"],
+    ids=["500", "html", "error-in-200", "hangs", "404", "option", "context", "quota", "later"],
 )
 def test_trouble_that_stays_is_one_sentence(
     serve: Serve, trouble: Reply, requests: int, said: str

@@ -340,9 +340,11 @@ def _read(answer: Any, count: int, seconds: float) -> Iterator[Generation]:
     Raises:
         AttributeError, TypeError, ValueError: it is none.
     """
-    choices = list(answer.choices)[:count]
-    if not choices:
-        raise ValueError("it has no choices")
+    choices = getattr(answer, "choices", None)
+    if not isinstance(choices, list) or not choices:
+        # some say with status 200 what went wrong elsewhere
+        raise ValueError(getattr(answer, "error", None) or "it has no choices")
+    choices = choices[:count]
     texts = [_text(choice.message.content) for choice in choices]
     ids = [tuple(getattr(choice, "token_ids", None) or ()) for choice in choices]
     usage = getattr(answer, "usage", None)
