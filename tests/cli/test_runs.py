@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import tomllib
 from importlib import import_module
@@ -27,6 +28,10 @@ def test_a_run_ends_in_a_table_and_a_folder(model: str, capsys: pytest.CaptureFi
     (folder,) = Path("outputs").iterdir()
     assert folder.name.startswith("fttt-arithmetic-tiny-s42-")
     assert str(folder) in shown.out
+    ready, size = shown.err.splitlines()
+    assert re.fullmatch(r"tiny is ready \(\d+\.\d s\)", ready)
+    assert size.startswith("2 questions, at most 4 trials and 32 generated tokens; 2 sequences")
+    assert "weights 0.00 GiB" in size
     assert "0/2" in shown.out
     assert "0.0 to 65.8" in shown.out
     assert {path.name for path in folder.iterdir()} == {

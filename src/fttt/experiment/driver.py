@@ -116,6 +116,10 @@ class ReplicatedExecutor:
     def generated_tokens(self) -> int:
         return sum(seat.before + seat.generated_tokens for seat in self.seats)
 
+    @property
+    def size(self) -> str:
+        return ""  # each replica has its own
+
     def rendered(
         self, prompts: Sequence[str], arguments: Mapping[str, Any]
     ) -> Sequence[str | None]:

@@ -152,6 +152,10 @@ class Executor(Protocol):
     def generated_tokens(self) -> int:
         """How many tokens have been generated since :meth:`prepare`."""
 
+    @property
+    def size(self) -> str:
+        """What :meth:`prepare` has planned of memory, for people; empty where it is not known."""
+
     def rendered(
         self, prompts: Sequence[str], arguments: Mapping[str, Any]
     ) -> Sequence[str | None]:
@@ -216,6 +220,10 @@ class LocalExecutor:
     @property
     def generated_tokens(self) -> int:
         return 0 if self._engine is None else self._engine.generated_tokens
+
+    @property
+    def size(self) -> str:
+        return self._engine.plan.describe() if isinstance(self._engine, BatchedEngine) else ""
 
     def rendered(
         self, prompts: Sequence[str], arguments: Mapping[str, Any]

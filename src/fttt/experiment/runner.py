@@ -124,11 +124,26 @@ class _Group:
                     longest=self._longest(),
                     folders=[cell.folder for cell in self.cells],
                 ):
+                    self._say_size(owed, trials)
                     finished = await self.executor.ask(owed, self.writers, self.progress, stop)
         finally:
             await self.executor.release()
         if not finished:
             raise StoppedError("The run was stopped; all that had ended is on disk.")
+
+    def _say_size(self, owed: Sequence[Owed], trials: int) -> None:
+        """Tell how much there is to do, and in how much memory, before it begins."""
+        if trials == 0:
+            return
+        plans = [cell.plan for cell in self.cells]
+        tokens = sum(
+            self._trials(one) * plans[one.run].config.sampling.max_new_tokens for one in owed
+        )
+        size = self.executor.size
+        self.progress.note(
+            f"{len(owed):,} questions, at most {trials:,} trials and {tokens:,} generated tokens"
+            + (f"; {size}" if size else "")
+        )
 
     def _longest(self) -> int:
         """Trials that one question may need, one after the other."""
