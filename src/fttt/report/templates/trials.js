@@ -24,10 +24,21 @@ function make(tag, name, text) {
 
 // Give an element these children, and leave alone those that it has already.
 function settle(parent, parts) {
-  let same = 0;
-  while (same < parts.length && parent.children[same] === parts[same]) same++;
-  while (parent.children.length > same) parent.lastElementChild.remove();
-  parent.append(...parts.slice(same));
+  const wanted = new Set(parts);
+  let here = parent.firstElementChild;
+  for (const part of parts) {
+    if (here === part) here = here.nextElementSibling;
+    else if (here && !wanted.has(here)) {
+      const next = here.nextElementSibling;
+      here.replaceWith(part);
+      here = next;
+    } else parent.insertBefore(part, here);
+  }
+  while (here) {
+    const next = here.nextElementSibling;
+    here.remove();
+    here = next;
+  }
 }
 
 // The other run's place of a question, or -1 where it has none.
@@ -114,14 +125,14 @@ function end(run, q) {
   return [`${made} trials so far`, run.budget ? `${made} of ${run.budget}` : String(made)];
 }
 
-function row(place) {
+function row(place, wide) {
   const q = state.rows[place];
   const run = state.runs[state.run];
   const element = make("div", "row");
-  const width = 100 / columns();
-  element.style.top = Math.floor(place / columns()) * page.row + "px";
+  const width = 100 / wide;
+  element.style.top = Math.floor(place / wide) * page.row + "px";
   element.style.height = page.row + "px";
-  element.style.left = (place % columns()) * width + "%";
+  element.style.left = (place % wide) * width + "%";
   element.style.width = width + "%";
   element.setAttribute("role", "option");
   element.setAttribute("aria-selected", String(q === state.chosen));
@@ -148,16 +159,27 @@ function brief(run, q) {
   return run.ids[q].slice(run.common);
 }
 
-// Only the rows in sight exist.
+let rows = new Map(); // question -> its row, and what the row was made of
+
+// Only the rows in sight exist, and only those that have changed are made anew.
 function draw() {
   const list = $("list");
   const wide = columns();
   const first = Math.max(0, Math.floor(list.scrollTop / page.row) - 4) * wide;
   const last = (Math.ceil((list.scrollTop + list.clientHeight) / page.row) + 4) * wide;
+  const drawn = new Map();
+  const run = state.runs[state.run];
+  const other = state.runs[state.against];
+  for (let place = first; place < Math.min(state.rows.length, last); place++) {
+    const q = state.rows[place];
+    const beside = there(q);
+    const facts = [place, wide, page.row, run.ids[q], run.verdicts[q], run.solved[q], run.tokens[q], run.done?.[q], run.span, q === state.chosen, beside >= 0 && other.verdicts[beside]].join();
+    const old = rows.get(q);
+    drawn.set(q, old?.facts === facts ? old : { facts, element: row(place, wide) });
+  }
+  rows = drawn;
   $("rows").style.height = Math.ceil(state.rows.length / wide) * page.row + "px";
-  const rows = [];
-  for (let place = first; place < Math.min(state.rows.length, last); place++) rows.push(row(place));
-  $("rows").replaceChildren(...rows);
+  settle($("rows"), [...drawn.values()].map((one) => one.element));
 }
 
 function trial(fields, run) {

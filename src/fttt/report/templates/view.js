@@ -1,6 +1,7 @@
 // The live page: what the service tells of the runs is kept here and drawn when it has changed.
 
-const live = { rows: new Map(), order: [], run: "", against: "", stream: null, curves: 0, memory: "", follows: true };
+const STEP = 40; // runs that are added to the list when its end comes into sight
+const live = { rows: new Map(), order: [], run: "", against: "", stream: null, curves: 0, memory: "", follows: true, limit: STEP };
 const entries = new Map(); // key -> the trials of a run, as trials.js reads them
 page.tile = 118;
 
@@ -22,7 +23,7 @@ page.remember = () => {
 
 // --- the list of runs
 
-const elements = new Map(); // key -> its row of the table
+const elements = new Map(); // key -> its row of the table, of those that were in sight
 const STATES = { running: "running", stopped: "stopped", finished: "finished" };
 
 function runRow(row) {
@@ -59,7 +60,9 @@ function drawRuns() {
     const row = live.rows.get(key);
     return !text || [row.method, row.task, row.model, row.name, row.state].join(" ").toLowerCase().includes(text);
   });
-  settle($("list-of-runs"), found.map((key) => elements.get(key)));
+  const inSight = found.slice(0, live.limit);
+  for (const key of inSight) if (!elements.has(key)) elements.set(key, runRow(live.rows.get(key)));
+  settle($("list-of-runs"), inSight.map((key) => elements.get(key)));
   for (const [key, element] of elements) element.setAttribute("aria-selected", String(key === live.run));
   const running = live.order.filter((key) => live.rows.get(key).state === "running").length;
   $("head").textContent = [`${number(live.order.length)} run${live.order.length === 1 ? "" : "s"}`, `${running} running`, ...(live.memory ? [`GPU memory ${live.memory}`] : [])].join(" · ");
@@ -73,11 +76,11 @@ function onRuns({ rows, order }) {
   for (const row of rows) {
     live.rows.set(row.key, row);
     const old = elements.get(row.key);
+    if (!old) continue;
     const made = runRow(row);
-    if (old && old.contains(document.activeElement)) {
-      old.replaceWith(made);
-      made.querySelector("button").focus();
-    }
+    const focused = old.contains(document.activeElement);
+    old.replaceWith(made); // in its place, so that the other rows stay as they are
+    if (focused) made.querySelector("button").focus();
     elements.set(row.key, made);
   }
   for (const key of [...live.rows.keys()]) if (!order.includes(key)) { live.rows.delete(key); elements.delete(key); entries.delete(key); }
@@ -92,6 +95,7 @@ function onRuns({ rows, order }) {
     else { live.run = ""; $("run-shown").hidden = true; document.documentElement.dataset.ready = 1; }
   }
   drawFacts();
+  document.documentElement.dataset.listed ??= Math.round(performance.now());
 }
 
 // The two selects over the wall.
@@ -221,6 +225,7 @@ async function drawCurves() {
   } catch (error) {
     $("said").textContent = `The curves cannot be drawn: ${error.message}`;
   }
+  live.again = again;
   live.curves = setTimeout(drawCurves, again * 1000);
 }
 
@@ -261,6 +266,13 @@ function start() {
   $("run").addEventListener("change", () => pick($("run").value, live.against));
   $("against").addEventListener("change", () => pick(live.run, $("against").value));
   $("sift").addEventListener("input", drawRuns);
+  const list = $("runs").querySelector(".runs");
+  list.addEventListener("scroll", () => {
+    if (live.limit < live.order.length && list.scrollTop + 2 * list.clientHeight > list.scrollHeight) {
+      live.limit += STEP;
+      drawRuns();
+    }
+  }, { passive: true });
   $("settings").addEventListener("toggle", async () => {
     if ($("settings").open) $("settings").querySelector("pre").textContent = await ask(`runs/${live.run}/settings`);
   });
