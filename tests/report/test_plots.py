@@ -18,10 +18,21 @@ from fttt.report.plots import (
     spending,
     token_figure,
 )
-from fttt.report.sides import form_sides
+from fttt.report.sides import Side, form_sides
 from fttt.store import Run
 
 MakeRun = Callable[..., Run]
+
+
+def test_a_line_of_an_unfinished_run_is_whole_as_far_as_its_questions_came(
+    make_run: MakeRun,
+) -> None:
+    run = make_run("a", {"x": "ii", "y": "iiii", "z": "c"}, finish=False)
+    (curve,) = curves([Side("a", (run,), ("x", "y", "z"))], "trials")
+    assert curve.budgets.tolist() == [1, 2, 3, 4]
+    assert curve.whole_until == 2
+    (finished,) = curves([Side("a", (run,), ("y", "z"))], "trials")
+    assert finished.whole_until == 4
 
 
 def test_a_curve_is_the_share_solved_within_each_budget(make_run: MakeRun) -> None:

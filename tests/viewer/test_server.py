@@ -98,7 +98,8 @@ def test_a_question_is_answered_with_all_that_was_written(client: Client, watche
     assert first[5] == 0.25
     assert first[8] == 7
     assert first[13] == "divergence 0.5"
-    assert first[14].startswith("No: hint 0 </script>")
+    assert first[14] is None  # it did not think
+    assert first[15].startswith("No: hint 0 </script>")
     assert second[0] == 2
     for place in (3, -1):
         assert client.get(f"/runs/{key}/questions/{place}").status_code == 404

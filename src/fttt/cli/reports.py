@@ -76,22 +76,23 @@ def _show_listed_runs(folder: Path, as_json: bool) -> None:
     for name in ("run", "method", "task", "model", "questions", "solved", "written"):
         table.add_column(name, justify="left" if name in _WORDS else "right", overflow="fold")
     facts = []
-    for run, written in found:
-        done = len(run.questions) - len(run.owed)
-        solved = sum(record.solved for record in run.records)
+    for followed in found:
+        run, reached = followed.run, followed.reached
         row = [str(run.path), run.method, run.task, run.model]
         facts.append(
             {
                 **dict(zip(_WORDS, row, strict=True)),
                 "seed": run.seed,
-                "questions": len(run.questions),
-                "done": done,
-                "solved": solved,
-                "finished": run.finished,
-                "written": datetime.fromtimestamp(written, UTC).isoformat(timespec="seconds"),
+                "questions": reached.questions,
+                "done": reached.done,
+                "solved": reached.solved,
+                "finished": followed.state == "finished",
+                "written": datetime.fromtimestamp(followed.written, UTC).isoformat(
+                    timespec="seconds"
+                ),
             }
         )
-        row += [f"{done}/{len(run.questions)}", str(solved), ago(written)]
+        row += [f"{reached.done}/{reached.questions}", str(reached.solved), ago(followed.written)]
         table.add_row(*map(Text, row))
     if as_json:
         print_json(facts)
@@ -100,9 +101,9 @@ def _show_listed_runs(folder: Path, as_json: bool) -> None:
     if not console.is_terminal:
         console.width = 200  # a file has no edge to wrap at
     console.print(table)
-    for run, _ in found:
-        if not run.finished:
-            say = f"resume: fttt run --resume {run.path}"
+    for followed in found:
+        if followed.state != "finished":
+            say = f"resume: fttt run --resume {followed.path}"
             console.print(say, soft_wrap=True, highlight=False, markup=False)
 
 

@@ -3,7 +3,13 @@
 ``Run.open(path)`` reads a folder, finished or not. ``RunWriter`` appends to one.
 """
 
-from fttt.store.followed_run import FollowedQuestion, FollowedRun, PartialRun, QuestionTexts
+from fttt.store.followed_run import (
+    FollowedQuestion,
+    FollowedRun,
+    PartialRun,
+    QuestionTexts,
+    find_runs,
+)
 from fttt.store.journal import (
     DivergenceEvent,
     GenerationEvent,
@@ -17,7 +23,6 @@ from fttt.store.run_folder import (
     Run,
     RunWriter,
     check_free,
-    find_runs,
     fingerprint,
     open_runs,
     run_folders,

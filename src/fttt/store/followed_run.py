@@ -18,13 +18,32 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from fttt.errors import UsageError
+from fttt.files import held_files
 from fttt.store.journal import trial_from_json
 from fttt.store.line_file import LineTail, read_line_at
 from fttt.store.outcome import solved_within
-from fttt.store.run_folder import CONFIG, EVENTS, QUESTIONS, SUMMARY, TRIALS, Run, read_settings
+from fttt.store.run_folder import (
+    CONFIG,
+    EVENTS,
+    QUESTIONS,
+    SUMMARY,
+    TRIALS,
+    Run,
+    read_settings,
+    run_folders,
+)
 from fttt.types import Question, Trial
 
-__all__ = ["FollowedQuestion", "FollowedRun", "PartialRun", "QuestionTexts", "RunState"]
+__all__ = [
+    "FollowedQuestion",
+    "FollowedRun",
+    "PartialRun",
+    "QuestionTexts",
+    "Reached",
+    "RunState",
+    "find_runs",
+]
 
 RunState = Literal["running", "stopped", "finished"]
 
@@ -93,6 +112,17 @@ class PartialRun(Run):
 
 
 @dataclass(frozen=True, slots=True)
+class Reached:
+    """What a run has reached."""
+
+    questions: int
+    done: int
+    solved: int
+    """By the run's own rule."""
+    trials: int
+
+
+@dataclass(frozen=True, slots=True)
 class _Sample:
     """What a run had reached at a moment of this process's clock."""
 
@@ -126,7 +156,7 @@ class FollowedRun:
         """What is wrong with the folder, in a sentence."""
         self.tokens = self.trials = self.solved = self.done = 0
         self.clock = 0.0
-        """How long the run has worked, as its journal tells."""
+        """The latest time in its journal."""
         self.written = 0.0
         """When it was last written to, in seconds since the epoch."""
         self.summary: Mapping[str, Any] | None = None
@@ -222,7 +252,7 @@ class FollowedRun:
     def _trial(self, offset: int, line: dict[str, Any]) -> None:
         place = self._place[line["question_id"]]
         question = self.questions[place]
-        line |= {"question_id": question.id, "completion": "", "token_ids": ()}
+        line |= {"question_id": question.id, "completion": "", "thought": None, "token_ids": ()}
         trial = trial_from_json(line)
         if trial.verdict not in ("correct", "incorrect", "unanswered"):
             raise ValueError(f"the verdict {trial.verdict}")
@@ -240,6 +270,15 @@ class FollowedRun:
         if self.run.decided_by == "first":
             return any(trial.verdict == "correct" for trial in question.trials.values())
         return solved_within(question.in_order, decided_by=self.run.decided_by)
+
+    @property
+    def reached(self) -> Reached:
+        """Counts by the summary of a finished run, else by what has been read."""
+        summary = self.summary
+        if summary is None:
+            return Reached(len(self.questions), self.done, self.solved, self.trials)
+        questions = int(summary["questions"])
+        return Reached(questions, questions, int(summary["solved"]), int(summary["trials_total"]))
 
     def partial(self, ids: Sequence[str]) -> PartialRun:
         """The run as far as it has been read, with these questions only."""
@@ -282,15 +321,19 @@ class FollowedRun:
         return (read_line_at(self.path / name, offset) for offset in list(offsets))
 
     @property
+    def seconds(self) -> float:
+        """How long the run has worked, resumed parts added."""
+        return self.clock if self.summary is None else float(self.summary["seconds"])
+
+    @property
     def tokens_per_second(self) -> float:
         """Generated tokens a second: of late while it runs, else over all its time; 0 if unknown.
 
         Tokens are counted as their trials end.
         """
-        if self.summary is not None:
-            seconds = float(self.summary["seconds"])
-            return float(self.summary["usage"]["generated_tokens"]) / seconds if seconds else 0.0
         seconds, _, tokens = self._lately()
+        if self.summary is not None:
+            seconds, tokens = self.seconds, self.summary["usage"]["generated_tokens"]
         return tokens / seconds if seconds else 0.0
 
     @property
@@ -320,3 +363,20 @@ class FollowedRun:
             if seconds >= _LATELY and now.trials > sample.trials:
                 return seconds, now.trials - sample.trials, now.tokens - sample.tokens
         return self.clock, self.trials, self.tokens
+
+
+def find_runs(folder: Path) -> list[FollowedRun]:
+    """The runs at and below a folder with what they have reached, the latest first.
+
+    A broken one is passed over.
+    """
+    held, found = held_files(), []
+    for path in run_folders(folder):
+        try:
+            run = FollowedRun(path)
+            while run.look(held) and run.summary is None:
+                run.read()
+        except (UsageError, OSError):
+            continue
+        found.append(run)
+    return sorted(found, key=lambda run: -run.written)

@@ -142,7 +142,7 @@ class LineTail:
         self.path = path
         self.broken = ""
         self._cut = f',"{without}":['.encode() if without else b""
-        self._offset = 0
+        self._offset = self._seen = 0  # behind what was read, and behind what was looked at
         self._inode: int | None = None
 
     @property
@@ -153,8 +153,8 @@ class LineTail:
 
     @property
     def waiting(self) -> int:
-        """Bytes that were appended since the last read."""
-        return max(0, self._identity()[1] - self._offset)
+        """Bytes that were appended since the last read, which may have met a torn line."""
+        return max(0, self._identity()[1] - self._seen)
 
     def read(self, most: int = 1 << 20) -> list[tuple[int, dict[str, Any]]]:
         """The next records, each with the byte that its line begins at; about ``most`` bytes."""
@@ -177,6 +177,7 @@ class LineTail:
                 start += len(line)
                 if record is not None and start >= found[0][0] + most:
                     break
+            self._seen = start
         return found
 
     def _identity(self) -> tuple[int | None, int]:

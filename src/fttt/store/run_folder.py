@@ -41,7 +41,6 @@ __all__ = [
     "Run",
     "RunWriter",
     "check_free",
-    "find_runs",
     "fingerprint",
     "open_runs",
     "question_line",
@@ -335,22 +334,6 @@ def run_folders(folder: Path) -> Iterator[Path]:
             folders.clear()
             yield Path(place)
         folders[:] = [name for name in folders if not name.startswith(".")]
-
-
-def find_runs(folder: Path) -> list[tuple[Run, float]]:
-    """The run folders below a folder, the latest first, each with when it was last written.
-
-    What is no run folder, or a broken one, is passed over.
-    """
-    found = []
-    for place in run_folders(folder):
-        try:
-            run = Run.open(place)
-            written = max(path.stat().st_mtime for path in run.path.iterdir())
-        except (UsageError, OSError):
-            continue
-        found.append((run, written))
-    return sorted(found, key=lambda pair: -pair[1])
 
 
 def open_runs(paths: Iterable[str | Path]) -> list[Run]:

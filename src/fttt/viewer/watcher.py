@@ -152,10 +152,7 @@ class Watcher:
         return more and (run.summary is None or self._watched[key] > 0)
 
     def _row(self, key: str, run: FollowedRun) -> dict[str, Any]:
-        summary = run.summary
-        total = summary["questions"] if summary else len(run.questions)
-        done = total if summary else run.done
-        solved = summary["solved"] if summary else run.solved
+        reached, finished = run.reached, run.state == "finished"
         left, rate = run.seconds_left, run.tokens_per_second
         return {
             "key": key,
@@ -165,16 +162,18 @@ class Watcher:
             "model": model_label(run.run.model),
             "seed": run.run.seed,
             "state": run.state,
-            "total": total,
-            "done": done,
-            "solved": solved,
-            "share": percent(solved / total) if total and done == total else "",
-            "trials": count(summary["trials_total"] if summary else run.trials),
+            "total": reached.questions,
+            "done": reached.done,
+            "solved": reached.solved,
+            "share": percent(reached.solved / reached.questions)
+            if finished and reached.done
+            else "",
+            "trials": count(reached.trials),
             "rate": count(rate) if rate else "",
             "left": "" if left is None else f"at most {seconds(left)}",
-            "time": seconds(summary["seconds"] if summary else run.clock),
+            "time": seconds(run.seconds),
             "written": ago(run.written),
-            "resume": "" if summary else f"fttt run --resume {shlex.quote(str(run.path))}",
+            "resume": "" if finished else f"fttt run --resume {shlex.quote(str(run.path))}",
         }
 
     def _look_at_memory(self) -> None:
