@@ -33,7 +33,7 @@ from fttt.experiment.driver import LostError, ReplicatedExecutor, Seat
 from fttt.experiment.executor import Executor, LocalExecutor
 from fttt.experiment.replica import About, Replica
 
-__all__ = ["Cluster", "executors"]
+__all__ = ["Cluster", "RayReplica", "executors"]
 
 _START_SECONDS = 120.0
 """For a replica's process to start and answer, on a busy machine."""
@@ -105,8 +105,8 @@ class Cluster:
         Raises:
             UsageError: more replicas are asked for than there are GPUs, or cores without GPUs.
         """
-        self._ray = ray
-        self._actors: list[_RayReplica] = []
+        self.ray = ray
+        self._actors: list[RayReplica] = []
         self.replicas, options = self._divided(engine)
         self._options = {**options, "max_restarts": 0, "scheduling_strategy": "SPREAD"}
 
@@ -115,9 +115,9 @@ class Cluster:
         deadline = time.monotonic() + _REACH_SECONDS
         while True:
             try:
-                return divide(engine, self._ray.available_resources())
+                return divide(engine, self.ray.available_resources())
             except UsageError:
-                divide(engine, self._ray.cluster_resources())  # where that is too little as well
+                divide(engine, self.ray.cluster_resources())  # where that is too little as well
                 if time.monotonic() > deadline:
                     raise
             time.sleep(0.1)
@@ -140,7 +140,7 @@ class Cluster:
                 for actor in cluster._actors:
                     actor.kill()
 
-    async def start(self, config: RunConfig) -> _RayReplica:
+    async def start(self, config: RunConfig) -> RayReplica:
         """Start a replica and wait until it answers.
 
         Args:
@@ -151,8 +151,8 @@ class Cluster:
             UsageError: there is no place for it, or it lacks files or has other versions.
         """
         environ = {name: os.environ[name] for name in _PASSED if name in os.environ}
-        remote = self._ray.remote(Replica).options(**self._options)
-        actor = _RayReplica(self._ray, remote.remote(str(Path.cwd()), environ))
+        remote = self.ray.remote(Replica).options(**self._options)
+        actor = RayReplica(self.ray, remote.remote(str(Path.cwd()), environ))
         self._actors.append(actor)
         try:
             async with asyncio.timeout(_START_SECONDS):
@@ -170,7 +170,7 @@ class Cluster:
         return actor
 
 
-class _RayReplica:
+class RayReplica:
     """A replica in a Ray actor. Implements :class:`fttt.experiment.driver.ReplicaHandle`."""
 
     about = About("an unknown machine", 0, {}, ())

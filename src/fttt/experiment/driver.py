@@ -21,7 +21,7 @@ from fttt.experiment.replay import Observer
 from fttt.experiment.replica import About, Assignment, Fact, Orders, PlannedRun, Report
 from fttt.store import History, Journal
 
-__all__ = ["LostError", "ReplicaHandle", "ReplicatedExecutor"]
+__all__ = ["Asking", "LostError", "ReplicaHandle", "ReplicatedExecutor"]
 
 _LIVES = 3
 """Replicas that may die in a seat one after the other without having sent a fact."""
@@ -149,7 +149,7 @@ class ReplicatedExecutor:
         observer: Observer,
         stop: asyncio.Event,
     ) -> bool:
-        finished = await _Asking(self, owed, journals, observer).until(stop)
+        finished = await Asking(self, owed, journals, observer).until(stop)
         if self.deaths:
             self.note(
                 f"Replicas died during the run ({self.deaths}); what they asked was resumed, and "
@@ -251,7 +251,7 @@ class _Known:
                 self.history.done = True
 
 
-class _Asking:
+class Asking:
     """The questions of some runs while they are asked."""
 
     def __init__(
@@ -320,10 +320,10 @@ class _Asking:
         """Hand out questions and write facts until nothing is left."""
         kept = 0
         while self._left:
-            orders = Orders(kept, tuple(map(self._assignment, self._hand_out(seat))))
+            orders = Orders(kept, tuple(map(self.assignment, self._hand_out(seat))))
             report: Report = await replica.call("exchange", orders)
             for fact in report.facts:
-                self._write(fact, seat)
+                self.write(fact, seat)
             for journal in self._journals:
                 await journal.kept()
             kept += len(report.facts)
@@ -341,7 +341,8 @@ class _Asking:
         seat.held.update({(one.run, one.question.id): one for one in given})
         return given
 
-    def _assignment(self, one: Owed) -> Assignment:
+    def assignment(self, one: Owed) -> Assignment:
+        """A question with what is on disk of it."""
         place = (one.run, one.question.id)
         if place not in self._known:
             journal = self._journals[one.run]
@@ -350,7 +351,8 @@ class _Asking:
         known = self._known[place]
         return Assignment(one.run, one.question.id, known.history, frozenset(known.written))
 
-    def _write(self, fact: Fact, seat: Seat) -> None:
+    def write(self, fact: Fact, seat: Seat) -> None:
+        """Write down what a replica has sent."""
         place = (fact.run, fact.question_id)
         if fact.kind == "ended":
             solved, spared = fact.content
