@@ -21,7 +21,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from fttt.config import EngineSection, resolve
-from fttt.experiment import cluster
+from fttt.experiment.cluster import Cluster, RayReplica
 from fttt.experiment.driver import Asking, Seat
 from fttt.experiment.executor import Owed
 from fttt.experiment.plan import plan_run, settle
@@ -101,7 +101,7 @@ def main() -> None:
     questions = [question.id for question in plan.questions]
     with tempfile.TemporaryDirectory(dir=options.folder) as place:
         start = time.perf_counter()
-        with cluster.Cluster.connected(EngineSection(device="cpu", replicas=1)) as connected:
+        with Cluster.connected(EngineSection(device="cpu", replicas=1)) as connected:
             print(f"Ray started in {time.perf_counter() - start:.1f} s")
             start = time.perf_counter()
             asyncio.run(connected.start(plan.config))
@@ -120,7 +120,7 @@ def main() -> None:
                 for one in owed:
                     asking.assignment(one)
                 sender = connected.ray.remote(Sender).remote(questions, options.tokens)
-                handle = cluster.RayReplica(connected.ray, sender)
+                handle = RayReplica(connected.ray, sender)
                 asyncio.run(measure(handle, asking, trials, options.trials))
                 handle.kill()
                 writer.close()

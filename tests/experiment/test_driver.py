@@ -13,6 +13,7 @@ import pytest
 
 from fttt.config import resolve
 from fttt.errors import RunError, UsageError
+from fttt.experiment import replica
 from fttt.experiment.driver import LostError, ReplicatedExecutor, Seat
 from fttt.experiment.executor import LocalExecutor
 from fttt.experiment.plan import Plan, plan_run, settle
@@ -26,6 +27,12 @@ from fttt.types import Trial
 from .conftest import write
 
 METHODS = ["greedy", "best-of-n", "self-consistency", "beam-search", "revision", "fttt"]
+
+
+@pytest.fixture(autouse=True)
+def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exchanges of scripted engines cost nothing that would have to be spread."""
+    monkeypatch.setattr(replica, "_APART", 0.0)
 
 
 class FakeReplica(Replica):
@@ -78,8 +85,7 @@ class Crew:
 
     async def start(self) -> Handle:
         dies_at = self._dies_at.pop(0) if self._dies_at else None
-        replica = FakeReplica(str(Path.cwd()), {}, self._engine)
-        self.handles.append(Handle(replica, dies_at))
+        self.handles.append(Handle(FakeReplica(str(Path.cwd()), {}, self._engine), dies_at))
         return self.handles[-1]
 
     def run(self, plan: Plan, folder: Path, *, resume: bool = False) -> Run:

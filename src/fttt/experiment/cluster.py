@@ -35,7 +35,7 @@ from fttt.experiment.replica import About, Replica
 
 __all__ = ["Cluster", "RayReplica", "executors"]
 
-_START_SECONDS = 120.0
+_START_SECONDS = 300.0
 """For a replica's process to start and answer, on a busy machine."""
 _STORE_BYTES = 2**27
 """Ray's store of objects, through which only what is larger than 100 kB travels."""
@@ -51,6 +51,9 @@ _QUIET = {
 """Variables that Ray reads once, as it is imported."""
 _ALONE = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token"}
 """Those of a Ray for this process alone, on the loopback interface and with a secret."""
+_TOKENS = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+_TOKEN_FILE = Path("~/.ray/auth_token")
+"""Where Ray finds the token of a cluster."""
 
 Load = Callable[[RunConfig], Executor]
 """Loads the model of a config where questions are asked."""
@@ -205,6 +208,8 @@ def _reason(error: Exception) -> str:
         return next(line for line in reversed(lines) if line.strip()).strip()
     if "memory" in type(error).__name__.lower():
         return "its machine ran out of memory"
+    if any("never ran" in line for line in lines):
+        return "it could not be started"
     if any("its node has died" in line for line in lines):
         return "its machine is out of reach"
     return "its process ended, killed or out of memory"
@@ -247,8 +252,11 @@ def _imported(*, alone: bool) -> Any:
         UsageError: it is not installed.
     """
     if "ray" not in sys.modules:
-        secret = {"RAY_AUTH_TOKEN": secrets.token_hex(32)}
-        wanted = {**_QUIET, **(_ALONE | secret if alone else {})}
+        wanted = dict(_QUIET)
+        if alone:
+            wanted |= {**_ALONE, "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+        elif any(name in os.environ for name in _TOKENS) or _TOKEN_FILE.expanduser().is_file():
+            wanted["RAY_AUTH_MODE"] = "token"  # a cluster without one does not mind it
         os.environ.update({k: v for k, v in wanted.items() if k not in os.environ})
     try:
         return import_module("ray")
@@ -267,7 +275,10 @@ def _connected(ray: Any, options: Mapping[str, Any]) -> Iterator[None]:
     try:
         ray.init(**options)
     except Exception as error:  # of many kinds
-        raise UsageError(f"Ray cannot be started or joined: {first_line(error)}") from error
+        raise UsageError(
+            f"Ray cannot be started or joined: {first_line(error)} (the token of a cluster that "
+            "has one belongs into RAY_AUTH_TOKEN or ~/.ray/auth_token)."
+        ) from error
     finally:
         if main:
             signal.signal(signal.SIGTERM, before)

@@ -184,8 +184,8 @@ class ReplicatedExecutor:
                 self.lost(seat, error)
                 reason = error
         raise RunError(
-            f"{_LIVES} replicas died one after the other before they had sent anything; look for "
-            "what ends them, such as too little memory."
+            f"{_LIVES} replicas died one after the other before they had sent anything (the last "
+            f"one: {reason}); look for what ends them, such as too little memory."
         ) from reason
 
     def lost(self, seat: Seat, error: LostError) -> None:
