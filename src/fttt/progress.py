@@ -187,7 +187,9 @@ class Progress:
             yield
             self._log(f"ended: {self.line(0.0)}")
         except BaseException as error:
-            self._log(f"stopped ({type(error).__name__}: {error}): {self.line(0.0)}")
+            why = str(error) or type(error).__name__
+            self._log(f"stopped: {why}")
+            self._log(self.line(0.0))
             raise
         finally:
             self._track()

@@ -89,6 +89,7 @@ def test_killed_interrupted_and_resumed_equals_uninterrupted(tmp_path: Path, mod
     code, errors = stop(command("--resume", str(torn)), torn, total // 2, signal.SIGINT)
     assert code == 130
     assert f"Resume with `fttt run --resume {torn}`" in errors
+    assert "stopped: The run was stopped" in (torn / "run.log").read_text()
     before = len(Run.open(torn).trials)
     assert 0 < before < QUESTIONS * TRIALS
 

@@ -125,11 +125,10 @@ class _Group:
                     folders=[cell.folder for cell in self.cells],
                 ):
                     self._say_size(owed, trials)
-                    finished = await self.executor.ask(owed, self.writers, self.progress, stop)
+                    if not await self.executor.ask(owed, self.writers, self.progress, stop):
+                        raise StoppedError("The run was stopped; all that had ended is on disk.")
         finally:
             await self.executor.release()
-        if not finished:
-            raise StoppedError("The run was stopped; all that had ended is on disk.")
 
     def _say_size(self, owed: Sequence[Owed], trials: int) -> None:
         """Tell how much there is to do, and in how much memory, before it begins."""
