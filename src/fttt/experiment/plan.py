@@ -379,8 +379,8 @@ def _check_vote(method: Method, task: Task) -> None:
     if method.decided_by == "vote" and not getattr(task, "reads_answers", True):
         raise UsageError(
             f"The method {method.name!r} votes over the answers that the verifier reads, and a "
-            "function, command or pattern reads none; use another method, the verifier number, "
-            "math or code, or from Python fttt.FunctionVerifier(check, extract=...)."
+            "function, command, pattern or reward reads none; use another method, the verifier "
+            "number, math or code, or from Python fttt.FunctionVerifier(check, extract=...)."
         )
 
 

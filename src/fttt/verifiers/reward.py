@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from fttt.errors import RunError, UsageError, first_line
+from fttt.files import from_hub
 from fttt.models.loader import context_of, pick_device, pick_dtype, without_bars
 from fttt.models.locate import find_model
 from fttt.types import Outcome, Question, Verdict
@@ -45,7 +46,8 @@ def check_reward_model(name: str) -> Any:
         )
     auto: Any = import_module("transformers").AutoConfig
     try:
-        config = auto.from_pretrained(source.path, trust_remote_code=False)
+        with from_hub(source.path):
+            config = auto.from_pretrained(source.path, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise UsageError(
             f"The config of the reward model {name!r} cannot be read: {first_line(error)}"
@@ -112,8 +114,8 @@ class RewardVerifier:
         classifiers: Any = transformers.AutoModelForSequenceClassification
         self._name, self._mark = model, mark
         try:
-            self._tokenizer = tokenizers.from_pretrained(path)
-            with without_bars():
+            with without_bars(), from_hub(path):
+                self._tokenizer = tokenizers.from_pretrained(path)
                 self._model = classifiers.from_pretrained(
                     path, dtype=pick_dtype(dtype, where), use_safetensors=True,
                     trust_remote_code=False,

@@ -160,7 +160,7 @@ def split_choice(choice: str) -> tuple[str, str | None]:
     """
     kind, colon, value = choice.partition(":")
     if kind not in CHOICES:
-        raise unknown_name("verifier", kind, CHOICES)
+        raise unknown_name("verifier", kind, CHOICES, own="several are all(A, B) or any(A, B)")
     if kind not in _WITH_VALUE and colon:
         raise UsageError(f"The verifier {kind!r} takes no value; write {kind!r}, not {choice!r}.")
     if _WITH_VALUE.get(kind) and not value.strip():
