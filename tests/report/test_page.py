@@ -5,14 +5,15 @@ import hashlib
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
 
 from fttt.errors import UsageError
-from fttt.report.page import build_page, gather, pack, unpack
+from fttt.report.page import build_page, gather, pack, question_texts, unpack
 from fttt.report.sides import form_sides
-from fttt.store import Run
+from fttt.store import QuestionTexts, Run
 
 MakeRun = Callable[..., Run]
 HOSTILE = "</script><script>document.title='pwned'</script><img src=x onerror=alert(1)>\ud800\x00"
@@ -108,6 +109,17 @@ def test_what_a_model_or_a_run_wrote_is_never_markup(make_run: MakeRun) -> None:
     assert "pwned" not in page
     assert not [tag for tag, _ in tags(page) if tag == "img"]
     page.encode()  # a lone surrogate would not go to disk
+
+
+def test_of_a_problem_of_megabytes_a_page_holds_the_beginning(make_run: MakeRun) -> None:
+    run = make_run("a", {"x": "c"})
+    (record,) = run.records
+    gold = {"inputs": ["1"] * 100_000, "outputs": ["1"] * 100_000}
+    question = replace(run.questions[0], gold=gold)
+    text = question_texts(run, QuestionTexts(question, record.trials, (), {}))[1]
+    assert isinstance(text, str)
+    assert text.endswith("\n...")
+    assert len(text) < 21_000
 
 
 def test_the_archive_gives_back_every_trial(make_run: MakeRun) -> None:

@@ -90,6 +90,10 @@ __all__ = [
 ]
 
 
+_LONGEST_GOLD = 20_000
+"""Characters of a problem object that a page holds; those of LiveCodeBench have some megabytes."""
+
+
 @dataclass(frozen=True)
 class ReportSection:
     """All runs on one task with one model."""
@@ -502,10 +506,11 @@ def _score(trial: Trial) -> str | None:
 
 
 def _gold(gold: JSON) -> str | None:
-    """The gold answer as text; a judge's problem object as JSON."""
+    """The gold answer as text; a judge's problem object as JSON, of which a part may be shown."""
     if gold is None or isinstance(gold, str):
         return gold
-    return json.dumps(gold, ensure_ascii=False, indent=2)
+    text = json.dumps(gold, ensure_ascii=False, indent=2)
+    return text if len(text) <= _LONGEST_GOLD else f"{text[:_LONGEST_GOLD]}\n..."
 
 
 def _packed(value: JSON | dict[str, Any]) -> str:
