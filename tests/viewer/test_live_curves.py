@@ -53,8 +53,9 @@ def test_two_runs_share_their_questions_or_are_not_drawn(grow: Grow, tmp_path: P
     curves = LiveCurves(watcher)
     drawn = curves.draw(keys["one"], keys["two"])
     assert len(drawn["legend"]) == 2
-    assert len(drawn["scores"]) == 2
+    assert len(drawn["scores"]) == 3
     assert drawn["said"].startswith("Over the 1 of 3 questions that both runs have begun.")
+    assert "The lower row is the best score" in drawn["said"]
     assert "Not to be compared" in drawn["said"]
     drawn = curves.draw(keys["one"], keys["foreign"])
     assert drawn["figures"] == []

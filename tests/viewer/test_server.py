@@ -120,6 +120,16 @@ def test_a_port_in_use_is_one_sentence(
     assert call("view", str(watcher.folder), "--port", "70000") == 2
 
 
+def test_a_missing_package_is_named_with_its_extra(
+    watcher: Watcher, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("fttt.cli.reports.find_spec", lambda name: None)
+    assert call("view", str(watcher.folder)) == 2
+    said = capsys.readouterr().err
+    assert "needs the package 'jinja2'" in said
+    assert "pip install 'fttt[view]'" in said
+
+
 def test_no_browser_is_opened_without_a_screen(monkeypatch: pytest.MonkeyPatch) -> None:
     from fttt.viewer.server import _has_screen
 

@@ -49,6 +49,16 @@ def test_trials_are_told_once(grow: Grow, tmp_path: Path) -> None:
     assert "run" not in told
 
 
+def test_a_free_trial_is_not_counted_where_unanswered_ones_are_retried(
+    grow: Grow, tmp_path: Path
+) -> None:
+    mine = grow("mine", budget={"trials": 4, "unanswered": "retry"})
+    mine.trials("q/0", "uic")
+    watcher = Watcher(tmp_path / "runs")
+    settle(watcher)
+    assert news(RunStream(watcher, *watcher.runs))["run"]["solved"] == [2, 0, 0]
+
+
 def test_a_run_in_anothers_place_is_told_whole(grow: Grow, tmp_path: Path) -> None:
     mine = grow("mine")
     mine.trials("q/0", "i")

@@ -71,12 +71,14 @@ class LiveCurves:
                 curve_figure(curves(sides, axis, "score"), axis, False, "score"),
                 f"Live, best score, {axis}",
             )
-            for axis in (AXES[:2] if scored else ())
+            for axis in (AXES if scored else ())
         ]
         total = len(runs[0].questions)
         of = "" if len(ids) == total else f" of {count(total)}"
         both = " that both runs have begun" if len(runs) > 1 else " that have begun"
         said = f"Over the {count(len(ids))}{of} questions{both if of or len(runs) > 1 else ''}."
+        if scores:
+            said += " The lower row is the best score of a question so far, mean over questions."
         return {
             "figures": figures,
             "scores": scores,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fttt.report.sides import side_labels
-from fttt.store import FollowedQuestion, FollowedRun, Run
+from fttt.store import FollowedQuestion, FollowedRun, Run, spent
 from fttt.viewer.watcher import Watcher
 
 __all__ = ["RunStream", "told_apart"]
@@ -100,7 +100,9 @@ def _facts(run: FollowedRun, question: FollowedQuestion) -> list[Any]:
     scores = [trial.score for trial in trials]
     needed = 0
     if run.is_solved(question):
-        needed = next((n for n, t in enumerate(trials, 1) if t.verdict == "correct"), len(trials))
+        costs = spent(trials, run.run.unanswered)
+        first = (cost for t, cost in zip(trials, costs, strict=True) if t.verdict == "correct")
+        needed = next(first, len(trials)) if run.run.decided_by == "first" else len(trials)
     return [
         "".join(_LETTERS[trial.verdict] for trial in trials),
         needed,
