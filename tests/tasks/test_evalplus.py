@@ -164,6 +164,28 @@ def test_tests_of_another_form_are_named(hub: Any) -> None:
         get_task("mbppplus").load(TaskOptions())
 
 
+def test_lists_of_a_megabyte_are_read_within_the_boxs_limits(hub: Any) -> None:
+    inputs = [[["word" * 2000, float(n)]] for n in range(120)]
+    results = ["inf" if n % 2 else n / 2 for n in range(120)]
+    text = str(results).replace("'inf'", "inf")
+    test = (
+        f"{COMPARE}\nfrom math import inf\n\ndef check(candidate):\n    inputs = {inputs}\n"
+        f"    results = {text}   \n    for i, (inp, exp) in enumerate(zip(inputs, results)):\n"
+        "        assertion(candidate(*inp), exp, 0)\n"
+    )
+    assert len(test) > 900_000
+    row = {
+        **HUMANEVAL,
+        "test": test,
+        "canonical_solution": "    n = x[1]\n    return n / 2 if n % 2 == 0 else float('inf')\n",
+    }
+    hub["evalplus/humanevalplus", None, "test"] = [row]
+    report = asyncio.run(check_task(get_task("humanevalplus"), TaskOptions()))
+    assert report.as_expected, report
+    (question,) = get_task("humanevalplus").load(TaskOptions())
+    assert score(question, "def half(x):\n    return x[1] / 2") == (0.5, 120)
+
+
 def test_an_early_loop_is_not_taken_for_the_last(hub: Any) -> None:
     early = "for n in range(3):\n" + "    pass\n" * 200 + "\n" * 200
     hub["evalplus/mbppplus", None, "test"] = [{**MBPP, "test": f"{early}{MBPP['test']}\n\n"}]
