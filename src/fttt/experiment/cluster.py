@@ -240,9 +240,22 @@ def _connection(engine: EngineSection) -> Iterator[Any]:
     }
     try:
         with _connected(ray, {**own, **common}):
+            _let_helpers_end(folder)
             yield ray
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _let_helpers_end(folder: Path) -> None:
+    """Let Ray's helper processes end at once where this process is killed.
+
+    They would try for a minute to report a crash to a server that is gone as well, unless the log
+    of the process that they belong to says that it was asked to end.
+    """
+    with suppress(OSError):
+        log = folder / "session_latest" / "logs" / "raylet.out"
+        with log.open("a", encoding="utf-8") as file:
+            file.write("Raylet received SIGTERM (or fttt was killed)\n")
 
 
 def _imported(*, alone: bool) -> Any:

@@ -197,6 +197,8 @@ class ReplicatedExecutor:
             left = f"; the {held} questions that it asked are resumed" if held else ""
             self.note(f"The replica on {about.host} (process {about.pid}) died: {error}{left}.")
             seat.replica.kill()
+        else:
+            self.note(f"A replica died as it started: {error}.")
         seat.replica, seat.config, seat.prepared = None, None, False
         seat.before, seat.generated_tokens = seat.before + seat.generated_tokens, 0
 
