@@ -137,6 +137,15 @@ def test_where_locks_do_not_tell_a_run_is_stopped_when_it_is_quiet(tmp_path: Pat
     assert run.state == "stopped"
 
 
+def test_a_run_that_was_killed_before_is_stopped_at_once(tmp_path: Path) -> None:
+    if held_files() is None or not os.major(tmp_path.stat().st_dev):
+        pytest.skip("needs /proc/locks and a temporary folder on a disk")
+    create(tmp_path / "run").close()
+    run = FollowedRun(tmp_path / "run")
+    run.look(held_files())
+    assert run.state == "stopped"
+
+
 def test_time_left_is_what_the_budget_still_grants(tmp_path: Path) -> None:
     writer = create(tmp_path / "run")
     run = FollowedRun(tmp_path / "run")

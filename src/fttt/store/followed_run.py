@@ -8,6 +8,7 @@ question are read when it is opened.
 from __future__ import annotations
 
 import json
+import os
 import time
 from array import array
 from collections import deque
@@ -186,24 +187,24 @@ class FollowedRun:
                 text = (self.path / SUMMARY).read_text(encoding="utf-8")
                 self.summary = cast(Mapping[str, Any], json.loads(text))
         times = [(self.path / CONFIG).stat().st_mtime]
-        inode = None
-        for name in (EVENTS, TRIALS, SUMMARY):
+        journal = None
+        for name in (SUMMARY, TRIALS, EVENTS):
             with suppress(OSError):
-                facts = (self.path / name).stat()
-                times.append(facts.st_mtime)
-                inode = facts.st_ino if name == EVENTS else inode
+                journal = (self.path / name).stat()
+                times.append(journal.st_mtime)
         self.written = max(times)
-        self.state = self._state(held, inode)
+        self.state = self._state(held, journal)
         return bool(self._questions.waiting or self._events.waiting or self._trials.waiting)
 
-    def _state(self, held: frozenset[int] | None, inode: int | None) -> RunState:
+    def _state(self, held: frozenset[int] | None, journal: os.stat_result | None) -> RunState:
         if self.summary is not None:
             return "finished"
-        if held is not None and inode in held:
-            self._seen_held = True
-            return "running"
-        if self._seen_held:
-            return "stopped"
+        if held is not None and journal is not None:
+            if journal.st_ino in held:
+                self._seen_held = True
+                return "running"
+            if self._seen_held or os.major(journal.st_dev):  # a disk of this machine
+                return "stopped"
         # it may run on another machine, whose locks are not listed here
         return "running" if time.time() - self.written < _QUIET else "stopped"
 
