@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 
 from fttt.config import SETTINGS, build
 from fttt.finetune.metadata import FinetuneInfo, Method, model_shape, write_info
@@ -19,6 +20,9 @@ from fttt.optune.checkpoint import OpTuneInfo, TrainingState, edited_layers, wri
 from fttt.optune.network import OpTuneNetwork, RunningStatistics
 from fttt.testing import save_tiny_model, tiny_model
 from fttt.testing.scripted_server import ScriptedServer
+
+settings.register_profile("any machine", deadline=None)  # a busy one may take seconds for one case
+settings.load_profile("any machine")
 
 
 def pytest_collection_finish() -> None:

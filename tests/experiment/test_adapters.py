@@ -51,7 +51,8 @@ def test_the_model_is_that_of_the_network(
     monkeypatch.chdir(tmp_path)
     save_tiny_model(tmp_path / "tiny-llama")
     checkpoint = make_network()
-    assert plan_run(settle(optune(checkpoint, data={"limit": 2}))).config.model == "tiny-llama"
+    plan = plan_run(settle(optune(checkpoint, data={"limit": 2})))
+    assert plan.config.model == str(tmp_path / "tiny-llama")
     with pytest.raises(UsageError, match="No model 'elsewhere'"):
         settle(optune(checkpoint, model="elsewhere")).check_model()
 
