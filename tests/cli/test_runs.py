@@ -85,7 +85,7 @@ def test_a_tracker_gets_the_figures_of_a_run(
 
 
 def test_a_finished_run_is_shown_again_and_other_settings_are_refused(
-    model: str, capsys: pytest.CaptureFixture[str]
+    model: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert call("run", "best-of-n", "--model", model, "--trials", "1", "--out", "r", *COMMON) == 0
     before = Path("r/trials.jsonl").read_bytes()
@@ -95,6 +95,7 @@ def test_a_finished_run_is_shown_again_and_other_settings_are_refused(
     assert Path("r/trials.jsonl").read_bytes() == before
     assert call("run", "best-of-n", "--resume", "r", "--seed", "43") == 2
     assert "seed = 42 and cannot be resumed with 43" in capsys.readouterr().err
+    monkeypatch.setattr("fttt.models.loader._read_weights", lambda *_: pytest.fail("loaded"))
     assert call("run", "best-of-n", "--model", model, "--out", "r", *COMMON) == 2
     assert "is not empty" in capsys.readouterr().err
 

@@ -176,12 +176,15 @@ def run_flags(
     config = resolve(flags, recipe=file, source=str(recipe))
 
     from fttt.experiment.plan import plan_run, settle
+    from fttt.store import check_free
 
     settled = settle(config)
     if dry_run:
         settled.check_model()
         typer.echo(to_toml(settled.config), nl=False)
         return
+    if out is not None:
+        check_free(out)
     plan = plan_run(settled, find_cases=True)
     for said in plan.notes:
         note(said)
