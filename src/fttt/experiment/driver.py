@@ -150,7 +150,7 @@ class ReplicatedExecutor:
         stop: asyncio.Event,
     ) -> bool:
         finished = await Asking(self, owed, journals, observer).until(stop)
-        if self.deaths:
+        if finished and self.deaths:
             self.note(
                 f"Replicas died during the run ({self.deaths}); what they asked was resumed, and "
                 "no trial is missing."

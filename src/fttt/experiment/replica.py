@@ -298,7 +298,8 @@ class Replica:
         except TimeoutError:
             pass
         loop = asyncio.get_running_loop()
-        await asyncio.sleep(self._answered + _APART - loop.time())
+        if (left := self._answered + _APART - loop.time()) > 0:
+            await asyncio.sleep(left)
         self._answered = loop.time()
         return Report(outbox.take(), self._local.generated_tokens, self._error)
 
