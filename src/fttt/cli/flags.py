@@ -68,6 +68,8 @@ METAVARS = {
     "adapter": "DIR",
     "data.questions": "ID,ID",
     "data.skip_cases": "FILE",
+    "engine.ray_address": "HOST:PORT",
+    "engine.replicas": "N|auto",
     "endpoint": "URL",
     "targets": "NAME,NAME",
 }
