@@ -185,12 +185,12 @@ def _read_weights(source: ModelSource, dtype: torch.dtype, device: torch.device)
 
     with without_bars(), _refusals(source):
         if source.kind == "gguf":
-            check_supported(read_config(source.path).to_dict(), source.name, device.type)
+            check_supported(read_config(source.path).to_dict(), source.name)
             model: Any = read_model(source.path, dtype)
         else:
             with from_hub(source.path):
                 config = AutoConfig.from_pretrained(source.path, trust_remote_code=False)
-                check_supported(config.to_dict(), source.name, device.type)
+                check_supported(config.to_dict(), source.name)
                 model = AutoModelForCausalLM.from_pretrained(
                     source.path, dtype=dtype, use_safetensors=True, trust_remote_code=False
                 )

@@ -311,11 +311,7 @@ REFUSED: dict[str, str] = {
 """Model types that the engine cannot run, and why."""
 
 
-UNSHOWN_ON_GPU = frozenset({"gemma3n", "gemma3n_text"})
-"""Model types whose tokens on a GPU differed from those on a CPU in the last test on a GPU."""
-
-
-def refusal(config: Mapping[str, Any], device: str = "cpu") -> str | None:
+def refusal(config: Mapping[str, Any]) -> str | None:
     """Why a model of this ``config.json`` is not supported, or ``None``.
 
     Faults that no configuration shows are found by the check of the model's outputs as it loads.
@@ -327,18 +323,16 @@ def refusal(config: Mapping[str, Any], device: str = "cpu") -> str | None:
     rotary = {**(config.get("rope_parameters") or {}), **(config.get("rope_scaling") or {})}
     if kind == "phimoe" and "longrope" in rotary.values():
         why = "its rotary scale follows the longest sequence of a pass, whosever it is"
-    if why is None and device == "cuda" and kind in UNSHOWN_ON_GPU:
-        why = "its outputs on a GPU were not shown to be its own, so take --device cpu"
     return why
 
 
-def check_supported(config: Mapping[str, Any], name: str, device: str = "cpu") -> None:
-    """Refuse a model that is not supported on this type of device.
+def check_supported(config: Mapping[str, Any], name: str) -> None:
+    """Refuse a model that is not supported.
 
     Raises:
         UsageError: its type or a setting of its configuration is not supported.
     """
-    why = refusal(config, device)
+    why = refusal(config)
     if why is not None:
         raise UsageError(
             f"The model {name!r} of type {config.get('model_type')!r} is not supported: {why}; "
