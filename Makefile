@@ -1,9 +1,10 @@
 # make demo: the main job on the embedded model.  make test: the whole suite.  Both install first.
+# make wheel: the package to install elsewhere, in dist/.
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check
 
-.PHONY: setup demo test check clean
+.PHONY: setup demo test check wheel clean
 
 setup: .venv/.ready
 
@@ -28,6 +29,10 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+wheel: setup
+	rm -rf build  # whose files of an older build would be packed too
+	$(BIN)/pip --quiet wheel --no-deps --no-build-isolation --wheel-dir dist .
 
 clean:
 	rm -rf .venv build dist src/*.egg-info
