@@ -130,8 +130,8 @@ def test_a_second_process_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_was_named_is_left_as_it_is(elsewhere: Path) -> None:
-    with output_folder(Path("mine"), "name") as folder:
-        assert folder == Path("mine")
+    with output_folder(Path("mine/own"), "name") as folder:
+        assert folder == Path("mine/own")
         assert not folder.exists()
 
 
@@ -154,6 +154,10 @@ def test_a_place_that_cannot_be_written_is_named(elsewhere: Path) -> None:
     Path("outputs").touch()
     with pytest.raises(RunError, match="Cannot write 'outputs/"):
         output_folder(None, "name").__enter__()
+    with pytest.raises(RunError, match="Cannot write 'outputs/below': Not a directory"):
+        output_folder(Path("outputs/below"), "name").__enter__()
+    with pytest.raises(UsageError, match="'outputs' is a file; name a folder"):
+        output_folder(Path("outputs"), "name").__enter__()
 
 
 def unknown(*_: Any, **__: Any) -> None:

@@ -147,12 +147,14 @@ def output_folder(out: Path | None, name: str) -> Iterator[Path]:
     """The folder ``out``; without it a new one under ``outputs/``, named by ``name`` and the time.
 
     The new one is made at once, so that no other command takes the same name, and removed at the
-    end if it is still empty.
+    end if it is still empty. ``out`` is left as it is.
 
     Raises:
-        RunError: it cannot be made.
+        RunError: it cannot be made or written.
+        UsageError: ``out`` is a file.
     """
     if out is not None:
+        _check_writable(out)
         yield out
         return
     folder = _made(Path("outputs") / file_name(name, datetime.now().strftime("%Y%m%d-%H%M%S")))
@@ -162,6 +164,28 @@ def output_folder(out: Path | None, name: str) -> Iterator[Path]:
         with suppress(OSError):  # it holds something
             folder.rmdir()
             folder.parent.rmdir()
+
+
+def _check_writable(folder: Path) -> None:
+    """Refuse a folder that cannot be made, or an empty one that cannot be written.
+
+    Only an attempt tells whether a folder can be made. It is removed again, but for its parents,
+    in which another command may be about to make its own.
+    """
+    made = False
+    try:
+        made = not folder.exists()
+        folder.mkdir(parents=True, exist_ok=True)
+        if not any(folder.iterdir()) and not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except FileExistsError:
+        raise is_a_file(folder) from None
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+    finally:
+        if made:
+            with suppress(OSError):  # it could not be made, or something was begun in it
+                folder.rmdir()
 
 
 def _made(wanted: Path) -> Path:
