@@ -47,6 +47,7 @@ def test_the_line_counts_questions_and_what_their_budget_has_left() -> None:
     progress = Progress("run", Console(file=io.StringIO()))
     line = watch(progress, 4, 16)
     assert line.startswith("2/4 questions · 1 solved · 12 tokens/s · 9 trials left · about 0:0")
+    assert " · 1 trial left · " in watch(progress, 2, 8)
     assert (
         watch(progress, 2, 0) == "2/2 questions · 1 solved · 12 tokens/s"
     )  # tokens are the budget

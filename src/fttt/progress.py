@@ -207,7 +207,7 @@ class Progress:
         ]
         if self._total:
             left = max(0, self._total - self._trials - self._spared)
-            parts.append(f"{left:,} trials left")
+            parts.append(f"{left:,} trial{'s' if left != 1 else ''} left")
             if self._trials and left:
                 elapsed = time.monotonic() - self._began
                 seconds = self._forecast.seconds(left, elapsed / self._trials)
