@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from fttt.engine import BatchedEngine, GenerateRequest, Generation
+from fttt.engine import BatchedEngine, GenerateRequest, Generation, LoRASpec
+from fttt.engine import engine as engine_module
 from fttt.errors import RunError, UsageError
 from fttt.models import LoadedModel
 from fttt.testing import tiny_model
@@ -208,6 +209,37 @@ def test_a_cancelled_request_gives_its_row_back() -> None:
         await engine.close()
 
     asyncio.run(main())
+
+
+def test_two_engines_of_one_model_may_be_closed_in_any_order() -> None:
+    loaded = tiny_model()
+    ids = torch.arange(5, 17)[None]
+    expected = loaded.model(ids).logits
+    request = GenerateRequest((5, 6, 7, 8), 8)
+
+    async def main() -> None:
+        first, second = (BatchedEngine(loaded, max_length=64) for _ in range(2))
+        before = [(await engine.generate(request)).token_ids for engine in (first, second)]
+        await first.close()
+        after = (await second.generate(request)).token_ids
+        assert before == [after, after]
+        await second.close()
+
+    asyncio.run(main())
+    assert torch.equal(loaded.model(ids).logits, expected)
+
+
+def test_an_engine_that_cannot_be_made_leaves_the_model_as_it_was(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loaded = tiny_model()
+    ids = torch.arange(5, 17)[None]
+    expected = loaded.model(ids).logits
+    with monkeypatch.context() as patched:
+        patched.setattr(engine_module, "BeamSearcher", None)
+        with pytest.raises(TypeError):
+            BatchedEngine(loaded, max_length=64, adapter=LoRASpec())
+    assert torch.equal(loaded.model(ids).logits, expected)
 
 
 @pytest.mark.parametrize("family", ["jamba", "mpt"])

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -93,7 +94,7 @@ class BatchedEngine:
                 cannot reproduce the model's outputs.
         """
         _check_length(loaded, max_length, beams)
-        with current_device(loaded.device):
+        with current_device(loaded.device), ExitStack() as undo:
             check_outputs(loaded.model, loaded.name)
             self.plan = plan_memory(
                 loaded,
@@ -112,6 +113,7 @@ class BatchedEngine:
             mixers = Mixers(self._model)
             self._replacements = replacements_for(self._model, self._device, mixers)
             self._replacements.enable()
+            undo.callback(self._replacements.disable)
             self._cache = KVCache.of(
                 self._model,
                 rows=self.plan.rows,
@@ -125,6 +127,8 @@ class BatchedEngine:
                 if adapter
                 else None
             )
+            if self._bank is not None:
+                undo.callback(self._bank.detach)
             self._decoder: Decoder = (
                 CUDADecoder(self._model, self._cache, self._bank, self.plan.batch_size)
                 if self._device.type == "cuda"
@@ -147,6 +151,7 @@ class BatchedEngine:
             self._launched = 0.0
             self._wake = asyncio.Event()
             self._failure: BaseException | None = None
+            undo.pop_all()
 
     @property
     def adapters(self) -> int:

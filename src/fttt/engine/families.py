@@ -390,11 +390,23 @@ def few_row_linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tenso
 
 
 class Replacements:
-    """Attributes of a model's parts, and what replaces them while this is enabled."""
+    """Attributes of a model's parts, and what replaces them while this is enabled.
 
-    def __init__(self, replacements: Sequence[tuple[Any, str, Any]]) -> None:
+    Several of one model are taken back in the reverse order of their enabling: one that is disabled
+    before a later one stays below it until that is.
+    """
+
+    def __init__(
+        self, replacements: Sequence[tuple[Any, str, Any]], model: nn.Module | None = None
+    ) -> None:
+        """``model`` is whose parts they are, where several may be enabled at once."""
         self._replacements = replacements
         self._active: ExitStack | None = None
+        self._wanted = False
+        # with the model, so that both end together
+        self._enabled: list[Replacements] = []
+        if model is not None:
+            self._enabled = vars(model).setdefault("_fttt_replacements", self._enabled)
 
     def __len__(self) -> int:
         return len(self._replacements)
@@ -404,13 +416,16 @@ class Replacements:
         with ExitStack() as stack:
             for owner, name, replacement in self._replacements:
                 stack.enter_context(patch.object(owner, name, replacement))
-            self._active = stack.pop_all()
+            self._active, self._wanted = stack.pop_all(), True
+        self._enabled.append(self)
 
     def disable(self) -> None:
         """Give the model its own code back. Calling it twice is harmless."""
-        if self._active is not None:
-            self._active.close()
-            self._active = None
+        self._wanted = False
+        while self._enabled and not self._enabled[-1]._wanted:
+            last = self._enabled.pop()
+            assert last._active is not None
+            last._active.close()
 
 
 def replacements_for(
@@ -436,4 +451,4 @@ def replacements_for(
         for outer in {id(m): m for m in (model, decoder_of(model))}.values():
             forward = noting(outer, own.get(id(outer), outer.forward), current)
             needed.append((outer, "forward", forward))
-    return Replacements([*first, *needed, *interface(model, NAME)])
+    return Replacements([*first, *needed, *interface(model, NAME)], model)
