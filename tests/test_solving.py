@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,33 @@ def test_it_works_inside_a_running_event_loop(model: Any) -> None:
         return fttt.solve("Hi", verify=bool, model=model, trials=2, max_new_tokens=8)
 
     assert asyncio.run(notebook()).solved
+
+
+def test_threads_take_turns_but_a_verifier_may_ask_in_its_turn(model: Any) -> None:
+    inside: list[int] = []
+    most: list[int] = []
+
+    class Asking(TinyVerifier):
+        async def verify(self, question: fttt.Question, completion: str) -> fttt.Verdict:
+            inside.append(1)
+            most.append(len(inside))
+            await asyncio.sleep(0.1)
+            inside.pop()
+            asked = fttt.solve("Hi", verify=TinyVerifier(), model=model, trials=1, max_new_tokens=4)
+            return fttt.Verdict("incorrect", detail=asked.trials[0].completion)
+
+    def ask(number: int) -> fttt.Result:
+        return fttt.solve(
+            f"Hi {number}", verify=Asking(), model=model, method="best-of-n", trials=2,
+            max_new_tokens=8,
+        )  # fmt: skip
+
+    with ThreadPoolExecutor(3) as pool:
+        together = list(pool.map(ask, range(3)))
+    assert most == [1] * 6
+    assert [one.trials[1].token_ids for one in together] == [
+        ask(number).trials[1].token_ids for number in range(3)
+    ]
 
 
 def test_a_verifier_object_and_a_gold(model: Any) -> None:

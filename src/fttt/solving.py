@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar, copy_context
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -71,7 +74,8 @@ def solve(
 ) -> Result:
     """Try a question until an answer verifies or the budget is spent.
 
-    Works inside a running event loop too (a notebook, say); it then blocks that loop.
+    Works inside a running event loop too (a notebook, say); it then blocks that loop. Calls from
+    several threads take turns, but with ``endpoint``.
 
     Args:
         question: what the model reads, or a :class:`fttt.Question` with a gold for the verifier.
@@ -154,21 +158,43 @@ def solve(
     )
     config, verifier = settled.config, settled.task.verifier()
     loaded: ReadyModel
-    if config.endpoint is not None:
-        loaded = load(config)
-    elif model is None or isinstance(model, str):
-        settled.check_model()
-        loaded = _load(config.model, config.adapter, dtype, device)
-    elif config.adapter is not None:
-        raise UsageError(
-            f"The model {model.name!r} is loaded already and cannot start from "
-            f"{str(config.adapter)!r}; give its name, or load it with that checkpoint."
-        )
-    else:
-        settled.check_model(model)
-        loaded = model
-    plan, borrowed = Plan(settled, (asked,)), isinstance(verify, Verifier)
-    return _anywhere(lambda: asyncio.run(_solve(plan, loaded, verifier, borrowed=borrowed)))
+    with nullcontext() if config.endpoint is not None else _in_turn():
+        if config.endpoint is not None:
+            loaded = load(config)
+        elif model is None or isinstance(model, str):
+            settled.check_model()
+            loaded = _load(config.model, config.adapter, dtype, device)
+        elif config.adapter is not None:
+            raise UsageError(
+                f"The model {model.name!r} is loaded already and cannot start from "
+                f"{str(config.adapter)!r}; give its name, or load it with that checkpoint."
+            )
+        else:
+            settled.check_model(model)
+            loaded = model
+        plan, borrowed = Plan(settled, (asked,)), isinstance(verify, Verifier)
+        return _anywhere(lambda: asyncio.run(_solve(plan, loaded, verifier, borrowed=borrowed)))
+
+
+_TURN = threading.Lock()
+_HAS_TURN = ContextVar("has_turn", default=False)
+
+
+@contextmanager
+def _in_turn() -> Iterator[None]:
+    """Wait for other threads: two engines in one model at once would read each other's batches.
+
+    A verifier that asks in its turn, while its question waits, does so at once.
+    """
+    if _HAS_TURN.get():
+        yield
+        return
+    with _TURN:
+        token = _HAS_TURN.set(True)
+        try:
+            yield
+        finally:
+            _HAS_TURN.reset(token)
 
 
 @dataclass(frozen=True)
@@ -246,4 +272,4 @@ def _anywhere(run: Callable[[], Result]) -> Result:
     except RuntimeError:
         return run()
     with ThreadPoolExecutor(max_workers=1) as pool:
-        return pool.submit(run).result()
+        return pool.submit(copy_context().run, run).result()
