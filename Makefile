@@ -1,10 +1,10 @@
 # make demo: the main job on the embedded model.  make test: the whole suite.  Both install first.
-# make wheel: the package to install elsewhere, in dist/.
+# make wheel: the package to install elsewhere, in dist/.  make docs: the pages as a site in site/.
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check
 
-.PHONY: setup demo test check wheel clean
+.PHONY: setup demo test check wheel docs clean
 
 setup: .venv/.ready
 
@@ -34,5 +34,14 @@ wheel: setup
 	rm -rf build  # whose files of an older build would be packed too
 	$(BIN)/pip --quiet wheel --no-deps --no-build-isolation --wheel-dir dist .
 
+docs: .venv-docs/.ready
+	@NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
+	@echo 'Built site/index.html'
+
+.venv-docs/.ready: requirements/docs.txt
+	@$(PYTHON) -m venv .venv-docs
+	@.venv-docs/bin/pip install --quiet --disable-pip-version-check --no-deps --requirement $<
+	@touch $@
+
 clean:
-	rm -rf .venv build dist src/*.egg-info
+	rm -rf .venv .venv-docs site build dist src/*.egg-info

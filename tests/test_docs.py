@@ -11,6 +11,7 @@ import typer
 from pydantic import BaseModel
 
 import fttt
+from fttt import testing
 from fttt.cli import app
 from fttt.config import FinetuneConfig, RunConfig, field_help
 from fttt.config.training_configs import OpTuneConfig
@@ -72,8 +73,14 @@ def test_names_in_examples_exist() -> None:
             assert hasattr(fttt, name), f"{path.name} names fttt.{name}"
 
 
+def test_the_reference_has_every_public_name() -> None:
+    names = re.findall(r"^::: ([\w.]+)$", page("reference.md"), flags=re.MULTILINE)
+    public = {f"fttt.{name}" for name in fttt.__all__} - {"fttt.__version__"}
+    assert sorted(names) == sorted(public | {f"fttt.testing.{name}" for name in testing.__all__})
+
+
 def test_the_example_of_a_method_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    code = re.search(r"```python\n# mine\.py\n(.*?)```", page("methods.md"), flags=re.DOTALL)
+    code = re.search(r"```python\n# mine\.py\n(.*?)```", page("learners.md"), flags=re.DOTALL)
     assert code is not None
     (tmp_path / "mine_from_docs.py").write_text(code.group(1))
     monkeypatch.chdir(tmp_path)
@@ -87,7 +94,7 @@ def test_the_example_of_a_method_runs(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_the_example_of_a_learner_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    code = re.search(r"```python\n# distill\.py.*?\n(.*?)```", page("methods.md"), flags=re.DOTALL)
+    code = re.search(r"```python\n# distill\.py.*?\n(.*?)```", page("learners.md"), flags=re.DOTALL)
     assert code is not None
     assert len(code.group(1).splitlines()) <= 40
     (tmp_path / "distill_from_docs.py").write_text(code.group(1))
@@ -123,7 +130,14 @@ def test_the_example_of_a_task_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert asyncio.run(judge()) == ["correct", "incorrect", "unanswered"]
 
 
-FOREIGN = {"accelerate launch", "ray start", "torchrun", "tensorboard", "systemd-run"}
+FOREIGN = {
+    "accelerate launch",
+    "ray start",
+    "torchrun",
+    "tensorboard",
+    "systemd-run",
+    "http.server",
+}
 """Commands of others, whose flags are theirs."""
 
 
