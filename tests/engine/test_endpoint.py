@@ -156,6 +156,13 @@ def test_an_answer_without_text_or_count(serve: Serve) -> None:
     assert (answer.text, answer.prompt_tokens) == ("", None)
 
 
+def test_counts_that_a_server_leaves_empty(serve: Serve) -> None:
+    empty = {"prompt_tokens": None, "completion_tokens": None, "total_tokens": None}
+    server = serve(lambda _: completion("a" * 40) | {"usage": empty})
+    (answer,) = answers(engine_of(server), ask())
+    assert (answer.prompt_tokens, answer.generated_tokens) == (None, 10)
+
+
 @pytest.mark.parametrize(
     "trouble",
     [

@@ -348,10 +348,10 @@ def _read(answer: Any, count: int, seconds: float) -> Iterator[Generation]:
     texts = [_text(choice.message.content) for choice in choices]
     ids = [tuple(getattr(choice, "token_ids", None) or ()) for choice in choices]
     usage = getattr(answer, "usage", None)
-    written = None if usage is None else int(usage.completion_tokens)
+    read, written = (getattr(usage, name, None) for name in ("prompt_tokens", "completion_tokens"))
     if written is None:  # a few servers count nothing
         written = sum(map(MessageFormat().turn_tokens, texts))
-    counts = [len(one) for one in ids] if all(ids) else _shares(written, texts)
+    counts = [len(one) for one in ids] if all(ids) else _shares(int(written), texts)
     for choice, text, own, tokens in zip(choices, texts, ids, counts, strict=True):
         yield Generation(
             token_ids=own,
@@ -359,7 +359,7 @@ def _read(answer: Any, count: int, seconds: float) -> Iterator[Generation]:
             seconds=seconds,
             text=text,
             thought=_thought(choice.message),
-            prompt_tokens=None if usage is None else int(usage.prompt_tokens),
+            prompt_tokens=None if read is None else int(read),
             generated_tokens=tokens,
         )
 
