@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from importlib.util import find_spec
 from typing import Annotated
 
 import typer
@@ -40,6 +41,12 @@ def serve_judge(
     ] = False,
 ) -> None:
     """Serve the judge until interrupted; a client finds it by OJ_API or --judge-url."""
+    for package in ("fastapi", "uvicorn", "prometheus_client"):
+        if find_spec(package) is None:
+            raise UsageError(
+                f"`fttt judge serve` needs the package {package!r}, which is not installed; "
+                "run: pip install 'fttt[judge]'"
+            )
     from fttt.judge.sandbox import Sandbox
     from fttt.judge.service import serve
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import ast
 from collections.abc import Mapping
 from dataclasses import replace
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
+from fttt.errors import UsageError
 from fttt.types import Question, Verdict
 from fttt.verifiers.program_extraction import Program, find_program
 from fttt.verifiers.verifier import feedback_on
@@ -45,6 +47,17 @@ class CodeVerifier:
     """
 
     def __init__(self, judge_url: str | None = None, *, judge: Judge | None = None) -> None:
+        """Prepare the client.
+
+        Raises:
+            UsageError: a package that asks a judge is not installed.
+        """
+        missing = [name for name in ("httpx", "tenacity") if find_spec(name) is None]
+        if missing:
+            raise UsageError(
+                f"Judging programs needs the package {missing[0]!r}, which is not installed; "
+                "run: pip install 'fttt[judge]'"
+            )
         self._judge_url = judge_url
         self._judge = judge
 
