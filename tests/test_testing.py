@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from fttt.engine.request import GenerateRequest, Lesson, LoRASpec, Target, TrainRequest
+from fttt.methods import MethodSettings, find_method
 from fttt.models import load_model
-from fttt.testing import FakeEngine, save_tiny_model, tiny_model, tiny_tokenizer
+from fttt.testing import FakeEngine, play, save_tiny_model, tiny_model, tiny_tokenizer
 
 FAMILIES = ["llama", "mistral", "qwen", "qwen3", "gemma", "gemma2", "gemma3"]
 
@@ -67,3 +68,11 @@ def test_the_fake_engine_follows_its_script() -> None:
         assert engine.conversations[0].startswith("<|im_start|>user\nHi<|im_end|>")
 
     asyncio.run(scene())
+
+
+def test_play_works_in_a_running_event_loop() -> None:
+    async def notebook() -> list[str]:
+        scene = play(find_method("best-of-n")(MethodSettings()), ["1", "7"], trials=4)
+        return [trial.verdict for trial in scene.trials]
+
+    assert asyncio.run(notebook()) == ["incorrect", "correct"]

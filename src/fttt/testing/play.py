@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -86,7 +87,7 @@ def play(
     template: str = "chatml",
     **budget: Any,
 ) -> Scene:
-    """Let a method try one question on a scripted engine.
+    """Let a method try one question on a scripted engine, inside a running event loop too.
 
     Args:
         method: the method, made with its settings.
@@ -144,7 +145,8 @@ def play(
             session.close()
         return session.ledger.usage
 
-    usage = asyncio.run(solve())
+    with ThreadPoolExecutor(max_workers=1) as thread:  # a notebook runs an event loop in its own
+        usage = thread.submit(asyncio.run, solve()).result()
     return Scene(engine, tuple(journal.trials), usage)
 
 
