@@ -60,8 +60,13 @@ ALLOWED = {
     },
 }
 """What the layers under ``experiment`` may import beside themselves. ``verifiers/code.py`` is the
-judge's embedded client, the one place that may start it, and ``verifiers/reward.py`` the one
-verifier that runs a model."""
+judge's embedded client, the one place that may start it, and ``verifiers/reward.py`` and
+``verifiers/llm_judge.py`` those that run and ask a model."""
+SPECIAL = {
+    "verifiers/code.py": {"judge"},
+    "verifiers/reward.py": {"models", "files"},
+    "verifiers/llm_judge.py": {"models", "files"},
+}
 
 
 def layer(module: str) -> str:
@@ -90,10 +95,8 @@ def test_a_layer_imports_what_lies_under_it() -> None:
     for module in (m for m in MODULES if layer(m) in ALLOWED):
         own = layer(module)
         allowed = ALLOWED[own] | {own}
-        special = {"verifiers/code.py": {"judge"}, "verifiers/reward.py": {"models", "files"}}
-        for file, layers in special.items():
-            if own == "verifiers" and module != file:
-                allowed = allowed - layers
+        if own == "verifiers":
+            allowed = allowed - {"judge", "models", "files"} | SPECIAL.get(module, set())
         assert set(imported(module)) <= allowed, module
 
 

@@ -21,6 +21,7 @@ EXPORTED = {
     "Question",
     "Record",
     "Result",
+    "LLMVerifier",
     "RewardVerifier",
     "Run",
     "RunError",

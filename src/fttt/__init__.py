@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     )
     from fttt.verifiers.combined import all_of, any_of, weighted
     from fttt.verifiers.function import FunctionVerifier
+    from fttt.verifiers.llm_judge import LLMVerifier
     from fttt.verifiers.reward import RewardVerifier
     from fttt.verifiers.verifier import Verifier
 
@@ -47,6 +48,7 @@ _MODULES = {
     "Turn Usage Verdict assistant system user",
     "fttt.verifiers.combined": "all_of any_of weighted",
     "fttt.verifiers.function": "FunctionVerifier",
+    "fttt.verifiers.llm_judge": "LLMVerifier",
     "fttt.verifiers.reward": "RewardVerifier",
     "fttt.verifiers.verifier": "Verifier",
 }
@@ -75,6 +77,7 @@ __all__ = [
     "FunctionVerifier",
     "Group",
     "Judged",
+    "LLMVerifier",
     "LoRASettings",
     "Method",
     "MethodSettings",

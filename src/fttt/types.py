@@ -27,8 +27,8 @@ class Usage:
 
     Tokens are counted as the model saw them: ``prompt_tokens`` were given, ``generated_tokens``
     sampled, ``trained_tokens`` carried a loss, ``scored_tokens`` were given a log-probability
-    without a step. ``seconds`` is wall time from request to answer, so the seconds of requests
-    that shared a batch overlap.
+    without a step, and ``verifier_tokens`` a judging model read and wrote. ``seconds`` is wall time
+    from request to answer, so the seconds of requests that shared a batch overlap.
     """
 
     prompt_tokens: int = 0
@@ -38,6 +38,7 @@ class Usage:
     verifier_calls: int = 0
     seconds: float = 0.0
     scored_tokens: int = 0
+    verifier_tokens: int = 0
 
     def __add__(self, other: Usage) -> Usage:
         return Usage(
@@ -48,6 +49,7 @@ class Usage:
             self.verifier_calls + other.verifier_calls,
             self.seconds + other.seconds,
             self.scored_tokens + other.scored_tokens,
+            self.verifier_tokens + other.verifier_tokens,
         )
 
 
@@ -283,6 +285,8 @@ class Verdict:
     failed: bool = False
     """Whether the verifier itself failed (it raised, hung or could not be run), so that nothing was
     said of the answer; such a verdict is ``incorrect``, and ``detail`` says what happened."""
+    tokens: int = 0
+    """That a judging model read and wrote for it."""
 
     def __post_init__(self) -> None:
         if self.score is not None and not math.isfinite(self.score):

@@ -222,7 +222,7 @@ def test_what_a_server_asks_to_wait_all_requests_wait(serve: Serve) -> None:
 
     async def two(engine: EndpointEngine) -> None:
         first = asyncio.create_task(engine.generate(ask()))
-        while not engine._paused_until:  # noqa: ASYNC110 - nothing tells of it
+        while not engine._client._paused_until:  # noqa: ASYNC110 - nothing tells of it
             await asyncio.sleep(0.01)
         await asyncio.gather(first, engine.generate(ask(1, (user("Else?"),))))
 

@@ -55,7 +55,7 @@ def test_a_model_that_it_does_not_have(serve: Serve) -> None:
     with pytest.raises(UsageError, match="it lists tiny"):
         find_served("openai:other", server.url)
     server.models = {"data": []}
-    with pytest.raises(UsageError, match=r"try --endpoint http://\S+/v1\."):
+    with pytest.raises(UsageError, match=r"try http://\S+/v1\."):
         find_served("openai:other", server.url.removesuffix("/v1"))
 
 

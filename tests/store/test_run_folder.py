@@ -177,6 +177,7 @@ def test_the_lines_have_the_contracts_fields(tmp_path: Path) -> None:
         "verifier_calls": 1,
         "seconds": 0.25,
         "scored_tokens": 0,
+        "verifier_tokens": 0,
     }
     question = json.loads((tmp_path / "run" / "questions.jsonl").read_text().splitlines()[0])
     assert question["id"] == "q/0"

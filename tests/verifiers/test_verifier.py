@@ -118,7 +118,7 @@ def test_what_cannot_be_chosen(choice: str, said: str) -> None:
 
 def test_every_kind_is_described() -> None:
     for kind in CHOICES:
-        value = ":x" if kind in ("command", "python", "reward") else ""
+        value = ":x" if kind in ("command", "python", "reward", "llm") else ""
         assert split_choice(kind + value)[0] == kind
         assert CHOICES[kind]
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from urllib.parse import urlsplit
-
 from fttt.config import RunConfig
 from fttt.errors import UsageError
 from fttt.files import SERVED
@@ -32,17 +30,9 @@ def check_endpoint(config: RunConfig, kind: type[Method]) -> None:
                     "server and has no meaning without --endpoint; leave it away."
                 )
         return
-    address = urlsplit(url)
-    if address.scheme not in {"http", "https"} or not address.hostname:
-        raise UsageError(
-            f"--endpoint {url!r} is no http:// or https:// address; give one such as "
-            "http://localhost:8000/v1."
-        )
-    if "@" in address.netloc or address.query:
-        raise UsageError(
-            "--endpoint holds a name, a key or a query, which would be written down; give the "
-            "address alone, and the key in OPENAI_API_KEY."
-        )
+    from fttt.models.served import KEY, check_address
+
+    check_address(url, "--endpoint", KEY)
     if not model.removeprefix(SERVED) or not model.startswith(SERVED):
         raise UsageError(
             f"--endpoint goes with --model {SERVED}NAME, as the server calls it, not with "

@@ -22,6 +22,7 @@ _PACKAGES = ("fttt", "torch", "transformers", "tokenizers", "numpy")
 def describe_environment(loaded: ReadyModel, settled: Settled) -> dict[str, Any]:
     """The content of ``environment.json``."""
     network = settled.settings.fingerprint()
+    judges = getattr(settled.task, "judges", [])
     content = model_content(settled.config.model)
     return {
         "versions": {"python": platform.python_version(), **package_versions()},
@@ -35,6 +36,7 @@ def describe_environment(loaded: ReadyModel, settled: Settled) -> dict[str, Any]
         **({} if content is None else {"model_content": content}),
         **({} if loaded.adapter is None else {"adapter": dict(loaded.adapter)}),
         **({} if network is None else {"network": network}),
+        **({"judges": judges} if judges else {}),
         "git": _commit(),
         "decided_by": settled.method.decided_by,
         "model_sampling": _sampling(loaded),

@@ -208,7 +208,7 @@ def plan_run(
         UsageError: any of them does not exist or does not go with the others.
     """
     config, task = settled.config, settled.task
-    notes: list[str] = []
+    notes: list[str] = list(getattr(task, "cautions", ()))
     if only is None and config.data.data_dir is None:
         config = _with_local_data(config, task, notes)
     data = config.data
@@ -379,7 +379,7 @@ def _check_vote(method: Method, task: Task) -> None:
     if method.decided_by == "vote" and not getattr(task, "reads_answers", True):
         raise UsageError(
             f"The method {method.name!r} votes over the answers that the verifier reads, and a "
-            "function, command, pattern or reward reads none; use another method, the verifier "
+            "function, command, pattern or model reads none; use another method, the verifier "
             "number, math or code, or from Python fttt.FunctionVerifier(check, extract=...)."
         )
 

@@ -263,7 +263,7 @@ class Replay:
             past = replace(verdict, seconds=time.perf_counter() - start)
             self.run.journal.verdict(self.question.id, completion.generation, past)
             await self.run.journal.kept()
-        usage = Usage(verifier_calls=1, seconds=past.seconds)
+        usage = Usage(verifier_calls=1, verifier_tokens=past.tokens, seconds=past.seconds)
         self.ledger.spend(usage)
         return past, usage
 

@@ -155,6 +155,7 @@ def verdict_to_json(question_id: str, generation: int, verdict: Verdict) -> dict
         "score": verdict.score,
         "tests_passed": verdict.tests_passed,
         "tests_total": verdict.tests_total,
+        **({"tokens": verdict.tokens} if verdict.tokens else {}),
         "seconds": round(verdict.seconds, 6),
     }
 
@@ -272,6 +273,7 @@ def _verdict(line: Mapping[str, Any]) -> Verdict:
         tests_passed=line.get("tests_passed"),
         tests_total=line.get("tests_total"),
         failed=_failed(line),
+        tokens=line.get("tokens", 0),
     )
 
 

@@ -16,8 +16,10 @@ from fttt.verifiers.number import read_number
 from fttt.verifiers.verifier import (
     CHOICES,
     Verifier,
+    cautions,
     check_choice,
     choose_verifier,
+    judge_facts,
     needs_gold,
     reads_answers,
     single_choices,
@@ -66,6 +68,7 @@ class JsonlTask:
         file: Path | str | None = None,
         time_limit: float | None = None,
         judge_url: str | None = None,
+        judge_prompt: str | None = None,
     ) -> None:
         """Set the verifier of the answers.
 
@@ -75,6 +78,7 @@ class JsonlTask:
             file: the file, where ``TaskOptions.data_dir`` does not name it.
             time_limit: seconds for one verdict; by default the verifier's own.
             judge_url: where the verifier ``code`` finds its judge.
+            judge_prompt: the prompt of a judging model (``llm``), with {question} and {answer}.
 
         Raises:
             UsageError: there is no such verifier.
@@ -87,11 +91,33 @@ class JsonlTask:
         self._file = None if file is None else Path(file)
         self._time_limit = time_limit
         self._judge_url = judge_url
+        self._judge_prompt = judge_prompt
+        if judge_prompt is not None:
+            from fttt.verifiers.llm_judge import check_judge_prompt
+
+            if "llm" not in self._kinds:
+                raise UsageError(
+                    "The option judge_prompt is of a judging model; leave it away, or judge with "
+                    "--verifier llm:NAME@URL."
+                )
+            check_judge_prompt(judge_prompt)
 
     @property
     def reads_answers(self) -> bool:
         """Whether the verifier extracts answers, which a vote needs."""
         return not isinstance(self._verifier, str) or reads_answers(self._verifier)
+
+    @property
+    def cautions(self) -> tuple[str, ...]:
+        """What is to be said of the verifier before a run."""
+        return cautions(self._verifier) if isinstance(self._verifier, str) else ()
+
+    @property
+    def judges(self) -> list[dict[str, Any]]:
+        """The judging models that the verifier asks, with their prompts."""
+        if not isinstance(self._verifier, str):
+            return []
+        return judge_facts(self._verifier, self._judge_prompt)
 
     def load(self, options: TaskOptions) -> list[Question]:
         """Read the file; its order is the order of the questions."""
@@ -119,7 +145,12 @@ class JsonlTask:
         """A fresh verifier of this task's kind."""
         made = self._require_verifier()
         if isinstance(made, str):
-            return choose_verifier(made, time_limit=self._time_limit, judge_url=self._judge_url)
+            return choose_verifier(
+                made,
+                time_limit=self._time_limit,
+                judge_url=self._judge_url,
+                judge_prompt=self._judge_prompt,
+            )
         return made()
 
     def _require_verifier(self) -> str | Callable[[], Verifier]:

@@ -82,6 +82,7 @@ class CombinedVerifier:
             tests_passed=tested.tests_passed,
             tests_total=tested.tests_total,
             failed=verdict.failed,
+            tokens=sum(one.tokens for one in said),
         )
 
     def _combined(self, said: Sequence[Verdict]) -> Verdict:

@@ -19,11 +19,13 @@ __all__ = [
     "Combination",
     "Rule",
     "Verifier",
+    "cautions",
     "check_choice",
     "check_rule",
     "choose_verifier",
     "extract_answer",
     "feedback_on",
+    "judge_facts",
     "needs_gold",
     "read_combination",
     "reads_answers",
@@ -145,11 +147,15 @@ CHOICES = {
     "python": "python:MODULE:FUNCTION, a function check(completion) or check(completion, question)",
     "reward": "reward:MODEL, the score of a sequence classifier; with reward:MODEL@SCORE an answer "
     "is correct from that score on",
+    "llm": "llm:NAME@URL, a judging model on a server that says yes or no; with llm:NAME@URL@SCORE "
+    "its score from 0 to 1",
 }
 """The kinds of verifier, and the criterion of each."""
 
-_WITH_VALUE = {"regex": False, "command": True, "python": True, "reward": True}
+_WITH_VALUE = {"regex": False, "command": True, "python": True, "reward": True, "llm": True}
 """Kinds that take a value after a colon, and whether they need it."""
+_MODELS = {"reward": "a reward model", "llm": "a judging model"}
+"""Kinds that ask a model."""
 
 
 def split_choice(choice: str) -> tuple[str, str | None]:
@@ -289,7 +295,7 @@ def split_mark(value: str) -> tuple[str, float | None]:
 
 
 def check_choice(choice: str) -> None:
-    """Refuse a choice that names what does not exist, a reward model included.
+    """Refuse a choice that names what does not exist, a model included.
 
     Raises:
         UsageError: it does.
@@ -299,6 +305,33 @@ def check_choice(choice: str) -> None:
             from fttt.verifiers.reward import check_reward_model
 
             check_reward_model(split_mark(value or "")[0])
+        elif kind == "llm":
+            from fttt.verifiers.llm_judge import JudgeChoice
+
+            JudgeChoice.read(value or "").check()
+
+
+def judge_facts(choice: str, prompt: str | None = None) -> list[dict[str, Any]]:
+    """Name, server and prompt of each judging model that a choice names."""
+    found = [value for kind, value in map(split_choice, single_choices(choice)) if kind == "llm"]
+    if not found:
+        return []
+    from fttt.verifiers.llm_judge import JudgeChoice
+
+    return [JudgeChoice.read(value or "").facts(prompt) for value in found]
+
+
+def cautions(choice: str) -> tuple[str, ...]:
+    """What is to be said of a verifier that does not know what is right."""
+    kinds = {split_choice(single)[0] for single in single_choices(choice)}
+    models = [_MODELS[kind] for kind in _MODELS if kind in kinds]
+    if not models:
+        return ()
+    return (
+        f"{' and '.join(models).capitalize()} is no oracle: its verdicts may be wrong, a method "
+        "that learns from them may learn its faults, and figures are not comparable with those of "
+        "a verifier that knows the gold answer.",
+    )
 
 
 def needs_gold(choice: str) -> bool:
@@ -311,11 +344,15 @@ def needs_gold(choice: str) -> bool:
 def reads_answers(choice: str) -> bool:
     """Whether the verifier extracts answers, which a vote needs."""
     singles = map(split_choice, single_choices(choice))
-    return any(kind not in ("regex", "command", "python", "reward") for kind, _ in singles)
+    return any(kind not in ("regex", "command", "python", *_MODELS) for kind, _ in singles)
 
 
 def choose_verifier(
-    choice: str, *, time_limit: float | None = None, judge_url: str | None = None
+    choice: str,
+    *,
+    time_limit: float | None = None,
+    judge_url: str | None = None,
+    judge_prompt: str | None = None,
 ) -> Verifier:
     """Make the verifier that a ``--verifier`` option names.
 
@@ -326,6 +363,7 @@ def choose_verifier(
             numbers and choices, and the judge of ``code`` has its own.
         judge_url: the address of the judge for ``code``; by default ``OJ_API``, else an embedded
             judge.
+        judge_prompt: the prompt of a judging model, in place of its own.
 
     Raises:
         UsageError: there is no such verifier, module, function or program.
@@ -335,7 +373,9 @@ def choose_verifier(
         from fttt.verifiers.combined import CombinedVerifier
 
         members = [
-            choose_verifier(member, time_limit=time_limit, judge_url=judge_url)
+            choose_verifier(
+                member, time_limit=time_limit, judge_url=judge_url, judge_prompt=judge_prompt
+            )
             for member in combined.members
         ]
         return CombinedVerifier(
@@ -368,6 +408,11 @@ def choose_verifier(
         from fttt.verifiers.function import FunctionVerifier
 
         return FunctionVerifier(_function(value or ""), **limit)
+    if kind == "llm":
+        from fttt.verifiers.llm_judge import JudgeChoice, LLMVerifier
+
+        judge = JudgeChoice.read(value or "")
+        return LLMVerifier(judge.name, judge.url, mark=judge.mark, prompt=judge_prompt, **limit)
     if kind == "code":
         from fttt.verifiers.code import CodeVerifier
 
