@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -232,3 +233,17 @@ def test_the_runs_of_a_folder_are_listed_and_how_to_resume_them(
     assert "There is no run in" in errors
     code, _, errors = fttt(capsys, "list", "tasks", "runs")
     assert (code, "Only runs are listed by folder" in errors) == (2, True)
+
+
+def test_an_export_says_what_it_lacks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = str(write_run(tmp_path / "run", "greedy", 3))
+    monkeypatch.setitem(sys.modules, "inspect_ai.log", None)  # as where it is not installed
+    for words, says in (
+        ([run], "give --inspect"),
+        (["--inspect", str(tmp_path)], "is no run folder"),
+        (["--inspect", run], "install it with `pip install 'fttt[inspect]'`"),
+    ):
+        assert call("export", *words) == 2
+        assert says in capsys.readouterr().err

@@ -16,6 +16,7 @@ from fttt.cli.checks import check_command, verify_command
 from fttt.cli.flags import examples
 from fttt.cli.reports import (
     compare_command,
+    export_command,
     list_command,
     report_command,
     show_command,
@@ -92,6 +93,12 @@ app.command(
     ),
 )(report_command)
 app.command("view")(view_command)
+app.command(
+    "export",
+    epilog=examples(
+        "fttt export --inspect outputs/fttt-gsm8k-... --out logs/fttt.eval",
+    ),
+)(export_command)
 app.command(
     "list",
     epilog=examples(

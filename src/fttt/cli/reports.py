@@ -23,7 +23,7 @@ from fttt.store import open_runs
 
 _WORDS = ("run", "method", "task", "model")
 
-__all__ = ["compare_command", "list_command", "report_command", "view_command"]
+__all__ = ["compare_command", "export_command", "list_command", "report_command", "view_command"]
 
 
 class ListKind(StrEnum):
@@ -281,6 +281,33 @@ def view_command(
                 raise ModuleNotFoundError(name=package)
         from fttt.viewer import Watcher, serve_view
     serve_view(Watcher(folder), port=port, say=typer.echo, open_page=not no_open)
+
+
+def export_command(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.", show_default=False)],
+    inspect: Annotated[
+        bool, typer.Option("--inspect", help="As a log of Inspect (inspect_ai).")
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            help="The file to write, .eval or .json (the run's name and .eval, in this folder).",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Write a run for another program: a sample a question, its trials as epochs."""
+    from fttt.report.inspect_log import write_inspect_log
+    from fttt.store import Run
+
+    if not inspect:
+        raise UsageError("Nothing says what to write the run for; give --inspect.")
+    opened = Run.open(run)
+    out = out or Path(f"{run.resolve().name}.eval")
+    with _extra("fttt export --inspect", "inspect"):
+        samples = write_inspect_log(opened, out)
+    typer.echo(f"Wrote {out} ({samples:,} trials); `inspect view --log-dir {out.parent}` shows it.")
 
 
 @contextmanager
