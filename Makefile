@@ -8,7 +8,7 @@ INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check
 
 setup: .venv/.ready
 
-.venv/.ready: pyproject.toml $(wildcard requirements/*.txt)
+.venv/.ready: pyproject.toml $(filter-out requirements/docs.txt,$(wildcard requirements/*.txt))
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else f"fttt needs Python 3.11 to 3.13, and {sys.executable} is {v[0]}.{v[1]}; try: make PYTHON=python3.12")'
 	@printf 'Installing fttt and its packages into .venv ... '; start=$$(date +%s); set -e; \
 	$(PYTHON) -m venv .venv; \

@@ -118,7 +118,7 @@ def test_a_method_of_ones_own_that_scores_stops_with_a_sentence(
     )
     assert run("scoring_there:Scoring", serve(number)) == 2
     said = capsys.readouterr().err
-    assert said.startswith("fttt: The method scores or trains, and a served model gives answers on")
+    assert "\nfttt: The method scores or trains, and a served model gives answers on" in said
     assert "resume" not in said.lower()
 
 

@@ -52,7 +52,7 @@ class _QuietServer(ThreadingHTTPServer):
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Say what went wrong, unless the client left."""
-        if not isinstance(sys.exception(), OSError):
+        if not isinstance(sys.exception(), OSError | ValueError):  # or closed what is written to
             super().handle_error(request, client_address)
 
 
