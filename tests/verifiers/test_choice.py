@@ -94,6 +94,16 @@ CHOOSE_B = [
     "Let's look at the options:\n(A) bad\n(B) good\n(C) bad\n(D) bad\nThe answer is (B)",
     "The answer is (B). I hope that helps!",
     "\u7b54\u6848\u662fB",
+    "The answer is not (A) but (B).",
+    "The answer isn't A, it's B.",
+    "The answer is neither (A) nor (C); it is (B).",
+    "The answer is: A is wrong, B is right.",
+    "Answer: A and C are both wrong, so option B is correct",
+    "(A) the ribosome is wrong. (B) the mitochondrion is the correct answer.",
+    "(B) The mitochondrion is the correct answer. (A) the ribosome is not the correct answer.",
+    "B. the mitochondrion is correct.",
+    "The answer is B rather than A",
+    "The best answer is B\nThe worst answer is A",
 ]
 
 CHOOSE_NONE = [
@@ -128,6 +138,11 @@ CHOOSE_NONE = [
     "(B) is not the answer.",
     "Whether (B) is the answer is unclear.",
     "(B) something else entirely",
+    "The answer is (B) is incorrect.",
+    "The answer is B isn't right.",
+    "Not even B is correct.",
+    "Which is not the answer: (B)",
+    "The answer is not (B) but unknown.",
     'Think, then end with the line "The answer is (X)", where X is the letter of the right option.',
 ]
 
@@ -155,6 +170,9 @@ CHOOSE_ANOTHER = [
     "The answer is a good guess",
     "The answer is (D) rather than (B)",
     "The answer is A; B is wrong",
+    "The answer is A, B is wrong",
+    "The answer is not (B) but (C).",
+    "(B) the mitochondrion is wrong. (C) 12 m/s is correct.",
     "The answer is C (not B)",
 ]
 
@@ -242,7 +260,15 @@ def test_feedback_holds_the_chosen_letter_only() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["The answer is (" * 20_000, "(A) or " * 30_000, "\\text{" * 40_000, "B\n" * 60_000]
+    "text",
+    [
+        "The answer is (" * 20_000,
+        "(A) or " * 30_000,
+        "\\text{" * 40_000,
+        "B\n" * 60_000,
+        "The answer is A" + " and B" * 400,
+        "The answer isn't A " * 3_000,
+    ],
 )
 def test_whatever_was_written_is_read_in_bounded_time(text: str) -> None:
     begin = time.process_time()

@@ -204,7 +204,7 @@ _NOT_YET = re.compile(
     r"(?:\b(?:maybe|perhaps|possibly|suppose|assume|guess)\b[^.?!\n]*"
     r"|\b(?:check(?:ing)?|verify(?:ing)?|confirm(?:ing)?|test(?:ing)?|convert)\s+(?:\w+\s+){0,3}"
     r"|\b(?:if|whether|an?|any|no|another|wrong|incorrect|previous|earlier|initial|possible"
-    r"|intermediate)\s+(?:(?:the|my|your|our)\s+)?(?:final\s+)?)\Z",
+    r"|intermediate|worst|not)\s+(?:(?:the|my|your|our)\s+)?(?:final\s+)?)\Z",
     re.IGNORECASE,
 )
 """Words that make the statement behind them a supposition."""

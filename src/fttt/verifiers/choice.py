@@ -50,16 +50,23 @@ _AND = re.compile(
 )
 _BEHIND = re.compile(
     r"\s*(?:\Z|[.,;:)/&+\u2013\u2014=-]|\((?![A-Z]\))"
-    r"|(?:because|since|as|which|for|and|or|is|was|but|with|where|due|given|i\.e)\b)"
+    r"|(?:because|since|as|which|for|and|or|is|was|but|with|where|due|given|i\.e"
+    r"|rather than|instead of)\b)"
 )
 """What may stand behind a bare letter that is an option, and no word of a sentence."""
 _LISTED = re.compile(r"\s*(?:\Z|[.,;:)/&+]|(?:and|or)\b)")
 """What may stand behind a bare letter that is listed with the one before it."""
+_REFUTED = re.compile(
+    r"(?:\s+(?:is|was)|(?:(?:,\s*|\s+)(?:(?:and|or)\s+)?\(?[A-Z]\b\)?){1,9}\s+(?:are|were))"
+    r"(?:nt\b|\s+(?:(?:both|all|also|clearly|obviously)\s+)?"
+    r"(?:not|wrong|incorrect|false|ruled out|eliminated)\b)"
+)
+"""What behind letters says that they are wrong, without apostrophes."""
 _DENIED = re.compile(
     r"(?:\b(?:not(?:\s+\w+\s+that)?|isn't|cannot be|can't be|neither|nor|than|instead of|except"
     r"|unlike|eliminat\w+|exclud\w+|discard\w*|reject\w*|rul\w+ out|if|whether|maybe|perhaps"
     r"|suppose)"
-    r"(?:\s+(?:the|be|an?|option|choice|answer))*\s*)\(?\Z",
+    r"(?:\s+(?:even|the|be|an?|option|choice|answer))*\s*)\(?\Z",
     re.IGNORECASE,
 )
 _RIGHT = (
@@ -99,6 +106,9 @@ def _forms(count: int) -> _Forms:
             rf"\s*(?:is|are|:|would be|must be)?\s*(?:option\s+|choice\s+)?){option}"
             rf"|(?i:\b(?:options?|choices?|answers?|statements?)\s+)?{option}"
             rf"(?i:\s+(?:is|must be|seems|appears to be)\s+{_RIGHT})"
+            r"|(?i:\b(?:answer|option|choice)(?:\s+is\s+(?:\w+\s+)?(?:not|neither)|\s+isn['\u2019]t)\s+)"
+            r"\(?[A-Z]\)?(?:\s+nor\s+\(?[A-Z]\)?)?"
+            rf"(?i:[,;]?\s+(?:but(?:\s+rather)?|it(?:['\u2019]s|\s+is))\s+(?:option\s+)?){option}"
         ),
         line=re.compile(
             rf"(?i:(?:option|choice|answer)s?\s*:?\s*)?(?:\(\s*([{either}])\s*\)|([{upper}])(?=[.):]|\Z))"
@@ -148,7 +158,7 @@ def find_choice(completion: str, *, prompt: str = "", cut: bool = False) -> tupl
     said = (after_thought(completion) or "")[-_TAIL:]
     if "\n" in said.strip() and " ".join(said.split()) in " ".join(prompt.split()):
         return None  # a part of the prompt, repeated
-    return _sentence(said, forms, cut) or _last_line(said, forms, options, cut)
+    return _sentence(said, forms, options, cut) or _last_line(said, forms, options, cut)
 
 
 def _stated(
@@ -166,6 +176,8 @@ def _stated(
     if first is not None:
         if cut and first.end() == len(text) and first[0][-1] not in ")]":
             return None
+        if _REFUTED.match(text, first.end()):
+            return _sentence(text, forms, options, cut)  # "A is wrong, B is right"
         return _joined(text, first, forms)
     found = dict.fromkeys(
         _letter(match)
@@ -202,9 +214,15 @@ def _joined(text: str, first: re.Match[str], forms: _Forms) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _sentence(said: str, forms: _Forms, cut: bool) -> tuple[str, ...] | None:
+def _sentence(
+    said: str, forms: _Forms, options: dict[str, str], cut: bool
+) -> tuple[str, ...] | None:
     """The option that a sentence calls right or chooses, the last where several do."""
     text = _LAYOUT.sub("", _unwrapped(said))
+    for letter, option in options.items():  # "(B) its text is correct"
+        words = re.escape(_LAYOUT.sub("", _unwrapped(option)).strip(" ."))
+        named = rf"(?<![A-Za-z])(?:\({letter}\)|{letter}[.):])\s*(?i:{words})(?!\w)"
+        text = re.sub(named, f"({letter})", text)
     for match in reversed(list(forms.chosen.finditer(text))):
         before = text[max(0, match.start() - _LOOK_BACK) : match.start()]
         asked = text[match.end() : match.end() + 80].partition("\n")[0].lstrip()[:1] == "?"
