@@ -54,7 +54,7 @@ class Watcher:
             raise UsageError(
                 f"The folder of runs {str(folder)!r} cannot be read; fix its permissions."
             )
-        self.folder = folder
+        self.folder = folder.absolute()  # a page that is called '.' tells nothing
         self.lock = threading.RLock()
         """Held while runs are read on; whoever reads their facts holds it too."""
         self.runs: dict[str, FollowedRun] = {}
