@@ -17,16 +17,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import replace
+from contextlib import suppress
 from pathlib import Path
+from threading import Timer
 
 import psutil
 
-from fttt.store import Run
 from fttt.testing import save_tiny_model
-from fttt.types import Trial
+from fttt.testing.run_facts import journal_lines, trial_facts
 
 QUESTIONS, TRIALS = 6, 8
+MOST = 600.0
+"""Seconds that one run may take, its start included."""
 LINES = QUESTIONS * (2 * TRIALS + 1)
 """Of a whole journal: a generation and a verdict a trial, and the end of each question."""
 
@@ -39,24 +41,6 @@ def command(model: Path, out: Path, *more: str) -> list[str]:
         *("--trials", str(TRIALS), "--max-new-tokens", "32", "--set", "lr=1e-3"),
         *("--out", str(out), *more),
     ]
-
-
-def facts(path: Path) -> list[Trial]:
-    """The trials without what depends on the clock, or on the order of sums."""
-    return [
-        replace(
-            trial,
-            loss=None if trial.loss is None else round(trial.loss, 3),
-            usage=replace(trial.usage, seconds=0.0),
-        )
-        for trial in Run.open(path).trials
-    ]
-
-
-def lines(path: Path) -> int:
-    """Lines of the journal so far."""
-    journal = path / "events.jsonl"
-    return journal.read_bytes().count(b"\n") if journal.exists() else 0
 
 
 def family(process: psutil.Process) -> list[psutil.Process]:
@@ -81,9 +65,12 @@ def replicas(process: psutil.Process) -> list[psutil.Process]:
 
 def wait_for(process: subprocess.Popen[str], out: Path, count: int) -> bool:
     """Wait until replicas run and the journal has ``count`` lines; whether the run still runs."""
-    watched = psutil.Process(process.pid)
+    watched, deadline = psutil.Process(process.pid), time.monotonic() + MOST
     while process.poll() is None:
-        if lines(out) >= count and replicas(watched):
+        if time.monotonic() > deadline:
+            end(process)
+            return False
+        if journal_lines(out) >= count and replicas(watched):
             return True
         time.sleep(0.01)
     return False
@@ -91,11 +78,11 @@ def wait_for(process: subprocess.Popen[str], out: Path, count: int) -> bool:
 
 def same(out: Path, whole: Path) -> str:
     """What differs from the whole run, or nothing."""
-    if facts(out) != facts(whole):
+    if trial_facts(out) != trial_facts(whole):
         return "other trials"
     written = (out / "trials.jsonl").read_bytes().count(b"\n")
-    if (lines(out), written) != (LINES, QUESTIONS * TRIALS):
-        return f"{lines(out)} lines of {LINES}, {written} trials of {QUESTIONS * TRIALS}"
+    if (journal_lines(out), written) != (LINES, QUESTIONS * TRIALS):
+        return f"{journal_lines(out)} lines of {LINES}, {written} trials of {QUESTIONS * TRIALS}"
     return "" if (out / "summary.json").exists() else "no summary"
 
 
@@ -104,20 +91,30 @@ def start(words: list[str]) -> subprocess.Popen[str]:
     return subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
+def end(process: subprocess.Popen[str]) -> None:
+    """End a run that takes too long, its own processes too."""
+    for one in [*family(psutil.Process(process.pid)), process]:
+        with suppress(psutil.NoSuchProcess):
+            one.kill()
+
+
 def kill_replica(model: Path, out: Path, whole: Path, count: int) -> str:
     """Kill one replica once the journal has ``count`` lines; return what is wrong at the end."""
     process = start(command(model, out, "--replicas", "2"))
     if not wait_for(process, out, count):
-        return f"ended before it was killed: {process.communicate()[1]}"
+        return f"ended before it was killed: {process.communicate(timeout=MOST)[1]}"
     random.choice(replicas(psutil.Process(process.pid))).send_signal(signal.SIGKILL)
     killed = time.monotonic()
     assert process.stderr is not None
     said, noticed = "", None
+    limit = Timer(MOST, end, [process])
+    limit.start()
     for line in process.stderr:
         said += line
         if " died: " in line and noticed is None:
             noticed = time.monotonic() - killed
-    if process.wait() != 0:
+    limit.cancel()
+    if process.wait(MOST) != 0:
         return f"exit {process.returncode}: {said}"
     when = "not noticed before the end" if noticed is None else f"noticed after {noticed:.2f} s"
     print(f"  at {count} lines: {when}, ended {time.monotonic() - killed:.1f} s after it")
@@ -128,22 +125,26 @@ def kill_driver(model: Path, out: Path, whole: Path, count: int) -> str:
     """Kill the driver once the journal has ``count`` lines, and resume its run."""
     process = start(command(model, out, "--replicas", "2"))
     if not wait_for(process, out, count):
-        return f"ended before it was killed: {process.communicate()[1]}"
+        return f"ended before it was killed: {process.communicate(timeout=MOST)[1]}"
     children = family(psutil.Process(process.pid))
     process.send_signal(signal.SIGKILL)
     killed = time.monotonic()
-    process.communicate()
+    process.communicate(timeout=MOST)
     gone, alive = psutil.wait_procs(children, timeout=60)
     if alive:
         return f"orphans after a minute: {[child.name() for child in alive]}"
     seconds = time.monotonic() - killed
-    number, before = random.choice("12"), lines(out)
+    number, before = random.choice("12"), journal_lines(out)
     if not (out / "config.toml").exists():
         words = command(model, out, "--replicas", number)
     else:
         words = [sys.executable, "-m", "fttt", "run", "--resume", str(out), "--replicas", number]
     again = start(words)
-    said = again.communicate()[1]
+    try:
+        said = again.communicate(timeout=MOST)[1]
+    except subprocess.TimeoutExpired:
+        end(again)
+        return f"the resumed run has not ended after {MOST:g} s"
     if again.returncode != 0:
         return f"exit {again.returncode}: {said}"
     print(

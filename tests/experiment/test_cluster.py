@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,11 +28,12 @@ from fttt.experiment.sweep import SweepConfig, run_sweep
 from fttt.progress import Quiet
 from fttt.store import Run
 from fttt.testing import call, save_tiny_model
-from fttt.types import Trial
+from fttt.testing.run_facts import journal_lines, trial_facts
 
 pytestmark = [
     pytest.mark.skipif(not find_spec("ray"), reason="needs pip install 'fttt[scale]'"),
     pytest.mark.usefixtures("one_thread"),
+    pytest.mark.timeout(300),  # the start of Ray and of two replicas on a busy machine included
     # of Ray itself, which leaves files and sockets to the end of the process
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -82,22 +83,6 @@ def flags(model: Path, out: Path, *more: str, method: str = "fttt") -> list[str]
     ]
 
 
-def facts(path: Path) -> list[Trial]:
-    return [
-        replace(
-            trial,
-            loss=None if trial.loss is None else round(trial.loss, 3),
-            usage=replace(trial.usage, seconds=0.0),
-        )
-        for trial in Run.open(path).trials
-    ]
-
-
-def lines(path: Path) -> int:
-    journal = path / "events.jsonl"
-    return journal.read_bytes().count(b"\n") if journal.exists() else 0
-
-
 def actors() -> list[psutil.Process]:
     """The processes of replicas that this process started."""
     family = psutil.Process().children(recursive=True)
@@ -117,8 +102,8 @@ def test_two_replicas_make_the_trials_of_one_process(
     old = Run.open(whole)
     plan = plan_resume(old, old.config)
     run = run_cells([Cell(plan, tmp_path / "two")], crew.load(plan.config), Quiet())[0]
-    assert facts(run.path) == facts(whole)
-    assert lines(run.path) == lines(whole)
+    assert trial_facts(run.path) == trial_facts(whole)
+    assert journal_lines(run.path) == journal_lines(whole)
     assert len(run.environment["replicas"]) == 2
     assert not crew.notes
 
@@ -147,16 +132,17 @@ def test_a_killed_replica_is_replaced_and_nothing_is_lost(
     out, pid = tmp_path / "killed", max(process.pid for process in actors())
 
     def kill() -> None:
-        while lines(out) < lines(whole) // 3:
+        deadline = time.monotonic() + 60
+        while journal_lines(out) < journal_lines(whole) // 3 and time.monotonic() < deadline:
             time.sleep(0.005)
         os.kill(pid, signal.SIGKILL)
 
     killer = threading.Thread(target=kill, daemon=True)
     killer.start()
     run_cells([Cell(plan, out)], crew.load(plan.config), Quiet())
-    killer.join()
-    assert facts(out) == facts(whole)
-    assert lines(out) == lines(whole)
+    killer.join(timeout=60)
+    assert trial_facts(out) == trial_facts(whole)
+    assert journal_lines(out) == journal_lines(whole)
     died, end = crew.notes
     assert f"(process {pid}) died: its process ended, killed or out of memory; the " in died
     assert "what they asked was resumed, and no trial is missing" in end

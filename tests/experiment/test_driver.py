@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from fttt.experiment.runner import Cell, StoppedError, run_cells
 from fttt.progress import Quiet
 from fttt.store import Run
 from fttt.testing import FakeEngine, fake_model
-from fttt.types import Trial
+from fttt.testing.run_facts import journal_lines, trial_facts
 
 from .conftest import write
 
@@ -103,14 +103,6 @@ def make(method: str, trials: int = 3, limit: int = 5, **more: Any) -> Plan:
     return plan_run(settle(resolve({**values, "data": {"limit": limit}, **settings, **more})))
 
 
-def facts(run: Run) -> list[Trial]:
-    return [replace(t, usage=replace(t.usage, seconds=0.0)) for t in run.trials]
-
-
-def lines(run: Run) -> int:
-    return (run.path / "events.jsonl").read_bytes().count(b"\n")
-
-
 @pytest.fixture
 def alone(tmp_path: Path) -> Callable[[Plan], Run]:
     def play(plan: Plan) -> Run:
@@ -129,8 +121,8 @@ def test_trials_are_the_same_for_any_number_of_replicas(
     for count in (1, 2, 3):
         crew = Crew(count)
         run = crew.run(plan, tmp_path / f"{count}")
-        assert facts(run) == facts(whole)
-        assert lines(run) == lines(whole)
+        assert trial_facts(run) == trial_facts(whole)
+        assert journal_lines(run.path) == journal_lines(whole.path)
         assert {key: run.summary[key] for key in ("solved", "accuracy_at", "trials_total")} == {
             key: whole.summary[key] for key in ("solved", "accuracy_at", "trials_total")
         }
@@ -154,8 +146,8 @@ def test_what_a_dead_replica_asked_is_resumed_without_loss_or_double(
         run = crew.run(plan, tmp_path / f"{dies_at}")
         if not crew.notes:
             break
-        assert facts(run) == facts(whole)
-        assert lines(run) == lines(whole)
+        assert trial_facts(run) == trial_facts(whole)
+        assert journal_lines(run.path) == journal_lines(whole.path)
         assert "died: killed" in crew.notes[0]
         assert "Replicas died during the run (1)" in crew.notes[-1]
     assert dies_at > 2
@@ -177,10 +169,10 @@ def test_a_driver_that_is_stopped_leaves_a_folder_for_another_number_of_replicas
 
     with pytest.raises(RunError, match=r"the engine failed\."):
         Crew(2, script=fails).run(plan, tmp_path / "run")
-    assert 0 < lines(Run.open(tmp_path / "run")) < lines(whole)
+    assert 0 < journal_lines(tmp_path / "run") < journal_lines(whole.path)
     run = Crew(3).run(plan, tmp_path / "run", resume=True)
-    assert facts(run) == facts(whole)
-    assert lines(run) == lines(whole)
+    assert trial_facts(run) == trial_facts(whole)
+    assert journal_lines(run.path) == journal_lines(whole.path)
 
 
 def test_replicas_that_die_before_they_send_anything_end_the_run(tmp_path: Path) -> None:
