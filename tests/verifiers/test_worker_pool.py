@@ -43,7 +43,9 @@ def alive(pid: int) -> bool:
 
 
 def wait_for(file: Path) -> None:
+    deadline = time.monotonic() + 60.0
     while not (file.exists() and file.read_text()):
+        assert time.monotonic() < deadline
         time.sleep(0.01)
 
 
@@ -61,6 +63,22 @@ def test_a_closure_sees_what_surrounds_it() -> None:
 
 def test_a_named_job_runs_in_a_fresh_interpreter() -> None:
     assert run("fttt.verifiers.regex:search", ["b+", "abbc"], ["x", "abc"]) == ["bb", None]
+
+
+def test_what_a_job_runs_sees_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    secret = ["OPENAI_API_KEY", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "PGPASSWORD", "My_Secret"]
+    plain = ["PATH_OF_KEYBOARD", "TOKENIZERS_PARALLELISM", "MONKEY", "SECRETARY"]
+    for name in (*secret, *plain):
+        monkeypatch.setenv(name, "it")
+    asked = " ".join(f'"${{{name}-}}"' for name in (*secret, *plain))
+    command = f"printf '<%s>' {asked}"
+    shown = "<>" * len(secret) + "<it>" * len(plain)
+    request = {"command": command, "completion": "", "variables": {}}
+    assert run("fttt.verifiers.command:run", request) == [[0, shown]]
+    assert run(lambda line: subprocess.check_output(line, shell=True, text=True), command) == [
+        shown
+    ]
+    assert os.environ["HF_TOKEN"] == "it"
 
 
 def test_failures_say_why_and_spare_the_neighbours() -> None:

@@ -36,7 +36,8 @@ _PROGRAM = re.compile(r"[\w./+-]+")
 class CommandVerifier:
     """Runs a command for each completion: exit status 0 is correct, any other incorrect.
 
-    The completion is on standard input. The environment is the caller's with these additions:
+    The completion is on standard input. The environment is the caller's without keys, tokens and
+    passwords (see :mod:`fttt.verifiers.worker_pool`), with these additions:
     ``FTTT_QUESTION_ID``, ``FTTT_QUESTION`` (the prompt), ``FTTT_GOLD`` (the gold answer; JSON where
     it is no text) and ``FTTT_SOLUTION`` (empty where there is none). ``FTTT_QUESTION_FILE``,
     ``FTTT_GOLD_FILE`` and ``FTTT_SOLUTION_FILE`` name files with the same texts, of any length; a

@@ -7,6 +7,9 @@ worker's socket how it died, and kills every process that outlived its worker: w
 are subreapers on Linux, so that even a daemon of a daemon comes back to them. Elsewhere the
 worker's process group is killed.
 
+What a job runs may be written by a model, so its environment has no variable that is named like a
+key, a token or a password.
+
 A thread of the caller's process waits for each running job, so a busy event loop never makes a
 job look late.
 """
@@ -21,6 +24,7 @@ import importlib
 import json
 import os
 import queue
+import re
 import resource
 import select
 import signal
@@ -51,6 +55,13 @@ _STARTUP_SECONDS = 120.0
 """For a zygote to import its job's modules, on a busy machine."""
 _STOP_SECONDS = 5.0
 """For a zygote to end its workers once it is asked to end; after that it is killed."""
+
+_SECRET = re.compile(
+    r"(API|ACCESS|PRIVATE|SECRET|SIGNING|ENCRYPTION)_?KEY|(^|_)KEYS?$|TOKEN(_PATH)?S?$|SECRETS?($|_)"
+    r"|PASSW(OR)?D|PASSPHRASE|CREDENTIAL",
+    re.IGNORECASE,
+)
+"""Names of variables that hold keys, tokens and passwords, those of judging models among them."""
 
 _PDEATHSIG, _CHILD_SUBREAPER = 1, 36
 _HEADER = struct.Struct("!I")
@@ -334,6 +345,7 @@ def _start(job: Job | str, memory_mb: int | None) -> _ZygoteHandle:
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             start_new_session=True,
+            env={name: text for name, text in os.environ.items() if not _SECRET.search(name)},
         )
     send(ours, {"job": job, "memory_mb": memory_mb})
     return _ZygoteHandle(ours, _Started(process))
@@ -349,6 +361,8 @@ def _fork(ours: socket.socket, theirs: socket.socket, job: Job, memory_mb: int |
         pid = os.fork()
     if pid == 0:
         ours.close()
+        for name in filter(_SECRET.search, list(os.environ)):
+            del os.environ[name]
         _serve(theirs, job, memory_mb)
 
     return _Forked(pid)
