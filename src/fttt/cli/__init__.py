@@ -18,6 +18,8 @@ from fttt.cli.reports import (
     compare_command,
     export_command,
     list_command,
+    pull_command,
+    push_command,
     report_command,
     show_command,
     view_command,
@@ -99,6 +101,20 @@ app.command(
         "fttt export --inspect outputs/fttt-gsm8k-... --out logs/fttt.eval",
     ),
 )(export_command)
+app.command(
+    "push",
+    epilog=examples(
+        "fttt push outputs/fttt-gsm8k-... owner/fttt-gsm8k",
+        "fttt push outputs/fttt-gsm8k-... owner/fttt-gsm8k --public --license apache-2.0",
+    ),
+)(push_command)
+app.command(
+    "pull",
+    epilog=examples(
+        "fttt pull owner/fttt-gsm8k",
+        "fttt pull owner/fttt-gsm8k --out outputs/theirs",
+    ),
+)(pull_command)
 app.command(
     "list",
     epilog=examples(

@@ -1,4 +1,7 @@
-"""``fttt list``, ``compare``, ``report`` and ``view``: what can be run, and what came of it."""
+"""``fttt list``, ``compare``, ``report``, ``view``, ``export``, ``push`` and ``pull``.
+
+What can be run, what came of it, and where that is shown and kept.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +22,21 @@ from fttt.cli.flags import AsJSON, RunFolders, print_json
 from fttt.cli.runs import print_runs
 from fttt.errors import UsageError
 from fttt.files import cannot_write
+from fttt.progress import note
 from fttt.store import open_runs
 
 _WORDS = ("run", "method", "task", "model")
 
-__all__ = ["compare_command", "export_command", "list_command", "report_command", "view_command"]
+__all__ = [
+    "compare_command",
+    "export_command",
+    "list_command",
+    "pull_command",
+    "push_command",
+    "report_command",
+    "show_command",
+    "view_command",
+]
 
 
 class ListKind(StrEnum):
@@ -308,6 +321,61 @@ def export_command(
     with _extra("fttt export --inspect", "inspect"):
         samples = write_inspect_log(opened, out)
     typer.echo(f"Wrote {out} ({samples:,} trials); `inspect view --log-dir {out.parent}` shows it.")
+
+
+Repository = Annotated[
+    str,
+    typer.Argument(
+        metavar="OWNER/NAME", help="A dataset repository of the hub.", show_default=False
+    ),
+]
+
+
+def push_command(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.", show_default=False)],
+    repository: Repository,
+    public: Annotated[
+        bool, typer.Option("--public", help="Make a new repository public (else private).")
+    ] = False,
+    licence: Annotated[
+        str | None,
+        typer.Option(
+            "--license",
+            help="The hub's name of the licence in the card, such as apache-2.0 (left to you).",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Publish a finished run on the Hugging Face hub, with a card; secrets are never sent."""
+    from fttt.report.hub import push_run
+    from fttt.store import Run
+
+    pushed = push_run(Run.open(run), repository, public=public, licence=licence)
+    shown = "private" if pushed.private else "public"
+    typer.echo(
+        f"Pushed {pushed.files} files ({pushed.bytes / 1e6:.1f} MB) to {pushed.url} ({shown}), "
+        "gold answers among them; home folders are written as ~."
+    )
+
+
+def pull_command(
+    repository: Repository,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="The new run folder (outputs/NAME).", show_default=False),
+    ] = None,
+    as_json: AsJSON = False,
+) -> None:
+    """Download a run that was pushed, check it, and print its table."""
+    from fttt.report.hub import code_named, pull_run
+
+    run = pull_run(repository, out or Path("outputs") / repository.rpartition("/")[2])
+    if named := code_named(run):
+        note(
+            f"note: its settings name code or commands ({', '.join(named)}), which `fttt regrade` "
+            "and `fttt run --resume` would run; read them first"
+        )
+    print_runs([run], as_json=as_json)
 
 
 @contextmanager

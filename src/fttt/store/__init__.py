@@ -20,6 +20,7 @@ from fttt.store.journal import (
 )
 from fttt.store.outcome import DecidedBy, Unanswered, solved_within, spent, vote, wilson
 from fttt.store.run_folder import (
+    RUN_FILES,
     Run,
     RunWriter,
     check_free,
@@ -29,6 +30,7 @@ from fttt.store.run_folder import (
 )
 
 __all__ = [
+    "RUN_FILES",
     "DecidedBy",
     "DivergenceEvent",
     "FollowedQuestion",

@@ -38,6 +38,7 @@ from fttt.store.outcome import DecidedBy, Unanswered, summarize
 from fttt.types import Question, Record, Trial, Usage, Verdict
 
 __all__ = [
+    "RUN_FILES",
     "Run",
     "RunWriter",
     "check_free",
@@ -55,6 +56,8 @@ TRIALS = "trials.jsonl"
 EVENTS = "events.jsonl"
 PENDING = "pending.jsonl"
 SUMMARY = "summary.json"
+RUN_FILES = (CONFIG, ENVIRONMENT, QUESTIONS, TRIALS, EVENTS, SUMMARY, "run.log")
+"""What a finished run consists of."""
 
 
 def fingerprint(question: Question) -> str:
