@@ -51,6 +51,16 @@ def test_everybody_may_enter_the_parents_of_each_mount(
             raise AssertionError(f"unknown option {word}")
 
 
+def test_root_hands_its_rights_away_before_the_command_runs() -> None:
+    if os.getuid() != 0:
+        pytest.skip("only root can become somebody else")
+    show = ("/bin/sh", "-c", "exec >&2; id -u; id -g; id -G; exit 3")
+    zygote = launch.Way(show, (), launch.BOX_UID, False).launch()
+    assert zygote.process.wait(20) == 3
+    assert set(zygote.last_words().split()) == {str(launch.BOX_UID)}
+    zygote.stop()
+
+
 def test_the_interpreter_is_the_one_beneath_a_virtual_environment() -> None:
     (way,) = launch.ways_to_launch(None)
     assert Path(way.command[0]).is_relative_to(sys.base_prefix)

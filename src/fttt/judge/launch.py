@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import socket
@@ -33,6 +34,13 @@ _ENVIRONMENT = {"PYTHONHASHSEED": "0"}
 _LIBRARIES = ("/usr/lib", "/usr/lib32", "/usr/lib64", "/lib", "/lib32", "/lib64")
 _DATA = ("/etc/ld.so.cache", "/usr/share/zoneinfo")
 _DEVICES = ("null", "zero", "full", "random", "urandom")
+_BECOME = (
+    "import os, sys; uid = int(sys.argv[1]); os.setgroups([]); os.setgid(uid); os.setuid(uid); "
+    "os.execv(sys.argv[2], sys.argv[2:])"
+)
+"""Runs a command as another user. Were it left to :mod:`subprocess`, this process would be forked
+whole, and what its libraries do at a fork (locks, threads of their own) may never end."""
+_END_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +60,11 @@ class Zygote:
         """Close the control socket, which ends it, and wait; a hung one is killed."""
         self.control.close()
         try:
-            self.process.wait(timeout=2)
+            self.process.wait(_END_SECONDS)
         except subprocess.TimeoutExpired:
             self.process.kill()
-            self.process.wait()
+            with contextlib.suppress(subprocess.TimeoutExpired):  # the kernel does not let it go
+                self.process.wait(_END_SECONDS)
         self.errors.close()
 
 
@@ -72,11 +81,14 @@ class Way:
 
     def launch(self) -> Zygote:
         """Start it; raises :class:`OSError` where the command cannot be run at all."""
+        become: tuple[str, ...] = ()
+        if self.uid is not None:
+            become = (_interpreter(), "-I", "-S", "-c", _BECOME, str(self.uid))
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         errors = tempfile.TemporaryFile()  # noqa: SIM115  (stop() closes it)
         try:
             process = subprocess.Popen(
-                [*self.command, str(theirs.fileno()), *self.places],
+                [*become, *self.command, str(theirs.fileno()), *self.places],
                 env=_ENVIRONMENT,
                 cwd="/",
                 stdin=subprocess.DEVNULL,
@@ -84,9 +96,6 @@ class Way:
                 stderr=errors,
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
-                user=self.uid,
-                group=self.uid,
-                extra_groups=None if self.uid is None else [],
             )
         except OSError:
             ours.close()

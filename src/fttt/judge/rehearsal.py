@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib.util
 import json
 import statistics
@@ -17,6 +18,8 @@ from fttt.judge.problem import Judgement, Problem, StdinProblem, Submission
 __all__ = ["JudgeRate", "measure", "rehearse"]
 
 _PER_BOX = 60  # modules
+_IMPORT_SECONDS = 60.0
+"""For the standard library out here, some second on a machine with nothing else to do."""
 # Importing these does something, or opens a window.
 _LEFT_OUT = frozenset(("antigravity", "idlelib", "this", "tkinter", "turtle", "turtledemo"))
 _ADD = Problem(
@@ -101,10 +104,17 @@ async def _missing(judge: Judging, names: list[str]) -> str:
 async def _importable(names: list[str]) -> list[str]:
     """Those of some modules that this interpreter can import outside the sandbox."""
     options = ("-I", "-S", "-B", "-c", _TRY_OUTSIDE, json.dumps(names))
+    nothing = asyncio.subprocess.DEVNULL
     process = await asyncio.create_subprocess_exec(
-        sys.executable, *options, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL
+        *(sys.executable, *options), stdin=nothing, stdout=asyncio.subprocess.PIPE, stderr=nothing
     )
-    output, _ = await process.communicate()
+    output = b""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_IMPORT_SECONDS):
+            output, _ = await process.communicate()
+    if process.returncode is None:
+        process.kill()
+        await process.wait()
     found: list[str] = json.loads(output or b"[]")
     return found
 
