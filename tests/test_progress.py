@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import heapq
 import io
-import random
-from collections import deque
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from fttt import progress as module
-from fttt.progress import LOG, Progress, StepProgress, clock, silenced
+from fttt.forecast import Forecast, TimeLeft
+from fttt.progress import LOG, Progress, StepProgress, clock, silenced, span
 from fttt.types import Trial, Usage
 
 TRIAL = Trial("q", 0, 0, "", (), "stop", None, "incorrect", "", None, Usage())
@@ -31,7 +29,7 @@ def watch(progress: Progress, questions: int, trials: int, *, seconds: float = 0
 
     async def run() -> str:
         engine = Engine()
-        async with progress.watching(engine, questions, trials):
+        async with progress.watching(engine, Forecast(questions, 4), trials):
             for _ in range(4):
                 progress.trial_ended(TRIAL)
                 engine.generated_tokens += 100
@@ -53,41 +51,24 @@ def test_the_line_counts_questions_and_what_their_budget_has_left() -> None:
     )  # tokens are the budget
 
 
-def simulated(questions: int, at_once: int, trials: int) -> tuple[float, list[tuple[float, float]]]:
-    """The end of a run, half of whose questions are easy, and the time left as told on the way."""
-    chance, now, made, spared = random.Random(1), 0.0, 0, 0
-    forecast, told = module._Forecast(questions, trials), []
-    easy = [chance.random() < 0.5 for _ in range(questions)]
-    waiting = deque(range(questions))
-    busy = [(chance.uniform(0.7, 1.3), waiting.popleft(), 0) for _ in range(at_once)]
-    heapq.heapify(busy)
-    while busy:
-        now, question, trial = heapq.heappop(busy)
-        made += 1
-        solved = chance.random() < (0.8 if easy[question] else 0.03)
-        ended = replace(
-            TRIAL, trial=trial, verdict="correct" if solved else "incorrect", usage=Usage(seconds=1)
-        )
-        forecast.trial_ended(ended)
-        over = solved or trial + 1 == trials
-        if over:
-            spared += trials - trial - 1
-            forecast.stops = forecast.stops or (solved and trial + 1 < trials)
-        if not over or waiting:
-            following = (waiting.popleft(), 0) if over else (question, trial + 1)
-            heapq.heappush(busy, (now + chance.uniform(0.7, 1.3), *following))
-        left = forecast.seconds(questions * trials - made - spared, now / made)
-        if left is not None:
-            told.append((now, left))
-    return now, told
+def test_a_long_run_is_told_once_how_long_it_will_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    shown = io.StringIO()
+    progress = Progress("run", Console(file=shown, width=200))
 
+    async def run() -> None:
+        async with progress.watching(Engine(), Forecast(10, 1, lanes=2), 10):
+            for _ in range(5):
+                now[0] += 30.0
+                progress.trial_ended(TRIAL)
 
-def test_the_time_left_does_not_grow_as_the_easy_questions_run_out() -> None:
-    end, told = simulated(questions=200, at_once=32, trials=32)
-    assert told
-    for now, left in told:
-        if 0.1 * end < now < 0.9 * end:
-            assert 0.75 * (end - now) < left < 1.35 * (end - now)
+    asyncio.run(run())
+    told = shown.getvalue().strip()
+    assert told.endswith("left, as the first trials went")
+    assert told.count("left") == 1
+    assert span(TimeLeft(100.0, 110.0)) == "about 1:45"
+    assert span(TimeLeft(60.0, 130.0)) == "1:00 to 2:10"
 
 
 def test_a_run_keeps_a_log_in_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,7 +76,7 @@ def test_a_run_keeps_a_log_in_its_folder(tmp_path: Path, monkeypatch: pytest.Mon
     progress = Progress("run", Console(file=io.StringIO()))
 
     async def run(fails: bool) -> None:
-        async with progress.watching(Engine(), 2, 4, folders=[tmp_path]):
+        async with progress.watching(Engine(), Forecast(2, 4), 4, folders=[tmp_path]):
             progress.note("a note")
             await asyncio.sleep(0.05)
             if fails:

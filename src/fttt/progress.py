@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from contextvars import ContextVar
@@ -16,9 +16,10 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bar
 
+from fttt.forecast import Forecast, TimeLeft
 from fttt.types import Trial
 
-__all__ = ["LOG", "Progress", "Quiet", "StepProgress", "clock", "note", "silenced"]
+__all__ = ["LOG", "Progress", "Quiet", "StepProgress", "clock", "note", "silenced", "span"]
 
 LOG = "run.log"
 """The log's name in a run folder."""
@@ -31,6 +32,8 @@ _LINE_EVERY = 15.0
 """Seconds between two lines where there is no terminal."""
 _WINDOW = 15.0
 """Seconds over which tokens a second are averaged."""
+_LONG = 60.0
+"""Seconds from which a run is told to be long."""
 _EVERY = {True: 0.5, False: _LINE_EVERY}
 """Seconds between two updates, on a terminal and elsewhere."""
 
@@ -59,6 +62,13 @@ def clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def span(left: TimeLeft) -> str:
+    """``about 5:10``, or ``4:10 to 9:30`` where the time left is known less well."""
+    if left.narrow:
+        return f"about {clock(left.middle)}"
+    return f"{clock(left.low)} to {clock(left.high)}"
 
 
 def _bar(console: Console) -> Bar:
@@ -137,7 +147,7 @@ class Progress:
         self._engine: _Engine | None = None
         self._losses: list[float] = []
         self._began = self._tracked = 0.0
-        self._begin(0, 0, 0)
+        self._begin(Forecast(0, 0), 0)
 
     def note(self, text: str) -> None:
         """Print a line once, and log it where there is a log."""
@@ -150,6 +160,8 @@ class Progress:
         self._forecast.trial_ended(trial)
         if trial.loss is not None:
             self._losses.append(trial.loss)
+        if self._trials == self._forecast.enough:
+            self._say_time()
 
     def question_ended(self, *, solved: bool, spared: int) -> None:
         """Count a question; ``spared`` trials of its budget were not needed."""
@@ -163,25 +175,23 @@ class Progress:
     async def watching(
         self,
         engine: _Engine,
-        questions: int,
+        forecast: Forecast,
         trials: int,
         *,
-        longest: int = 0,
         folders: Sequence[Path] = (),
     ) -> AsyncIterator[None]:
         """Show the progress of a run, and log it.
 
         Args:
             engine: says how many tokens it has generated.
-            questions: that are owed.
+            forecast: of the questions that are owed.
             trials: that they may need in all; 0 where trials are not the budget.
-            longest: that one question may need.
             folders: of the runs, whose logs get a line now and then.
         """
-        self._begin(questions, trials, longest)
+        self._begin(forecast, trials)
         self._engine = engine
         self._logs = [folder / LOG for folder in folders]
-        self._log(f"began: {questions:,} questions, at most {trials:,} trials")
+        self._log(f"began: {forecast.questions:,} questions, at most {trials:,} trials")
         jobs = [asyncio.create_task(job) for job in (self._show(engine), self._keep_log(engine))]
         try:
             yield
@@ -208,12 +218,20 @@ class Progress:
         if self._total:
             left = max(0, self._total - self._trials - self._spared)
             parts.append(f"{left:,} trial{'s' if left != 1 else ''} left")
-            if self._trials and left:
-                elapsed = time.monotonic() - self._began
-                seconds = self._forecast.seconds(left, elapsed / self._trials)
-                if seconds is not None:
-                    parts.append(f"about {clock(seconds)} left")
+            time_left = self._time_left()
+            if time_left is not None:
+                parts.append(f"{span(time_left)} left")
         return " · ".join(parts)
+
+    def _time_left(self) -> TimeLeft | None:
+        left = max(0, self._total - self._trials - self._spared)
+        return self._forecast.time_left(time.monotonic() - self._began, left) if left else None
+
+    def _say_time(self) -> None:
+        """Tell once how long a long run will take, as its first trials went."""
+        left = self._time_left()
+        if left is not None and left.high >= _LONG:
+            self.note(f"{span(left)} left, as the first trials went".capitalize())
 
     def _log(self, text: str) -> None:
         """Add a line with the time to the logs; a full disk is the journal's matter."""
@@ -248,10 +266,10 @@ class Progress:
             await asyncio.sleep(_LOG_EVERY)
             self._log(self.line(rate.look()))
 
-    def _begin(self, questions: int, trials: int, longest: int) -> None:
-        self._questions, self._total = questions, trials
+    def _begin(self, forecast: Forecast, trials: int) -> None:
+        self._forecast, self._total = forecast, trials
+        self._questions = forecast.questions
         self._ended = self._solved = self._trials = self._spared = 0
-        self._forecast = _Forecast(questions, longest)
         self._losses.clear()
         self._tracked = 0.0
         self._began = time.monotonic()
@@ -277,75 +295,6 @@ class Quiet(Progress):
 
     def __init__(self) -> None:
         super().__init__("", Console(quiet=True))
-
-
-_FEWEST = 16
-"""Trials, or a trial of each question, that an estimate of the time left is made from."""
-
-
-class _Forecast:
-    """How long a run will need, by what its questions have needed so far.
-
-    The questions that have ended are the easy ones, so the trials that they did not need say little
-    of the others. What does is the chance that a trial of this number solves its question, among
-    all that came so far; of the trials that may still come, those are counted that will then be
-    needed.
-    """
-
-    def __init__(self, questions: int, longest: int) -> None:
-        self.stops = False
-        """Whether a solved question is seen to need no further trial."""
-        self._questions, self._longest = questions, longest
-        self._reached: Counter[int] = Counter()
-        """Questions that have made so many trials."""
-        self._solved: Counter[int] = Counter()
-        """Of these, those that the last of them solved."""
-        self._seconds = 0.0
-
-    def trial_ended(self, trial: Trial) -> None:
-        self._reached[trial.trial + 1] += 1
-        self._solved[trial.trial + 1] += trial.verdict == "correct"
-        self._seconds += trial.usage.seconds
-
-    def seconds(self, most: int, seconds_a_trial: float) -> float | None:
-        """Seconds that are left; ``None`` before enough trials have ended.
-
-        Args:
-            most: trials that are left, were none spared.
-            seconds_a_trial: of all questions together.
-        """
-        made = self._reached.total()
-        if made < min(_FEWEST, self._questions):
-            return None
-        together = min(most, self._needed() or most) * seconds_a_trial
-        if not self._longest:
-            return together
-        # a question's trials come one after the other, and the last to begin may need all of them
-        waiting = self._at(0)
-        least = next((n for n in range(self._longest) if self._at(n)), self._longest)
-        alone = (self._longest - least) * self._seconds / made
-        begun = sum(self._at(n) for n in range(1, self._longest))
-        share = waiting / (waiting + begun) if waiting else 0.0
-        return max(together, share * together + alone)
-
-    def _needed(self) -> float:
-        """Trials that the questions will still need; 0 where that is not known."""
-        left, total = 0.0, 0.0
-        overall = (self._solved.total() + 1) / (self._reached.total() + 2)
-        for count in reversed(range(self._longest)):
-            # of a question that has made so many trials: one more, and what follows if it fails
-            reached, solved = self._reached[count + 1], self._solved[count + 1]
-            chance = (solved + overall) / (reached + 1) if self.stops else 0.0
-            left = 1 + (1 - chance) * left
-            total += self._at(count) * left
-        return total
-
-    def _at(self, count: int) -> int:
-        """Questions in progress that have made so many trials."""
-        if count == 0:
-            return max(0, self._questions - self._reached[1])
-        ended = self._solved[count] if self.stops else 0
-        return max(0, self._reached[count] - self._reached[count + 1] - ended)
 
 
 class _Rate:

@@ -69,7 +69,7 @@ class EndpointEngine:
         """
         self.model, self.max_length, self.generated_tokens = model, max_length, 0
         self._client = ChatClient(model, first_pause=first_pause)
-        self._free = concurrency
+        self.concurrency = self._free = concurrency
         self._queue: dict[GenerateRequest, deque[_Waiting]] = {}
         """What waits for a free place, by what one request may ask for."""
         self._running: dict[asyncio.Task[None], list[_Waiting]] = {}

@@ -120,6 +120,10 @@ class ReplicatedExecutor:
     def size(self) -> str:
         return ""  # each replica has its own
 
+    @property
+    def lanes(self) -> int:
+        return self.at_once * len(self.seats)
+
     def rendered(
         self, prompts: Sequence[str], arguments: Mapping[str, Any]
     ) -> Sequence[str | None]:

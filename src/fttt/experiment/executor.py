@@ -156,6 +156,10 @@ class Executor(Protocol):
     def size(self) -> str:
         """What :meth:`prepare` has planned of memory, for people; empty where it is not known."""
 
+    @property
+    def lanes(self) -> int:
+        """Sequences that run at once; 0 where that is not known."""
+
     def rendered(
         self, prompts: Sequence[str], arguments: Mapping[str, Any]
     ) -> Sequence[str | None]:
@@ -224,6 +228,12 @@ class LocalExecutor:
     @property
     def size(self) -> str:
         return self._engine.plan.describe() if isinstance(self._engine, BatchedEngine) else ""
+
+    @property
+    def lanes(self) -> int:
+        if isinstance(self._engine, BatchedEngine):
+            return self._engine.plan.batch_size
+        return self._engine.concurrency if isinstance(self._engine, EndpointEngine) else 0
 
     def rendered(
         self, prompts: Sequence[str], arguments: Mapping[str, Any]

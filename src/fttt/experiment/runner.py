@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from fttt.errors import RunError, StoppedError
 from fttt.experiment.cases import save_cases
 from fttt.experiment.executor import Executor, Owed
 from fttt.experiment.plan import Plan
+from fttt.forecast import Forecast
 from fttt.progress import Progress
 from fttt.store import Run, RunWriter, solved_within
 from fttt.types import Question
@@ -119,9 +121,8 @@ class _Group:
             with _stop_signals(stop.set, self._how_to_resume()):
                 async with self.progress.watching(
                     self.executor,
-                    len(owed),
+                    self._forecast(owed),
                     trials,
-                    longest=self._longest(),
                     folders=[cell.folder for cell in self.cells],
                 ):
                     self._say_size(owed, trials)
@@ -144,11 +145,17 @@ class _Group:
             + (f"; {size}" if size else "")
         )
 
-    def _longest(self) -> int:
-        """Trials that one question may need, one after the other."""
+    def _forecast(self, owed: Sequence[Owed]) -> Forecast:
+        """What tells the time left from the trials that end."""
         plans = [cell.plan for cell in self.cells]
         waits = [p for p in plans if not (p.method.together or p.method.searches)]
-        return max((plan.config.budget.trials or 0 for plan in waits), default=0)
+        return Forecast(
+            len(owed),
+            max((plan.config.budget.trials or 0 for plan in waits), default=0),
+            lanes=self.executor.lanes,
+            abreast=min((plan.method.at_once for plan in waits), default=1),
+            begun=Counter(len(self.writers[one.run].written(one.question.id)) for one in owed),
+        )
 
     def _how_to_resume(self) -> str:
         if len(self.cells) > 1:
