@@ -29,6 +29,7 @@ __all__ = [
     "held_files",
     "held_folder",
     "hold",
+    "hub_errors",
     "is_a_file",
     "model_label",
     "numbered",
@@ -277,6 +278,16 @@ def from_hub(name: str) -> Iterator[None]:
     offline = constants.HF_HUB_OFFLINE or not (Path(name).is_dir() or _resolves())
     with patch.object(constants, "HF_HUB_OFFLINE", offline):
         yield
+
+
+def hub_errors() -> tuple[type[Exception], ...]:
+    """What a call of the hub raises where it refuses or cannot be reached.
+
+    Its own errors are those of its HTTP client, which is ``httpx`` or, from version 2 on, another.
+    """
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return (*(kind for kind in HfHubHTTPError.__bases__ if issubclass(kind, Exception)), OSError)
 
 
 def _resolves() -> bool:

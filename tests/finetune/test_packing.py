@@ -77,6 +77,7 @@ def test_the_loss_is_that_of_each_sample_alone(family: str) -> None:
     assert again == wanted, "the model has its own attention back"
 
 
+@pytest.mark.filterwarnings("ignore:`past_key_values` is deprecated")  # by PEFT, of its prefix
 @pytest.mark.parametrize(
     ("method", "family"),
     [

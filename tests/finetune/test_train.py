@@ -58,6 +58,7 @@ def _loss_of_what_peft_reads(plan: FinetunePlan, folder: Path) -> float:
     return total / len(kept)
 
 
+@pytest.mark.filterwarnings("ignore:`past_key_values` is deprecated")  # by PEFT, of its prefix
 @pytest.mark.parametrize("method", METHODS)
 def test_the_validation_loss_falls_and_a_stopped_training_ends_as_an_unstopped_one(
     method: str, tmp_path: Path, run_train: Any, make_plan: Any, monkeypatch: pytest.MonkeyPatch

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from fttt.engine.cache import KVCache
 
 __all__ = [
+    "CACHE_KEYWORDS",
     "Batch",
     "Block",
     "Current",
@@ -33,12 +34,15 @@ __all__ = [
     "Segment",
     "SlotGroups",
     "by_length",
+    "cache_keyword",
     "decoder_of",
     "noting",
     "rebound",
 ]
 
 Mode = Literal["prefill", "decode", "train"]
+CACHE_KEYWORDS = ("cache", "cache_params", "past_key_values")
+"""What versions of ``transformers`` call the cache of a forward pass."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -368,7 +372,18 @@ def _with_globals(function: Any, names: Mapping[str, Any]) -> Any:
         )
     made = FunctionType(function.__code__, around, function.__name__, function.__defaults__, cells)
     made.__kwdefaults__ = function.__kwdefaults__
+    if inner is not None:
+        made.__wrapped__ = changed  # type: ignore[attr-defined]
     return made
+
+
+def cache_keyword(function: Callable[..., Any]) -> str:
+    """The keyword by which a ``forward`` of ``transformers`` takes a cache; empty if it takes none.
+
+    Later versions call it ``cache`` where earlier ones have two other names.
+    """
+    parameters = inspect.signature(function).parameters
+    return next((name for name in CACHE_KEYWORDS if name in parameters), "")
 
 
 def decoder_of(model: Any) -> Any:

@@ -38,7 +38,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from fttt.engine import ops
 from fttt.engine.attention import NAME, attend
-from fttt.engine.batch import Current, decoder_of, noting, rebound
+from fttt.engine.batch import Current, cache_keyword, decoder_of, noting, rebound
 from fttt.engine.merged import merged_linears
 from fttt.engine.states import Mixers
 
@@ -89,8 +89,8 @@ def attention_replacements(
     found: list[tuple[Any, str, Any]] = []
     for module in model.modules():
         name, forward = type(module).__name__, own.get(id(module), module.forward)
-        if name in WRITTEN_OUT:
-            method, make = WRITTEN_OUT[name]
+        method, make = WRITTEN_OUT.get(name, ("", None))
+        if make is not None and hasattr(module, method):  # later versions have not all of these
             found.append((module, method, make(module, attend, current)))
             if name == "MptAttention":  # its model cannot do without a mask
                 base = decoder_of(model)
@@ -128,7 +128,7 @@ class _Places:
             len(self._position_N), device=self._position_N.device
         )
 
-    def update(self, key: Tensor, value: Tensor, layer_idx: int) -> tuple[Tensor, Tensor]:
+    def update(self, key: Tensor, value: Tensor, layer_idx: int, **_: Any) -> tuple[Tensor, Tensor]:
         """As they are: what came before lies in the engine's own cache."""
         return key, value
 
@@ -136,9 +136,11 @@ class _Places:
 def _with_places(forward: Callable[..., Any], current: Current) -> Callable[..., Any]:
     """Llama 4's attention, which scales queries by positions that it counts itself."""
 
+    name = cache_keyword(forward)
+
     def placed(*args: Any, **kwargs: Any) -> Any:
         if current.batch is not None:
-            kwargs["past_key_values"] = _Places(current.batch.position_N)
+            kwargs[name] = _Places(current.batch.position_N)
         return forward(*args, **kwargs)
 
     return placed
@@ -300,13 +302,19 @@ def _frequencies(module: Any, layer_type: str | None) -> Frequencies:
 
 
 class _Held:
-    """Stands for a buffer of frequencies: asked for one row of them, it gives one a token."""
+    """Stands for a buffer of frequencies: asked for its one row, it gives a row a token.
+
+    Versions of ``transformers`` ask by a place, for ``[1, F, 1]``, or by ``to``, for ``[F]``.
+    """
 
     def __init__(self, frequencies_NF: Tensor) -> None:
         self._frequencies_NF = frequencies_NF
 
     def __getitem__(self, place: tuple[None, slice, None]) -> Tensor:
         return self._frequencies_NF[:, :, None]
+
+    def to(self, **kwargs: Any) -> Tensor:
+        return self._frequencies_NF[:, None].to(**kwargs)
 
 
 class _Itself:

@@ -32,7 +32,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from fttt.engine.batch import Batch, Current, rebound
+from fttt.engine.batch import Batch, Current, cache_keyword, rebound
 from fttt.errors import UsageError
 
 __all__ = ["Mixer", "Mixers", "States", "mamba2_scan", "mamba_scan"]
@@ -108,9 +108,7 @@ class Mixer:
         self._name, self._hidden, self._dtype = name, hidden, dtype
         self.forward: Callable[..., Any] = getattr(module.forward, "own", module.forward)
         parameters = inspect.signature(self.forward).parameters
-        self._cache_name = next(
-            (n for n in ("cache_params", "past_key_values") if n in parameters), ""
-        )
+        self._cache_name = cache_keyword(self.forward)
         self._unused = {
             name: None
             for name, parameter in list(parameters.items())[1:]
@@ -184,6 +182,16 @@ class _Carried:
 
     def has_previous_state(self, layer_idx: int = 0, state_idx: int | None = None) -> bool:
         return not self._begins
+
+    def is_recording_past(self, layer_idx: int = 0) -> bool:
+        return self.record_past
+
+    def get_conv_state(self, layer_idx: int, state_idx: int = 0) -> Tensor | None:
+        """What earlier versions of ``transformers`` read from the layer, if a token came before."""
+        return None if self._begins else self.conv_states[state_idx]
+
+    def get_recurrent_state(self, layer_idx: int, state_idx: int = 0) -> Tensor | None:
+        return None if self._begins else self.recurrent_states[state_idx]
 
     def update_conv_state(
         self, x_BDT: Tensor, layer_idx: int, state_idx: int = 0, conv_kernel_size: int | None = None

@@ -37,7 +37,13 @@ from fttt.finetune.metadata import (
     check_base,
     read_info,
 )
-from fttt.finetune.parameters import CONFIG_FILE, PEFT_TYPE, WEIGHTS_FILE, load_adapters
+from fttt.finetune.parameters import (
+    CONFIG_FILE,
+    PEFT_TYPE,
+    WEIGHTS_FILE,
+    calling_peft,
+    load_adapters,
+)
 from fttt.models import LoadedModel, Prefix, load_config, load_model
 from fttt.models.locate import find_fault, same_model, size_and_ends
 
@@ -205,9 +211,8 @@ def _prefix(model: Any, folder: Path) -> Prefix:
 def _peft_model(model: nn.Module, folder: Path) -> Any:
     from peft import PeftModel
 
-    with warnings.catch_warnings():
+    with calling_peft():
         warnings.filterwarnings("error", message="Found missing adapter keys")
-        warnings.filterwarnings("ignore", message="Unsupported layer type")  # a norm's own class
         return PeftModel.from_pretrained(model, folder, torch_device=str(model.device))
 
 

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fttt.engine.batch import by_length
+from fttt.engine.batch import CACHE_KEYWORDS, by_length
 from fttt.engine.sequences import pack_sequences, prepared
 from fttt.models.loader import Prefix
 from fttt.training import GoldExample
@@ -146,10 +146,10 @@ class PackedPasses:
         """Add the borders of samples; PEFT's keys and values become each sample's prefix."""
         if self._group is None:
             return None
-        before = kwargs.pop("past_key_values", None)
+        # PEFT may know the cache by another name than the model does
+        given = [kwargs.pop(name, None) for name in CACHE_KEYWORDS]
         prefix = None
-        if before is not None:
-            layers = before.layers
+        for layers in (cache.layers for cache in given if cache is not None):
             prefix = Prefix(
                 tuple(layer.keys[0] for layer in layers), tuple(layer.values[0] for layer in layers)
             )

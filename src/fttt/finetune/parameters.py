@@ -12,6 +12,8 @@ from __future__ import annotations
 import json
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,7 @@ from fttt.models import without_bars
 __all__ = [
     "Bottleneck",
     "add_adapters",
+    "calling_peft",
     "count_trained",
     "export",
     "load_adapters",
@@ -169,14 +172,23 @@ def _with_peft(model: Any, config: Any) -> Any:
     from peft import get_peft_model
 
     try:
-        with warnings.catch_warnings():
-            # PEFT warns of norms other than torch's LayerNorm, but copies any module
-            warnings.filterwarnings("ignore", "Unsupported layer type", UserWarning)
+        with calling_peft():
             return get_peft_model(model, config)
     except ValueError as error:
         raise UsageError(
             f"The architecture {model.config.model_type!r} cannot take this method: {error}"
         ) from None
+
+
+@contextmanager
+def calling_peft() -> Iterator[None]:
+    """Leave out what PEFT warns of and a user cannot mend."""
+    with warnings.catch_warnings():
+        # norms other than torch's LayerNorm: it copies any module
+        warnings.filterwarnings("ignore", "Unsupported layer type", UserWarning)
+        # which PEFT itself asks for by its old name
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")
+        yield
 
 
 def _check_targets(model: Any, method: str, targets: tuple[str, ...]) -> bool:

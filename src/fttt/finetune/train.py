@@ -6,6 +6,7 @@ training, and at the end the trained weights with ``finetune.json``.
 
 from __future__ import annotations
 
+import inspect
 import math
 import os
 import shutil
@@ -285,8 +286,7 @@ def training_arguments(
         save_steps=every,
         metric_for_best_model="loss" if training.early_stop else None,
         greater_is_better=False if training.early_stop else None,
-        gradient_checkpointing=training.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False},
+        **_checkpointing(training.gradient_checkpointing),
         ddp_find_unused_parameters=False,
         remove_unused_columns=False,
         label_names=["labels"],
@@ -300,6 +300,13 @@ def training_arguments(
         _ = arguments.device
         arguments._n_gpu = 1
     return arguments
+
+
+def _checkpointing(on: bool) -> dict[str, Any]:
+    """The trainer's arguments for it, whose names later versions of ``transformers`` change."""
+    known = inspect.signature(TrainingArguments).parameters
+    name = next(n for n in ("activation_checkpointing", "gradient_checkpointing") if n in known)
+    return {name: on, f"{name}_kwargs": {"use_reentrant": False}}
 
 
 def _counts(checkpoint: Path | None) -> Counts:

@@ -27,7 +27,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
 
 from fttt.errors import RunError, UsageError
-from fttt.files import cannot_write, from_hub, write_whole
+from fttt.files import cannot_write, from_hub, hub_errors, write_whole
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -370,12 +370,11 @@ def pull(name: str, revision: str | None = None) -> Path:
         RunError: the hub could not be reached, or has no such repository.
     """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
         with from_hub(name):
             return Path(snapshot_download(name, revision=revision, allow_patterns=[*SHARED]))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except hub_errors() as error:
         raise RunError(
             f"There is no folder {name!r}, and no OpTune checkpoint could be downloaded by that "
             f"name: {_line(error)}; check the path, or the name and the "
@@ -390,7 +389,6 @@ def push(source: str | Path, name: str, *, private: bool = False) -> str:
         UsageError: ``source`` holds no whole checkpoint.
         RunError: the hub refused it or could not be reached.
     """
-    import httpx
     from huggingface_hub import HfApi
 
     folder, info = find_checkpoint(source), read_info(source)
@@ -406,7 +404,7 @@ def push(source: str | Path, name: str, *, private: bool = False) -> str:
             commit = api.upload_folder(
                 repo_id=name, folder_path=scratch, commit_message=f"OpTune, step {info.step}"
             )
-    except (httpx.HTTPError, OSError) as error:  # the hub's own errors are HTTP errors, too
+    except hub_errors() as error:
         raise RunError(
             f"The checkpoint {str(folder)!r} could not be uploaded to {name!r}: "
             f"{_line(error)}; check the name, the connection and the token of "

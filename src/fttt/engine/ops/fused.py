@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor, nn
 
-from fttt.engine.batch import rebound
+from fttt.engine.batch import cache_keyword, rebound
 
 __all__ = ["fused_operations"]
 
@@ -168,7 +168,8 @@ def _is_plain(layer: Any) -> bool:
         for n, part in enumerate(parts):
             stack.enter_context(patch.object(part, "forward", other(n)))
         try:
-            out = layer.forward(x, attention_mask=None, past_key_values=None, **given)
+            without = {"attention_mask": None, cache_keyword(layer.forward): None}
+            out = layer.forward(x, **without, **given)
         except (AttributeError, RuntimeError, TypeError, ValueError):
             return False
         hidden = x + attention(norm(x))[0]
