@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from fttt.engine import LoRASpec
+from fttt.engine import BatchedEngine, LoRASpec
 from fttt.engine.adapters.lora import target_layers
 from fttt.engine.cache import KVCache, read_heads
 from fttt.engine.memory_plan import FILES, _left, plan_memory
-from fttt.errors import UsageError
+from fttt.engine.selfcheck import check_outputs
+from fttt.errors import RunError, UsageError
 from fttt.testing import tiny_model
 
 
@@ -52,8 +54,37 @@ def test_what_cannot_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     assert small.batch_size == 16
     assert small.slots < 10**6  # questions wait for a slot rather than fail
     assert small.total_bytes - small.weight_bytes <= 2**29
-    with pytest.raises(UsageError, match="lower --batch-size or --max-new-tokens"):
+    sentence = r"lower --batch-size to (\d+), which fits, or lower --max-new-tokens"
+    with pytest.raises(UsageError, match=sentence) as refused:
         plan(batch_size=10**6, concurrency=10**6)
+    found = re.search(sentence, str(refused.value))
+    assert found is not None
+    largest = int(found[1])
+    assert plan(batch_size=largest, concurrency=10**6).batch_size == largest
+    with pytest.raises(UsageError, match=f"--batch-size to {largest}, which fits"):
+        plan(batch_size=largest + 1, concurrency=10**6)
+    with pytest.raises(UsageError, match=r"lower --trials to \d+, which fits"):
+        plan(batch_size=10**5, beams=10**5, adapter=None, concurrency=1)
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA"), RuntimeError("[x.cpp] can't allocate memory: no")]
+)
+def test_memory_that_another_process_takes_meanwhile_is_told(
+    error: RuntimeError, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise error
+
+    loaded = tiny_model()
+    check_outputs(loaded.model, loaded.name)  # which would fail likewise
+    monkeypatch.setattr(KVCache, "of", fails)
+    with pytest.raises(RunError, match=r"^cpu ran out of memory as the engine was made; lower --b"):
+        BatchedEngine(loaded, max_length=64)
+    error.args = ("something else",)
+    if not isinstance(error, torch.OutOfMemoryError):
+        with pytest.raises(RuntimeError, match="something else"):
+            BatchedEngine(loaded, max_length=64)
 
 
 def test_the_last_row_for_a_finished_sequence_is_given_up_before_a_batch_size_is_refused(

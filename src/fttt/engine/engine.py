@@ -24,7 +24,7 @@ from fttt.engine.beam import BeamJob, BeamSearcher
 from fttt.engine.cache import KVCache
 from fttt.engine.decoder import CPUDecoder, CUDADecoder, Decoder, Lane, draw
 from fttt.engine.families import edge_of, replacements_for
-from fttt.engine.memory_plan import plan_memory
+from fttt.engine.memory_plan import plan_memory, taking_memory
 from fttt.engine.ops import current_device
 from fttt.engine.request import (
     AdapterSlot,
@@ -92,9 +92,11 @@ class BatchedEngine:
         Raises:
             UsageError: the plan does not fit the memory or the model's context, or the engine
                 cannot reproduce the model's outputs.
+            RunError: the memory that was planned with is not there.
         """
         _check_length(loaded, max_length, beams)
-        with current_device(loaded.device), ExitStack() as undo:
+        self._device = torch.device(loaded.device)
+        with current_device(loaded.device), taking_memory(self._device), ExitStack() as undo:
             check_outputs(loaded.model, loaded.name)
             self.plan = plan_memory(
                 loaded,
@@ -109,7 +111,6 @@ class BatchedEngine:
             self.max_length = max_length
             self.reset_counters()
             self._model: Any = loaded.model
-            self._device = torch.device(loaded.device)
             mixers = Mixers(self._model)
             self._replacements = replacements_for(self._model, self._device, mixers)
             self._replacements.enable()

@@ -6,8 +6,9 @@ says at once which option to change.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,11 +25,13 @@ from fttt.engine.states import Mixers
 from fttt.errors import RunError, UsageError
 from fttt.models.loader import LoadedModel
 
-__all__ = ["MemoryPlan", "free_bytes", "plan_memory"]
+__all__ = ["MemoryPlan", "free_bytes", "plan_memory", "taking_memory"]
 
 TRAIN_TOKENS = 1024
 """Of a train pass on a CPU, where the memory allows it."""
 DEFAULT_BATCH = {"cpu": 16, "cuda": 1024}
+_CPU_FULL = "can't allocate memory"
+"""What torch says, in an error of no kind of its own, where a CPU has no memory left."""
 QUESTION_BYTES = 2**32
 """Most that the questions of one train pass take beside its tokens, beyond one question's."""
 
@@ -85,6 +88,24 @@ class MemoryPlan:
         )
 
 
+@contextmanager
+def taking_memory(device: torch.device) -> Iterator[None]:
+    """Where an engine takes what is planned.
+
+    Raises:
+        RunError: it is not there, though it was free: another process may have taken it.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not (isinstance(error, torch.OutOfMemoryError) or _CPU_FULL in str(error)):
+            raise
+        raise RunError(
+            f"{device} ran out of memory as the engine was made; lower --batch-size or "
+            "--max-new-tokens, or end what else holds its memory."
+        ) from error
+
+
 def plan_memory(
     loaded: LoadedModel,
     *,
@@ -98,8 +119,8 @@ def plan_memory(
 ) -> MemoryPlan:
     """Size the engine for sequences of ``max_length`` tokens.
 
-    A batch size that was asked for is kept or refused, never lowered; without one, as many
-    sequences run as the free memory takes, 1,024 on a GPU and 16 on a CPU at most. Where train
+    A batch size that was asked for is kept, or refused with the largest that fits; without one, as
+    many sequences run as the free memory takes, 1,024 on a GPU and 16 on a CPU at most. Where train
     steps read rows, up to as many rows again hold finished sequences until then. Where methods
     search, there is room for the ``beams`` of one question at least. So many ``adapters`` as are
     wanted (``None``: one a question) are open at once, or as fit, ``least_adapters`` at least.
@@ -132,11 +153,15 @@ def plan_memory(
     rows = max(wanted, min(2 * wanted, concurrency)) if needs.keeps else wanted
     slots = most
 
-    def needed() -> int:
-        working = max(passes.working, wanted * lane_bytes)
+    def needed(rows: int, slots: int, lanes: int, passes: _Passes) -> int:
+        working = max(passes.working, lanes * lane_bytes)
         return int((rows + 1) * row_bytes + slots * needs.slot + working)
 
-    while needed() > free:
+    def least(lanes: int) -> int:
+        """What so many sequences need."""
+        return needed(lanes, min(most, max(lanes, least_adapters)), lanes, smaller)
+
+    while needed(rows, slots, wanted, passes) > free:
         if slots > max(rows, least_adapters):
             slots = max(rows, least_adapters, slots * 7 // 8)
         elif rows > wanted:
@@ -147,8 +172,16 @@ def plan_memory(
             wanted = rows = max(1, beams, wanted * 7 // 8)
         else:
             held = f"{_count(wanted, 'sequence')} of {max_length} tokens"
-            option = None if wanted == 1 else "--trials" if wanted == beams else "--batch-size"
-            raise _too_large(held, slots, needs.slot, needed(), free, device, option)
+            fit = bisect_right(range(1, wanted), free, key=least)
+            option = "--trials" if wanted == beams else "--batch-size"
+            option += " and --trials" if fit < beams < wanted else ""
+            lower = (
+                f"lower {option} to {fit}, which fits, or lower"
+                if fit
+                else "free some memory or lower"
+            )
+            total = needed(rows, slots, wanted, passes)
+            raise _too_large(held, slots, needs.slot, total, free, device, lower)
     weights = sum(p.numel() * p.element_size() for p in loaded.model.parameters())
     return MemoryPlan(
         batch_size=wanted,
@@ -183,10 +216,9 @@ def _too_large(
     needed: int,
     free: int,
     device: torch.device,
-    option: str | None,
+    lower: str,
 ) -> UsageError:
     gib = 2.0**30
-    lower = "free some memory or lower" if option is None else f"lower {option} or"
     adapters = f" and {_count(slots, 'adapter')} of {slot / 2**20:.0f} MiB" if slots else ""
     large = slots * slot > free / 2
     smaller = ", or take adapters of a lower rank or on fewer layers" if large else ""
