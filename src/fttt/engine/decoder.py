@@ -26,6 +26,7 @@ __all__ = [
     "CUDADecoder",
     "Decoder",
     "Lane",
+    "SeenTokens",
     "Uncaptured",
     "capturable",
     "draw",
@@ -61,6 +62,8 @@ class Lane:
     scores: list[float] = field(default_factory=list)
     forced: tuple[int, ...] = ()
     """The next tokens, whatever would be drawn."""
+    cuts: int = 0
+    """How often tokens were taken back."""
 
     @property
     def shaped(self) -> bool:
@@ -81,6 +84,7 @@ class Lane:
     def cut(self, tokens: int) -> None:
         """Take back what was drawn after so many tokens."""
         self.length -= len(self.tokens) - tokens
+        self.cuts += 1
         del self.tokens[tokens:], self.scores[tokens:]
 
 
@@ -97,8 +101,54 @@ class Decoder(Protocol):
         """Wait for them, and append their tokens to the lanes."""
 
 
-def draw(logits_LV: Tensor, lanes: Sequence[Lane]) -> None:
+class SeenTokens:
+    """Which tokens running sequences hold, for those that have a repetition penalty.
+
+    A table from one step to the next, so that a step marks what is new and never an answer of 32k
+    tokens again.
+    """
+
+    def __init__(self, table_LV: Tensor) -> None:
+        """Take a table of zeros, as many rows as sequences run at once at most."""
+        self.table_LV = table_LV
+        self._held: dict[Lane, tuple[int, int, int]] = {}
+        """A lane's row, how many of its tokens are marked there, and its cuts until then."""
+
+    def note(self, lanes: Sequence[Lane], ahead: int = 0) -> None:
+        """Mark in row n what lane n holds; so many more tokens will be marked on the device."""
+        table, held = self.table_LV, self._held
+        rows = [held[lane][0] if lane in held else n for n, lane in enumerate(lanes)]
+        if rows != list(range(len(lanes))):
+            table[: len(lanes)] = table[torch.tensor(rows, device=table.device)]
+        self._held = {}
+        for n, lane in enumerate(lanes):
+            if lane.penalty == 1:
+                continue
+            _, count, cuts = held.get(lane, (n, 0, -1))
+            fresh: Sequence[int] = lane.tokens[count:]
+            if cuts != lane.cuts:
+                table[n].zero_()
+                fresh = (*lane.prompt, *lane.tokens)
+            if fresh:
+                self.mark(n, fresh)
+            self._held[lane] = (n, len(lane.tokens) + ahead, lane.cuts)
+
+    def forget(self) -> None:
+        """Mark everything anew with the next step, since the table has been written to."""
+        self._held.clear()
+
+    def mark(self, row: int, token_ids: Sequence[int]) -> None:
+        """Mark tokens in a row."""
+        self.table_LV[row].index_fill_(0, torch.tensor(token_ids).to(self.table_LV.device), True)
+
+
+def draw(logits_LV: Tensor, lanes: Sequence[Lane], seen: SeenTokens | None = None) -> None:
     """Sample each lane's next token from its logits and append it.
+
+    Args:
+        logits_LV: of the lanes.
+        lanes: which are to have one token more.
+        seen: what is known of their tokens from the step before.
 
     Raises:
         DivergedError: logits are not finite.
@@ -109,25 +159,18 @@ def draw(logits_LV: Tensor, lanes: Sequence[Lane]) -> None:
     key_L, count_L = torch.tensor([[x.key, len(x.tokens)] for x in lanes]).to(device).T
     shape = None
     if any(lane.shaped for lane in lanes):
+        seen = seen or SeenTokens(torch.zeros_like(logits_LV, dtype=torch.bool))
+        seen.note(lanes)
         shape = Shape(
             torch.tensor([x.top_k for x in lanes], device=device),
             torch.tensor([x.min_p for x in lanes], device=device),
             torch.tensor([x.penalty for x in lanes], device=device),
-            _note_seen(torch.zeros_like(logits_LV, dtype=torch.bool), lanes),
+            seen.table_LV[: len(lanes)],
         )
     noise_L = uniform(key_L, count_L)
     token_L, score_L = ops.sample(logits_LV, floats[:, 0], floats[:, 1], noise_L, shape)
     for lane, token, score in zip(lanes, token_L.tolist(), score_L.tolist(), strict=True):
         lane.take([token], [score])
-
-
-def _note_seen(seen_LV: Tensor, lanes: Sequence[Lane]) -> Tensor:
-    """Mark the tokens of each lane that has a penalty in a cleared table."""
-    for n, lane in enumerate(lanes):
-        if lane.penalty != 1:
-            ids = torch.tensor([*lane.prompt, *lane.tokens], device=seen_LV.device)
-            seen_LV[n].index_fill_(0, ids, True)
-    return seen_LV
 
 
 def _check_finite(score_L: Tensor, lanes: Sequence[Lane]) -> None:
@@ -164,6 +207,7 @@ class CPUDecoder:
     def __init__(self, model: nn.Module, cache: KVCache, bank: Bank | None) -> None:
         self._model, self._cache, self._bank = model, cache, bank
         self._lanes: Sequence[Lane] = ()
+        self._seen: SeenTokens | None = None
 
     def launch(self, lanes: Sequence[Lane]) -> None:
         """Note the lanes; a CPU has nothing to run beside."""
@@ -177,7 +221,9 @@ class CPUDecoder:
             logits = run_model(self._model, batch, slice(None))
         for lane in lanes:
             lane.length += 1
-        draw(logits, lanes)
+        if self._seen is None or len(self._seen.table_LV) < len(lanes):
+            self._seen = SeenTokens(torch.zeros_like(logits, dtype=torch.bool))
+        draw(logits, lanes, self._seen)
 
 
 class CUDADecoder:
@@ -202,6 +248,7 @@ class CUDADecoder:
         self._forces = False
         self._graphs: dict[tuple[int, bool, bool], Any] = {}
         self._shape: Shape | None = None  # made when a lane first asks for it
+        self._seen: SeenTokens | None = None
         self._pool: Any = None
         self._buckets = _buckets(lanes)
         self._lanes: Sequence[Lane] = ()
@@ -282,11 +329,12 @@ class CUDADecoder:
         """Tell the device each lane's settings and the tokens that it holds already."""
         shape = self._shape
         assert shape is not None
+        assert self._seen is not None
         size = len(lanes) + spare
         shape.top_k_R[:size] = torch.tensor([x.top_k for x in lanes] + [0] * spare)
         shape.min_p_R[:size] = torch.tensor([x.min_p for x in lanes] + [0.0] * spare)
         shape.penalty_R[:size] = torch.tensor([x.penalty for x in lanes] + [1.0] * spare)
-        _note_seen(shape.seen_RV[:size].zero_(), lanes)
+        self._seen.note(lanes, ahead=self.steps)  # each of which the captured step marks itself
 
     def _graph(self, bucket: int, adapted: bool, asks: bool) -> Any:
         key = (bucket, adapted, asks)
@@ -299,6 +347,7 @@ class CUDADecoder:
                 torch.ones(lanes, device=device),
                 torch.zeros(lanes, vocab, dtype=torch.bool, device=device),
             )
+            self._seen = SeenTokens(self._shape.seen_RV)
         if key not in self._graphs:
             self._whole[:, :bucket] = 0
             self._whole[2, :bucket] = self._cache.rows
@@ -309,6 +358,8 @@ class CUDADecoder:
             with torch.cuda.stream(stream):  # compiles what is compiled on first use
                 self._tick.zero_()
                 self._step(bucket, adapted, asks)
+            if self._seen is not None:
+                self._seen.forget()
             torch.cuda.current_stream().wait_stream(stream)
             if not capturable(self._model):
                 self._graphs[key] = Uncaptured(partial(self._step, bucket, adapted, asks))
