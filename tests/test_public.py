@@ -43,6 +43,7 @@ EXPORTED = {
     "any_of",
     "assistant",
     "solve",
+    "solve_many",
     "system",
     "user",
     "weighted",

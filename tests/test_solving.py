@@ -52,6 +52,26 @@ def test_it_works_inside_a_running_event_loop(model: Any) -> None:
     assert asyncio.run(notebook()).solved
 
 
+def test_several_questions_are_asked_together_and_alone_alike(model: Any) -> None:
+    given = [fttt.Question(f"q{n}", f"Write {n}.", str(n)) for n in range(3)]
+    asked: dict[str, Any] = {"model": model, "trials": 2, "max_new_tokens": 8}
+    together = fttt.solve_many(given, verify="number", **asked)
+    alone = [fttt.solve(one, verify="number", **asked) for one in given]
+    assert [result.question for result in together] == given
+    assert [[t.token_ids for t in result.trials] for result in together] == [
+        [t.token_ids for t in result.trials] for result in alone
+    ]
+    texts = fttt.solve_many(["Hi", "Ho"], verify=bool, method="best-of-n", **asked)
+    assert [result.question.id for result in texts] == ["question/0", "question/1"]
+    assert all(result.solved and len(result.trials) == 1 for result in texts)
+    with pytest.raises(fttt.UsageError, match="Two questions have the id 'q1'"):
+        fttt.solve_many([given[1], given[1]], verify="number", **asked)
+    with pytest.raises(fttt.UsageError, match="There is no question to solve"):
+        fttt.solve_many([], verify="number", **asked)
+    with pytest.raises(TypeError, match="trails"):
+        fttt.solve_many(["Hi"], verify=bool, trails=3)
+
+
 def test_threads_take_turns_but_a_verifier_may_ask_in_its_turn(model: Any) -> None:
     inside: list[int] = []
     most: list[int] = []
@@ -198,6 +218,8 @@ def test_a_trained_network_is_used_where_it_fits(
         ({"question": " "}, "The question cannot be ' '"),
         ({"question": None}, "The question cannot be None"),
         ({"max_new_tokens": 4096}, "is longer than the context"),
+        ({"replicas": 0}, "should be a number of at least 1, or auto"),
+        ({"ray_address": "127.0.0.1:1"}, "loaded in this process, and replicas load their own"),
     ],
 )
 def test_faults_are_named(arguments: dict[str, Any], match: str, model: Any) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fttt.errors import FTTTError, RunError, UsageError
     from fttt.methods.base import Attempt, Group, LoRASettings, Method, MethodSettings, Session
-    from fttt.solving import Result, solve
+    from fttt.solving import Result, solve, solve_many
     from fttt.store import Run
     from fttt.tasks.task import Task, TaskOptions
     from fttt.types import (
@@ -41,7 +41,7 @@ __version__ = "0.1.0"
 _MODULES = {
     "fttt.errors": "FTTTError RunError UsageError",
     "fttt.methods.base": "Attempt Group LoRASettings Method MethodSettings Session",
-    "fttt.solving": "Result solve",
+    "fttt.solving": "Result solve solve_many",
     "fttt.store": "Run",
     "fttt.tasks.task": "Task TaskOptions",
     "fttt.types": "Completion Example Judged Question Record Scores Step Teacher Text Trial "
@@ -105,6 +105,7 @@ __all__ = [
     "any_of",
     "assistant",
     "solve",
+    "solve_many",
     "system",
     "user",
     "weighted",

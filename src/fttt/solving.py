@@ -1,17 +1,19 @@
-"""One question of your own, from Python."""
+"""Questions of your own, from Python."""
 
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from contextvars import ContextVar, copy_context
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
+from inspect import signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 from fttt.errors import UsageError
 from fttt.types import Question, Record, Trial, Usage
@@ -19,11 +21,15 @@ from fttt.verifiers.combined import as_verifier
 from fttt.verifiers.verifier import Verifier, needs_gold, reads_answers
 
 if TYPE_CHECKING:
+    from fttt.experiment.executor import Executor
     from fttt.experiment.plan import Plan
     from fttt.methods import Method
-    from fttt.models import LoadedModel, ReadyModel
+    from fttt.models import LoadedModel
 
-__all__ = ["Result", "solve"]
+__all__ = ["Result", "solve", "solve_many"]
+
+
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +77,8 @@ def solve(
     batch_size: int | None = None,
     concurrency: int | None = None,
     request_timeout: float | None = None,
+    replicas: int | Literal["auto"] | None = None,
+    ray_address: str | None = None,
 ) -> Result:
     """Try a question until an answer verifies or the budget is spent.
 
@@ -112,68 +120,108 @@ def solve(
         batch_size: sequences that run at once, for methods that sample together.
         concurrency: with an endpoint, answers that are written at once.
         request_timeout: with an endpoint, seconds to wait for an answer.
+        replicas: processes that ask questions, each with a model on a GPU of its own, or on its
+            share of the cores (``auto``: one a GPU). A question is asked by one of them, so they
+            are for :func:`fttt.solve_many`.
+        ray_address: HOST:PORT (or ``auto``) of a Ray cluster that they run on.
 
     Raises:
         UsageError: an argument is not allowed, or the question does not fit the model's context.
         RunError: the run failed.
     """
-    asked = Question("question", question) if isinstance(question, str) else question
-    if not isinstance(asked, Question) or not asked.prompt.strip():
-        raise UsageError(f"The question cannot be {question!r}; give its text, or a fttt.Question.")
-    values = {
+    given = dict(locals())
+    return _ask([given.pop("question")], **given)[0]
+
+
+def solve_many(
+    questions: Sequence[str | Question],
+    *,
+    verify: Verifier | Callable[..., Any] | str,
+    **options: Any,
+) -> list[Result]:
+    """Try several questions at once, each as :func:`fttt.solve` does with a budget of its own.
+
+    They share the model's batches, and with ``replicas`` are divided over many GPUs or machines;
+    their trials are the same either way. Replicas are started for the call, and what they are given
+    travels to them: a model by its name, and functions, verifiers and methods that can be pickled.
+
+    Args:
+        questions: texts, or :class:`fttt.Question` objects of different ids.
+        verify: as for :func:`fttt.solve`.
+        options: likewise.
+
+    Returns:
+        A result for each question, in their order.
+
+    Raises:
+        UsageError: an argument is not allowed, or a question does not fit the model's context.
+        RunError: the run failed.
+    """
+    bound = signature(solve).bind("", verify=verify, **options)
+    bound.apply_defaults()
+    given = dict(bound.arguments)
+    del given["question"]
+    return _ask(questions, **given)
+
+
+def _ask(
+    questions: Sequence[str | Question],
+    *,
+    verify: Verifier | Callable[..., Any] | str,
+    model: str | LoadedModel | None,
+    method: str | Method,
+    template_args: Mapping[str, Any] | None,
+    settings: Mapping[str, Any] | None,
+    **values: Any,
+) -> list[Result]:
+    """Ask by the arguments of :func:`solve`."""
+    from fttt.config import RunConfig, build, in_sections
+    from fttt.experiment.plan import Plan, settle
+
+    asked = _Asked(_named(questions), verify)
+    if isinstance(values["replicas"], int):
+        values["replicas"] = min(values["replicas"], len(asked.questions))
+    values |= {
         "method": method if isinstance(method, str) else method.name,
         "model": model if model is None or isinstance(model, str) else model.name,
-        "endpoint": endpoint,
         "template_args": dict(template_args or {}),
-        "adapter": adapter,
-        "task": _Asked.name,
-        "seed": seed,
-        "save_correct_cases": False,
-        "trials": trials,
-        "unanswered": unanswered,
-        "token_budget": token_budget,
-        "time_budget": time_budget,
-        "until": until,
-        "temperature": temperature,
-        "top_p": top_p,
-        "top_k": top_k,
-        "min_p": min_p,
-        "repetition_penalty": repetition_penalty,
-        "max_new_tokens": max_new_tokens,
-        "think_tokens": think_tokens,
-        "dtype": dtype,
-        "device": device,
-        "batch_size": batch_size,
-        "concurrency": concurrency,
-        "request_timeout": request_timeout,
         "settings": dict(settings or {}),
+        "task": _Asked.name,
+        "save_correct_cases": False,
     }
-    from fttt.config import RunConfig, build, in_sections
-    from fttt.experiment.plan import Plan, load, settle
-
     settled = settle(
         build(RunConfig, in_sections(values), "fttt.solve()"),
         method=None if isinstance(method, str) else method,
-        task=_Asked(asked, verify),
+        task=asked,
     )
-    config, verifier = settled.config, settled.task.verifier()
-    loaded: ReadyModel
-    with nullcontext() if config.endpoint is not None else _in_turn():
-        if config.endpoint is not None:
-            loaded = load(config)
-        elif model is None or isinstance(model, str):
-            settled.check_model()
-            loaded = _load(config.model, config.adapter, dtype, device)
-        elif config.adapter is not None:
-            raise UsageError(
-                f"The model {model.name!r} is loaded already and cannot start from "
-                f"{str(config.adapter)!r}; give its name, or load it with that checkpoint."
-            )
-        else:
-            settled.check_model(model)
-            loaded = model
-        plan, borrowed = Plan(settled, (asked,)), isinstance(verify, Verifier)
-        return _anywhere(lambda: asyncio.run(_solve(plan, loaded, verifier, borrowed=borrowed)))
+    asked.verifier()  # what is wrong with it is said before the model's turn
+    try:
+        return _anywhere(lambda: _solve(Plan(settled, asked.questions), model))
+    finally:
+        if not isinstance(verify, Verifier):  # the caller's own stays open
+            asked.close()
+
+
+def _named(given: Sequence[str | Question]) -> tuple[Question, ...]:
+    """What is asked; texts are named by their places.
+
+    Raises:
+        UsageError: none, something else than a question, or two of one id.
+    """
+    questions: list[Question] = []
+    for number, one in enumerate(given):
+        name = "question" if len(given) == 1 else f"question/{number}"
+        asked = Question(name, one) if isinstance(one, str) else one
+        if not isinstance(asked, Question) or not asked.prompt.strip():
+            raise UsageError(f"The question cannot be {one!r}; give its text, or a fttt.Question.")
+        questions.append(asked)
+    if not questions:
+        raise UsageError("There is no question to solve; give one, as its text or fttt.Question.")
+    ids = [question.id for question in questions]
+    twice = next((one for number, one in enumerate(ids) if one in ids[:number]), None)
+    if twice is not None:
+        raise UsageError(f"Two questions have the id {twice!r}; give each one of its own.")
+    return tuple(questions)
 
 
 _TURN = threading.Lock()
@@ -199,15 +247,20 @@ def _in_turn() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class _Asked:
-    """A task of one question."""
+    """A task of the questions that were given."""
 
-    question: Question
+    questions: tuple[Question, ...]
     verify: Verifier | Callable[..., Any] | str
+    made: list[Verifier] = field(default_factory=list, repr=False, compare=False)
+    """Its verifier, once there is one."""
     name: ClassVar[str] = "python"
     splits: ClassVar[tuple[str, ...]] = ("test",)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.questions, self.verify)  # a replica makes a verifier of its own
+
     def load(self, options: Any) -> list[Question]:
-        return [self.question]
+        return list(self.questions)
 
     @property
     def reads_answers(self) -> bool:
@@ -217,13 +270,25 @@ class _Asked:
         return isinstance(self.verify, Verifier)
 
     def verifier(self) -> Verifier:
-        given, gold = self.verify, self.question.gold
-        if isinstance(given, str) and needs_gold(given) and gold is None:
+        given = self.verify
+        without = any(question.gold is None for question in self.questions)
+        if isinstance(given, str) and without and needs_gold(given):
             raise UsageError(
                 f"The verifier {given!r} needs a gold answer to compare with; give the "
                 "question as fttt.Question(id, prompt, gold)."
             )
-        return as_verifier(self.verify)
+        if not self.made:
+            self.made.append(as_verifier(given))
+        return self.made[0]
+
+    def close(self) -> None:
+        """Close the verifier."""
+
+        async def close() -> None:
+            for verifier in self.made:
+                await verifier.close()
+
+        _anywhere(lambda: asyncio.run(close()))
 
 
 @lru_cache(maxsize=1)
@@ -233,26 +298,75 @@ def _load(model: str, adapter: Path | None, dtype: str, device: str) -> LoadedMo
     return load_weights(model, adapter, dtype=dtype, device=device)
 
 
-async def _solve(plan: Plan, loaded: ReadyModel, verifier: Verifier, *, borrowed: bool) -> Result:
-    from fttt.experiment.executor import OwedQuestion, ask_all, make_context, make_engine
-    from fttt.experiment.session import AdapterRoom
+def _solve(plan: Plan, model: str | LoadedModel | None) -> list[Result]:
+    """Ask where the settings say."""
+    from fttt.experiment import cluster
+    from fttt.experiment.executor import LocalExecutor
+    from fttt.experiment.plan import load
+
+    config, settled = plan.config, plan.settled
+    if config.endpoint is not None:
+        return _ask_by(LocalExecutor(load(config), keeps_verifiers=True), plan)
+    if not cluster.asks_here(config.engine):
+        if model is not None and not isinstance(model, str):
+            raise UsageError(
+                f"The model {model.name!r} is loaded in this process, and replicas load their own; "
+                "give its name."
+            )
+        settled.check_model()
+        with cluster.executors(config.engine, _note) as start:
+            cluster.check_sendable(config.engine, settled.objects)
+            return _ask_by(start(config), plan)
+    with _in_turn():
+        if model is None or isinstance(model, str):
+            settled.check_model()
+            engine = config.engine
+            loaded = _load(config.model, config.adapter, engine.dtype, engine.device)
+        elif config.adapter is not None:
+            raise UsageError(
+                f"The model {model.name!r} is loaded already and cannot start from "
+                f"{str(config.adapter)!r}; give its name, or load it with that checkpoint."
+            )
+        else:
+            settled.check_model(model)
+            loaded = model
+        return _ask_by(LocalExecutor(loaded, keeps_verifiers=True), plan)
+
+
+def _note(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def _ask_by(executor: Executor, plan: Plan) -> list[Result]:
+    """Ask the questions of a plan by an executor."""
+    from fttt.experiment.executor import Owed
     from fttt.progress import Quiet
-    from fttt.store import MemoryJournal, solved_within, vote
+    from fttt.store import MemoryJournal
 
     journal = MemoryJournal()
-    question = plan.questions[0]
-    engine, run = make_engine([plan], loaded), None
+    owed = [Owed(0, question) for question in plan.questions]
+
+    async def ask() -> None:
+        try:
+            await executor.ask(owed, [journal], Quiet(), asyncio.Event())
+        finally:
+            await executor.release()
+
+    executor.check_fits(plan)
     try:
-        run = make_context(plan, loaded, engine, verifier, journal, Quiet())
-        owed = OwedQuestion(question, run, AdapterRoom(engine.adapters))
-        await ask_all([owed], workers=1, stop=asyncio.Event())
-    finally:
-        if run is not None and run.shared is not None:
-            await run.shared.close()
-        await engine.close()
-        if not borrowed:  # the caller's own verifier stays open
-            await verifier.close()
-    trials = tuple(sorted(journal.trials, key=lambda trial: trial.trial))
+        executor.prepare([plan])
+    except BaseException:
+        asyncio.run(executor.release())
+        raise
+    asyncio.run(ask())
+    return [_result(plan, question, journal.trials) for question in plan.questions]
+
+
+def _result(plan: Plan, question: Question, written: Sequence[Trial]) -> Result:
+    from fttt.store import solved_within, vote
+
+    own = (trial for trial in written if trial.question_id == question.id)
+    trials = tuple(sorted(own, key=lambda trial: trial.trial))
     usage = sum((trial.usage for trial in trials), Usage())
     solved = solved_within(trials, decided_by=plan.method.decided_by)
     best = vote(trials) if plan.method.decided_by == "vote" else _first_correct(trials)
@@ -265,8 +379,8 @@ def _first_correct(trials: tuple[Trial, ...]) -> Trial | None:
     return next((trial for trial in trials if trial.verdict == "correct"), None)
 
 
-def _anywhere(run: Callable[[], Result]) -> Result:
-    """Call ``run``, which starts an event loop, in a thread of its own where one runs already."""
+def _anywhere(run: Callable[[], Answer]) -> Answer:
+    """Call ``run``, which starts event loops, in a thread of its own where one runs already."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:

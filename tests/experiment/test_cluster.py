@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -17,6 +18,7 @@ from typing import Any
 import psutil
 import pytest
 
+import fttt
 from fttt.config import EngineSection, RunConfig, build, merge
 from fttt.errors import UsageError
 from fttt.experiment import cluster
@@ -25,6 +27,8 @@ from fttt.experiment.plan import Plan, plan_resume, settle
 from fttt.experiment.replica import About, Replica
 from fttt.experiment.runner import Cell, run_cells
 from fttt.experiment.sweep import SweepConfig, run_sweep
+from fttt.methods import MethodSettings
+from fttt.methods.best_of_n import BestOfN
 from fttt.progress import Quiet
 from fttt.store import Run
 from fttt.testing import call, save_tiny_model
@@ -122,6 +126,28 @@ def test_a_sweep_shares_the_replicas(crew: Crew, model: Path, tmp_path: Path) ->
     runs = run_sweep(build(SweepConfig, grid, "the test"), tmp_path / "grid", crew.load, Quiet())
     assert [len(run.trials) for run in runs] == [QUESTIONS, 2 * QUESTIONS]
     assert {process.pid for process in actors()} == before
+
+
+def test_questions_from_python_have_the_same_trials(
+    crew: Crew, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster, "executors", lambda *_: nullcontext(crew.load))
+    wanted = "3"
+    asked: dict[str, Any] = {
+        "verify": lambda text: wanted in text, "model": str(model), "device": "cpu", "trials": 3,
+        "max_new_tokens": 24, "method": BestOfN(MethodSettings()),
+    }  # fmt: skip
+    texts = [f"Question {n}?" for n in range(QUESTIONS)]
+    two = fttt.solve_many(texts, replicas=2, **asked)
+    here = fttt.solve_many(texts, **asked)
+    assert [[(t.token_ids, t.verdict) for t in one.trials] for one in two] == [
+        [(t.token_ids, t.verdict) for t in one.trials] for one in here
+    ]
+    assert len({one.solved for one in here}) == 2
+    lock = threading.Lock()
+    with pytest.raises(UsageError, match="verifier or a question cannot be sent to replicas"):
+        fttt.solve_many(texts, replicas=2, **{**asked, "verify": lambda text: lock.locked()})
+    assert not crew.notes
 
 
 def test_a_killed_replica_is_replaced_and_nothing_is_lost(

@@ -219,7 +219,19 @@ def test_a_stop_ends_the_run_cleanly(tmp_path: Path, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        ({"engine": {"gpus_per_replica": 2}}, "--gpus-per-replica 2 is not possible: .* one GPU"),
+        (
+            {"engine": {"gpus_per_replica": 2}},
+            r"runs a model on one GPU: the weights of 'smollm2-135m' take 0\.3 GB in bfloat16, so "
+            "one of 1 GB or more holds it; leave",
+        ),
+        (
+            {"engine": {"gpus_per_replica": 8, "dtype": "float32"}},
+            r"0\.5 GB in float32, so one of 1 GB or more holds it, or --dtype bfloat16 for half",
+        ),
+        (
+            {"engine": {"gpus_per_replica": 2}, "model": "nobody/large"},
+            "one of 80 GB holds some 30B parameters in bfloat16; choose a model that fits",
+        ),
         ({"engine": {"replicas": 2, "device": "cuda:1"}}, "--device cuda:1 names one of them"),
         ({"engine": {"replicas": "auto"}, "settings": {"shared": True}}, "in one process; leave"),
         (

@@ -33,7 +33,7 @@ from fttt.experiment.driver import LostError, ReplicatedExecutor, Seat
 from fttt.experiment.executor import Executor, LocalExecutor
 from fttt.experiment.replica import About, Replica
 
-__all__ = ["Cluster", "RayReplica", "executors"]
+__all__ = ["Cluster", "RayReplica", "asks_here", "check_sendable", "executors"]
 
 _START_SECONDS = 300.0
 """For a replica's process to start and answer, on a busy machine."""
@@ -74,7 +74,7 @@ def executors(engine: EngineSection, note: Callable[[str], None]) -> Iterator[Lo
         found: list[tuple[Cluster, list[Seat]]] = []
 
         def load(config: RunConfig) -> Executor:
-            if engine.ray_address is None and _here(engine):
+            if asks_here(engine):
                 return LocalExecutor(plan.load(config))
             if not found:
                 cluster = stack.enter_context(Cluster.connected(engine))
@@ -85,11 +85,32 @@ def executors(engine: EngineSection, note: Callable[[str], None]) -> Iterator[Lo
         yield load
 
 
-def _here(engine: EngineSection) -> bool:
+def asks_here(engine: EngineSection) -> bool:
     """Whether one replica is asked for, which this process may be as well."""
+    if engine.ray_address is not None:
+        return False
     if engine.replicas == "auto":
         return len(_gpus(engine.device)) <= 1
     return engine.replicas in (None, 1)
+
+
+def check_sendable(engine: EngineSection, objects: Mapping[str, Any]) -> None:
+    """Refuse objects of Python that cannot travel to replicas.
+
+    Raises:
+        UsageError: one cannot, or Ray is not installed.
+    """
+    _imported(alone=engine.ray_address is None)
+    pickle = import_module("ray.cloudpickle")
+    for name, thing in objects.items():
+        try:
+            pickle.dumps(thing)
+        except Exception as error:  # whatever its own parts raise
+            what = "verifier or a question" if name == "task" else name
+            raise UsageError(
+                f"The {what} cannot be sent to replicas ({first_line(error)}); give a function, a "
+                "name or an object without open files and processes, or leave replicas away."
+            ) from error
 
 
 def _gpus(device: str) -> range:

@@ -134,7 +134,7 @@ class ReplicatedExecutor:
         asyncio.run(self._any("check_fits", PlannedRun.of(plan)))
 
     def describe(self, settled: Settled) -> dict[str, Any]:
-        run = PlannedRun(settled.config.to_toml(), ())
+        run = PlannedRun.of(Plan(settled, ()))
         described: dict[str, Any] = asyncio.run(self._any("describe", run))
         hosts = [seat.replica.about.host for seat in self.seats if seat.replica is not None]
         return {**described, "replicas": hosts}

@@ -211,9 +211,22 @@ class Executor(Protocol):
 class LocalExecutor:
     """One model, and one engine in this process at a time. Implements :class:`Executor`."""
 
-    def __init__(self, loaded: ReadyModel, make_engine: MakeEngine = make_engine) -> None:
-        """Take a loaded model; ``make_engine`` makes another engine than the batched one."""
+    def __init__(
+        self,
+        loaded: ReadyModel,
+        make_engine: MakeEngine = make_engine,
+        *,
+        keeps_verifiers: bool = False,
+    ) -> None:
+        """Take a loaded model.
+
+        Args:
+            loaded: the model.
+            make_engine: makes another engine than the batched one.
+            keeps_verifiers: whether the verifiers stay open, as somebody else's.
+        """
         self._loaded = loaded
+        self._keeps_verifiers = keeps_verifiers
         self._make_engine = make_engine
         self._engine: CountingEngine | None = None
         self._plans: Sequence[Plan] = ()
@@ -283,7 +296,7 @@ class LocalExecutor:
                 await run.shared.close()
         if self._engine is not None:
             await self._engine.close()
-        for verifier in self._verifiers:
+        for verifier in () if self._keeps_verifiers else self._verifiers:
             await verifier.close()
         self._engine, self._plans, self._verifiers, self.runs = None, (), [], []
 

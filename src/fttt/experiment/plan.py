@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from fttt.config.run_config import NO_CASES
 from fttt.errors import UsageError
 from fttt.experiment.cases import cases_file, chosen, found_cases, in_order, without_cases
 from fttt.experiment.endpoint_rules import check_endpoint
+from fttt.experiment.replica_rules import check_replicas
 from fttt.experiment.thought_rules import check_chat, check_thoughts
 from fttt.files import file_name, model_label
 from fttt.methods import METHODS, Method, MethodSettings, find_method
@@ -58,6 +59,8 @@ class Settled:
     method: Method
     settings: MethodSettings
     task: Task
+    objects: Mapping[str, Any] = field(default_factory=dict)
+    """The method and the task that were given as such, which the settings cannot name."""
 
     def check_model(self, model: LoadedModel | None = None) -> None:
         """Refuse a model that cannot be loaded, or that the method's settings do not go with.
@@ -152,6 +155,7 @@ def settle(config: RunConfig, *, method: Method | None = None, task: Task | None
         UsageError: unknown method or task, a setting that it does not have, no such network or
             checkpoint, or a budget that the method cannot spend.
     """
+    given_objects = {"method": method, "task": task}
     check_endpoint(config, find_method(config.method) if method is None else type(method))
     if method is None:
         kind = find_method(config.method)
@@ -167,7 +171,7 @@ def settle(config: RunConfig, *, method: Method | None = None, task: Task | None
     config = _with_fixed(_with_weights(config, method, settings), method)
     settings.check_budget(config.budget.trials)
     _check_temperature(config)
-    _check_replicas(config, method)
+    check_replicas(config, method)
     check_thoughts(config, method)
     if task is None:
         task = task_of(config)
@@ -181,7 +185,8 @@ def settle(config: RunConfig, *, method: Method | None = None, task: Task | None
     _check_vote(method, task)
     _check_ablation(config, method)
     resolved = build(RunConfig, merge(config.to_toml(), over), "the settings")
-    return Settled(resolved, method, settings, task)
+    objects = {name: given for name, given in given_objects.items() if given is not None}
+    return Settled(resolved, method, settings, task, objects)
 
 
 def plan_run(
@@ -395,40 +400,6 @@ def _check_temperature(config: RunConfig) -> None:
         raise UsageError(
             f"The temperature {temperature} goes from the first trial to the last, and the budget "
             "has no number of trials; give --trials too, or a list such as 0.6,0.8,1.0."
-        )
-
-
-def _check_replicas(config: RunConfig, method: Method) -> None:
-    """Refuse replicas that the run cannot be divided over.
-
-    Raises:
-        UsageError: it is such.
-    """
-    engine = config.engine
-    if engine.gpus_per_replica > 1:
-        raise UsageError(
-            f"--gpus-per-replica {engine.gpus_per_replica} is not possible: a replica holds the "
-            "whole model on one GPU (of 80 GB: some 30B parameters in bfloat16); choose a smaller "
-            "model, or more --replicas."
-        )
-    several = engine.replicas not in (None, 1)
-    if config.endpoint is not None and (several or engine.ray_address is not None):
-        raise UsageError(
-            "Replicas hold a model each, and --endpoint names a server that has one already; leave "
-            "--replicas and --ray-address away (--concurrency says how many answers are written at "
-            "once)."
-        )
-    if not several:
-        return
-    if engine.device.startswith("cuda:"):
-        raise UsageError(
-            f"--replicas {engine.replicas} takes a GPU each and --device {engine.device} names one "
-            "of them; use --device cuda or auto."
-        )
-    if method.shared:
-        raise UsageError(
-            f"The method {config.method!r} with one adapter for all questions learns from all of "
-            f"them in one process; leave --replicas {engine.replicas} away."
         )
 
 

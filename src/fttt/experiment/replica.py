@@ -87,11 +87,13 @@ class PlannedRun:
 
     config: Mapping[str, Any]
     questions: tuple[Question, ...]
+    objects: Mapping[str, Any]
+    """A method and a task that have no names."""
 
     @classmethod
     def of(cls, plan: Plan) -> PlannedRun:
         """The run of a plan."""
-        return cls(plan.config.to_toml(), plan.questions)
+        return cls(plan.config.to_toml(), plan.questions, plan.settled.objects)
 
     def plan(self) -> Plan:
         """The plan in this process.
@@ -99,7 +101,8 @@ class PlannedRun:
         Raises:
             UsageError: something that it names is not here.
         """
-        return Plan(settle(build(RunConfig, self.config, "the settings")), self.questions)
+        config = build(RunConfig, self.config, "the settings")
+        return Plan(settle(config, **self.objects), self.questions)
 
 
 @dataclass(frozen=True, slots=True)

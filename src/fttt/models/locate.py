@@ -13,6 +13,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
+from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +22,7 @@ from huggingface_hub.utils._validators import validate_repo_id
 
 from fttt.errors import UsageError
 from fttt.files import SERVED, model_label
+from fttt.models.gguf.file import open_gguf
 from fttt.models.gguf.model import check_gguf
 
 __all__ = [
@@ -32,6 +34,7 @@ __all__ = [
     "find_model",
     "list_models",
     "model_content",
+    "parameter_count",
     "refusal",
     "same_model",
     "size_and_ends",
@@ -232,7 +235,31 @@ def model_content(name: str) -> str | None:
     return digest.hexdigest()
 
 
+def parameter_count(name: str) -> int | None:
+    """How many parameters a local model's files hold; ``None`` where there are no such files."""
+    try:
+        source = find_model(name)
+        if source.kind == "hub":
+            return None
+        if source.kind == "gguf":
+            return sum(prod(entry.shape) for entry in open_gguf(source.path).tensors.values())
+        files = sorted(Path(source.path).glob("*.safetensors"))
+        shapes = [t["shape"] for file in files for t in _entries(file)]
+    except (UsageError, OSError, struct.error, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return sum(map(prod, shapes)) if shapes else None
+
+
 _END = 2**20
+
+
+def _entries(file: Path) -> list[Any]:
+    """What the header of a safetensors file says of its tensors."""
+    size = file.stat().st_size
+    with file.open("rb") as handle:
+        (length,) = struct.unpack("<Q", handle.read(8))
+        header = json.loads(handle.read(min(length, size)))
+    return [entry for name, entry in header.items() if name != "__metadata__"]
 
 
 def find_fault(file: Path) -> str | None:
@@ -241,8 +268,7 @@ def find_fault(file: Path) -> str | None:
         size = file.stat().st_size
         with file.open("rb") as handle:
             (length,) = struct.unpack("<Q", handle.read(8))
-            header = json.loads(handle.read(min(length, size)))
-        ends = [t["data_offsets"][1] for name, t in header.items() if name != "__metadata__"]
+        ends = [entry["data_offsets"][1] for entry in _entries(file)]
     except OSError as error:
         return f"{file.name} cannot be read ({error.strerror})"
     except (struct.error, ValueError, KeyError, TypeError, AttributeError):
