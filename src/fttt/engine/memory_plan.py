@@ -144,11 +144,7 @@ def plan_memory(
     )
     lane_bytes = _search_bytes(loaded, layer_bytes, max_length) if beams else 0
     free = free_bytes(device)
-    if batch_size is not None and beams > batch_size:
-        raise UsageError(
-            f"A search of {beams} beams does not fit --batch-size {batch_size}; raise that to "
-            f"{beams}, or lower --trials."
-        )
+    _check_width(beams, batch_size)
     wanted = max(1, beams, min(batch_size or DEFAULT_BATCH[device.type], concurrency))
     rows = max(wanted, min(2 * wanted, concurrency)) if needs.keeps else wanted
     slots = most
@@ -171,17 +167,10 @@ def plan_memory(
         elif batch_size is None and wanted > max(1, beams):
             wanted = rows = max(1, beams, wanted * 7 // 8)
         else:
-            held = f"{_count(wanted, 'sequence')} of {max_length} tokens"
             fit = bisect_right(range(1, wanted), free, key=least)
-            option = "--trials" if wanted == beams else "--batch-size"
-            option += " and --trials" if fit < beams < wanted else ""
-            lower = (
-                f"lower {option} to {fit}, which fits, or lower"
-                if fit
-                else "free some memory or lower"
-            )
-            total = needed(rows, slots, wanted, passes)
-            raise _too_large(held, slots, needs.slot, total, free, device, lower)
+            held, total = (wanted, max_length), needed(rows, slots, wanted, passes)
+            advice = _lower(fit, wanted, beams)
+            raise _too_large(held, slots, needs.slot, total, free, device, advice)
     weights = sum(p.numel() * p.element_size() for p in loaded.model.parameters())
     return MemoryPlan(
         batch_size=wanted,
@@ -209,8 +198,26 @@ def _row_bytes(model: Any, hidden: int, capacity: int) -> tuple[int, int]:
     return token_bytes * capacity, max(numbers, default=0) * itemsize * capacity
 
 
+def _check_width(beams: int, batch_size: int | None) -> None:
+    """Refuse a search that is wider than the batch."""
+    if batch_size is not None and beams > batch_size:
+        raise UsageError(
+            f"A search of {beams} beams does not fit --batch-size {batch_size}; raise that to "
+            f"{beams}, or lower --trials."
+        )
+
+
+def _lower(fit: int, wanted: int, beams: int) -> str:
+    """What to lower, where ``fit`` of the ``wanted`` sequences would fit."""
+    if not fit:
+        return "free some memory or lower"
+    option = "--trials" if wanted == beams else "--batch-size"
+    option += " and --trials" if fit < beams < wanted else ""
+    return f"lower {option} to {fit}, which fits, or lower"
+
+
 def _too_large(
-    held: str,
+    held: tuple[int, int],
     slots: int,
     slot: int,
     needed: int,
@@ -223,7 +230,8 @@ def _too_large(
     large = slots * slot > free / 2
     smaller = ", or take adapters of a lower rank or on fewer layers" if large else ""
     return UsageError(
-        f"{held}{adapters} need {needed / gib:.1f} GiB beside the model and "
+        f"{_count(held[0], 'sequence')} of {held[1]} tokens{adapters} need "
+        f"{needed / gib:.1f} GiB beside the model and "
         f"{max(free, 0) / gib:.1f} GiB are free on {device}; {lower} --max-new-tokens{smaller}."
     )
 
