@@ -29,7 +29,7 @@ __all__ = [
     "held_files",
     "held_folder",
     "hold",
-    "hub_errors",
+    "hub_http_error",
     "is_a_file",
     "model_label",
     "numbered",
@@ -280,14 +280,17 @@ def from_hub(name: str) -> Iterator[None]:
         yield
 
 
-def hub_errors() -> tuple[type[Exception], ...]:
-    """What a call of the hub raises where it refuses or cannot be reached.
+def hub_http_error() -> type[Exception]:
+    """What a call of the hub raises where no answer comes: its HTTP client's own error.
 
-    Its own errors are those of its HTTP client, which is ``httpx`` or, from version 2 on, another.
+    The client is ``httpx`` or, from version 2 of ``huggingface_hub`` on, another. The hub's answers
+    that say no are errors of this kind, too.
     """
     from huggingface_hub.errors import HfHubHTTPError
 
-    return (*(kind for kind in HfHubHTTPError.__bases__ if issubclass(kind, Exception)), OSError)
+    return next(
+        k for k in HfHubHTTPError.__bases__ if issubclass(k, Exception) and k is not OSError
+    )
 
 
 def _resolves() -> bool:

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from fttt.errors import RunError, UsageError
-from fttt.files import hub_errors
+from fttt.files import hub_http_error
 from fttt.optune import OpTuneInfo, load_checkpoint, push, read_info
 from fttt.optune import checkpoint as module
 from fttt.optune.checkpoint import (
@@ -197,7 +197,7 @@ def test_a_hub_out_of_reach_is_named(
 
     class Nowhere:
         def create_repo(self, name: str, **_: Any) -> None:
-            raise hub_errors()[0]("Name or service not known")  # its client's, not the system's
+            raise hub_http_error()("Name or service not known")  # its client's, not the system's
 
     monkeypatch.setattr(huggingface_hub, "HfApi", Nowhere)
     write_checkpoint(tmp_path / "run", info, network, state(20))

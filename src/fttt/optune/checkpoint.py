@@ -27,7 +27,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
 
 from fttt.errors import RunError, UsageError
-from fttt.files import cannot_write, from_hub, hub_errors, write_whole
+from fttt.files import cannot_write, from_hub, hub_http_error, write_whole
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -374,7 +374,7 @@ def pull(name: str, revision: str | None = None) -> Path:
     try:
         with from_hub(name):
             return Path(snapshot_download(name, revision=revision, allow_patterns=[*SHARED]))
-    except hub_errors() as error:
+    except (hub_http_error(), OSError) as error:
         raise RunError(
             f"There is no folder {name!r}, and no OpTune checkpoint could be downloaded by that "
             f"name: {_line(error)}; check the path, or the name and the "
@@ -404,7 +404,7 @@ def push(source: str | Path, name: str, *, private: bool = False) -> str:
             commit = api.upload_folder(
                 repo_id=name, folder_path=scratch, commit_message=f"OpTune, step {info.step}"
             )
-    except hub_errors() as error:
+    except (hub_http_error(), OSError) as error:
         raise RunError(
             f"The checkpoint {str(folder)!r} could not be uploaded to {name!r}: "
             f"{_line(error)}; check the name, the connection and the token of "

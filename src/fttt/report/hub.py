@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fttt.errors import FTTTError, RunError, UsageError, first_line
-from fttt.files import begin_folder, cannot_write, check_unused, from_hub
+from fttt.files import begin_folder, cannot_write, check_unused, from_hub, hub_http_error
 from fttt.report.publication import CARD, check_secrets, published_card, published_files
 from fttt.store import RUN_FILES, Run
 
@@ -228,7 +228,6 @@ def _alike(told: Any, found: Any) -> bool:
 @contextmanager
 def _hub(repo: str) -> Iterator[HfApi]:
     """The hub's client, whose errors are told in a sentence."""
-    import httpx
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import (
         HfHubHTTPError,
@@ -253,7 +252,7 @@ def _hub(repo: str) -> Iterator[HfApi]:
         raise RunError(
             f"The hub refused what was asked of {repo!r}: {first_line(error)}."
         ) from error
-    except (httpx.TransportError, ConnectionError, TimeoutError) as error:
+    except (hub_http_error(), ConnectionError, TimeoutError) as error:
         raise RunError(_unreachable(constants.ENDPOINT)) from error
 
 
