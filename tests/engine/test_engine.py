@@ -6,6 +6,7 @@ import asyncio
 import gc
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ import torch
 
 from fttt.engine import BatchedEngine, GenerateRequest, Generation, LoRASpec
 from fttt.engine import engine as engine_module
+from fttt.engine.batch import Segment
 from fttt.errors import RunError, UsageError
 from fttt.models import LoadedModel
 from fttt.testing import tiny_model
@@ -62,6 +64,36 @@ def test_greedy_tokens_equal_those_of_transformers(family: str) -> None:
     for batch_size in (1, 3, 16):
         answers = run(loaded, requests, batch_size=batch_size)
         assert [a.token_ids for a in answers] == expected
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gemma3", "lfm2", "jamba"])
+def test_a_long_prompt_is_read_in_several_passes(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Windows, chunks and states included; no pass is longer than the plan's."""
+    loaded = tiny_model(family)
+    prompts = [tuple(range(40, 40 + n)) * m for n, m in [(50, 3), (7, 1), (90, 1)]]
+    requests = [GenerateRequest(p, 12, stop_ids=loaded.stop_ids, logprobs=True) for p in prompts]
+    whole = run(loaded, requests)
+    longest: list[int] = []
+    plan, run_pass = engine_module.plan_memory, BatchedEngine._run_pass
+
+    def noted(self: BatchedEngine, segments: Sequence[Segment]) -> torch.Tensor:
+        longest.append(max(len(segment.token_ids) for segment in segments))
+        return run_pass(self, segments)
+
+    monkeypatch.setattr(
+        engine_module, "plan_memory", lambda *a, **k: replace(plan(*a, **k), prefill_tokens=32)
+    )
+    monkeypatch.setattr(engine_module, "LEAST_PASS", 16)
+    monkeypatch.setattr(engine_module, "MASK_PLACES", 2500)
+    monkeypatch.setattr(BatchedEngine, "_run_pass", noted)
+    parts = run(loaded, requests)
+    assert [a.token_ids for a in parts] == [a.token_ids for a in whole]
+    for one, other in zip(parts, whole, strict=True):
+        assert one.logprobs == pytest.approx(other.logprobs, abs=1e-3)
+    assert max(longest) == 27
+    assert len(longest) > 12
 
 
 def test_a_penalty_on_repetition_counts_prompt_and_answer_of_its_own_sequence() -> None:

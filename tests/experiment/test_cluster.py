@@ -33,6 +33,7 @@ from fttt.progress import Quiet
 from fttt.store import Run
 from fttt.testing import call, save_tiny_model
 from fttt.testing.run_facts import journal_lines, trial_facts
+from fttt.testing.scripted_server import ScriptedServer
 
 pytestmark = [
     pytest.mark.skipif(not find_spec("ray"), reason="needs pip install 'fttt[scale]'"),
@@ -200,6 +201,20 @@ def test_a_cluster_out_of_reach_is_refused_at_once(
     assert f"No Ray cluster answers at '{address}'" in capfd.readouterr().err
     assert call(*flags(model, tmp_path / "no", "--ray-address", "ray://there:1")) == 2
     assert "give HOST:PORT as `ray start --head` prints it" in capfd.readouterr().err
+    other = ScriptedServer(lambda _: {})
+    address = other.url.split("/")[2]
+    assert call(*flags(model, tmp_path / "no", "--ray-address", address)) == 2
+    other.stop()
+    assert f"at '{address}' (something else listens there)" in capfd.readouterr().err
+
+
+def test_too_many_replicas_are_refused_before_ray_is_started(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cluster, "cores", lambda: 3)
+    monkeypatch.setattr(cluster, "_connection", lambda _: pytest.fail("Ray was started"))
+    assert call(*flags(model, tmp_path / "no", "--replicas", "4")) == 2
+    assert "needs as many free processor cores, and there are 3" in capfd.readouterr().err
 
 
 def test_a_missing_ray_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -57,6 +58,11 @@ from fttt.errors import RunError, UsageError
 from fttt.models.loader import LoadedModel
 
 __all__ = ["BatchedEngine"]
+
+MASK_PLACES = 2**24
+"""Most tokens times keys of one pass over a part of a long prompt."""
+LEAST_PASS = 256
+"""Tokens that such a pass has all the same."""
 
 
 class BatchedEngine:
@@ -363,6 +369,29 @@ class BatchedEngine:
 
     def _run_prefill(self, segments: Sequence[Segment]) -> torch.Tensor:
         """Fill cache rows; return the logits after each segment's last token."""
+        return self._run_pass([self._end_of_long(segment) for segment in segments])
+
+    def _end_of_long(self, segment: Segment) -> Segment:
+        """The end of a segment that is longer than a pass, once passes have filled what is before.
+
+        A mask has a place for each token of a pass and each key, so that of an answer of 32k tokens
+        in one pass would take gigabytes.
+        """
+        ids, past = segment.token_ids, segment.past
+        if len(ids) <= self.plan.prefill_tokens:
+            return segment
+        whole = max(segment.whole, past + len(ids))
+        most = min(self.plan.prefill_tokens, max(LEAST_PASS, MASK_PLACES // whole))
+        for start in range(0, len(ids), most):
+            part = replace(
+                segment, token_ids=ids[start : start + most], past=past + start, whole=whole
+            )
+            if start + most < len(ids):
+                self._run_pass([part])
+        return part
+
+    def _run_pass(self, segments: Sequence[Segment]) -> torch.Tensor:
+        """Fill cache rows in one pass; return the logits after each segment's last token."""
         batch = Batch.pack("prefill", segments, self._cache)
         last = torch.tensor(batch.ends, device=self._device) - 1
         with applied(self._bank, batch):

@@ -41,6 +41,9 @@ _STORE_BYTES = 2**27
 """Ray's store of objects, through which only what is larger than 100 kB travels."""
 _REACH_SECONDS = 5.0
 """For a machine to take a connection."""
+_SETTINGS = b"\4"
+_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0" + _SETTINGS + b"\0\0\0\0\0"
+"""Of HTTP/2, which Ray's server speaks: it answers with its own frame of settings at once."""
 _PASSED = ("OJ_API",)
 """Variables of the environment that a replica needs as well."""
 _QUIET = {
@@ -51,6 +54,8 @@ _QUIET = {
 """Variables that Ray reads once, as it is imported."""
 _ALONE = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token"}
 """Those of a Ray for this process alone, on the loopback interface and with a secret."""
+_JOINING = {"RAY_NUM_REDIS_GET_RETRIES": "2"}
+"""Those for a cluster: so often it is tried to join, 40 s each, in place of 20 times."""
 _TOKENS = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 _TOKEN_FILE = Path("~/.ray/auth_token")
 """Where Ray finds the token of a cluster."""
@@ -156,6 +161,8 @@ class Cluster:
         Raises:
             UsageError: Ray is not installed, or the cluster is out of reach or does not suffice.
         """
+        if engine.ray_address is None:  # before Ray is started, which takes seconds
+            divide(engine, {"GPU": len(_gpus(engine.device)), "CPU": cores()})
         with _connection(engine) as ray:
             cluster = cls(ray, engine)
             try:
@@ -289,8 +296,10 @@ def _imported(*, alone: bool) -> Any:
         wanted = dict(_QUIET)
         if alone:
             wanted |= {**_ALONE, "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-        elif any(name in os.environ for name in _TOKENS) or _TOKEN_FILE.expanduser().is_file():
-            wanted["RAY_AUTH_MODE"] = "token"  # a cluster without one does not mind it
+        else:
+            wanted |= _JOINING
+            if any(name in os.environ for name in _TOKENS) or _TOKEN_FILE.expanduser().is_file():
+                wanted["RAY_AUTH_MODE"] = "token"  # a cluster without one does not mind it
         os.environ.update({k: v for k, v in wanted.items() if k not in os.environ})
     try:
         return import_module("ray")
@@ -348,12 +357,17 @@ def _check_reachable(address: str) -> None:
             "or auto for the cluster that this machine is part of."
         )
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_REACH_SECONDS).close()
+        with socket.create_connection((host.strip("[]"), int(port)), _REACH_SECONDS) as there:
+            there.sendall(_GREETING)
+            ray = os.environ.get("RAY_USE_TLS") == "1" or there.recv(4)[3:] == _SETTINGS
+        fault = "" if ray else "something else listens there"
     except OSError as error:
+        fault = str(error.strerror or error)
+    if fault:
         raise UsageError(
-            f"No Ray cluster answers at {address!r} ({error.strerror or error}); start one with "
-            "`ray start --head` there, or leave --ray-address away."
-        ) from None
+            f"No Ray cluster answers at {address!r} ({fault}); start one with `ray start --head` "
+            "there, or leave --ray-address away."
+        )
 
 
 def divide(engine: EngineSection, there: Mapping[str, float]) -> tuple[int, dict[str, Any]]:
