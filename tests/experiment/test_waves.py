@@ -20,7 +20,9 @@ def lesson(question: str, number: int) -> Lesson:
     return Lesson((1, 2), (Target((ord(question), number), (1.0, 1.0)),))
 
 
-def play(seed: int) -> tuple[list[list[tuple[int, ...]]], dict[tuple[str, int], int], FakeEngine]:
+def play(
+    seed: int, ahead: int = 1
+) -> tuple[list[list[tuple[int, ...]]], dict[tuple[str, int], int], FakeEngine]:
     """Steps by what they learned, and the updates of the weights that each round was given."""
     engine, wait = FakeEngine([]), random.Random(seed)
     updates: dict[tuple[str, int], int] = {}
@@ -38,7 +40,7 @@ def play(seed: int) -> tuple[list[list[tuple[int, ...]]], dict[tuple[str, int], 
         shared.left(question)
 
     async def main() -> None:
-        shared = SharedAdapter(engine, LoRASpec(), 7, QUESTIONS)
+        shared = SharedAdapter(engine, LoRASpec(), 7, QUESTIONS, ahead)
         order = QUESTIONS[:]
         wait.shuffle(order)
         await asyncio.gather(*(solve(question, shared) for question in order))
@@ -62,6 +64,12 @@ def test_a_round_is_written_under_the_wave_before_the_last_and_nobody_waits_for_
     _, updates, engine = play(1)
     assert all(steps == max(0, number - 1) for (_, number), steps in updates.items())
     assert {question for question, number in updates if number == 1} == set(QUESTIONS)
+    assert all(slot.closed for slot in engine.slots)
+
+
+def test_where_none_is_ahead_each_round_is_written_under_the_last_wave() -> None:
+    _, updates, engine = play(1, ahead=0)
+    assert all(steps == number for (_, number), steps in updates.items())
     assert all(slot.closed for slot in engine.slots)
 
 

@@ -108,7 +108,8 @@ def make_context(
                 "LoRASettings, and its trials are not together"
             )
         seed = derive_key("adapter", config.seed, "shared")
-        shared = SharedAdapter(engine, spec, seed, [question.id for question in plan.questions])
+        ids = [question.id for question in plan.questions]
+        shared = SharedAdapter(engine, spec, seed, ids, plan.method.ahead)
     return RunContext(
         engine=engine,
         chat=plan.chat(loaded),

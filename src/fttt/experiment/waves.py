@@ -24,8 +24,9 @@ class SharedAdapter:
     Wave ``k`` is one optimizer step on what the questions handed in of their round ``k`` (a trial,
     or a group of trials), once each of them has ended that round or has left, in the order of the
     run's questions; each question counts the same. Round ``k`` is written under the weights of wave
-    ``k - 2``, so that no question waits for the slowest of its own round. Who is faster changes
-    nothing, and a resumed run takes the same steps again.
+    ``k - 2``, so that no question waits for the slowest of its own round, or of wave ``k - 1``
+    where none may be ``ahead``. Who is faster changes nothing, and a resumed run takes the same
+    steps again.
 
     Each step is taken in a copy of the weights, since the last ones are still written under; two
     copies are held at once.
@@ -34,9 +35,21 @@ class SharedAdapter:
     COPIES = 2
 
     def __init__(
-        self, engine: Engine, spec: AdapterSpec, seed: int, questions: Sequence[str]
+        self,
+        engine: Engine,
+        spec: AdapterSpec,
+        seed: int,
+        questions: Sequence[str],
+        ahead: int = 1,
     ) -> None:
-        """Take the ids of the run's questions, in their order."""
+        """Hold no weights yet.
+
+        Args:
+            questions: ids of the run's questions, in their order.
+            ahead: rounds that a question may begin before the wave of the round before is
+                learned, 0 or 1.
+        """
+        self._ahead = ahead
         self._engine, self._spec, self._seed = engine, spec, seed
         self._order = {identity: number for number, identity in enumerate(questions)}
         self._next = dict.fromkeys(questions, 0)
@@ -50,7 +63,7 @@ class SharedAdapter:
         """The slot that a round is written under, once its step has been taken."""
         if self._task is None:
             self._task = asyncio.create_task(self._steps())
-        return await asyncio.shield(self._version(max(0, number - 1)))
+        return await asyncio.shield(self._version(max(0, number - self._ahead)))
 
     def hand_in(self, question: str, number: int, lessons: Sequence[Lesson]) -> None:
         """Add what a question has to learn from in a round."""

@@ -414,9 +414,11 @@ class Method(ABC):
     """Sequences of a question that it asks for at once, a group of trials, say."""
     shared: bool = False
     """Whether one adapter is all questions', of the class or as its settings say. Steps are then
-    taken in waves: that of a trial, or of
-    a group, once every question has ended it, in the order of the questions; a trial is written
-    under the weights of the wave before the last, so that none waits for the slowest."""
+    taken in waves: that of a trial, or of a group, once every question has ended it, in the order
+    of the questions."""
+    ahead: int = 1
+    """Where it is shared: 1 writes a trial under the weights of the wave before the last, so that
+    none waits for the slowest, and 0 under those of the last wave."""
     ablations: ClassVar[tuple[Ablation, ...]] = ()
     """What ``--ablate`` may put in the place of the method's feedback; its :meth:`solve` then takes
     what it learns from :meth:`Session.evidence`."""

@@ -58,6 +58,11 @@ class PolicySettings(AttemptSettings):
         ge=0,
         description="added to the reward, over the root of how often the final answer was given",
     )
+    ahead: Literal[0, 1] = Field(
+        1,
+        description="where shared: groups that a question may write before all have learned from "
+        "the one before (0: a step more in a budget, and each waits for the slowest)",
+    )
     lr: float = Field(1e-4, gt=0, description="AdamW's learning rate, constant")
     rank: int = Field(4, ge=1, description="rank of the low-rank weights (16 where shared)")
     alpha: float = Field(16.0, gt=0, description="their scale is alpha / rank (32 where shared)")
@@ -125,6 +130,7 @@ class Policy(Method):
     def __init__(self, settings: PolicySettings) -> None:
         self.settings = settings.settled()
         self.shared, self.at_once = settings.shared, settings.group
+        self.ahead = self.settings.ahead
 
     async def solve(self, question: Question, session: Session) -> None:
         given: Counter[str] = Counter()
