@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -49,6 +49,26 @@ def test_the_line_counts_questions_and_what_their_budget_has_left() -> None:
     assert (
         watch(progress, 2, 0) == "2/2 questions · 1 solved · 12 tokens/s"
     )  # tokens are the budget
+
+
+def test_of_scores_the_best_of_a_question_is_shown_for_each_run() -> None:
+    progress = Progress("run", Console(file=io.StringIO()))
+
+    def trial(question: str, score: float) -> Trial:
+        return replace(TRIAL, question_id=question, score=score, usage=Usage(generated_tokens=600))
+
+    async def run() -> str:
+        past = [[trial("a", 0.75)], []]
+        watching = progress.watching(Engine(), Forecast(4, 4), 8, names=["one", "two"], past=past)
+        async with watching:
+            progress.trial_ended(trial("a", 0.25))
+            for score in (0.25, 0.5, 0.0):
+                progress.trial_ended(trial("a", score), 1)
+            progress.trial_ended(trial("b", 1.0), 1)
+            return progress.line(0.0)
+
+    line = asyncio.run(run())
+    assert " · best score one 0.750 (1,200 tokens), two 0.750 (2,400 tokens) · " in line
 
 
 def test_a_long_run_is_told_once_how_long_it_will_take(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -134,8 +134,37 @@ class _Tracker(Protocol):
     def log(self, values: Mapping[str, float], step: int) -> None: ...
 
 
+class _BestScores:
+    """The best score so far, mean over the questions of a run that have one, and its tokens."""
+
+    def __init__(self, name: str = "") -> None:
+        self._name = name
+        self._best: dict[str, float] = {}
+        self._tokens = 0
+
+    def saw(self, trial: Trial) -> None:
+        """Count a trial."""
+        self._tokens += trial.usage.generated_tokens
+        if trial.score is not None:
+            best = self._best.get(trial.question_id, trial.score)
+            self._best[trial.question_id] = max(best, trial.score)
+
+    def __bool__(self) -> bool:
+        """Whether there is a score."""
+        return bool(self._best)
+
+    def __str__(self) -> str:
+        mean = sum(self._best.values()) / len(self._best)
+        if not self._name:
+            return f"{mean:.3f}"
+        return f"{self._name} {mean:.3f} ({self._tokens:,} tokens)"
+
+
 class Progress:
-    """Shows questions solved, tokens/s, trials left and time left on standard error."""
+    """Shows questions solved, tokens/s, trials left and time left on standard error.
+
+    Where trials have scores, the best score of a question too, of each run.
+    """
 
     tracker: _Tracker | None = None
     """Gets the figures too, as questions end."""
@@ -154,8 +183,9 @@ class Progress:
         self._console.print(text, soft_wrap=True, highlight=False, markup=False)
         self._log(text)
 
-    def trial_ended(self, trial: Trial) -> None:
-        """Count a trial."""
+    def trial_ended(self, trial: Trial, run: int = 0) -> None:
+        """Count a trial of the run of this number."""
+        self._scores[run].saw(trial)
         self._trials += 1
         self._forecast.trial_ended(trial)
         if trial.loss is not None:
@@ -179,6 +209,8 @@ class Progress:
         trials: int,
         *,
         folders: Sequence[Path] = (),
+        names: Sequence[str] = (),
+        past: Sequence[Sequence[Trial]] = (),
     ) -> AsyncIterator[None]:
         """Show the progress of a run, and log it.
 
@@ -187,8 +219,13 @@ class Progress:
             forecast: of the questions that are owed.
             trials: that they may need in all; 0 where trials are not the budget.
             folders: of the runs, whose logs get a line now and then.
+            names: of the runs, where there are several.
+            past: trials of each run that an earlier process has made; only their scores count.
         """
-        self._begin(forecast, trials)
+        self._begin(forecast, trials, names)
+        for scores, made in zip(self._scores, past, strict=False):
+            for trial in made:
+                scores.saw(trial)
         self._engine = engine
         self._logs = [folder / LOG for folder in folders]
         self._log(f"began: {forecast.questions:,} questions, at most {trials:,} trials")
@@ -215,6 +252,9 @@ class Progress:
             f"{self._solved} solved",
             f"{tokens_per_second:,.0f} tokens/s",
         ]
+        scores = [str(one) for one in self._scores if one]
+        if scores:
+            parts.append(f"best score {', '.join(scores)}")
         if self._total:
             left = max(0, self._total - self._trials - self._spared)
             parts.append(f"{left:,} trial{'s' if left != 1 else ''} left")
@@ -266,7 +306,8 @@ class Progress:
             await asyncio.sleep(_LOG_EVERY)
             self._log(self.line(rate.look()))
 
-    def _begin(self, forecast: Forecast, trials: int) -> None:
+    def _begin(self, forecast: Forecast, trials: int, names: Sequence[str] = ()) -> None:
+        self._scores = [_BestScores(name) for name in names or [""]]
         self._forecast, self._total = forecast, trials
         self._questions = forecast.questions
         self._ended = self._solved = self._trials = self._spared = 0

@@ -370,4 +370,5 @@ class Asking:
         getattr(self._journals[fact.run], fact.kind)(*fact.content)
         self._known[place].add(fact)
         if fact.kind == "trial":
-            self._observer.trial_ended(*fact.content)
+            (trial,) = fact.content
+            self._observer.trial_ended(trial, fact.run)

@@ -98,8 +98,9 @@ def make_context(
     verifier: Verifier,
     journal: Journal,
     observer: Observer,
+    number: int = 0,
 ) -> RunContext:
-    """What the questions of a plan share."""
+    """What the questions of a plan share; ``number`` is its own among those asked together."""
     config, spec, shared = plan.config, plan.adapter_spec, None
     if plan.method.shared:
         if spec is None or plan.method.together:
@@ -125,6 +126,7 @@ def make_context(
         shared=shared,
         ablate=config.ablate,
         questions=plan.questions,
+        number=number,
     )
 
 
@@ -280,8 +282,11 @@ class LocalExecutor:
     def begin(self, journals: Sequence[Journal], observer: Observer) -> AdapterRoom:
         """Make what the questions of each run share, and the room of their adapters."""
         assert self._engine is not None
-        for plan, verifier, journal in zip(self._plans, self._verifiers, journals, strict=True):
-            context = make_context(plan, self._loaded, self._engine, verifier, journal, observer)
+        sides = zip(self._plans, self._verifiers, journals, strict=True)
+        for number, (plan, verifier, journal) in enumerate(sides):
+            context = make_context(
+                plan, self._loaded, self._engine, verifier, journal, observer, number
+            )
             self.runs.append(context)
         return AdapterRoom(self._engine.adapters - _shared_copies(self._plans))
 

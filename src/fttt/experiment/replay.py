@@ -65,8 +65,8 @@ _DIVERGENCE_TOP_K = 20
 class Observer(Protocol):
     """Somebody who watches a run."""
 
-    def trial_ended(self, trial: Trial) -> None:
-        """A trial ended in this process."""
+    def trial_ended(self, trial: Trial, run: int = 0) -> None:
+        """A trial ended in this process, of the run of this number among those asked together."""
 
     def question_ended(self, *, solved: bool, spared: int) -> None:
         """A question's method returned; ``spared`` trials of its budget were not needed."""
@@ -92,6 +92,8 @@ class RunContext:
     ablate: Ablation | None = None
     questions: tuple[Question, ...] = ()
     """All that the run asks."""
+    number: int = 0
+    """Of the run, among those that are asked together."""
 
 
 MethodAdapter = OwnAdapter | SharedAdapter
@@ -333,7 +335,7 @@ class Replay:
         """Write a trial down, unless an earlier process has."""
         if trial.trial not in self._recorded:
             self.run.journal.trial(trial)
-            self.run.observer.trial_ended(trial)
+            self.run.observer.trial_ended(trial, self.run.number)
 
     def release(self) -> None:
         """Give back the cache rows that were held for the train steps of trials."""

@@ -196,7 +196,7 @@ class _Ending:
     def __init__(self) -> None:
         self.solved, self.spared = False, 0
 
-    def trial_ended(self, trial: Trial) -> None:
+    def trial_ended(self, trial: Trial, run: int = 0) -> None:
         pass
 
     def question_ended(self, *, solved: bool, spared: int) -> None:

@@ -124,6 +124,8 @@ class _Group:
                     self._forecast(owed),
                     trials,
                     folders=[cell.folder for cell in self.cells],
+                    names=self._names(),
+                    past=[Run.open(c.folder).trials if c.resume else [] for c in self.cells],
                 ):
                     self._say_size(owed, trials)
                     if not await self.executor.ask(owed, self.writers, self.progress, stop):
@@ -156,6 +158,15 @@ class _Group:
             abreast=min((plan.method.at_once for plan in waits), default=1),
             begun=Counter(len(self.writers[one.run].written(one.question.id)) for one in owed),
         )
+
+    def _names(self) -> list[str]:
+        """Names of the runs, where there are several: their methods, else their folders."""
+        if len(self.cells) == 1:
+            return []
+        methods = [cell.plan.config.method for cell in self.cells]
+        if len(set(methods)) == len(methods):
+            return methods
+        return [cell.folder.name for cell in self.cells]
 
     def _how_to_resume(self) -> str:
         if len(self.cells) > 1:
