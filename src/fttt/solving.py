@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 from fttt.errors import UsageError
-from fttt.types import Question, Record, Trial, Usage
+from fttt.types import Quantize, Question, Record, Trial, Usage
 from fttt.verifiers.combined import as_verifier
 from fttt.verifiers.verifier import Verifier, needs_gold, reads_answers
 
@@ -73,6 +73,7 @@ def solve(
     until: float | None = None,
     settings: Mapping[str, Any] | None = None,
     dtype: str = "auto",
+    quantize: Quantize | None = None,
     device: str = "auto",
     batch_size: int | None = None,
     concurrency: int | None = None,
@@ -116,6 +117,8 @@ def solve(
         until: the score that solves the question, where ``verify`` returns one.
         settings: settings of the method, such as ``{"lr": 1e-4}``.
         dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
+        quantize: quantise the weights of ``model`` as they are read: ``int8``, ``nf4`` or ``fp4``
+            (needs ``fttt[quantized]``).
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         batch_size: sequences that run at once, for methods that sample together.
         concurrency: with an endpoint, answers that are written at once.
@@ -292,10 +295,12 @@ class _Asked:
 
 
 @lru_cache(maxsize=1)
-def _load(model: str, adapter: Path | None, dtype: str, device: str) -> LoadedModel:
+def _load(
+    model: str, adapter: Path | None, dtype: str, device: str, quantize: Quantize | None
+) -> LoadedModel:
     from fttt.experiment.plan import load_weights
 
-    return load_weights(model, adapter, dtype=dtype, device=device)
+    return load_weights(model, adapter, dtype=dtype, device=device, quantize=quantize)
 
 
 def _solve(plan: Plan, model: str | LoadedModel | None) -> list[Result]:
@@ -321,7 +326,8 @@ def _solve(plan: Plan, model: str | LoadedModel | None) -> list[Result]:
         if model is None or isinstance(model, str):
             settled.check_model()
             engine = config.engine
-            loaded = _load(config.model, config.adapter, engine.dtype, engine.device)
+            how = engine.dtype, engine.device, engine.quantize
+            loaded = _load(config.model, config.adapter, *how)
         elif config.adapter is not None:
             raise UsageError(
                 f"The model {model.name!r} is loaded already and cannot start from "

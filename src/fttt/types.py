@@ -19,6 +19,8 @@ OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 FinishReason = Literal["stop", "length"]
 Ablation = Literal["shuffle", "constant", "random-verdict"]
 """What is put in the place of an attempt and its verdict where a method learns from them."""
+Quantize = Literal["int8", "nf4", "fp4", "none"]
+"""How a base model's weights are quantised as they are read; ``none``: not at all."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -466,6 +466,42 @@ def test_what_learns_on_top_learns_as_in_float32(
     assert losses(attach(halved(), tuned.folder)) == pytest.approx(exact, rel=5e-3)
 
 
+def test_beside_a_quantised_base_it_is_what_peft_computes(make_checkpoint: Make) -> None:
+    pytest.importorskip("bitsandbytes", reason="quantises: pip install 'fttt[quantized]'")
+    tuned = make_checkpoint("lora")
+    loaded = load_finetuned(tuned.folder, device="cpu", quantize="nf4")
+    assert loaded.quantized == "nf4"
+    base = load_model(str(tuned.base), device="cpu", quantize="nf4").model
+    alone = PeftModel.from_pretrained(base, tuned.folder).eval()
+    ids = torch.tensor([loaded.chat.prompt_ids(PROMPTS[2])])
+    with torch.no_grad():
+        right, got, without = (m(ids).logits for m in (alone, loaded.model, tuned.loaded.model))
+    torch.testing.assert_close(got, right, rtol=1e-4, atol=1e-4)
+    assert (got - without).abs().max() > 0.5
+    assert greedy(loaded) == own_greedy(alone, loaded)
+    learns_on = asyncio.run(_losses(loaded))
+    assert learns_on[-1] < learns_on[0]
+
+
+async def _losses(loaded: LoadedModel) -> list[float]:
+    """Of three steps of a question's own weights on top."""
+    spec = LoRASpec(dropout=0.0, lr=1e-2)
+    engine = BatchedEngine(loaded, max_length=128, adapter=spec)
+    try:
+        slot = await engine.open_adapter(spec, seed=0)
+        lesson = Lesson(loaded.chat.prompt_ids(PROMPTS[0]), (Target((70, 80), (0.5, 0.5)),))
+        return [(await engine.train(TrainRequest(slot, (lesson,)))).loss for _ in range(3)]
+    finally:
+        await engine.close()
+
+
+def test_scales_of_a_quantised_base_are_refused_by_name(make_checkpoint: Make) -> None:
+    pytest.importorskip("bitsandbytes", reason="quantises: pip install 'fttt[quantized]'")
+    tuned = make_checkpoint("ia3")
+    with pytest.raises(UsageError, match="'ia3' scales a base model's weights"):
+        check_checkpoint(tuned.folder, str(tuned.base), "nf4")
+
+
 def test_a_gguf_model_keeps_it_too(tmp_path: Path) -> None:
     base = load_model("smollm2-135m", dtype="bfloat16", device="cpu")
     plain = copy.deepcopy(base.model.model.layers[-1].mlp.down_proj)

@@ -12,9 +12,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-from fttt.errors import RunError
+from fttt.errors import RunError, UsageError
 from fttt.finetune import train as train_module
 from fttt.finetune.finetune_plan import FinetunePlan
+from fttt.finetune.load import load_finetuned
 from fttt.finetune.metadata import METHODS, read_info
 from fttt.finetune.parameters import prepare
 from fttt.finetune.solution_trainer import SolutionTrainer, checkpoints
@@ -174,6 +175,23 @@ def test_half_precision_learns_about_the_same_with_float32_weights(
         assert {value.dtype for value in weights(tmp_path / dtype).values()} == {torch.float32}
     assert losses[0] != losses[1]
     assert losses[1] == pytest.approx(losses[0], rel=1e-2)
+
+
+def test_low_rank_weights_learn_beside_a_quantised_base(
+    tmp_path: Path, make_plan: Any, run_train: Any
+) -> None:
+    pytest.importorskip("bitsandbytes", reason="quantises: pip install 'fttt[quantized]'")
+    packed = {"engine": {"quantize": "nf4"}}
+    more: dict[str, Any] = {"settings": {"dropout": 0.0}}
+    whole = run_train("lora", tmp_path / "whole", **more)
+    info = run_train("lora", tmp_path / "packed", **packed, **more)
+    assert info.quantize == "nf4"
+    assert info.validation_loss == pytest.approx(whole.validation_loss, abs=0.3)
+    assert info.validation_loss != whole.validation_loss
+    assert load_finetuned(tmp_path / "packed", device="cpu").quantized == "nf4"
+    for method in ("full", "ia3", "ln-tuning", "adapter", "prefix"):
+        with pytest.raises(UsageError, match=f"'{method}' does not train a base model whose"):
+            make_plan(method, **packed)
 
 
 @pytest.mark.parametrize("method", ["lora", "prefix"])  # whose prefix takes from the context

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from importlib.util import find_spec
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 
 from fttt.cli.flags import AsJSON, print_json
+from fttt.config.run_config import QUANTIZE
 from fttt.errors import UsageError
+from fttt.types import Quantize
 
 __all__ = ["bench_app", "judge_app"]
 
@@ -78,6 +80,9 @@ def engine_command(
         int | None, typer.Option(min=1, help="sequences at once; default: what fits")
     ] = None,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16")] = "auto",
+    quantize: Annotated[
+        str | None, typer.Option(help=QUANTIZE, metavar="|".join(get_args(Quantize)))
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
     as_json: AsJSON = False,
 ) -> None:
@@ -88,8 +93,8 @@ def engine_command(
     from fttt.engine.workload import Workload, bandwidth, decode_floor, run_workload
     from fttt.models import check_model, load_model
 
-    check_model(model)
-    loaded = load_model(model, dtype=dtype, device=device)
+    check_model(model, quantize)
+    loaded = load_model(model, dtype=dtype, device=device, quantize=quantize)
     prompts = tuple(
         loaded.chat.prompt_ids(QUESTION.format(n + 3, n + 8, n // 2)) for n in range(questions)
     )
@@ -115,12 +120,15 @@ def engine_command(
             f"{result.peak_bytes / 2**30:.2f}" if result.peak_bytes else "-",
         )
     if as_json:
-        facts = {"model": loaded.name, "dtype": loaded.dtype, "device": loaded.device}
+        facts = {"model": loaded.name, "dtype": loaded.dtype, "quantized": loaded.quantized}
+        facts["device"] = loaded.device
         print_json({**facts, "copy_bytes_per_second": copy, "jobs": measured})
         return
     console = Console()
+    kept = "" if loaded.quantized is None else f" over {loaded.quantized}"
     console.print(
-        f"{loaded.name}, {loaded.dtype}, {loaded.device}; copy {copy / 1e9:,.0f} GB/s", style="bold"
+        f"{loaded.name}, {loaded.dtype}{kept}, {loaded.device}; copy {copy / 1e9:,.0f} GB/s",
+        style="bold",
     )
     console.print(f"Plan: {result.plan}")
     console.print(table)

@@ -17,9 +17,10 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from fttt.types import Ablation
+from fttt.types import Ablation, Quantize
 
 __all__ = [
+    "QUANTIZE",
     "BudgetSection",
     "DataSection",
     "EngineSection",
@@ -235,12 +236,19 @@ def _read_replicas(given: Any) -> Any:
     return given
 
 
+QUANTIZE = (
+    "quantise the weights of the base model as they are read: int8, nf4 or fp4 (4 bits), or none; "
+    "needs fttt[quantized]"
+)
+
+
 class EngineSection(Section):
-    """Where and how the model runs. Only dtype changes the draws."""
+    """Where and how the model runs. Only dtype and quantize change the draws."""
 
     dtype: str = Field(
         "auto", description="auto, float32, bfloat16 or float16 (auto: bfloat16 on a GPU)"
     )
+    quantize: Quantize | None = Field(None, description=QUANTIZE)
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     batch_size: int | None = Field(
         None, ge=1, description="maximum sequences in a batch (sized from the free memory)"

@@ -8,12 +8,14 @@ from pydantic import Field
 
 from fttt.config.run_config import (
     EMBEDDED_MODEL,
+    QUANTIZE,
     LocalPath,
     ModelName,
     PromptStyle,
     Section,
     section,
 )
+from fttt.types import Quantize
 
 __all__ = [
     "SETTINGS",
@@ -106,6 +108,7 @@ class PrecisionSection(Section):
         description="dtype of the computation: auto, float32 or bfloat16 (auto: bfloat16 on a "
         "GPU); trained weights stay in float32",
     )
+    quantize: Quantize | None = Field(None, description=f"{QUANTIZE}; for the method lora")
     device: str = Field("auto", description="auto, cpu or cuda")
 
 

@@ -20,6 +20,7 @@ from fttt.engine.cache import KVCache
 from fttt.engine.ops.sampling import Shape, uniform
 from fttt.engine.sequences import run_model
 from fttt.errors import DivergedError
+from fttt.models.quantized import quantized_layers
 
 __all__ = [
     "CPUDecoder",
@@ -410,10 +411,13 @@ class Uncaptured:
 def capturable(model: Any) -> bool:
     """Whether a model's steps can be captured on its GPU.
 
-    Gemma 3n makes a tensor on the host in each pass. The product of tokens grouped by expert reads
+    Gemma 3n makes a tensor on the host in each pass, and what the libraries of quantised layers do
+    there is theirs. The product of tokens grouped by expert reads
     the groups' sizes there, but in bfloat16 on a GPU of Hopper's kind or later.
     """
     if model.config.get_text_config().model_type == "gemma3n_text":
+        return False
+    if next(quantized_layers(model), None) is not None:
         return False
     if not any(hasattr(type(module), "_apply_gate") for module in model.modules()):
         return True

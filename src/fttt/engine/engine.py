@@ -18,7 +18,7 @@ import torch
 from torch.nn.attention import sdpa_kernel
 
 from fttt.engine.adapters import bank_of
-from fttt.engine.adapters.bank import Slot, applied, handed_over
+from fttt.engine.adapters.bank import Slot, applied, check_gradients, handed_over
 from fttt.engine.attention import KERNELS
 from fttt.engine.batch import Batch, Segment, by_length
 from fttt.engine.beam import BeamJob, BeamSearcher
@@ -97,13 +97,13 @@ class BatchedEngine:
 
         Raises:
             UsageError: the plan does not fit the memory or the model's context, or the engine
-                cannot reproduce the model's outputs.
+                cannot reproduce the model's outputs, or learn through its layers.
             RunError: the memory that was planned with is not there.
         """
         _check_length(loaded, max_length, beams)
         self._device = torch.device(loaded.device)
         with current_device(loaded.device), taking_memory(self._device), ExitStack() as undo:
-            check_outputs(loaded.model, loaded.name)
+            _check_model(loaded, learns=adapter is not None)
             self.plan = plan_memory(
                 loaded,
                 max_length=max_length,
@@ -544,6 +544,17 @@ class BatchedEngine:
         self._searcher.clear()
         if self._bank is not None:
             self._bank.fail(error)
+
+
+def _check_model(loaded: LoadedModel, *, learns: bool) -> None:
+    """Refuse a model whose outputs, or gradients where it ``learns``, are not right here.
+
+    Raises:
+        UsageError: it is such.
+    """
+    check_outputs(loaded.model, loaded.name)
+    if learns:
+        check_gradients(loaded.model)
 
 
 def _check_length(loaded: LoadedModel, max_length: int, beams: int) -> None:

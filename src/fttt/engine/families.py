@@ -41,6 +41,7 @@ from fttt.engine.attention import NAME, attend
 from fttt.engine.batch import Current, cache_keyword, decoder_of, noting, rebound
 from fttt.engine.merged import merged_linears
 from fttt.engine.states import Mixers
+from fttt.models.quantized import is_plain
 
 __all__ = [
     "Replacements",
@@ -359,8 +360,9 @@ BLOCK = 2048
 
 
 def few_row_linears(model: nn.Module) -> list[tuple[Any, str, Any]]:
-    """A replacement for the ``forward`` of each linear layer."""
-    layers = [module for module in model.modules() if type(module) is nn.Linear]
+    """A replacement for the ``forward`` of each linear layer that is no quantised one."""
+    linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    layers = [module for module in linear if is_plain(module)]
     return [(layer, "forward", _forward_of(layer)) for layer in layers]
 
 

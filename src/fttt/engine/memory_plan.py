@@ -24,6 +24,7 @@ from fttt.engine.sequences import LOGIT_BYTES
 from fttt.engine.states import Mixers
 from fttt.errors import RunError, UsageError
 from fttt.models.loader import LoadedModel
+from fttt.models.quantized import held_bytes, quantized_layers
 
 __all__ = ["MemoryPlan", "free_bytes", "plan_memory", "taking_memory"]
 
@@ -171,7 +172,6 @@ def plan_memory(
             held, total = (wanted, max_length), needed(rows, slots, wanted, passes)
             advice = _lower(fit, wanted, beams)
             raise _too_large(held, slots, needs.slot, total, free, device, advice)
-    weights = sum(p.numel() * p.element_size() for p in loaded.model.parameters())
     return MemoryPlan(
         batch_size=wanted,
         rows=rows,
@@ -183,7 +183,7 @@ def plan_memory(
         train_longest=passes.train_longest,
         train_questions=passes.train_questions,
         search_lanes=wanted if beams else 0,
-        weight_bytes=weights,
+        weight_bytes=held_bytes(loaded.model),
         cache_bytes=(rows + 1) * row_bytes,
         adapter_bytes=slots * needs.slot,
         working_bytes=max(passes.working, wanted * lane_bytes),
@@ -284,7 +284,14 @@ def _passes(
     # a quarter may be padding
     trains = 1.25 * tokens + logits + questions * needs.question if adapters else 0
     working = int(max(1.25 * prefill * layer_bytes, trains)) + 2**28
+    working += max(_dequantized_bytes(loaded.model), default=0)
     return _Passes(prefill, train, max(train, longest), questions, working)
+
+
+def _dequantized_bytes(model: Any) -> Iterator[int]:
+    """What each quantised layer's product takes: its weights in the model's dtype."""
+    for layer in quantized_layers(model):
+        yield layer.in_features * layer.out_features * int(model.dtype.itemsize)
 
 
 def activation_bytes(model: Any) -> int:

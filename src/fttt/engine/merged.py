@@ -20,6 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fttt.models.quantized import is_plain
+
 __all__ = ["merged_linears"]
 
 GROUPS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("w1", "w3"))
@@ -29,15 +31,15 @@ GROUPS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("w1", "w3")
 def merged_linears(model: nn.Module) -> list[tuple[Any, str, Any]]:
     """A replacement for the ``forward`` of each such layer; the weights are laid end to end here.
 
-    Left alone are layers that are no plain linear ones, have weights that are trained or used by
-    another layer as well, or look at their input before they run.
+    Left alone are layers that are no plain linear ones (quantised ones, say), have weights that are
+    trained or used by another layer as well, or look at their input before they run.
     """
     count = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
     found: list[tuple[Any, str, Any]] = []
     for module in model.modules():
         for names in GROUPS:
             layers = [getattr(module, name, None) for name in names]
-            plain = [layer for layer in layers if type(layer) is nn.Linear]
+            plain = [x for x in layers if isinstance(x, nn.Linear) and is_plain(x)]
             if len(plain) == len(names) and _serve(plain, count):
                 merged = _Merged(plain)
                 found += [(x, "forward", partial(merged.run, n)) for n, x in enumerate(plain)]

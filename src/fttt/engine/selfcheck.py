@@ -58,6 +58,7 @@ from fttt.engine.sequences import pack_sequences, prepared, run_model
 from fttt.engine.states import Mixers
 from fttt.errors import UsageError
 from fttt.models import cache_folder
+from fttt.models.quantized import is_plain, stored_tensors
 
 __all__ = ["check_outputs", "find_difference"]
 
@@ -291,7 +292,9 @@ def _distance(got: Tensor, wanted: Tensor) -> float:
 
 def _small_bank(model: Any) -> LoRABank | None:
     """One question's own weights, whose effect can be seen; ``None`` where no layer takes them."""
-    linear = {name.rsplit(".", 1)[-1] for name, m in model.named_modules() if type(m) is nn.Linear}
+    linear = {
+        name.rsplit(".", 1)[-1] for name, m in model.named_modules() if isinstance(m, nn.Linear)
+    }
     targets = tuple(name for name in ADAPTED if name in linear)
     if not targets:
         return None
@@ -301,9 +304,18 @@ def _small_bank(model: Any) -> LoRABank | None:
     for (_, b_OR), layer in zip(
         bank.factors(0), target_layers(model, bank.spec).values(), strict=True
     ):
-        size = 0.1 * float(layer.weight.float().std()) * layer.in_features**0.5
+        size = 0.1 * _gain(layer, generator, model)
         b_OR.copy_(size * torch.randn(b_OR.shape, generator=generator))
     return bank
+
+
+def _gain(layer: nn.Linear, generator: torch.Generator, model: Any) -> float:
+    """The deviation of a layer's outputs, of inputs whose deviation is 1."""
+    if is_plain(layer):
+        return float(layer.weight.float().std() * layer.in_features**0.5)
+    x_RI = torch.randn(8, layer.in_features, generator=generator)  # its weights may be packed
+    out_RO: Tensor = layer(x_RI.to(model.device, model.dtype))
+    return float(out_RO.float().std())
 
 
 @contextmanager
@@ -378,7 +390,8 @@ def _fingerprint(model: Any) -> str:
     device = torch.device(model.device)
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     names = [(name, tuple(p.shape), str(p.dtype)) for name, p in model.named_parameters()]
-    some = [p.detach().flatten()[:: max(1, p.numel() // 3)][:3] for p in model.parameters()]
+    held = [x.detach() for p in model.parameters() for x in stored_tensors(p)]
+    some = [x.flatten()[:: max(1, x.numel() // 3)][:3] for x in held]
     values = torch.cat([x.float() for x in some]).tolist()
     versions = (torch.__version__, transformers.__version__, _own_code())
     whole = (type(model).__name__, config, where, names, values, versions)

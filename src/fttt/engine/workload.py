@@ -18,6 +18,7 @@ from fttt.engine.engine import BatchedEngine
 from fttt.engine.ops.sampling import derive_key
 from fttt.engine.request import GenerateRequest, Lesson, LoRASpec, Target, TrainRequest
 from fttt.models.loader import LoadedModel
+from fttt.models.quantized import held_bytes
 
 __all__ = ["Workload", "WorkloadResult", "bandwidth", "decode_floor", "run_workload"]
 
@@ -138,7 +139,7 @@ def decode_floor(loaded: LoadedModel, lanes: int, filled: float, bytes_per_secon
     """
     model = loaded.model
     embedding = model.get_input_embeddings().weight
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    weights = held_bytes(model)
     if model.get_output_embeddings().weight is not embedding:
         weights -= embedding.numel() * embedding.element_size()
     numbers = sum(own.numbers for own in read_heads(model).values())

@@ -16,7 +16,7 @@ from fttt.models.locate import model_content
 
 __all__ = ["code_fingerprint", "describe_environment", "package_versions"]
 
-_PACKAGES = ("fttt", "torch", "transformers", "tokenizers", "numpy")
+_PACKAGES = ("fttt", "torch", "transformers", "tokenizers", "numpy", "bitsandbytes")
 
 
 def describe_environment(loaded: ReadyModel, settled: Settled) -> dict[str, Any]:
@@ -31,6 +31,7 @@ def describe_environment(loaded: ReadyModel, settled: Settled) -> dict[str, Any]
         "device": loaded.device,
         "device_name": _device_name(loaded),
         "dtype": loaded.dtype,
+        **({} if loaded.quantized is None else {"quantized": loaded.quantized}),
         "model": loaded.name,
         **({"endpoint": loaded.facts()} if isinstance(loaded, ServedModel) else {}),
         **({} if content is None else {"model_content": content}),

@@ -78,14 +78,15 @@ class Settled:
         if self.config.endpoint is not None:
             load(self.config)
             return
+        quantize = self.config.engine.quantize
         if self.config.adapter is None:
             from fttt.models import check_model  # late: what comes before it answers without torch
 
-            check_model(self.config.model)
+            check_model(self.config.model, quantize)
         else:
             from fttt.finetune.load import check_checkpoint
 
-            check_checkpoint(self.config.adapter, self.config.model)
+            check_checkpoint(self.config.adapter, self.config.model, quantize)
         self.settings.check_model(self.config.model)
         if self.config.template_args or self.config.sampling.think_tokens is not None:
             from fttt.models import read_chat
@@ -440,14 +441,15 @@ def _with_weights(config: RunConfig, method: Method, settings: MethodSettings) -
             f"The method {config.method!r} needs --checkpoint DIR, a folder that "
             "`fttt finetune train` wrote."
         )
-    over = {} if checkpoint is None else {"adapter": str(checkpoint)}
-    if "model" not in config.model_fields_set:
-        model = settings.base_model
-        if checkpoint is not None:
-            from fttt.finetune.metadata import read_info
+    over: dict[str, Any] = {} if checkpoint is None else {"adapter": str(checkpoint)}
+    model = settings.base_model
+    if checkpoint is not None:
+        from fttt.finetune.metadata import read_info
 
-            model = read_info(checkpoint).model
-        over |= {} if model is None else {"model": model}
+        model = (info := read_info(checkpoint)).model
+        over["engine"] = {"quantize": config.engine.quantize or info.quantize}
+    if "model" not in config.model_fields_set and model is not None:
+        over["model"] = model
     if not over:
         return config
     return build(RunConfig, merge(config.to_toml(), over), "the settings")
@@ -490,10 +492,13 @@ def load(config: RunConfig) -> ReadyModel:
 
         return find_served(config.model, config.endpoint, config.engine.request_timeout)
     engine = config.engine
-    return load_weights(config.model, config.adapter, dtype=engine.dtype, device=engine.device)
+    how = {"dtype": engine.dtype, "device": engine.device}
+    return load_weights(config.model, config.adapter, **how, quantize=engine.quantize)
 
 
-def load_weights(model: str, adapter: Path | None, *, dtype: str, device: str) -> LoadedModel:
+def load_weights(
+    model: str, adapter: Path | None, *, dtype: str, device: str, quantize: str | None = None
+) -> LoadedModel:
     """Load a model, with the fine-tuned checkpoint that it starts from, if any.
 
     Raises:
@@ -503,10 +508,10 @@ def load_weights(model: str, adapter: Path | None, *, dtype: str, device: str) -
     if adapter is None:
         from fttt.models import load_model
 
-        return load_model(model, dtype=dtype, device=device)
+        return load_model(model, dtype=dtype, device=device, quantize=quantize)
     from fttt.finetune.load import load_finetuned
 
-    return load_finetuned(adapter, model=model, dtype=dtype, device=device)
+    return load_finetuned(adapter, model=model, dtype=dtype, device=device, quantize=quantize)
 
 
 def check_fits(plan: Plan, loaded: ReadyModel) -> int:
@@ -557,8 +562,9 @@ def _prompt_tokens(
 
 
 def weights_label(config: RunConfig) -> str:
-    """The model's name as file names hold it, and that of the checkpoint it starts from."""
-    label = model_label(config.model)
+    """The model's name as file names hold it, its quantisation, and the checkpoint's name."""
+    packed = "" if config.engine.quantize in (None, "none") else f"-{config.engine.quantize}"
+    label = model_label(config.model) + packed
     return label if config.adapter is None else f"{label}+{config.adapter.resolve().name}"
 
 

@@ -14,6 +14,7 @@ from fttt.config.run_config import Section
 from fttt.errors import UsageError
 from fttt.files import file_name, model_label
 from fttt.finetune.metadata import METHODS, ModelShape, model_shape
+from fttt.models.quantized import quantized_by, wanted
 from fttt.registry import unknown_name
 from fttt.tasks import Task, TaskOptions, get_task, load_questions, task_name
 from fttt.tasks.benchmark_data import local_data, local_note
@@ -179,10 +180,19 @@ def plan_finetune(config: FinetuneConfig) -> FinetunePlan:
             over = {"data": {"data_dir": str(folder)}}
             config = build(FinetuneConfig, merge(config.to_toml(), over), "the settings")
             notes = (local_note(task.name),)
-    from fttt.models import context_of, load_config, pick_device, pick_dtype, read_chat
+    from fttt.models import (
+        check_model,
+        context_of,
+        load_config,
+        pick_device,
+        pick_dtype,
+        read_chat,
+    )
 
     pick_dtype(config.engine.dtype, pick_device(config.engine.device))
+    check_model(config.model, config.engine.quantize)
     model_config: Any = load_config(config.model)
+    _check_learns(config, model_config)
     if config.template_args:
         read_chat(config.model).with_arguments(config.template_args)
     _check_prefix(settings, context_of(model_config))
@@ -205,6 +215,22 @@ def plan_finetune(config: FinetuneConfig) -> FinetunePlan:
         training["epochs"] = given.epochs or epochs
     config = build(FinetuneConfig, merge(config.to_toml(), {"training": training}), "the settings")
     return FinetunePlan(config, settings, tuple(questions), shape, trained, notes)
+
+
+def _check_learns(config: FinetuneConfig, model_config: Any) -> None:
+    """Refuse a method that is none for a base model whose weights are quantised.
+
+    Raises:
+        UsageError: it is such.
+    """
+    quantize, own = config.engine.quantize, quantized_by(vars(model_config))
+    if config.method == "lora" or not (wanted(quantize) or own):
+        return
+    how = f"--quantize {quantize}" if wanted(quantize) else f"{own}, by its config.json"
+    raise UsageError(
+        f"The method {config.method!r} does not train a base model whose weights are quantised "
+        f"({how}); take lora, whose weights lie beside them, or the model in full precision."
+    )
 
 
 def _check_prefix(settings: Section, context: int) -> None:

@@ -9,8 +9,11 @@ adding it to the layer's output. Merged weights are therefore kept as the sum of
 numbers (:class:`TwoPartLinear`), and one product takes both, so that the sum over the inputs is
 rounded once, at its end, as the model's own layers round theirs.
 
-Axes: O outputs and I inputs of a layer, J the numbers of an output (its weights; with a bias, that
-and zeros), K = 2 J their parts.
+Where the base model's weights are quantised, low-rank weights are added to its layers' outputs
+instead (:class:`LowRank`), in float32.
+
+Axes: O outputs and I inputs of a layer, R rank, J the numbers of an output (its weights; with a
+bias, that and zeros), K = 2 J their parts.
 """
 
 from __future__ import annotations
@@ -44,10 +47,11 @@ from fttt.finetune.parameters import (
     calling_peft,
     load_adapters,
 )
-from fttt.models import LoadedModel, Prefix, load_config, load_model
+from fttt.models import LoadedModel, Prefix, check_model, load_config, load_model
 from fttt.models.locate import find_fault, same_model, size_and_ends
 
 __all__ = [
+    "LowRank",
     "TwoPartLinear",
     "attach",
     "check_checkpoint",
@@ -67,8 +71,13 @@ _TRAINED = (".lora_", ".ia3_", ".ln_tuning_layers.")
 """Parts of PEFT's tensor names that follow the module's own name."""
 
 
-def check_checkpoint(folder: str | Path, model: str) -> FinetuneInfo:
+def check_checkpoint(folder: str | Path, model: str, quantize: str | None = None) -> FinetuneInfo:
     """Check, without loading weights, that a checkpoint is whole and belongs to a model.
+
+    Args:
+        folder: the checkpoint.
+        model: the base model.
+        quantize: see :func:`fttt.models.load_model`.
 
     Raises:
         UsageError: the folder is no whole checkpoint, or it belongs to another model.
@@ -81,11 +90,20 @@ def check_checkpoint(folder: str | Path, model: str) -> FinetuneInfo:
     check_base(info, load_config(str(folder) if whole else model), model, folder)
     if not same_model(info.model, model):
         raise _other_base(info, model, folder)
+    if quantize is not None:
+        check_model(str(folder) if whole else model, quantize)
+    if info.method == "ia3" and quantize not in (None, "none"):
+        raise _scales_packed(folder)
     return info
 
 
 def load_finetuned(
-    folder: str | Path, *, model: str | None = None, dtype: str = "auto", device: str = "auto"
+    folder: str | Path,
+    *,
+    model: str | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
+    quantize: str | None = None,
 ) -> LoadedModel:
     """Load a fine-tuned model.
 
@@ -95,16 +113,19 @@ def load_finetuned(
             its name is only checked.
         dtype: see :func:`fttt.models.load_model`.
         device: see :func:`fttt.models.load_model`.
+        quantize: see :func:`fttt.models.load_model`; ``None`` takes what it was trained with.
 
     Raises:
         UsageError: the folder is no checkpoint, or it belongs to another model.
         RunError: the model does not fit.
     """
     name = read_info(folder).model if model is None else model
-    info = check_checkpoint(folder, name)
+    quantize = read_info(folder).quantize if quantize is None else quantize
+    info = check_checkpoint(folder, name, quantize)
     if info.method == "full":
-        return _whole_model(info, Path(folder), dtype, device)
-    return _attached(info, load_model(name, dtype=dtype, device=device), Path(folder))
+        return _whole_model(info, Path(folder), dtype, device, quantize)
+    loaded = load_model(name, dtype=dtype, device=device, quantize=quantize)
+    return _attached(info, loaded, Path(folder))
 
 
 def attach(loaded: LoadedModel, folder: str | Path) -> LoadedModel:
@@ -140,6 +161,10 @@ def _attached(info: FinetuneInfo, loaded: LoadedModel, folder: Path) -> LoadedMo
         context -= prefix.length
     elif info.method == "adapter":
         load_adapters(model, folder)
+    elif loaded.quantized is not None and info.method == "ia3":
+        raise _scales_packed(folder)
+    elif loaded.quantized is not None and info.method == "lora":
+        _add_low_rank(model, folder)
     else:
         model, described["change_kept"] = _merged(model, folder)
     model.eval().requires_grad_(False)
@@ -153,9 +178,11 @@ def describe_checkpoint(folder: str | Path) -> dict[str, Any]:
     return {"folder": str(folder), **facts, "fingerprint": _fingerprint(folder)}
 
 
-def _whole_model(info: FinetuneInfo, folder: Path, dtype: str, device: str) -> LoadedModel:
+def _whole_model(
+    info: FinetuneInfo, folder: Path, dtype: str, device: str, quantize: str | None = None
+) -> LoadedModel:
     """The model of a full fine-tuning, under the base model's name."""
-    own = load_model(str(folder), dtype=dtype, device=device)
+    own = load_model(str(folder), dtype=dtype, device=device, quantize=quantize)
     return replace(own, name=info.base_model, adapter=describe_checkpoint(folder))
 
 
@@ -185,6 +212,26 @@ def _merged(model: Any, folder: Path) -> tuple[Any, float]:
             along += float((change * made).sum(dtype=torch.double))
             wanted += float((change * change).sum(dtype=torch.double))
     return merged, along / wanted if wanted else 1.0
+
+
+def _add_low_rank(model: Any, folder: Path) -> None:
+    """Add trained low-rank updates beside a model's layers, whose weights are packed."""
+    from peft import LoraConfig
+    from safetensors.torch import load_file
+
+    with _reading(folder):
+        config: Any = LoraConfig.from_pretrained(str(folder))
+        state = load_file(folder / WEIGHTS_FILE, device=str(model.device))
+        for name in _modules(list(state)):
+            a_RI, b_OR = (state[f"base_model.model.{name}.lora_{x}.weight"] for x in "AB")
+            LowRank(a_RI, b_OR, config.lora_alpha / config.r).follow(model.get_submodule(name))
+
+
+def _scales_packed(folder: Path) -> UsageError:
+    return UsageError(
+        f"The checkpoint {str(folder)!r} of kind 'ia3' scales a base model's weights, which "
+        "cannot be done where they are quantised; give the base model in full precision."
+    )
 
 
 def _modules(keys: Sequence[str]) -> list[str]:
@@ -286,6 +333,31 @@ def _fingerprint(folder: Path) -> str:
 
 ONES = 8
 """Constant inputs for a bias: two are used; the others, with zero weights, keep rows aligned."""
+
+
+class LowRank(nn.Module):
+    """A trained low-rank update of a layer, in float32, that is added to the layer's output."""
+
+    def __init__(self, a_RI: Tensor, b_OR: Tensor, scale: float) -> None:
+        """Take the two factors, and the number that their product is multiplied by."""
+        super().__init__()
+        self.a_RI, self.b_OR = (nn.Parameter(x.float(), requires_grad=False) for x in (a_RI, b_OR))
+        self.scale = scale
+
+    def follow(self, layer: nn.Module) -> None:
+        """Become a part of the layer."""
+        layer.add_module("low_rank", self)
+        layer.register_forward_hook(_add_update)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What is added."""
+        return F.linear(F.linear(x.float(), self.a_RI), self.b_OR) * self.scale
+
+
+def _add_update(layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    """A hook; the update is found by the layer, so that a copy of the model has its own."""
+    added: Tensor = layer.low_rank(inputs[0])
+    return output + added.to(output.dtype)
 
 
 class TwoPartLinear(nn.Linear):

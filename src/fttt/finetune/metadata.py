@@ -71,6 +71,8 @@ class FinetuneInfo(_Facts):
     seed: int
     settings: dict[str, Any]
     """The method's settings, resolved."""
+    quantize: str | None = None
+    """How the base model's weights were quantised as they were read, if they were."""
     step: int = Field(ge=0)
     """Optimizer steps of these weights."""
     epoch: float = Field(ge=0)

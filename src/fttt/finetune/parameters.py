@@ -346,7 +346,7 @@ def add_adapters(
     for name, sublayer in sublayers(model):
         weight = next(sublayer.parameters())
         adapter = Bottleneck(
-            width, width // reduction, dtype=dtype or weight.dtype, device=weight.device
+            width, width // reduction, dtype=dtype or model.dtype, device=weight.device
         )
         sublayer.add_module(CHILD, adapter)
         sublayer.register_forward_hook(_apply)

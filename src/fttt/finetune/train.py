@@ -23,6 +23,7 @@ from transformers import PrinterCallback, TrainerState, TrainingArguments, set_s
 
 from fttt.config import FinetuneConfig, to_toml
 from fttt.config.training_configs import FullSettings
+from fttt.engine.adapters.bank import check_gradients
 from fttt.engine.selfcheck import check_outputs
 from fttt.errors import RunError, UsageError
 from fttt.files import begin_folder, held_folder
@@ -169,6 +170,7 @@ def _trainer(
             task=config.task,
             seed=config.seed,
             settings=dict(config.settings),
+            quantize=config.engine.quantize,
             step=step,
             epoch=epoch,
             trained_parameters=plan.trained_parameters,
@@ -215,8 +217,14 @@ def _load(plan: FinetunePlan) -> tuple[LoadedModel, bool]:
         where = "cpu"  # each process keeps only its shard on its device
     elif where == "cuda":
         where = f"cuda:{os.environ.get('LOCAL_RANK', torch.cuda.current_device())}"
-    loaded = load_model(config.model, dtype=str(weights).removeprefix("torch."), device=where)
+    loaded = load_model(
+        config.model,
+        dtype=str(weights).removeprefix("torch."),
+        device=where,
+        quantize=config.engine.quantize,
+    )
     check_outputs(loaded.model, loaded.name)
+    check_gradients(loaded.model)
     return loaded, half
 
 

@@ -14,6 +14,7 @@ from fttt.models.loader import (
 )
 from fttt.models.locate import cache_folder, check_model, find_model, list_models
 from fttt.models.messages import MessageFormat
+from fttt.models.quantized import held_bytes, is_plain, quantized_layers
 from fttt.models.served import ReadyModel, ServedModel
 
 __all__ = [
@@ -27,11 +28,14 @@ __all__ = [
     "check_model",
     "context_of",
     "find_model",
+    "held_bytes",
+    "is_plain",
     "list_models",
     "load_config",
     "load_model",
     "pick_device",
     "pick_dtype",
+    "quantized_layers",
     "read_chat",
     "without_bars",
 ]

@@ -15,6 +15,14 @@ from fttt.files import from_hub
 from fttt.models.chat import ChatFormat, check_tokenizer
 from fttt.models.gguf.model import read_config, read_model, read_tokenizer
 from fttt.models.locate import ModelSource, check_model, check_supported, find_model
+from fttt.models.quantized import (
+    check_quantized,
+    describe_quantized,
+    library_config,
+    quantized_by,
+    settle_layers,
+    wanted,
+)
 
 __all__ = [
     "DTYPES",
@@ -71,9 +79,13 @@ class LoadedModel:
     prefix: Prefix | None = None
     adapter: Mapping[str, Any] | None = None
     """Metadata of the fine-tuned checkpoint that the weights come from, if any."""
+    quantized: str | None = None
+    """How the weights are quantised, if they are: ``nf4``, say."""
 
 
-def load_model(name: str, *, dtype: str = "auto", device: str = "auto") -> LoadedModel:
+def load_model(
+    name: str, *, dtype: str = "auto", device: str = "auto", quantize: str | None = None
+) -> LoadedModel:
     """Load a model by hub name, folder, GGUF file or embedded name.
 
     Only safetensors and GGUF files are read, and no code that came with a model is run.
@@ -83,17 +95,18 @@ def load_model(name: str, *, dtype: str = "auto", device: str = "auto") -> Loade
         dtype: ``float32``, ``bfloat16``, ``float16``, or ``auto``: bfloat16 on a GPU, float32 on
             a CPU.
         device: ``cpu``, ``cuda``, ``cuda:N``, or ``auto``: a GPU where there is one.
+        quantize: quantise the weights as they are read, see :mod:`fttt.models.quantized`.
 
     Raises:
-        UsageError: the model, dtype or device does not exist.
+        UsageError: the model, dtype or device does not exist, or it cannot be quantised so.
         RunError: the model does not fit.
     """
-    check_model(name)
+    check_model(name, quantize)
     where = pick_device(device)
     torch_dtype = pick_dtype(dtype, where)
     source = find_model(name)
     chat = _chat_of(source)  # refused before the weights are loaded
-    model = _read_weights(source, torch_dtype, where)
+    model = _read_weights(source, torch_dtype, where, quantize)
     return LoadedModel(
         name=source.name,
         model=model,
@@ -103,6 +116,7 @@ def load_model(name: str, *, dtype: str = "auto", device: str = "auto") -> Loade
         max_context=context_of(model.config),
         dtype=str(torch_dtype).removeprefix("torch."),
         device=str(where),
+        quantized=describe_quantized(model, quantize),
     )
 
 
@@ -179,27 +193,43 @@ def _chat_of(source: ModelSource) -> ChatFormat:
     return chat
 
 
-def _read_weights(source: ModelSource, dtype: torch.dtype, device: torch.device) -> Any:
+def _read_weights(
+    source: ModelSource, dtype: torch.dtype, device: torch.device, quantize: str | None
+) -> Any:
     """The model on the device, frozen."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    with without_bars(), _refusals(source):
-        if source.kind == "gguf":
-            check_supported(read_config(source.path).to_dict(), source.name)
-            model: Any = read_model(source.path, dtype)
-        else:
-            with from_hub(source.path):
-                config = AutoConfig.from_pretrained(source.path, trust_remote_code=False)
-                check_supported(config.to_dict(), source.name)
-                model = AutoModelForCausalLM.from_pretrained(
-                    source.path, dtype=dtype, use_safetensors=True, trust_remote_code=False
-                )
+    more: dict[str, Any] = {}
     try:
-        model.to(device)
+        with without_bars(), _refusals(source):
+            if source.kind == "gguf":
+                check_supported(read_config(source.path).to_dict(), source.name)
+                model: Any = read_model(source.path, dtype)
+            else:
+                with from_hub(source.path):
+                    config = AutoConfig.from_pretrained(source.path, trust_remote_code=False)
+                    check_supported(config.to_dict(), source.name)
+                    check_quantized(source.name, quantize, config=vars(config))
+                    if wanted(quantize):
+                        more["quantization_config"] = library_config(str(quantize), dtype)
+                    if more or quantized_by(vars(config)):  # each part is packed on its device
+                        more["device_map"] = {"": device}
+                    model = AutoModelForCausalLM.from_pretrained(
+                        source.path,
+                        dtype=dtype,
+                        use_safetensors=True,
+                        trust_remote_code=False,
+                        **more,
+                    )
+                    settle_layers(model, dtype)
+        if not more:
+            model.to(device)
     except torch.OutOfMemoryError:
+        packs = not more and source.kind != "gguf" and dtype != torch.float32
+        smaller = "--quantize nf4" if packs else "--dtype bfloat16"
         raise RunError(
             f"The model {source.name!r} in {dtype} does not fit on {device}; "
-            "choose a smaller model, --dtype bfloat16 or --device cpu."
+            f"choose a smaller model, {smaller} or --device cpu."
         ) from None
     model.eval().requires_grad_(False)
     return model
@@ -212,7 +242,7 @@ def _refusals(source: ModelSource) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError:
         raise
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError, RuntimeError) as error:
         first = first_line(error)
         raise UsageError(f"The model {source.path!r} cannot be loaded: {first}") from error
 

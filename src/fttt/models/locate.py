@@ -24,6 +24,7 @@ from fttt.errors import UsageError
 from fttt.files import SERVED, model_label
 from fttt.models.gguf.file import open_gguf
 from fttt.models.gguf.model import check_gguf
+from fttt.models.quantized import check_quantized
 
 __all__ = [
     "ModelSource",
@@ -83,18 +84,22 @@ def list_models() -> list[tuple[str, str]]:
     return [(name, embedded.description) for name, embedded in EMBEDDED.items()]
 
 
-def check_model(name: str) -> None:
+def check_model(name: str, quantize: str | None = None) -> None:
     """Refuse, from its files alone, a model that cannot be loaded.
 
+    Args:
+        name: see :func:`find_model`.
+        quantize: how its weights are to be quantised, see :mod:`fttt.models.quantized`.
+
     Raises:
-        UsageError: an unknown name, a folder without safetensors weights, a pickle checkpoint, or a
-            model that is not a causal language model.
+        UsageError: an unknown name, a folder without safetensors weights, a pickle checkpoint, a
+            model that is not a causal language model, or one that cannot be quantised so.
     """
     source = find_model(name)
-    if source.kind == "folder":
-        _check_folder(Path(source.path))
+    config = _check_folder(Path(source.path)) if source.kind == "folder" else None
     if source.kind == "gguf":
         check_gguf(source.path)
+    check_quantized(source.name, quantize, gguf=source.kind == "gguf", config=config)
 
 
 def find_model(name: str) -> ModelSource:
@@ -148,7 +153,8 @@ def _embedded_file(name: str) -> Path:
     return Path(spec.submodule_search_locations[0]) / embedded.file
 
 
-def _check_folder(folder: Path) -> None:
+def _check_folder(folder: Path) -> dict[str, Any]:
+    """The folder's ``config.json``."""
     config_file = folder / "config.json"
     if not config_file.is_file():
         raise UsageError(
@@ -163,7 +169,7 @@ def _check_folder(folder: Path) -> None:
             )
         raise UsageError(f"The folder {str(folder)!r} holds no weights (no *.safetensors file).")
     try:
-        config = json.loads(config_file.read_text(encoding="utf-8"))
+        config: dict[str, Any] = json.loads(config_file.read_text(encoding="utf-8"))
         architectures = config.get("architectures") or []
     except (ValueError, AttributeError):
         raise UsageError(f"The file {str(config_file)!r} is not a model's JSON object.") from None
@@ -182,6 +188,7 @@ def _check_folder(folder: Path) -> None:
         raise UsageError(
             f"The model in {str(folder)!r} is broken: {fault}; restore it from a copy."
         )
+    return config
 
 
 def same_model(one: str, other: str) -> bool:

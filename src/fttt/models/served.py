@@ -63,6 +63,7 @@ class ServedModel:
     chat: ClassVar = MessageFormat()
     stop_ids: ClassVar[tuple[int, ...]] = ()
     dtype: ClassVar[str | None] = None
+    quantized: ClassVar[str | None] = None
     device: ClassVar = "endpoint"
     adapter: ClassVar[Mapping[str, Any] | None] = None
 

@@ -21,7 +21,8 @@ from torch.utils.hooks import RemovableHandle
 
 from fttt.engine.batch import Batch, Segment, decoder_of
 from fttt.engine.request import AdapterSlot, AdapterSpec, TrainRequest
-from fttt.errors import RunError, UsageError
+from fttt.errors import RunError, UsageError, first_line
+from fttt.models.quantized import quantized_layers
 
 if TYPE_CHECKING:
     from fttt.engine.cache import KVCache
@@ -36,11 +37,15 @@ __all__ = [
     "Learner",
     "Slot",
     "applied",
+    "check_gradients",
     "decoder_layers",
     "handed_over",
     "layers_by_name",
     "slot_index",
 ]
+
+GRADIENT_TOLERANCE = 0.1
+"""Share of a product that rounding may change: of inputs to 8 bits, say."""
 
 Fill = Callable[[Sequence[Segment]], None]
 """Runs segments into their cache rows."""
@@ -249,6 +254,43 @@ def layers_by_name(model: nn.Module, names: Sequence[str]) -> dict[str, nn.Linea
                 f"No linear layer {name!r} in this model; near it are {', '.join(near)}."
             )
     return {name: linear[name] for name in names}
+
+
+def check_gradients(model: Any) -> None:
+    """Refuse a model with quantised layers through which no adapter below them would learn.
+
+    A library's product may have no gradient, or a wrong one, without saying so. One layer of each
+    kind is held against the definition: ``<v, W d> = <Wᵀ v, d>``.
+
+    Raises:
+        UsageError: it is such.
+    """
+    kinds: dict[tuple[type, type], nn.Linear] = {}
+    for layer in quantized_layers(model):
+        kinds.setdefault((type(layer), type(layer.weight)), layer)
+    generator = torch.Generator().manual_seed(0)
+    for layer in kinds.values():
+        x_RI, d_RI, v_RO = (
+            torch.randn(16, size, generator=generator).to(model.device, model.dtype)
+            for size in (layer.in_features, layer.in_features, layer.out_features)
+        )
+        try:
+            with torch.enable_grad():
+                out_RO = layer(x_RI.requires_grad_())
+                (back_RI,) = torch.autograd.grad(out_RO, x_RI, v_RO)
+            ahead_RO = layer(d_RI) - layer(torch.zeros_like(d_RI))
+            forward_R = (v_RO.double() * ahead_RO.double()).sum(-1)
+            backward_R = (back_RI.double() * d_RI.double()).sum(-1)
+            far = float((forward_R - backward_R).norm() / forward_R.norm())
+            why = None if far < GRADIENT_TOLERANCE else f"it is {far:.0%} away"
+        except RuntimeError as error:  # a product without a gradient at all
+            why = first_line(error)
+        if why is not None:
+            raise UsageError(
+                f"The layers of kind {type(layer).__name__} of this model give no right gradient "
+                f"({why}), so nothing can be learned through them; take a method that learns "
+                "nothing, as best-of-n, or the model in full precision."
+            )
 
 
 def decoder_layers(model: Any) -> list[nn.Module]:

@@ -288,7 +288,7 @@ class DeltaBank(Bank):
         above = config.num_hidden_layers - min(numbers, default=0)
         widths = [layer.in_features + layer.out_features for layer in layers.values()]
         given = 2 * config.hidden_size * next(model.parameters()).element_size()
-        weights = sum(layer.weight.numel() for layer in layers.values())
+        weights = sum(layer.in_features * layer.out_features for layer in layers.values())
         hidden = config.hidden_size if upper_part(model, spec.layers) is not None else 0
         return AdapterNeeds(
             slot=delta_dtype(model).itemsize * weights,
@@ -313,9 +313,8 @@ class DeltaBank(Bank):
         self.spec = spec
         self.delta_SOI: dict[str, Tensor] = {}
         for name, layer in layers_by_name(model, spec.layers).items():
-            self.delta_SOI[name] = torch.zeros(
-                slots, *layer.weight.shape, dtype=delta_dtype(model), device=device
-            )
+            shape = (slots, layer.out_features, layer.in_features)
+            self.delta_SOI[name] = torch.zeros(shape, dtype=delta_dtype(model), device=device)
             self.hooks.append(layer.register_forward_hook(self._hook(self.delta_SOI[name])))
         self._batch: Batch | None = None
 
