@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import resource
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 from fttt.errors import RunError, UsageError
+from fttt.store import line_file
 from fttt.store.line_file import LineFile, LineTail, read_line_at, read_lines
 
 LAST = '{"n":2,"text":"ä\\n"}\n'.encode()
@@ -110,6 +114,48 @@ def test_many_lines_cost_little(tmp_path: Path) -> None:
     spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     assert spent < 5.0  # seconds of processor time; a sync a line would block, not burn
     assert sum(1 for _ in read_lines(path)) == 20_000
+
+
+def test_a_slow_disk_is_not_waited_for_until_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release, entered = threading.Event(), threading.Event()
+
+    def slow(fd: int) -> None:
+        entered.set()
+        assert release.wait(30)
+
+    monkeypatch.setattr(line_file, "_SYNC_SECONDS", 0.0)
+    file = LineFile(tmp_path / "lines.jsonl")
+    monkeypatch.setattr(os, "fsync", slow)
+    file.append({"n": 0})  # returns while the disk is busy
+    assert entered.wait(30)
+    monkeypatch.setattr(line_file, "_SYNC_SECONDS", 1000.0)
+    file.append({"n": 1})
+    closing = threading.Thread(target=file.close)
+    closing.start()
+    closing.join(0.2)
+    assert closing.is_alive()
+    release.set()
+    closing.join(30)
+    assert not closing.is_alive()
+
+
+def test_a_disk_that_fails_is_told_by_the_next_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(fd: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(line_file, "_SYNC_SECONDS", 0.0)
+    file = LineFile(tmp_path / "lines.jsonl")
+    monkeypatch.setattr(os, "fsync", fail)
+    file.append({"n": 0})
+    with pytest.raises(RunError, match="Input/output error"):
+        file.append({"n": 1})
+    with pytest.raises(RunError, match="Input/output error"):  # and it stays an error
+        file.append({"n": 2})
+    file.close()
 
 
 def test_a_tail_reads_each_line_once_however_the_bytes_arrive(tmp_path: Path) -> None:

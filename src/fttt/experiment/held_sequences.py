@@ -114,13 +114,14 @@ class HeldSequences:
             return await self._engine.generate(request)
         last, self._last = self._last, None
         try:
-            generation = await self._engine.generate(replace(request, reuse=last))
+            again = request if last is None else replace(request, reuse=last)
+            generation = await self._engine.generate(again)
         finally:
             if last is not None:
                 last.close()
         self._release_last()
         self._last = generation.kept
-        return replace(generation, kept=None)
+        return generation if generation.kept is None else replace(generation, kept=None)
 
     def find(self, whole: tuple[int, ...], upto: int, adapter: OwnAdapter | None) -> Kept | None:
         """Cache rows that hold the first ``upto`` tokens of a conversation for an adapter's step.

@@ -154,36 +154,34 @@ class Replay:
             self._check_replay(past, prompt_ids, trial)
             completion = past.completion
         else:
-            first = GenerateRequest(
-                prompt_ids=prompt_ids,
-                messages=messages,
-                template_args=run.chat.arguments,
-                max_new_tokens=new_tokens,
-                temperature=temperature_at(latest),
-                top_p=run.sampling.top_p,
-                top_k=run.sampling.top_k or 0,
-                min_p=run.sampling.min_p or 0.0,
-                repetition_penalty=run.sampling.repetition_penalty or 1.0,
-                stop_ids=run.stop_ids,
-                adapter=await self._slot(adapter),
-                keep=self._keeps(adapter, trial),
-                thought=self._thought_budget(new_tokens),
-                awaited=trial is not None
-                and self._sequences.learns_from(adapted=adapter is not None),
-            )
+            slot = await self._slot(adapter)
+            keep, thought = self._keeps(adapter, trial), self._thought_budget(new_tokens)
+            awaited = trial is not None and self._sequences.learns_from(adapted=adapter is not None)
 
-            def request(n: int) -> GenerateRequest:
-                key = derive_key("generation", run.seed, self.question.id, n)
-                return replace(first, noise_key=key)
+            def request(n: int, trial: int) -> GenerateRequest:
+                return GenerateRequest(
+                    prompt_ids=prompt_ids,
+                    messages=messages,
+                    template_args=run.chat.arguments,
+                    max_new_tokens=new_tokens,
+                    temperature=temperature_at(trial),
+                    top_p=run.sampling.top_p,
+                    top_k=run.sampling.top_k or 0,
+                    min_p=run.sampling.min_p or 0.0,
+                    repetition_penalty=run.sampling.repetition_penalty or 1.0,
+                    noise_key=derive_key("generation", run.seed, self.question.id, n),
+                    stop_ids=run.stop_ids,
+                    adapter=slot,
+                    keep=keep,
+                    thought=thought,
+                    awaited=awaited,
+                )
 
             if run.method.fresh and number == trial and self.ledger.limited_by_trials:
-                generation = await self._ahead.take(
-                    number,
-                    lambda n: replace(request(n), temperature=temperature_at(n)),
-                    self.ledger.trials - 1,
-                )
+                last = self.ledger.trials - 1
+                generation = await self._ahead.take(number, lambda n: request(n, n), last)
             else:
-                generation = await self._sequences.generate(request(number))
+                generation = await self._sequences.generate(request(number, latest))
             if generation.kept is not None:
                 self._sequences.hold(generation.kept, own)
             completion = self._completion(number, len(prompt_ids), generation)

@@ -10,6 +10,8 @@ from functools import cached_property, lru_cache
 from importlib import import_module
 from typing import Any
 
+from transformers import PreTrainedTokenizerFast
+
 from fttt.errors import UsageError
 from fttt.models.thoughts import find_thoughts
 from fttt.types import Completion, FinishReason, Text, Turn, Usage
@@ -423,15 +425,33 @@ class ChatFormat:
         SentencePiece's tokenizers drop the first space of whatever they decode, as if it began a
         text; so a letter is decoded before it.
         """
-        letter = self.encode("a")[-1:]
-        return self._decode(letter + token_ids)[len(self._decode(letter)) :]
+        letter, length = self._letter
+        return self._decode(letter + token_ids)[length:]
 
     def _decode(self, token_ids: tuple[int, ...], *, special: bool = False) -> str:
+        if self._backend is not None:
+            return str(self._backend.decode(token_ids, skip_special_tokens=not special))
         return str(
             self.tokenizer.decode(
                 token_ids, skip_special_tokens=not special, clean_up_tokenization_spaces=False
             )
         )
+
+    @cached_property
+    def _letter(self) -> tuple[tuple[int, ...], int]:
+        """The token of a letter, and how many characters it is decoded to."""
+        token = self.encode("a")[-1:]
+        return token, len(self._decode(token))
+
+    @cached_property
+    def _backend(self) -> Any:
+        """The library below the tokenizer, where that adds nothing as it decodes.
+
+        Most of the time of a decoding went into looking at each id for its type.
+        """
+        own, base = type(self.tokenizer), PreTrainedTokenizerFast
+        plain = all(getattr(own, n, None) is getattr(base, n) for n in ("decode", "_decode"))
+        return self.tokenizer.backend_tokenizer if plain else None
 
     @lru_cache(maxsize=64)  # noqa: B019 - one format lives as long as its model
     def _turn(self, text: str, answer: bool, past: bool) -> tuple[int, ...]:

@@ -7,7 +7,7 @@ import sys
 from array import array
 from base64 import b64decode, b64encode
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from fttt.types import OUTCOMES, Completion, Scores, Trial, Usage, Verdict
@@ -337,8 +337,13 @@ def trial_to_json(trial: Trial) -> dict[str, Any]:
         "failed": trial.failed,
         "loss": trial.loss,
         **measured,
-        "usage": {**asdict(trial.usage), "seconds": round(trial.usage.seconds, 6)},
+        "usage": _usage(trial.usage),
     }
+
+
+def _usage(usage: Usage) -> dict[str, float]:
+    found = {name: getattr(usage, name) for name in Usage.__dataclass_fields__}
+    return {**found, "seconds": round(usage.seconds, 6)}
 
 
 def trial_from_json(line: Mapping[str, Any]) -> Trial:

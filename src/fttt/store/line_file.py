@@ -6,7 +6,9 @@ import json
 import os
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +17,23 @@ from fttt.files import cannot_write, hold
 
 __all__ = ["LineFile", "LineTail", "read_line_at", "read_lines"]
 
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 _SYNC_SECONDS = 1.0
 """How old an unsynced line may grow while lines keep coming. Only a power cut can lose it."""
+
+
+@cache
+def _disk() -> ThreadPoolExecutor:
+    """Threads that wait for the disk, one a file of a run."""
+    return ThreadPoolExecutor(3, "fttt-disk")
 
 
 class LineFile:
     """JSON lines, each handed to the operating system before ``append`` returns.
 
     A killed process therefore loses nothing that was appended. ``fsync``, which guards against a
-    power cut, is grouped to about one a second, so that tens of thousands of lines cost little.
+    power cut, is grouped to about one a second and waits for the disk in a thread of its own, so
+    that tens of thousands of lines cost little.
     """
 
     def __init__(self, path: Path) -> None:
@@ -36,6 +46,7 @@ class LineFile:
         self.path = path
         self._broken: RunError | None = None
         self._synced = time.monotonic()
+        self._syncing: Future[None] | None = None
         try:
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         except OSError as error:
@@ -60,27 +71,38 @@ class LineFile:
         """
         if self._broken is not None:
             raise self._broken
-        data = (json.dumps(record, ensure_ascii=False, separators=(",", ":")) + "\n").encode(
-            "utf-8", "surrogatepass"
-        )
+        data = (_encode(record) + "\n").encode("utf-8", "surrogatepass")
         left = memoryview(data)
         try:
             while left:
                 left = left[os.write(self._fd, left) :]
-            if time.monotonic() - self._synced >= _SYNC_SECONDS:
-                self.sync()
         except OSError as error:
             self._fail(error)
         self._size += len(data)
+        if time.monotonic() - self._synced >= _SYNC_SECONDS:
+            self._synced_before()
+            self._syncing = _disk().submit(os.fsync, self._fd)
+            self._synced = time.monotonic()
 
     def sync(self) -> None:
-        """Wait until the disk holds every line."""
+        """Wait until the disk holds every line.
+
+        Raises:
+            RunError: it does not.
+        """
+        self._synced_before()
+        self._syncing = _disk().submit(os.fsync, self._fd)
+        self._synced_before()
+
+    def _synced_before(self) -> None:
+        """Wait for the last sync, which seldom takes as long as the time between two."""
+        syncing, self._syncing = self._syncing, None
         try:
-            os.fsync(self._fd)
+            if syncing is not None:
+                syncing.result()
         except OSError as error:
             if self.path.is_file():  # a pipe or a device has no disk behind it
                 self._fail(error)
-        self._synced = time.monotonic()
 
     def close(self) -> None:
         """Sync and close. Calling it twice is harmless."""
@@ -93,6 +115,8 @@ class LineFile:
             self._release()
 
     def _release(self) -> None:
+        if self._syncing is not None:
+            wait((self._syncing,))
         os.close(self._fd)
         self._fd = -1
 
