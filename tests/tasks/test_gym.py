@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import re
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -131,3 +133,26 @@ def test_families_that_run_answers_as_python_are_all_refused() -> None:
                     found.add(path.stem)
     assert found - EVALUATING == {"number_sorting"}  # which evaluates its own gold
     assert not EVALUATING & set(GRADED)
+
+
+def near_misses(gold: str) -> list[str]:
+    """An answer in which one word, number or letter stands in the place of another."""
+    pieces = re.findall(r"\w+|\W+", gold)
+    places = [n for n, piece in enumerate(pieces) if piece.strip() and piece[0].isalnum()]
+    if len(places) < 2:
+        pieces, places = list(gold), list(range(len(gold)))
+    pairs = ((a, b) for a, b in permutations(places, 2) if pieces[a] != pieces[b])
+    return ["".join([*pieces[:a], pieces[b], *pieces[a + 1 :]]) for a, b in pairs]
+
+
+@pytest.mark.parametrize("family", [*GRADED, "rotate_matrix", "tower_of_hanoi", "number_filtering"])
+def test_a_graded_scorer_tells_a_near_miss_from_a_wrong_answer(family: str) -> None:
+    problems = reasoning_gym.create_dataset(family, seed=1, size=3)
+    if problems[0]["answer"] is None:
+        pytest.skip("its scorer plays the moves of an answer; there is no gold answer to change")
+    scores = {
+        problems.score_answer(text, entry)
+        for entry in problems
+        for text in near_misses(entry["answer"])[:60]
+    }
+    assert any(0.05 < score < 1 for score in scores) == (family in GRADED)
