@@ -115,7 +115,7 @@ def main(words: Sequence[str] | None = None) -> None:
                     flush=True,
                 )
                 runs.append(run)
-            comparison, _ = compare(runs)
+            comparison, _ = compare(runs, allow=["temperature"])
         assert comparison.scores is not None
         pair = comparison.scores.pairs[1]
         sign = 1 if pair.first.startswith("policy") else -1
