@@ -46,6 +46,8 @@ def test_a_recipe_runs_by_its_first_line(path: Path, tmp_path: Path) -> None:
     assert words[0] == "fttt"
     assert f"recipes/{path.name}" in words
     content = read_toml(path)
+    if "gym/" in path.read_text(encoding="utf-8"):
+        pytest.importorskip("reasoning_gym", reason="needs requirements/gym.txt")
     if words[1:3] == ["optune", "train"]:
         assert build(OpTuneConfig, content, path.name).task in TASKS
         return
@@ -63,4 +65,4 @@ def test_a_recipe_runs_by_its_first_line(path: Path, tmp_path: Path) -> None:
         configs = [resolve({}, recipe=content, source=path.name)]
     for config in configs:
         settled = settle(config).config  # the method and its settings exist
-        assert settled.task in TASKS
+        assert settled.task.partition("/")[0] in TASKS
