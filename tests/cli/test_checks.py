@@ -268,5 +268,5 @@ main(["verify", "number"])
         late = threading.Timer(30, process.kill)
         late.start()
         assert process.stderr.readline() == b"fttt: the judge is down\n"
-        assert process.wait() == 1
+        assert process.wait(timeout=60) == 1
         late.cancel()

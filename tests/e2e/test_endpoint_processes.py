@@ -54,7 +54,7 @@ def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Pa
         yield folder, f"http://127.0.0.1:{port}/v1"
     finally:
         process.kill()
-        process.wait()
+        process.wait(timeout=60)
 
 
 def _healthy(port: int) -> bool:
@@ -115,7 +115,7 @@ def test_a_killed_run_keeps_what_it_had_and_asks_for_the_rest(serve: Serve, tmp_
             break
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    assert process.wait(timeout=60) == -signal.SIGKILL
     histories = Run.open(torn).histories.values()
     kept = sum(len(history.generations) for history in histories)
     assert 0 < kept < 18

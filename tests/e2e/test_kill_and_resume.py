@@ -110,7 +110,9 @@ def test_a_full_disk_says_so_and_the_run_resumes_later(tmp_path: Path, model: Pa
         "main(sys.argv[1:])\n"
     )
     words = [sys.executable, "-c", script, "run", *flags(model, out)]
-    done = subprocess.run(words, capture_output=True, text=True, check=False, env=ONE_THREAD)
+    done = subprocess.run(
+        words, capture_output=True, text=True, check=False, env=ONE_THREAD, timeout=300
+    )
     assert done.returncode == 1
     assert "Cannot write" in done.stderr
     assert f"fttt run --resume {out}" in done.stderr

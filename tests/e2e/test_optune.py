@@ -47,12 +47,12 @@ def test_from_attempts_to_an_evaluated_checkpoint(
         text=True,
     )
     deadline = time.monotonic() + 120
-    while not Path("killed/step-00000002").exists():
-        assert killed.poll() is None, killed.communicate()
-        assert time.monotonic() < deadline
+    written = Path("killed/step-00000002")
+    while not written.exists() and killed.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
     killed.send_signal(signal.SIGKILL)
-    killed.communicate()
+    said = killed.communicate(timeout=60)
+    assert written.exists(), said
     end = read_info("killed").step + 3
     done(*TRAIN, "--max-steps", str(end), "--out", "whole")
     capsys.readouterr()

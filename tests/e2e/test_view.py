@@ -55,7 +55,7 @@ def test_the_page_follows_a_run_that_is_killed_and_resumed(tmp_path: Path) -> No
             until(browser, f"{facts}.startsWith('running')")
             until(browser, "document.documentElement.dataset.curves")
             run.send_signal(signal.SIGKILL)
-            run.communicate()
+            run.communicate(timeout=60)
             with (runs / "mine" / "trials.jsonl").open("ab") as file:
                 file.write(b'{"question_id": "torn')
             until(browser, f"{facts}.startsWith('stopped')")
@@ -69,4 +69,4 @@ def test_the_page_follows_a_run_that_is_killed_and_resumed(tmp_path: Path) -> No
     finally:
         for process in (run, view):
             process.kill()
-            process.communicate()
+            process.communicate(timeout=60)
