@@ -38,7 +38,6 @@ from fttt.testing.scripted_server import ScriptedServer
 pytestmark = [
     pytest.mark.skipif(not find_spec("ray"), reason="needs pip install 'fttt[scale]'"),
     pytest.mark.usefixtures("one_thread"),
-    pytest.mark.timeout(300),  # the start of Ray and of two replicas on a busy machine included
     # of Ray itself, which leaves files and sockets to the end of the process
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),

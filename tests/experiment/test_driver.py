@@ -222,11 +222,11 @@ def test_a_stop_ends_the_run_cleanly(tmp_path: Path, monkeypatch: pytest.MonkeyP
         (
             {"engine": {"gpus_per_replica": 2}},
             r"runs a model on one GPU: the weights of 'smollm2-135m' take 0\.3 GB in bfloat16, so "
-            "one of 1 GB or more holds it; leave",
+            r"one of 1 GB or more holds it \(--quantize nf4 takes some 30 % of bfloat16's\); leave",
         ),
         (
             {"engine": {"gpus_per_replica": 8, "dtype": "float32"}},
-            r"0\.5 GB in float32, so one of 1 GB or more holds it, or --dtype bfloat16 for half",
+            r"0\.5 GB in float32, so one of 1 GB or more holds it \(--dtype bfloat16 halves",
         ),
         (
             {"engine": {"gpus_per_replica": 2}, "model": "nobody/large"},

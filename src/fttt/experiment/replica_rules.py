@@ -54,11 +54,14 @@ def _what_fits(config: RunConfig) -> str:
     count = parameter_count(config.model)
     if count is None:
         return "one of 80 GB holds some 30B parameters in bfloat16; choose a model that fits"
-    dtype = "bfloat16" if config.engine.dtype == "auto" else config.engine.dtype
+    engine = config.engine
+    dtype = "bfloat16" if engine.dtype == "auto" else engine.dtype
     held = count * _BYTES.get(dtype, 2) / 1e9
-    shorter = ", or --dtype bfloat16 for half of it" if dtype == "float32" else ""
+    smaller = "--dtype bfloat16 halves them, " if dtype == "float32" else ""
+    smaller += "--quantize nf4 takes some 30 % of bfloat16's" if engine.quantize is None else ""
     return (
         f"the weights of {config.model!r} take {held:.1f} GB in {dtype}, so one of "
-        f"{max(1, round(held * _ROOM))} GB or more holds it{shorter}; leave --gpus-per-replica "
-        "away, or choose a smaller model"
+        f"{max(1, round(held * _ROOM))} GB or more holds it"
+        + (f" ({smaller.removesuffix(', ')})" if smaller else "")
+        + "; leave --gpus-per-replica away, or choose a smaller model"
     )
