@@ -1,14 +1,15 @@
 # make demo: the main job on the embedded model.  make test: the whole suite.  Both install first.
 # make wheel: the package to install elsewhere, in dist/.  make docs: the pages as a site in site/.
+# make notebooks: runs notebooks/ and writes what they print into them.
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check
 
-.PHONY: setup demo test check wheel docs clean
+.PHONY: setup demo test check wheel docs notebooks clean
 
 setup: .venv/.ready
 
-.venv/.ready: pyproject.toml $(filter-out requirements/docs.txt,$(wildcard requirements/*.txt))
+.venv/.ready: pyproject.toml $(filter-out requirements/docs.txt requirements/notebooks.txt,$(wildcard requirements/*.txt))
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else f"fttt needs Python 3.11 to 3.13, and {sys.executable} is {v[0]}.{v[1]}; try: make PYTHON=python3.12")'
 	@printf 'Installing fttt and its packages into .venv ... '; start=$$(date +%s); set -e; \
 	$(PYTHON) -m venv .venv; \
@@ -43,5 +44,16 @@ docs: .venv-docs/.ready
 	@.venv-docs/bin/pip install --quiet --disable-pip-version-check --no-deps --requirement $<
 	@touch $@
 
+notebooks: .venv-notebooks/.ready
+	@PATH="$(CURDIR)/$(BIN):$$PATH" .venv-notebooks/bin/python dev/notebooks.py $(NOTEBOOKS)
+
+# its packages come first, those of .venv after them
+.venv-notebooks/.ready: requirements/notebooks.txt | setup
+	@$(PYTHON) -m venv .venv-notebooks
+	@.venv-notebooks/bin/pip install --quiet --disable-pip-version-check --no-deps --requirement $<
+	@$(BIN)/python -c 'import site; print(f"import site; site.addsitedir({site.getsitepackages()[0]!r})")' \
+		> "$$(.venv-notebooks/bin/python -c 'import site; print(site.getsitepackages()[0])')/fttt.pth"
+	@touch $@
+
 clean:
-	rm -rf .venv .venv-docs site build dist src/*.egg-info
+	rm -rf .venv .venv-docs .venv-notebooks site build dist src/*.egg-info

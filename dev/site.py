@@ -1,8 +1,10 @@
-"""What the site's generator is told beside mkdocs.yml: pages of other folders, roles."""
+"""What the site's generator is told beside mkdocs.yml: pages of other folders, notebooks, roles."""
 
 from __future__ import annotations
 
 import ast
+import base64
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -20,11 +22,38 @@ SPEED = "[The table of what has been measured](../README.md#how-fast)."
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the pages that are kept elsewhere."""
+    """Add the pages that are kept elsewhere, and one for each notebook."""
     for source, name in ELSEWHERE.items():
-        text = (ROOT / source).read_text(encoding="utf-8")
-        files.append(File.generated(config, name, content=text))
+        files.append(File.generated(config, name, content=read(source)))
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        text, pictures = notebook(path)
+        files.append(File.generated(config, f"{path.stem}.md", content=text))
+        for name, picture in pictures.items():
+            files.append(File.generated(config, name, content=picture))
     return files
+
+
+def notebook(path: Path) -> tuple[str, dict[str, bytes]]:
+    """A notebook as Markdown, and the pictures in it by their names."""
+    parts, pictures = [], {}
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    for number, cell in enumerate(cells):
+        source = "".join(cell["source"])
+        parts.append(source if cell["cell_type"] == "markdown" else fenced(source, "python"))
+        for output in cell.get("outputs", []):
+            data = output.get("data", {})
+            if "image/png" in data:
+                name = f"{path.stem}-{number}.png"
+                pictures[name] = base64.b64decode("".join(data["image/png"]))
+                parts.append(f"![What this cell draws]({name})")
+            elif text := "".join(output.get("text", data.get("text/plain", ""))).strip():
+                parts.append(fenced(text, "text"))
+    where = f"This page is the notebook `notebooks/{path.name}`, as `make notebooks` has run it."
+    return "\n\n".join([*parts, where]) + "\n", pictures
+
+
+def fenced(text: str, language: str) -> str:
+    return f"````{language}\n{text}\n````"
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
@@ -36,7 +65,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     for source, name in ELSEWHERE.items():
         markdown = re.sub(rf"\]\((?:\.\./)*{re.escape(source)}\)", f"]({up}{name})", markdown)
     markdown = re.sub(r"\[([^]]+)\]\((?:\.\./)*benchmarks\)", r"`\1`", markdown)
-    return re.sub(r"\]\(docs/", "](", markdown)
+    markdown = re.sub(r"\]\((?:\.\./)*(?:notebooks/)?([\w-]+)\.ipynb\)", r"](\1.md)", markdown)
+    return re.sub(r"\]\((?:\.\./)*docs/", "](", markdown)
 
 
 def read(name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from fttt.methods import METHODS
 from fttt.tasks import get_task
 
 DOCS = Path(__file__).parents[1] / "docs"
+NOTEBOOKS = sorted((DOCS.parent / "notebooks").glob("*.ipynb"))
 
 
 def page(name: str) -> str:
@@ -65,6 +67,20 @@ def test_links_lead_to_a_page_and_a_heading(path: Path) -> None:
                 heads = re.findall(r"^#+ (.+)$", target.read_text(encoding="utf-8"), re.MULTILINE)
                 anchors = {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in heads}
                 assert heading in anchors, link
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_notebooks_are_kept_with_what_they_print(path: Path) -> None:
+    """By `make notebooks`, which CI runs: all of it, in order, without an error or a warning."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    codes = [cell for cell in cells if cell["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in codes] == list(range(1, len(codes) + 1))
+    printed = [output for cell in codes for output in cell["outputs"]]
+    assert printed
+    for output in printed:
+        assert output["output_type"] != "error"
+        assert output.get("name") != "stderr"
+    assert f": {path.stem}.md" in (DOCS.parent / "mkdocs.yml").read_text(encoding="utf-8")
 
 
 def test_names_in_examples_exist() -> None:

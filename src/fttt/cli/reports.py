@@ -5,6 +5,7 @@ What can be run, what came of it, and where that is shown and kept.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -381,6 +382,7 @@ def pull_command(
 @contextmanager
 def _extra(command: str, extra: str = "report") -> Iterator[None]:
     """Name the extra that a missing package belongs to."""
+    os.environ["MPLBACKEND"] = "agg"  # what a notebook sets may not be installed here
     try:
         yield
     except ModuleNotFoundError as error:
