@@ -141,8 +141,24 @@ class LoRASettings(MethodSettings):
     targets: tuple[str, ...] = Field(
         ("q_proj", "v_proj"),
         min_length=1,
-        description="the linear layers that carry them (all-linear: all of the decoder layers)",
+        description="the linear layers that carry them (all-linear: all of the decoder layers but "
+        "the experts of a mixture)",
     )
+
+    def check_model(self, model: Any) -> None:
+        """Refuse a model without such layers before its weights are loaded.
+
+        Raises:
+            UsageError: it is such.
+        """
+        from fttt.engine.request import LoRASpec
+
+        spec = self.adapter()
+        if isinstance(model, str) and isinstance(spec, LoRASpec):
+            from fttt.engine.adapters.lora import target_layers
+            from fttt.models.loader import model_outline
+
+            target_layers(model_outline(model), spec)
 
     def adapter(self) -> AdapterSpec | None:
         """Low-rank weights and their AdamW."""

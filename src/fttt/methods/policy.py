@@ -76,7 +76,7 @@ class PolicySettings(AttemptSettings):
         ("q_proj", "v_proj"),
         min_length=1,
         description="the linear layers that carry them (all-linear, which is the default where "
-        "shared: all of the decoder layers)",
+        "shared: all of the decoder layers but the experts of a mixture)",
     )
 
     WHERE_SHARED: ClassVar[dict[str, Any]] = {

@@ -57,7 +57,8 @@ class TargetLayer:
 def target_layers(model: Any, spec: LoRASpec) -> dict[str, nn.Linear]:
     """The linear layers that a spec names, by their full name.
 
-    The output layer is none of them, nor is the router of Llama 4, which gives no plain tensor.
+    The output layer is none of them, nor is the router of Llama 4, which gives no plain tensor, nor
+    the experts of a mixture, which are one tensor for all of them.
 
     Raises:
         UsageError: a name that no linear layer of the model has, or a model without any.
@@ -81,10 +82,26 @@ def target_layers(model: Any, spec: LoRASpec) -> dict[str, nn.Linear]:
     for target in spec.targets:
         if target not in known:
             raise UsageError(
-                f"No linear layer {target!r} in this model; it has {', '.join(sorted(known))}, and "
+                f"{_what_it_is(model, target)}; it has {', '.join(sorted(known))}, and "
                 f"{ALL_LINEAR!r} alone names those of all decoder layers."
             )
     return {n: m for n, m in linear.items() if n.rsplit(".", 1)[-1] in spec.targets}
+
+
+def _what_it_is(model: nn.Module, target: str) -> str:
+    """Why no linear layer is called so, as a sentence begins."""
+    for name, parameter in model.named_parameters():
+        owner, _, own = name.removesuffix(".weight").rpartition(".")
+        if own == target and parameter.dim() == 3:
+            return (
+                f"The layers {target!r} are experts of a mixture, which {owner.rpartition('.')[2]} "
+                "of this model holds as one tensor, and carry no adapter"
+            )
+    for name, module in model.named_modules():
+        if name.rpartition(".")[2] == target:
+            kind = type(module).__name__
+            return f"The layer {target!r} of this model is no nn.Linear but {kind}"
+    return f"No linear layer {target!r} in this model"
 
 
 class LoRABank(Bank):
