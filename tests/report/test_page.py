@@ -231,6 +231,18 @@ def test_sides_that_must_not_be_compared_are_shown_with_the_reason(make_run: Mak
     assert "Not compared" in build_page([section])
 
 
+def test_sides_of_two_temperatures_are_compared_where_that_is_allowed(make_run: MakeRun) -> None:
+    runs = [
+        make_run("a", {"x": "c"}, method="fttt"),
+        make_run("b", {"x": "i"}, temperature=1.0),
+    ]
+    (section,) = gather(runs)
+    assert "add --allow temperature" in section.notes[0]
+    (section,) = gather(runs, allow=["temperature"])
+    assert section.comparison is not None
+    assert "temperature is" in section.notes[0]
+
+
 def test_the_intersection_is_said(make_run: MakeRun) -> None:
     runs = [make_run("a", {"x": "c", "y": "c"}, method="fttt"), make_run("b", {"y": "c"})]
     (section,) = gather(runs, intersection=True)

@@ -192,6 +192,14 @@ Baseline = Annotated[
         "--baseline", metavar="METHOD", help="Compare every other side with this one only."
     ),
 ]
+Allow = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow",
+        metavar="SETTING",
+        help="Compare although this differs (model, temperature, unanswered ...); repeatable.",
+    ),
+]
 
 
 def compare_command(
@@ -205,14 +213,7 @@ def compare_command(
     ] = False,
     trials: FirstTrials = None,
     baseline: Baseline = None,
-    allow: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--allow",
-            metavar="SETTING",
-            help="Compare although this differs (model, temperature, unanswered ...); repeatable.",
-        ),
-    ] = None,
+    allow: Allow = None,
 ) -> None:
     """Compare runs on the same questions, paired, at equal trials and at equal tokens."""
     with _extra("fttt compare"):
@@ -255,6 +256,7 @@ def report_command(
     ] = False,
     trials: FirstTrials = None,
     baseline: Baseline = None,
+    allow: Allow = None,
 ) -> None:
     """Write runs as one self-contained HTML file: table, curves, tokens and every trial."""
     with _extra("fttt report"):
@@ -262,7 +264,7 @@ def report_command(
         from fttt.report.page import build_page, gather, save_plots
     if out.is_dir():
         raise UsageError(f"--out {str(out)!r} is a folder; name an HTML file.")
-    sections = gather(truncate(open_runs(runs), trials), intersection, baseline)
+    sections = gather(truncate(open_runs(runs), trials), intersection, baseline, allow or ())
     page = build_page(sections)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

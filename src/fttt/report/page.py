@@ -120,7 +120,10 @@ def shown_model(model: str) -> str:
 
 
 def gather(
-    runs: Sequence[Run], intersection: bool = False, baseline: str | None = None
+    runs: Sequence[Run],
+    intersection: bool = False,
+    baseline: str | None = None,
+    allow: Sequence[str] = (),
 ) -> list[ReportSection]:
     """Sort runs by task and model, and compare the sides of each where that is allowed.
 
@@ -131,6 +134,7 @@ def gather(
         intersection: use the questions that all runs finished.
         baseline: the side that every other one is held against; where a section has none of that
             name, all of its sides are held against one another.
+        allow: settings in which compared runs may differ.
 
     Raises:
         UsageError: a run is named twice, or is unfinished and no intersection was asked for; or no
@@ -146,9 +150,11 @@ def gather(
     for (task, model), group in places.items():
         choosing, others, notes = set_aside(group)
         if choosing:
-            sections.append(_section(task, model, choosing, intersection, None, "all questions"))
+            sections.append(
+                _section(task, model, choosing, (), intersection, None, "all questions")
+            )
         part = "hard questions" if choosing else ""
-        section = _section(task, model, others, intersection, baseline, part)
+        section = _section(task, model, others, allow, intersection, baseline, part)
         sections.append(replace(section, notes=(*notes, *section.notes)))
     if baseline is not None and not any(named(section.sides, baseline) for section in sections):
         labels = dict.fromkeys(side.label for section in sections for side in section.sides)
@@ -226,6 +232,7 @@ def _section(
     task: str,
     model: str,
     runs: list[Run],
+    allow: Sequence[str],
     intersection: bool,
     baseline: str | None,
     part: str,
@@ -235,7 +242,7 @@ def _section(
         return ReportSection(task, model, sides, _results(sides), None, (), part)
     known = baseline if baseline is not None and named(sides, baseline) else None
     try:
-        comparison, sides = compare(runs, intersection=intersection, baseline=known)
+        comparison, sides = compare(runs, intersection=intersection, allow=allow, baseline=known)
     except UsageError as error:
         said = (f"Not compared. {error}",)
         return ReportSection(task, model, sides, _results(sides), None, said, part)
