@@ -36,12 +36,25 @@ def execute(path: Path) -> float:
         client.execute()
     seconds = time.monotonic() - start
     for cell in notebook.cells:
-        for output in cell.get("outputs", []):
-            if "text" in output:
-                output["text"] = plain(output["text"])
+        if "outputs" in cell:
+            cell.outputs = joined(cell.outputs)
     notebook.metadata.pop("language_info", None)  # of this machine's Python
     nbformat.write(notebook, path)
     return seconds
+
+
+def joined(outputs: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
+    """The outputs, with what a stream printed in several pieces as one, in plain text."""
+    kept: list[nbformat.NotebookNode] = []
+    for output in outputs:
+        if kept and "text" in output and kept[-1].get("name") == output.name:
+            kept[-1].text += output.text
+        else:
+            kept.append(output)
+    for output in kept:
+        if "text" in output:
+            output.text = plain(output.text)
+    return kept
 
 
 def plain(text: str) -> str:

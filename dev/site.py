@@ -45,7 +45,8 @@ def notebook(path: Path) -> tuple[str, dict[str, bytes]]:
             if "image/png" in data:
                 name = f"{path.stem}-{number}.png"
                 pictures[name] = base64.b64decode("".join(data["image/png"]))
-                parts.append(f"![What this cell draws]({name})")
+                width = output.get("metadata", {}).get("image/png", {}).get("width", 640)
+                parts.append(f'![What this cell draws]({name}){{ width="{width}" }}')
             elif text := "".join(output.get("text", data.get("text/plain", ""))).strip():
                 parts.append(fenced(text, "text"))
     where = f"This page is the notebook `notebooks/{path.name}`, as `make notebooks` has run it."

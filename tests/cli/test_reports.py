@@ -247,3 +247,14 @@ def test_an_export_says_what_it_lacks(
     ):
         assert call("export", *words) == 2
         assert says in capsys.readouterr().err
+
+
+def test_a_broken_run_is_refused_before_its_table_is_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = write_run(tmp_path / "run", "fttt", 3)
+    trials = run / "trials.jsonl"
+    trials.write_text(trials.read_text().replace('"correct"', '"nonsense"', 1))
+    code, printed, said = fttt(capsys, "show", str(run))
+    assert (code, printed) == (2, "")
+    assert "the verdict 'nonsense' is none of correct, incorrect, unanswered" in said

@@ -382,6 +382,8 @@ def show_runs(runs: Sequence[Run], console: Console | None = None) -> None:
     seconds overlap and no speed is made of them. What casts doubt on a run's figures stands
     under its folder.
     """
+    for run in runs:
+        doubts(run)  # a broken run is refused before anything of it is shown
     console = console or Console()
     if not console.is_terminal:
         console.width = 160  # a file has no edge to wrap at
