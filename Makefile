@@ -3,7 +3,7 @@
 # make notebooks: runs notebooks/ and writes what they print into them.
 PYTHON ?= python3
 BIN := .venv/bin
-INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check
+INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile
 
 .PHONY: setup demo test check wheel docs notebooks clean
 
@@ -18,6 +18,7 @@ setup: .venv/.ready
 	$(INSTALL) --no-deps --requirement requirements/gym.txt 2>/dev/null \
 		|| printf 'without --task gym/FAMILY (no C compiler) ... '; \
 	$(INSTALL) --no-deps --editable .; \
+	$(PYTHON) -m compileall -qq -j 0 -x '/tests?/' .venv/lib || true; \
 	touch $@; echo "$$(( $$(date +%s) - start )) s"
 
 demo: setup
