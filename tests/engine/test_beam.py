@@ -251,7 +251,7 @@ def test_the_plan_has_room_for_one_search_or_says_what_to_lower(
     with pytest.raises(UsageError, match=r"40 beams does not fit --batch-size 8.*--trials"):
         plan_memory(loaded, **{**settings, "batch_size": 8}, concurrency=9, beams=40)
     monkeypatch.setattr("fttt.engine.memory_plan.free_bytes", lambda device: 2**29)
-    with pytest.raises(UsageError, match="lower --trials or --max-new-tokens"):
+    with pytest.raises(UsageError, match=r"lower --trials to \d+, which fits, or lower --max-new"):
         plan_memory(loaded, **settings, concurrency=9, beams=10**5)
 
 
