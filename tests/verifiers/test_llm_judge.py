@@ -89,8 +89,12 @@ def test_a_reply_without_a_verdict_is_a_failure_and_no_wrong_answer(
 
 def test_what_is_cut_off_or_not_taken_is_a_failure(serve: Serve) -> None:
     server = serve(lambda body: completion("Verdict: yes", finish_reason="length"))
-    (found,) = judged(make(server), "Paris")
-    assert (found.failed, found.detail) == (True, "the judging model's reply was cut off")
+    (found,) = judged(make(server, max_tokens=70), "Paris")
+    assert found.failed
+    assert found.detail == "the judging model's reply was cut off at 70 tokens"
+    assert server.asked[-1]["max_tokens"] == 70
+    with pytest.raises(UsageError, match="max_tokens cannot be 0"):
+        make(server, max_tokens=0)
     server.script = lambda body: refusal(400, "maximum context length is 9 tokens")
     (found,) = judged(make(server), "Paris")
     assert found.failed

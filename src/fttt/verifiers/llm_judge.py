@@ -163,6 +163,7 @@ class LLMVerifier:
         mark: float | None = None,
         prompt: str | None = None,
         time_limit: float | None = None,
+        max_tokens: int = _MOST_TOKENS,
         first_pause: float = 0.5,
     ) -> None:
         """Find the model.
@@ -176,17 +177,21 @@ class LLMVerifier:
                 answer, where there is one), ``{mark}`` (letters that no answer can foresee) and
                 ``{form}`` (how the reply has to end) where they are wanted.
             time_limit: seconds to wait for a reply (600).
+            max_tokens: most tokens of a reply, its thought included.
             first_pause: seconds before a request is made again for the first time, about.
 
         Raises:
-            UsageError: there is no such server or model, or the prompt has no place for an answer.
+            UsageError: there is no such server or model, the prompt has no place for an answer, or
+                a reply may have no token.
         """
         choice = JudgeChoice(model, url, mark)
         choice.check()
         check_judge_prompt(prompt or DEFAULT_PROMPT)
+        if max_tokens < 1:
+            raise UsageError(f"max_tokens cannot be {max_tokens}; give a judging model 1 or more.")
         self._mark, self._prompt = mark, prompt or DEFAULT_PROMPT
         self._model = find_served(f"{SERVED}{model}", url, time_limit, judge_key())
-        self._first_pause = first_pause
+        self._first_pause, self._max_tokens = first_pause, max_tokens
         self._connection: _LoopClient | None = None
 
     async def verify(self, question: Question, completion: str) -> Verdict:
@@ -231,7 +236,7 @@ class LLMVerifier:
         return {
             "model": self._model.served_name,
             "messages": [{"role": "user", "content": self._text(question, completion)}],
-            "limit": _MOST_TOKENS,
+            "limit": self._max_tokens,
             "temperature": 0.0,
             "seed": 0,
         }
@@ -255,7 +260,8 @@ class LLMVerifier:
         last, form = lines[-1] if lines else "", _SAID if self._mark is None else _SCORED
         found = form.fullmatch(last) if len(last) <= _LONGEST_LINE else None
         if reply.finish_reason == "length":
-            return _failure("the judging model's reply was cut off", seconds, tokens)
+            said = f"the judging model's reply was cut off at {self._max_tokens:,} tokens"
+            return _failure(said, seconds, tokens)
         score = None if found is None or self._mark is None else float(found[1]) / 10
         if found is None or (score is not None and not 0 <= score <= 1):
             said = f"the judging model's reply ends with no verdict: {last[-200:]!r}"
