@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from shapes import random_loaded
 
+from fttt.engine.batch import cache_keyword
 from fttt.engine.workload import Workload, bandwidth, decode_floor, run_workload
 from fttt.models import LoadedModel, load_model
 
@@ -39,6 +40,7 @@ def reference(loaded: LoadedModel, workload: Workload, questions: int, trials: i
     )  # fmt: skip
     feedback = torch.tensor([workload.feedback], device=loaded.device)
     seconds, done = 0.0, 0
+    name = cache_keyword(loaded.model.forward)
     for n in range(-1, questions):  # question -1 warms up
         model: Any = get_peft_model(loaded.model, config)
         weights = [p for p in model.parameters() if p.requires_grad]
@@ -53,7 +55,7 @@ def reference(loaded: LoadedModel, workload: Workload, questions: int, trials: i
             )
             model.train()
             ids = torch.cat([out.sequences[:, -1:], feedback], dim=1)
-            logits = model(ids[:, :-1], past_key_values=out.past_key_values).logits
+            logits = model(ids[:, :-1], **{name: out[name]}).logits
             loss = torch.nn.functional.cross_entropy(logits[0].float(), ids[0, 1:])
             optimizer.zero_grad()
             loss.backward()

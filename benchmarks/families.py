@@ -20,6 +20,7 @@ import torch
 import transformers
 
 from fttt.engine import BatchedEngine, GenerateRequest, Lesson, LoRASpec, Target, TrainRequest
+from fttt.engine.batch import cache_keyword
 from fttt.engine.selfcheck import ADAPTED, find_difference
 from fttt.errors import UsageError
 from fttt.models.locate import refusal
@@ -151,12 +152,12 @@ def peft_losses(
             layer.lora_B["default"].weight.copy_(b)
     parameters = [p for p in tuned.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=spec.lr, weight_decay=spec.weight_decay)
-    losses = []
+    losses, name = [], cache_keyword(model.forward)
     for _ in range(3):
         with torch.no_grad():
-            held = tuned(torch.tensor([context[:-1]]), use_cache=True).past_key_values
+            held = tuned(torch.tensor([context[:-1]]), use_cache=True)[name]
         ids = torch.tensor([context[-1:] + target])
-        logits = tuned(ids[:, :-1], past_key_values=held).logits[0]
+        logits = tuned(ids[:, :-1], **{name: held}).logits[0]
         loss = torch.nn.functional.cross_entropy(logits, ids[0, 1:])
         optimizer.zero_grad()
         loss.backward()

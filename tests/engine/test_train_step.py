@@ -24,7 +24,7 @@ from fttt.engine import (
     train_step,
 )
 from fttt.engine.adapters.lora import LoRABank
-from fttt.engine.batch import by_length
+from fttt.engine.batch import by_length, cache_keyword
 from fttt.engine.request import Kept
 from fttt.errors import RunError, UsageError
 from fttt.models import LoadedModel
@@ -34,6 +34,12 @@ from fttt.types import Teacher
 SPEC = LoRASpec(dropout=0.0, lr=1e-2, weight_decay=0.01)
 PROMPTS = ("Hello", "What is 2 + 2?", "A longer question with more words.", "Hi!", "And one more")
 FEEDBACK = ("Your answer is incorrect.", "No.", "Wrong again, think.")
+
+
+def held(model: Any, context: tuple[int, ...]) -> dict[str, Any]:
+    """The keys and values of a context, by the name that PEFT's model takes and gives them."""
+    name = cache_keyword(model.get_base_model().forward)
+    return {name: model(torch.tensor([context]), use_cache=True)[name]}
 
 
 class Alone:
@@ -80,9 +86,9 @@ class Alone:
         loss = torch.zeros(())
         for target in targets:
             with torch.no_grad():
-                cache = self.model(torch.tensor([context[:-1]]), use_cache=True).past_key_values
+                cache = held(self.model, context[:-1])
             ids = torch.tensor([context[-1:] + target])
-            logits = self.model(ids[:, :-1], past_key_values=cache).logits[0]
+            logits = self.model(ids[:, :-1], **cache).logits[0]
             loss = loss + torch.nn.functional.cross_entropy(logits, ids[0, 1:])
         self.optimizer.zero_grad()
         loss.backward()
@@ -291,9 +297,9 @@ def reference(
     model = alone.model.double().eval()
     start = context[: one.after]
     with torch.no_grad():
-        cache = model(torch.tensor([start[:-1]]), use_cache=True).past_key_values
+        cache = held(model, start[:-1])
     ids = torch.tensor([start[-1:] + one.token_ids])
-    log_p = model(ids[:, :-1], past_key_values=cache).logits[0].log_softmax(-1)
+    log_p = model(ids[:, :-1], **cache).logits[0].log_softmax(-1)
     loss = torch.zeros((), dtype=torch.float64)
     for t, (token, weight) in enumerate(zip(one.token_ids, one.weights, strict=True)):
         if one.teacher is not None:

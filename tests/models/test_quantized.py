@@ -13,6 +13,7 @@ import torch
 
 from fttt.engine import BatchedEngine, GenerateRequest, Lesson, LoRASpec, Target, TrainRequest
 from fttt.engine.adapters.bank import check_gradients
+from fttt.engine.batch import cache_keyword
 from fttt.engine.memory_plan import plan_memory
 from fttt.engine.merged import merged_linears
 from fttt.engine.selfcheck import find_difference
@@ -135,11 +136,11 @@ def _peft_losses(
     parameters = [p for p in tuned.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=spec.lr, weight_decay=spec.weight_decay)
     ids = torch.tensor([context[-1:] + target])
-    losses = []
+    losses, name = [], cache_keyword(model.forward)
     for _ in range(3):
         with torch.no_grad():
-            held = tuned(torch.tensor([context[:-1]]), use_cache=True).past_key_values
-        logits = tuned(ids[:, :-1], past_key_values=held).logits[0]
+            held = {name: tuned(torch.tensor([context[:-1]]), use_cache=True)[name]}
+        logits = tuned(ids[:, :-1], **held).logits[0]
         loss = torch.nn.functional.cross_entropy(logits, ids[0, 1:])
         optimizer.zero_grad()
         loss.backward()
