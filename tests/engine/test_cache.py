@@ -192,12 +192,12 @@ def cache(rows: int) -> KVCache:
 
 def test_rows_are_handed_out_low_ones_first_and_kept_ones_last() -> None:
     held = cache(3)
-    assert [held.take(), held.take()] == [0, 1]
+    assert [held.take(3), held.take(3)] == [0, 1]
     old = held.keep(0, (1, 2, 3), adapted=True, awaited=True)
     new = held.keep(1, (4, 5), adapted=True, awaited=True)
-    assert held.take() == 2
+    assert held.take(3) == 2
     assert (held.free, held.kept) == (0, 2)
-    assert held.take() == 0  # the one kept longest
+    assert held.take(3) == 0  # the one kept longest
     assert old.row is None
     assert old.token_ids == (1, 2, 3)
     old.close()  # it is no longer its to give back
@@ -209,11 +209,15 @@ def test_rows_are_handed_out_low_ones_first_and_kept_ones_last() -> None:
 
 def test_rows_that_a_train_step_waits_for_are_taken_back_last() -> None:
     held = cache(2)
-    waits = held.keep(held.take(), (1, 2, 3), adapted=False, awaited=True)
-    turn = held.keep(held.take(), (1, 2, 3), adapted=False, awaited=False)
+    waits, turn = (
+        held.keep(row, (1, 2, 3), adapted=False, awaited=awaited)
+        for row, awaited in ((held.take(3), True), (held.take(3), False))
+        if row is not None
+    )
     assert (held.kept, held.spare) == (2, 1)
-    assert held.take() == 1
+    assert held.take(3) == 1
     assert turn.row is None
     waits.awaited = False  # once it was taken
     assert held.spare == 1
-    assert held.take() == 0
+    assert held.take(3) == 0
+    assert held.take(3) is None

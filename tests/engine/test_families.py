@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -240,3 +242,18 @@ def test_a_step_past_the_change_reads_keys_of_the_whole_length() -> None:
     )
     expected = torch.nn.functional.cross_entropy(logits[:-1], torch.tensor(target))
     assert loss == pytest.approx(float(expected), abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
+def test_a_paused_sequence_has_the_frequencies_that_it_had(
+    kind: str, paged: Callable[..., None]
+) -> None:
+    """Also where it is resumed beyond the change, and where samples of one prompt get there."""
+    asked = [GenerateRequest((*SHORT, n), 90, 0.9, 0.95, n) for n in range(5)]
+    asked += [replace(asked[0], noise_key=key) for key in (8, 9)]
+    paged(None)
+    expected = [answer.token_ids for answer in answers(rotary(kind), asked)]
+    paged(4)
+    assert [answer.token_ids for answer in answers(rotary(kind), asked)] == expected
+    paged(4, 37)  # one sequence of full length, and little more
+    assert [answer.token_ids for answer in answers(rotary(kind), asked)] == expected

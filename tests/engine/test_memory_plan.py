@@ -40,8 +40,8 @@ def test_the_plan_counts_what_is_allocated() -> None:
         rows=made.rows, capacity=made.capacity, heads=read_heads(tiny_model().model),
         dtype=torch.float32, device=torch.device("cpu"),
     )  # fmt: skip
-    cached = sum(t.numel() * t.element_size() for t in [*held.keys.values(), *held.values.values()])
-    assert made.cache_bytes == cached
+    parts = [*held.keys.values(), *held.values.values(), held.table_RP]
+    assert made.cache_bytes == sum(part.nbytes for part in parts)
     layers = target_layers(tiny_model().model, LoRASpec()).values()
     parameters = sum(4 * (layer.in_features + layer.out_features) for layer in layers)
     assert made.adapter_bytes == 50 * parameters * 4 * 4  # weights, two moments, and a copy
@@ -85,6 +85,30 @@ def test_memory_that_another_process_takes_meanwhile_is_told(
     if not isinstance(error, torch.OutOfMemoryError):
         with pytest.raises(RuntimeError, match="something else"):
             BatchedEngine(loaded, max_length=64)
+
+
+def test_rows_that_do_not_fit_at_full_length_share_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {"max_length": 1000, "concurrency": 16, "adapter": None}
+    whole = plan(**asked)
+    assert (whole.page, whole.pages, whole.longest) == (whole.capacity, 16, 16)
+    assert f"16 rows of {whole.capacity} tokens" in whole.describe()
+    free = whole.total_bytes - whole.weight_bytes - whole.cache_bytes // 2
+    monkeypatch.setattr("fttt.engine.memory_plan.free_bytes", lambda device: free)
+    for batch_size in (None, 16):
+        made = plan(**asked, batch_size=batch_size)
+        assert (made.batch_size, made.page) == (16, 64)
+        assert 6 <= made.longest <= 8
+        assert made.total_bytes - made.weight_bytes <= free
+        each = made.pages * 64 // 16
+        assert f"{each} tokens each, or {made.longest} of {made.capacity}" in made.describe()
+    monkeypatch.setattr(
+        "fttt.engine.memory_plan.free_bytes", lambda device: whole.working_bytes + 16 * 2**15
+    )
+    with pytest.raises(UsageError, match="64 sequences of 1000 tokens"):
+        plan(**{**asked, "concurrency": 64}, batch_size=64)
+    few = plan(**asked, batch_size=None)
+    assert few.batch_size < 16
+    assert few.longest >= 1
 
 
 def test_the_last_row_for_a_finished_sequence_is_given_up_before_a_batch_size_is_refused(

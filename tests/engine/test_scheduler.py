@@ -45,6 +45,8 @@ def test_a_growing_conversation_has_the_same_tokens(family: str, prefilled: list
                 )
             )  # fmt: skip
             said.append(answer.token_ids)
+            if held is not None:
+                held.close()  # it stays where there was a row for the longer one beside it
             prompt, held = prompt + answer.token_ids + TURN, answer.kept
         if held is not None:
             held.close()

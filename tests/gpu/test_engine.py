@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from fttt.engine import (
     Target,
     TrainRequest,
 )
+from fttt.engine.memory_plan import MemoryPlan, plan_memory
 from fttt.engine.request import ThoughtBudget
 from fttt.models import LoadedModel
 from fttt.testing import tiny_model
@@ -89,6 +91,35 @@ def test_tokens_and_losses_equal_those_of_the_cpu(family: str, temperature: floa
             numbers = [a for a in expected if not isinstance(a, tuple)]
             others = [a for a in other if not isinstance(a, tuple)]
             assert others == pytest.approx(numbers, rel=1e-3, abs=1e-3)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+@pytest.mark.parametrize("page", [16, 64])
+def test_pages_that_run_out_change_no_tokens(
+    family: str, page: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where captured steps read tables of small pages, and sequences are paused and resumed."""
+
+    def plan(*args: Any, **settings: Any) -> MemoryPlan:
+        made = plan_memory(*args, **settings)
+        return replace(made, page=page, pages=-(-made.capacity // page) + 1)
+
+    def answers(loaded: LoadedModel) -> tuple[list[Any], int]:
+        async def main() -> tuple[list[Any], int]:
+            engine = BatchedEngine(loaded, max_length=300, batch_size=6, concurrency=6)
+            asked = [GenerateRequest((5, 6, 7, n % 3), 260, 0.0, noise_key=n) for n in range(9)]
+            found = await asyncio.gather(*map(engine.generate, asked))
+            assert engine._cache.free_pages == engine.plan.pages
+            await engine.close()
+            return [answer.token_ids for answer in found], engine.pauses
+
+        return asyncio.run(main())
+
+    expected, _ = answers(on_gpu(tiny_model(family)))
+    monkeypatch.setattr("fttt.engine.engine.plan_memory", plan)
+    found, pauses = answers(on_gpu(tiny_model(family)))
+    assert pauses > 0
+    assert sum(a == b for a, b in zip(found, expected, strict=True)) >= 8  # rounding may turn one
 
 
 def searched(loaded: LoadedModel) -> list[Any]:

@@ -30,6 +30,18 @@ def error(out: torch.Tensor, reference: torch.Tensor) -> float:
     return float((out - reference).norm() / reference.norm())
 
 
+def paged(page: int, rows: int, capacity: int, heads: Heads, dtype: torch.dtype) -> KVCache:
+    """A cache of noise whose rows have their pages in any order."""
+    cache = KVCache(
+        rows=rows, capacity=capacity, heads={0: heads}, dtype=dtype, device=DEVICE, page=page
+    )
+    cache.keys[0].normal_()
+    cache.values[0].normal_()
+    columns = cache.table_RP.shape[1]
+    cache.table_RP[:rows] = torch.randperm(rows * columns, device=DEVICE).view(rows, columns)
+    return cache
+
+
 @pytest.mark.parametrize(
     ("heads", "kv_heads", "dim", "asked"),
     [
@@ -66,12 +78,8 @@ def test_decode_attention(
     slopes = torch.rand(heads, device=DEVICE) if "slopes" in asked else None
     pasts = [0, 1, 63, 64, 65, 255, 256, 700]
     rows, capacity = len(pasts), 720
-    cache = KVCache(
-        rows=rows, capacity=capacity, heads={0: Heads(kv_heads, dim, value_dim, 0)}, dtype=dtype,
-        device=DEVICE,
-    )  # fmt: skip
-    cache.keys[0].normal_()
-    cache.values[0].normal_()
+    page = {1: 64, 2: 16, 3: 256}[splits]
+    cache = paged(page, rows, capacity, Heads(kv_heads, dim, value_dim, 0), dtype)
     before = cache.keys[0].clone(), cache.values[0].clone()
     row = torch.randperm(rows, device=DEVICE)
     past = torch.tensor(pasts, device=DEVICE)
@@ -94,14 +102,18 @@ def test_decode_attention(
         r = int(row[n])
         untouched = torch.ones(capacity, dtype=torch.bool, device=DEVICE)
         untouched[length] = False
-        for held, fresh, old in zip((cache.keys[0], cache.values[0]), (k, v), before, strict=True):
-            assert torch.equal(held[r, :, length], fresh[0, :, n])
-            assert torch.equal(held[r][:, untouched], old[r][:, untouched])
+        now, old = (
+            [cache.read(x, cache.table_RP[r : r + 1].long(), capacity)[0] for x in both]
+            for both in ((cache.keys[0], cache.values[0]), before)
+        )
+        for held, fresh, past_KSD in zip(now, (k, v), old, strict=True):
+            assert torch.equal(held[:, length], fresh[0, :, n])
+            assert torch.equal(held[:, untouched], past_KSD[:, untouched])
         first = 0 if window is None else max(0, length + 1 - window)
         first = first if chunk is None else max(first, length // chunk * chunk)
         keys, values = (
-            held[r, :, first : length + 1].double().repeat_interleave(heads // kv_heads, 0)
-            for held in (cache.keys[0], cache.values[0])
+            held[:, first : length + 1].double().repeat_interleave(heads // kv_heads, 0)
+            for held in now
         )
         score = torch.einsum("hd,hsd->hs", q[0, :, n].double(), keys) * scale
         if softcap is not None:
@@ -127,12 +139,7 @@ def test_decode_attention_over_scattered_rows(
 
     torch.manual_seed(heads)
     pasts, capacity = [0, 1, 64, 300], 320
-    cache = KVCache(
-        rows=9, capacity=capacity, heads={0: Heads(kv_heads, 64, 64, 0)}, dtype=dtype,
-        device=DEVICE,
-    )  # fmt: skip
-    cache.keys[0].normal_()
-    cache.values[0].normal_()
+    cache = paged(64, 9, capacity, Heads(kv_heads, 64, 64, 0), dtype)
     own = torch.tensor([8, 2, 5, 0], device=DEVICE)
     past = torch.tensor(pasts, device=DEVICE)
     row_of = torch.randint(0, 9, (4, capacity), dtype=torch.int32, device=DEVICE)
@@ -147,11 +154,12 @@ def test_decode_attention_over_scattered_rows(
     for n, length in enumerate(pasts):
         holder = torch.cat([row_of[n, :length].long(), own[n : n + 1]])
         at = torch.arange(length + 1, device=DEVICE)[-(window or capacity) :]
+        page = cache.table_RP[holder[at], at // cache.page].long()
         keys, values = (
-            part[0][holder[at], :, at].double().repeat_interleave(heads // kv_heads, 1)
+            part[0][page, :, at % cache.page].double().repeat_interleave(heads // kv_heads, 1)
             for part in (cache.keys, cache.values)
         )
-        assert torch.equal(cache.keys[0][own[n], :, length], k[:, n])
+        assert torch.equal(cache.keys[0][page[-1], :, length % cache.page], k[:, n])
         score = torch.einsum("hd,shd->hs", q[:, n].double(), keys) * 0.125
         expected = torch.einsum("hs,shd->hd", score.softmax(-1), values)
         assert error(out[n], expected) < (1e-5 if dtype is torch.float32 else 1e-2)

@@ -90,7 +90,7 @@ def attend(
     # under autocast rotary positions leave queries and keys in float32
     q_NHD, k_NKD, v_NKE = (x[0].transpose(0, 1).to(value.dtype) for x in (query, key, value))
     if batch.mode != "train":
-        batch.cache.write(layer, batch.row_N, batch.position_N, k_NKD, v_NKE)
+        batch.cache.write(layer, *batch.place_N, k_NKD, v_NKE)
     if batch.mode == "decode":
         out_NHE = _decode(q_NHD, own)
     elif batch.mode == "prefill":
@@ -196,8 +196,14 @@ class _Own:
 
     @property
     def cached(self) -> tuple[Tensor, Tensor]:
-        """Keys and values of all rows."""
+        """Keys and values of all pages."""
         return self.batch.cache.keys[self.layer], self.batch.cache.values[self.layer]
+
+    def read(self, positions: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of the first positions of each segment's row, ``[B, K, S, D]``."""
+        batch, (keys, values) = self.batch, self.cached
+        read = batch.cache.read
+        return read(keys, batch.page_BP, positions), read(values, batch.page_BP, positions)
 
     @property
     def plainly_causal(self) -> bool:
@@ -234,40 +240,47 @@ class Seen:
 
 
 def _decode(q_NHD: Tensor, own: _Own) -> Tensor:
-    """One token a row, on the CPU: rows are read where they lie unless few of them are running."""
+    """One token a row, on the CPU.
+
+    Rows of one piece are read where they lie unless few of them are running; others are gathered.
+    """
     batch, (keys, values) = own.batch, own.cached
     if batch.row_of_BS is not None:
         return _decode_scattered(q_NHD, own)
-    running, used = len(batch.rows), max(batch.rows) + 1
     length = max(batch.pasts) + 1
     q_BKGD = q_NHD.unflatten(1, (keys.shape[1], -1))
-    past_B = batch.past_B
-    if batch.rows == tuple(range(running)) or used > 2 * running:
-        rows = slice(running) if used == running else batch.row_B
-        k, v = keys[rows, :, :length], values[rows, :, :length]
+    past_B, pieces = batch.past_B, batch.pieces
+    running, used = len(batch.rows), max(pieces or (), default=0) + 1
+    between = False
+    if pieces == tuple(range(running)):
+        k, v = keys[:running, :, :length], values[:running, :, :length]
+    elif pieces is None or used > 2 * running:
+        k, v = own.read(length)
     else:  # the rows between are attended to as well, and nobody reads what comes of it
+        between, piece_B = True, batch.page_BP[:, 0]
         k, v = keys[:used, :, :length], values[:used, :, :length]
-        past_B = past_B.new_zeros(used).index_copy(0, batch.row_B, past_B)
-        q_BKGD = q_BKGD.new_zeros(used, *q_BKGD.shape[1:]).index_copy(0, batch.row_B, q_BKGD)
+        past_B = past_B.new_zeros(used).index_copy(0, piece_B, past_B)
+        q_BKGD = q_BKGD.new_zeros(used, *q_BKGD.shape[1:]).index_copy(0, piece_B, q_BKGD)
 
     def positions() -> tuple[Tensor, Tensor]:
         return torch.arange(length, device=past_B.device), past_B[:, None, None, None]
 
     out = _softmax_attention(q_BKGD, k, v, own.mask(positions), own)
-    if out.shape[0] > running:
-        out = out[batch.row_B]
+    if between:
+        out = out[batch.page_BP[:, 0]]
     return out.flatten(1, 2)
 
 
 def _decode_scattered(q_NHD: Tensor, own: _Own) -> Tensor:
     """One token a sequence whose earlier tokens lie in several rows."""
-    batch = own.batch
+    batch, cache = own.batch, own.batch.cache
     assert batch.row_of_BS is not None
     past_B = batch.past_B
     length = int(past_B.max()) + 1
     at_S = torch.arange(length, device=past_B.device)
     row_BS = torch.where(at_S == past_B[:, None], batch.row_B[:, None], batch.row_of_BS[:, :length])
-    k, v = (cached[row_BS, :, at_S].transpose(1, 2) for cached in own.cached)
+    page_BS = cache.table_RP[row_BS, at_S // cache.page].long()
+    k, v = (cached[page_BS, :, at_S % cache.page].transpose(1, 2) for cached in own.cached)
     seen = own.mask(lambda: (at_S, past_B[:, None, None, None]))
     q_BKGD = q_NHD.unflatten(1, (k.shape[1], -1))
     return _softmax_attention(q_BKGD, k, v, seen, own).flatten(1, 2)
@@ -281,8 +294,7 @@ def _prefill(q_NHD: Tensor, k_NKD: Tensor, v_NKE: Tensor, own: _Own) -> Tensor:
     if max(batch.pasts) == 0:
         k, v = (batch.pad(x).transpose(1, 2) for x in (k_NKD, v_NKE))
     else:
-        length = max(p + n for p, n in zip(batch.pasts, batch.lengths, strict=True))
-        k, v = (cached[batch.row_B, :, :length] for cached in own.cached)
+        k, v = own.read(max(p + n for p, n in zip(batch.pasts, batch.lengths, strict=True)))
 
     def positions() -> tuple[Tensor, Tensor]:
         at_BT = batch.past_B[:, None] + torch.arange(batch.longest, device=k.device)
@@ -299,8 +311,8 @@ def _train(q_NHD: Tensor, k_NKD: Tensor, v_NKE: Tensor, own: _Own) -> Tensor:
     cached = -(-max(batch.pasts) // 8) * 8  # aligned for the fused kernels
     cached = min(cached, batch.cache.capacity)
     k, v = (
-        torch.cat([rows[batch.row_B, :, :cached], batch.pad(x).transpose(1, 2)], dim=2)
-        for rows, x in zip(own.cached, (k_NKD, v_NKE), strict=True)
+        torch.cat([held, batch.pad(x).transpose(1, 2)], dim=2)
+        for held, x in zip(own.read(cached), (k_NKD, v_NKE), strict=True)
     )
 
     def positions() -> tuple[Tensor, Tensor]:

@@ -51,13 +51,16 @@ class Segment:
 
     token_ids: Sequence[int]
     row: int
-    """The cache row that holds what came before (and, but for training, receives this)."""
+    """The cache row that holds what came before (and, but for training, receives this); -1 where
+    nothing is held."""
     past: int
     """How many of the sequence's tokens that row holds already."""
     slot: int = -1
     """The adapter's slot; -1 runs the base model."""
     whole: int = 0
-    """Tokens of the whole sequence, where more of it follow in a later pass that reads these."""
+    """Tokens that the sequence had when the first of these were run, where that is not the end of
+    these: more where a later pass reads these; fewer where it was resumed, since the tokens beyond
+    were then run one by one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +175,8 @@ class Batch:
     """The row that holds each earlier token of a decode step; ``None``: the segment's own."""
     slots: tuple[int, ...] = ()
     wholes: tuple[int, ...] = ()
-    """Tokens of each segment's whole sequence as it is then, those of the prefix included."""
+    """Tokens of each segment's whole sequence as it is then (:attr:`Segment.whole`), those of the
+    prefix included."""
     recompute: bool = True
     """Whether a train pass computes attention again for the gradient: less memory, more time."""
     masks: dict[Any, Any] = field(default_factory=dict)
@@ -186,14 +190,15 @@ class Batch:
     @classmethod
     def pack(cls, mode: Mode, segments: Sequence[Segment], cache: KVCache) -> Batch:
         """Lay segments end to end on the cache's device."""
+        cache.sync()
         lengths = tuple(len(s.token_ids) for s in segments)
-        if cache.states is not None:
-            for s in segments:
-                cache.states.check(s.row, s.past)
-                if mode != "train":
-                    cache.states.saw(s.row, s.past + len(s.token_ids))
         pasts = tuple(cache.prefix + s.past for s in segments)
-        rows = tuple(s.row for s in segments)
+        rows = tuple(s.row if s.row >= 0 else cache.rows for s in segments)
+        if cache.states is not None:
+            for s, row in zip(segments, rows, strict=True):
+                cache.states.check(row, s.past)
+                if mode != "train":
+                    cache.states.saw(row, s.past + len(s.token_ids))
         ids = [i for s in segments for i in s.token_ids]
         positions = [p + t for p, n in zip(pasts, lengths, strict=True) for t in range(n)]
         slots = tuple(s.slot for s in segments)
@@ -216,7 +221,7 @@ class Batch:
             adapted=max(slots) >= 0,
             slots=slots,
             wholes=tuple(
-                max(p + n, cache.prefix + s.whole)
+                cache.prefix + s.whole if s.whole else p + n
                 for p, n, s in zip(pasts, lengths, segments, strict=True)
             ),
         )
@@ -263,7 +268,7 @@ class Batch:
         if self.mode == "decode":
             return self.position_N + 1
         wholes = torch.tensor(self.wholes, device=self.token_ids_N.device)
-        return wholes[self.segment_N]
+        return torch.maximum(wholes[self.segment_N], self.position_N + 1)
 
     @property
     def segment_N(self) -> Tensor:
@@ -274,6 +279,27 @@ class Batch:
     def row_N(self) -> Tensor:
         """The cache row that each packed token belongs to."""
         return self.row_B if self.mode == "decode" else self.row_B[self.segment_N]
+
+    @cached_property
+    def place_N(self) -> tuple[Tensor, Tensor]:
+        """The page that each packed token is stored in, and the place in it."""
+        page = self.cache.page
+        return self.cache.table_RP[self.row_N, self.position_N // page].long(), (
+            self.position_N % page
+        )
+
+    @cached_property
+    def page_BP(self) -> Tensor:
+        """The pages of each segment's row, as far as any of the pass has positions."""
+        most = max(p + n for p, n in zip(self.pasts, self.lengths, strict=True))
+        most = -(-most // 8) * 8  # as train passes read them
+        return self.cache.table_RP[self.row_B, : -(-most // self.cache.page)].long()
+
+    @cached_property
+    def pieces(self) -> tuple[int, ...] | None:
+        """The page that is each segment's row; ``None`` where rows have several."""
+        cache = self.cache
+        return tuple(cache.pages_of(row)[0] for row in self.rows) if cache.whole else None
 
     @cached_property
     def blocks(self) -> tuple[Block, ...]:

@@ -13,7 +13,8 @@ as if it ended now, is worse than the worst of N that have ended. Everything sta
 that a captured step serves any of them.
 
 No key or value is ever copied: a beam writes each token's into its own row and knows of every
-earlier token which row holds it. Likewise a state that layers carry is read from the row of the
+earlier token which row holds it. All pages that a search may need are taken when it begins, so that
+it is never paused. Likewise a state that layers carry is read from the row of the
 beam that was continued, and written to its own.
 
 Axes: Q questions, N beams of each, L = Q N lanes, S tokens of a row, V vocabulary, E stop tokens,
@@ -26,6 +27,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import torch
@@ -264,8 +266,8 @@ class BeamSearcher:
         """Lanes of the active searches."""
         return len(self.active) * self._shape[0]
 
-    def admissible(self, rows: int) -> int:
-        """Lanes of the waiting searches that could begin now, were so many rows to be had."""
+    def admissible(self, rows: int, pages: int) -> int:
+        """Lanes of the waiting searches that could begin now, with so many rows and pages."""
         if not self.waiting:
             return 0
         shape = _shape(self.waiting[0].request)
@@ -275,7 +277,13 @@ class BeamSearcher:
         while alike < len(self.waiting) and _shape(self.waiting[alike].request) == shape:
             alike += 1
         lanes = min(self._lanes - self.running, rows)
-        return min(alike, lanes // shape[0]) * shape[0]
+        count = 0
+        for job in islice(self.waiting, min(alike, lanes // shape[0])):
+            pages -= shape[0] * self._cache.count(_longest(job.request))
+            if pages < 0:
+                break
+            count += 1
+        return count * shape[0]
 
     def admit(self, lanes: int, fill: Callable[[Sequence[Segment]], None]) -> None:
         """Begin the first searches, as many as fill these lanes; ``fill`` fills their rows."""
@@ -286,7 +294,7 @@ class BeamSearcher:
         for _ in range(lanes // beams):
             job = self.waiting.popleft()
             if not job.answer.cancelled():
-                fresh.append(Search(job, [self._cache.take() for _ in range(beams)]))
+                fresh.append(Search(job, self._rows(job.request)))
         first = len(self.active)
         self.active += fresh
         try:
@@ -301,10 +309,22 @@ class BeamSearcher:
         except torch.OutOfMemoryError:
             self._give_up()
 
+    def _rows(self, request: BeamRequest) -> list[int]:
+        """A row for each beam; the prompt's pages are the first one's."""
+        held, longest = len(request.prompt_ids) - 1, _longest(request)
+        rows: list[int] = []
+        for _ in range(request.beams):
+            take = partial(self._cache.fork, rows[0], held) if rows else self._cache.take
+            row = take(longest)
+            assert row is not None
+            rows.append(row)
+        return rows
+
     def launch(self) -> None:
         """Begin some steps of all active searches."""
         if not self.active:
             return
+        self._cache.sync()
         try:
             if self._cuda:
                 graph = self._graph(next(b for b in self._buckets() if b >= len(self.active)))
@@ -407,6 +427,11 @@ class BeamSearcher:
 def _shape(request: BeamRequest) -> tuple[int, tuple[int, ...]]:
     """What the requests that are searched at once have in common."""
     return request.beams, request.stop_ids
+
+
+def _longest(request: BeamRequest) -> int:
+    """Tokens of a beam that does not end early."""
+    return len(request.prompt_ids) + request.max_new_tokens
 
 
 def _generation(job: BeamJob, ids: tuple[int, ...]) -> Generation:

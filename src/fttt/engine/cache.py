@@ -1,13 +1,18 @@
-"""Keys and values of running and kept sequences, one row each, and what layers keep of a token.
+"""Keys and values of running and kept sequences in pages, and what layers keep of a token.
 
-A row holds one sequence from its first token on, ``capacity`` tokens at most, and belongs to one
-owner at a time. Where the model has a prefix, each row begins with its keys and values, written
-once; whoever names a place in a row counts the sequence's own tokens, and :class:`Batch` adds the
-prefix. Rows that only wait for a train step or for the next turn may be evicted when no other is
-free; their tokens are then computed again.
+A row is a sequence's list of pages, in which it has its tokens from the first one on; it takes
+another page when it needs one, and belongs to one owner at a time. Full pages may be shared: by the
+samples of one prompt, by the turns of a conversation, and by all sequences where the model has a
+prefix, which they begin with. Nobody writes to a shared page, so what two sequences have in common
+beyond their last full page is copied. Whoever names a place in a row counts the sequence's own
+tokens, and :class:`Batch` adds the prefix. Rows that only wait for a train step or for the next
+turn may be evicted when no page or no row is free; their tokens are then computed again.
 
-Where only upper layers learn, a row also has what the first of them was given at each token
-(:mod:`fttt.engine.hidden_cache`); where layers carry a state, it has theirs
+Where a page is as long as a row (:attr:`KVCache.whole`), as on a CPU, rows lie in one piece each
+and are read where they lie.
+
+Where only upper layers learn, a page also has what the first of them was given at each token
+(:mod:`fttt.engine.hidden_cache`); where layers carry a state, a row has theirs
 (:mod:`fttt.engine.states`).
 
 Layers may differ in their key-value heads, in the size of keys, which need not be that of values,
@@ -18,6 +23,7 @@ that only looks.
 
 from __future__ import annotations
 
+import heapq
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -34,6 +40,7 @@ from transformers import AttentionInterface
 from fttt.engine.attention import layer_of
 from fttt.engine.batch import Current
 from fttt.engine.families import attention_replacements, edge_of, interface
+from fttt.engine.pages import Pages, Standing
 from fttt.engine.states import Mixers, States
 from fttt.errors import UsageError
 from fttt.models.loader import Prefix
@@ -123,12 +130,16 @@ def _read(model: Any) -> dict[int, Heads]:
 
 
 class KVCache:
-    """Stacked rows of keys and values.
+    """Pages of keys and values, and the rows that they belong to.
 
-    ``keys[layer]`` and ``values[layer]`` are ``[rows + 1, kv_heads, capacity, dim]`` of the layer's
+    ``keys[layer]`` and ``values[layer]`` are ``[pages + 1, kv_heads, page, dim]`` of the layer's
     own heads and dimensions, the same tensors where layers share them; ``hidden``, where it is
-    wanted, is ``[rows + 1, capacity, width]``. The last row takes what the unused lanes of a
-    captured decode step write.
+    wanted, is ``[pages + 1, page, width]``. The last page takes what is written to places that no
+    sequence has.
+
+    ``table_RP`` on the device says which page holds a row's tokens from ``P * page`` on. Its last
+    row is a sequence that has no token yet: segments read it where nothing is held of them, and the
+    unused lanes of a captured decode step write behind it.
     """
 
     def __init__(
@@ -139,20 +150,41 @@ class KVCache:
         heads: Mapping[int, Heads],
         dtype: torch.dtype,
         device: torch.device,
+        page: int | None = None,
+        pages: int | None = None,
         prefix: Prefix | None = None,
         hidden: int = 0,
         states: States | None = None,
         edge: int | None = None,
     ) -> None:
-        """Take the memory; ``hidden`` is the width of the hidden states that are kept, if any."""
+        """Take the memory.
+
+        Args:
+            rows: sequences.
+            capacity: tokens of the longest one, those of the prefix included.
+            heads: of each layer.
+            dtype: of keys and values.
+            device: where they lie.
+            page: tokens of a page; ``None``: as many as a row's.
+            pages: how many, beside those of the prefix; ``None``: as many as all rows may need.
+            prefix: what all sequences begin with.
+            hidden: the width of the hidden states that are kept, if any.
+            states: of layers that carry one; ``None`` where there are none.
+            edge: positions up to which a row's keys serve a sequence that is no longer; past it
+                they are others (:mod:`fttt.engine.families`).
+        """
         self.rows = rows
         self.capacity = capacity
         self.device = device
         self.edge = edge
-        """Positions up to which a row's keys serve a sequence that is no longer; past it they are
-        others (:mod:`fttt.engine.families`)."""
         self.states = states
-        """Of layers that carry one; ``None`` where there are none."""
+        self.page = page or max(1, capacity)
+        self.prefix = prefix.length if prefix else 0
+        """P: positions at the start of every row that belong to no sequence."""
+        columns, fixed = self.count(capacity - self.prefix), self.count(0)
+        pages = rows * columns if pages is None else pages
+        self._pages = Pages(pages, fixed)
+        self._spare_page = pages + fixed
         self.keys: dict[int, Tensor] = {}
         self.values: dict[int, Tensor] = {}
         self._own: list[Tensor] = []
@@ -161,19 +193,29 @@ class KVCache:
                 self.keys[layer], self.values[layer] = self.keys[own.owner], self.values[own.owner]
                 continue
             for held, dim in ((self.keys, own.key_dim), (self.values, own.value_dim)):
-                shape = (rows + 1, own.kv_heads, capacity, dim)
+                shape = (pages + fixed + 1, own.kv_heads, self.page, dim)
                 held[layer] = torch.zeros(shape, dtype=dtype, device=device)
                 self._own.append(held[layer])
         self.hidden: Tensor | None = None
         if hidden:
-            self.hidden = torch.zeros(rows + 1, capacity, hidden, dtype=dtype, device=device)
-        self.prefix = prefix.length if prefix else 0
-        """P: positions at the start of every row that belong to no sequence."""
+            room = (pages + fixed + 1, self.page, hidden)
+            self.hidden = torch.zeros(room, dtype=dtype, device=device)
+        self.table_RP = torch.full(
+            (rows + 1, columns), self._spare_page, dtype=torch.int32, device=device
+        )
+        self._changed: dict[int, int] = {}
+        self._pages_of: list[list[int]] = [[] for _ in range(rows + 1)]
+        self._set(rows, 0, range(pages, pages + fixed))
         if prefix:
             for layer in heads:
-                self.keys[layer][:, :, : self.prefix] = prefix.keys[layer]
-                self.values[layer][:, :, : self.prefix] = prefix.values[layer]
-        self._free = list(range(rows - 1, -1, -1))
+                for n, page_number in enumerate(self._pages_of[rows]):
+                    part = slice(n * self.page, (n + 1) * self.page)
+                    for cached, own_KPD in (
+                        (self.keys[layer], prefix.keys[layer][:, part]),
+                        (self.values[layer], prefix.values[layer][:, part]),
+                    ):
+                        cached[page_number, :, : own_KPD.shape[1]] = own_KPD
+        self._free = list(range(rows))
         self._kept: OrderedDict[int, KeptRow] = OrderedDict()
 
     @classmethod
@@ -183,6 +225,8 @@ class KVCache:
         *,
         rows: int,
         capacity: int,
+        page: int | None = None,
+        pages: int | None = None,
         prefix: Prefix | None = None,
         hidden: int = 0,
         dtype: torch.dtype | None = None,
@@ -198,6 +242,8 @@ class KVCache:
             heads=read_heads(model),
             dtype=dtype or model.dtype,
             device=model.device,
+            page=page,
+            pages=pages,
             prefix=prefix,
             hidden=hidden,
             edge=edge_of(model),
@@ -210,6 +256,11 @@ class KVCache:
         return len(self._free)
 
     @property
+    def free_pages(self) -> int:
+        """Pages that hold nothing."""
+        return self._pages.free
+
+    @property
     def kept(self) -> int:
         """Kept rows, which :meth:`take` evicts when no other is free."""
         return len(self._kept)
@@ -219,19 +270,93 @@ class KVCache:
         """Kept rows that it evicts first, since no train step waits for them."""
         return sum(not kept.awaited for kept in self._kept.values())
 
-    def take(self) -> int:
-        """Take a free row, or evict the one that was kept longest, a train step's last."""
-        if not self._free:
-            oldest = next(iter(self._kept.values()))
-            spare = next((kept for kept in self._kept.values() if not kept.awaited), oldest)
-            self.release(spare)
-        row = min(self._free)  # low rows first, so that a CPU step reads a short prefix of rows
-        self._free.remove(row)
+    @property
+    def whole(self) -> bool:
+        """Whether a row is one page."""
+        return self.table_RP.shape[1] == 1
+
+    def count(self, tokens: int) -> int:
+        """Pages that a sequence of so many tokens is held in; at most a row's."""
+        return -(-min(self.prefix + tokens, self.capacity) // self.page)
+
+    def room(self, *, awaited: bool) -> tuple[int, int]:
+        """Rows and pages that are free or may be evicted, those that train steps await or not."""
+        rows = self.free + (self.kept if awaited else self.spare)
+        return rows, self._pages.obtainable(awaited=awaited)
+
+    def take(self, tokens: int) -> int | None:
+        """Take a row with pages for so many tokens; ``None`` where there are too few."""
+        row = self.fork(self.rows, 0, tokens)
+        at, part = divmod(self.prefix, self.page)
+        if row is not None and part:
+            self._copy([self._pages_of[self.rows][at]], [self._pages_of[row][at]], part)
         return row
 
+    def fork(self, source: int, held: int, tokens: int) -> int | None:
+        """Take a row for a sequence that has the first ``held`` tokens of another one.
+
+        It shares the other's full pages and has pages of its own for the rest of so many
+        ``tokens``; what lies beyond the last full page is there once it was copied (:meth:`copy`).
+        ``None``: there are too few pages, even with all kept ones.
+        """
+        shared = self._pages_of[source][: (self.prefix + held) // self.page]
+        if not self._evict(rows=1, pages=self.count(tokens) - len(shared)):
+            return None
+        row = heapq.heappop(self._free)  # low rows first, so that a CPU step reads few of them
+        self._pages.add(shared, Standing.RUNNING)
+        self._set(row, 0, shared)
+        self.extend(row, tokens)
+        return row
+
+    def extend(self, row: int, tokens: int) -> bool:
+        """Give a running row pages for so many tokens, as far as it has not; whether it has then.
+
+        Kept sequences are evicted for it: those that no train step awaits first, then those kept
+        longest.
+        """
+        held = len(self._pages_of[row])
+        more = self.count(tokens) - held
+        if more <= 0:
+            return True
+        if not self._evict(rows=0, pages=more):
+            return False
+        self._set(row, held, [self._pages.take() for _ in range(more)])
+        return True
+
+    def cut(self, row: int, held: int) -> bool:
+        """Let a running row be written from ``held`` tokens on, whoever shares its pages now.
+
+        Returns:
+            Whether there was a page for what it shared with others beyond its last full page.
+        """
+        at, part = divmod(self.prefix + held, self.page)
+        pages = self._pages_of[row]
+        behind = pages[at:]
+        if part and not self._pages.alone(behind[0]):
+            if not self._evict(rows=0, pages=1):
+                return False
+            page = self._pages.take()
+            self._copy([behind[0]], [page], part)
+            self._set(row, at, [page])
+        elif part:
+            behind = behind[1:]
+        self._pages.remove(behind, Standing.RUNNING)
+        kept = at + (part > 0)
+        self._set(row, kept, [self._spare_page] * (len(pages) - kept))
+        del pages[kept:]
+        return True
+
+    def renew(self, row: int, tokens: int) -> bool:
+        """Let a running row of so many tokens be written from its first one on."""
+        return self.cut(row, 0) and self.extend(row, tokens)
+
     def give(self, row: int) -> None:
-        """Give a row back."""
-        self._free.append(row)
+        """Give a running row back."""
+        pages = self._pages_of[row]
+        self._pages.remove(pages, Standing.RUNNING)
+        self._set(row, 0, [self._spare_page] * len(pages))
+        pages.clear()
+        heapq.heappush(self._free, row)
 
     def keep(
         self,
@@ -245,7 +370,9 @@ class KVCache:
         """Hold a finished sequence's row; all its tokens but the last are in it."""
         if self.states is not None:
             self.states.saw(row, len(token_ids) - 1)
+        self.cut(row, len(token_ids) - 1)
         kept = KeptRow(self, row, token_ids, adapted=adapted, awaited=awaited, version=version)
+        self.stand(row, Standing.RUNNING, kept.standing)
         self._kept[row] = kept
         return kept
 
@@ -254,6 +381,7 @@ class KVCache:
         if kept.row is None:
             return None
         del self._kept[kept.row]
+        self.stand(kept.row, kept.standing, Standing.RUNNING)
         return kept.evict()
 
     def release(self, kept: KeptRow) -> None:
@@ -262,16 +390,34 @@ class KVCache:
         if row is not None:
             self.give(row)
 
-    def copy(self, pairs: Sequence[tuple[int, int]], tokens: int) -> None:
-        """Copy the first tokens of rows to others, ``(source, target)`` each."""
-        source_B, target_B = torch.tensor(pairs, device=self.device).T
-        end = self.prefix + tokens
-        for part in self._own:
-            part[target_B, :, :end] = part[source_B, :, :end]
-        if self.hidden is not None:
-            self.hidden[target_B, :end] = self.hidden[source_B, :end]
+    def stand(self, row: int, old: Standing, new: Standing) -> None:
+        """Change what may be taken from a row's owner."""
+        pages = self._pages_of[row]
+        self._pages.add(pages, new)
+        self._pages.remove(pages, old)
+
+    def copy(self, forks: Sequence[tuple[int, int, int]]) -> None:
+        """Copy what forks share beyond the last full page: ``(source, target, held)`` each."""
+        sources: list[int] = []
+        targets: list[int] = []
+        longest = 0
+        for source, target, held in forks:
+            at, part = divmod(self.prefix + held, self.page)
+            if part:
+                sources.append(self._pages_of[source][at])
+                targets.append(self._pages_of[target][at])
+                longest = max(longest, part)
+        if longest:
+            self._copy(sources, targets, longest)
         if self.states is not None:
-            self.states.copy(pairs)
+            self.states.copy([(source, target) for source, target, _ in forks])
+
+    def sync(self) -> None:
+        """Bring the table on the device up to date; each pass begins with it."""
+        if self._changed:
+            at, page = torch.tensor([[*self._changed], [*self._changed.values()]]).to(self.device)
+            self.table_RP.view(-1)[at] = page.to(torch.int32)
+            self._changed.clear()
 
     def serves(self, held: int, whole: int) -> bool:
         """Whether keys of a sequence of ``held`` tokens are those that one of ``whole`` has."""
@@ -279,12 +425,46 @@ class KVCache:
             return True
         return (self.prefix + held > self.edge) == (self.prefix + whole > self.edge)
 
-    def write(
-        self, layer: int, row_N: Tensor, position_N: Tensor, k_NHD: Tensor, v_NHD: Tensor
-    ) -> None:
+    def pages_of(self, row: int) -> Sequence[int]:
+        """The pages of a row, in order."""
+        return self._pages_of[row]
+
+    def read(self, cached: Tensor, page_BP: Tensor, positions: int) -> Tensor:
+        """The first positions of rows: ``[B, kv_heads, S, dim]`` of one layer's keys or values."""
+        pages = -(-positions // self.page)
+        part = cached[page_BP[:, :pages], :, : min(positions, self.page)]
+        return part.transpose(1, 2).flatten(2, 3)[:, :, :positions]
+
+    def write(self, layer: int, page_N: Tensor, at_N: Tensor, k_NHD: Tensor, v_NHD: Tensor) -> None:
         """Store keys and values of packed tokens, ``[N, kv_heads, head_dim]`` each."""
-        self.keys[layer][row_N, :, position_N] = k_NHD
-        self.values[layer][row_N, :, position_N] = v_NHD
+        self.keys[layer][page_N, :, at_N] = k_NHD
+        self.values[layer][page_N, :, at_N] = v_NHD
+
+    def _evict(self, *, rows: int, pages: int) -> bool:
+        """Make so many rows and pages free, if that can be."""
+        have_rows, have_pages = self.room(awaited=True)
+        if have_rows < rows or have_pages < pages:
+            return False
+        while self.free < rows or self._pages.free < pages:
+            oldest = next(iter(self._kept.values()))
+            spare = next((kept for kept in self._kept.values() if not kept.awaited), oldest)
+            self.release(spare)
+        return True
+
+    def _set(self, row: int, at: int, pages: Sequence[int]) -> None:
+        """Note a row's pages from the ``at``-th on."""
+        own = self._pages_of[row]
+        own[at : at + len(pages)] = pages
+        first = row * self.table_RP.shape[1] + at
+        self._changed.update(enumerate(pages, first))
+
+    def _copy(self, sources: Sequence[int], targets: Sequence[int], positions: int) -> None:
+        """Copy the first positions of pages to others."""
+        source_B, target_B = torch.tensor([sources, targets], device=self.device)
+        for part in self._own:
+            part[target_B, :, :positions] = part[source_B, :, :positions]
+        if self.hidden is not None:
+            self.hidden[target_B, :positions] = self.hidden[source_B, :positions]
 
 
 class KeptRow:
@@ -302,11 +482,10 @@ class KeptRow:
     ) -> None:
         self._cache = cache
         self._token_ids = token_ids
+        self._awaited = awaited
         self.row: int | None = row
         self.adapted = adapted
         """Whether it was written with an adapter."""
-        self.awaited = awaited
-        """Whether a train step is to read it, so that it is evicted last."""
         self.version = version
         """Of the weights under which it was written, as the bank numbers them; ``None`` where they
         were changed meanwhile."""
@@ -315,6 +494,22 @@ class KeptRow:
     def token_ids(self) -> tuple[int, ...]:
         """Prompt and completion, as the model saw them."""
         return self._token_ids
+
+    @property
+    def awaited(self) -> bool:
+        """Whether a train step is to read it, so that it is evicted last."""
+        return self._awaited
+
+    @awaited.setter
+    def awaited(self, awaited: bool) -> None:
+        before, self._awaited = self.standing, awaited
+        if self.row is not None:
+            self._cache.stand(self.row, before, self.standing)
+
+    @property
+    def standing(self) -> Standing:
+        """The same, as pages know it."""
+        return Standing.AWAITED if self._awaited else Standing.SPARE
 
     def shared(self, ids: Sequence[int]) -> int:
         """How many of the first of ``ids`` are its own as well and lie in the row.

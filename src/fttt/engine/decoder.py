@@ -47,6 +47,8 @@ class Lane:
     length: int
     """Tokens of it in its cache row."""
     logprobs: bool
+    room: int = 0
+    """Tokens that are known to have pages."""
     stop_ids: tuple[int, ...] = ()
     limit: int = 0
     """How many tokens may be drawn; while a thought has a budget, how many before it is over."""
@@ -258,6 +260,8 @@ class CUDADecoder:
     def launch(self, lanes: Sequence[Lane]) -> None:
         """Begin ``steps`` replays."""
         self._lanes = lanes
+        self._cache.sync()
+        prefix = self._cache.prefix
         if self._cache.states is not None:
             self._note_ends(lanes)
         bucket = next(b for b in self._buckets if b >= len(lanes))
@@ -265,7 +269,7 @@ class CUDADecoder:
         whole = torch.tensor(
             [
                 [lane.tokens[-1] for lane in lanes] + [0] * spare,
-                [self._cache.prefix + lane.length for lane in lanes] + [0] * spare,
+                [prefix + lane.length for lane in lanes] + [prefix] * spare,
                 [lane.row for lane in lanes] + [self._cache.rows] * spare,
                 [lane.slot for lane in lanes] + [-1] * spare,
                 [lane.key for lane in lanes] + [0] * spare,
@@ -351,6 +355,7 @@ class CUDADecoder:
             self._seen = SeenTokens(self._shape.seen_RV)
         if key not in self._graphs:
             self._whole[:, :bucket] = 0
+            self._whole[1, :bucket] = self._cache.prefix
             self._whole[2, :bucket] = self._cache.rows
             self._whole[3, :bucket] = -1
             stream = torch.cuda.Stream()

@@ -3,6 +3,12 @@
 Prefill, decode and train passes interleave. A finished sequence frees its lane at once for the
 next waiting request; its row stays where the request asked to keep it, for a train step or the next
 turn of its conversation.
+
+Sequences take pages of the cache as they grow. Where there are none left, kept sequences are
+evicted; where none is kept, the sequence that was asked for last is paused: its pages are free, and
+it is resumed, before any new one begins, by a prefill pass over all that it has. Its draws are
+named by their places, so that they are the same. The oldest is never paused for another, and the
+cache has room for the longest sequence, so that all of them end.
 """
 
 from __future__ import annotations
@@ -47,8 +53,10 @@ from fttt.engine.scheduler import (
     ScoreJob,
     ScoreQueue,
     TrainJob,
+    ahead,
     check_fits,
     close_kept,
+    written,
 )
 from fttt.engine.selfcheck import check_outputs
 from fttt.engine.sequences import Scorer, run_model
@@ -125,6 +133,8 @@ class BatchedEngine:
                 self._model,
                 rows=self.plan.rows,
                 capacity=self.plan.capacity,
+                page=self.plan.page,
+                pages=self.plan.pages,
                 prefix=loaded.prefix,
                 hidden=self.plan.hidden,
                 mixers=mixers,
@@ -152,8 +162,7 @@ class BatchedEngine:
             self._learner = (
                 self._bank.learner(self._cache, self.plan, self._fill) if self._bank else None
             )
-            self._patience = {"prefill": Patience(), "train": Patience(), "beam": Patience()}
-            self._patience["score"] = Patience()
+            self._patience = {kind: Patience() for kind in ("prefill", "train", "beam", "score")}
             self._loop_task: asyncio.Task[None] | None = None
             self._launched = 0.0
             self._wake = asyncio.Event()
@@ -170,6 +179,11 @@ class BatchedEngine:
         """Sequences that could run beside those that run or wait."""
         running = len(self._running) + len(self._apart)
         return max(0, self.plan.batch_size - running - len(self._waiting))
+
+    @property
+    def pauses(self) -> int:
+        """How often a running sequence was paused, since the cache had no page for it."""
+        return self._waiting.pauses
 
     def reset_counters(self) -> None:
         """Start counting tokens, decode steps and busy seconds anew."""
@@ -309,7 +323,7 @@ class BatchedEngine:
         self._apart = []
         self._lessons.drop_cancelled()
         running = len(self._running) + self._searcher.running
-        searches = self._searcher.admissible(self._rows())
+        searches = self._searcher.admissible(*self._room())
         lessons = self._learner.due(self._lessons) if self._learner else 0
         if self._patience["train"].ready(lessons, running):
             self._timed("train", self._train)
@@ -331,18 +345,21 @@ class BatchedEngine:
         self._patience[kind].ran(seconds)
 
     def _admissible(self) -> int:
-        """How many waiting requests have a lane and a row."""
+        """About how many waiting requests have a lane, a row and pages: the first has, if any."""
         lanes = self.plan.batch_size - len(self._running)
-        return min(len(self._waiting), lanes, self._rows())
+        return self._waiting.admissible(self._cache, self._running, lanes, *self._room())
 
-    def _rows(self) -> int:
-        """Rows that are free or may be evicted; a train step's only where nothing else can run."""
+    def _room(self) -> tuple[int, int]:
+        """Rows and pages that are free or may be evicted; a train step's only where nothing else
+        can run.
+        """
         busy = self._running or self._lessons or self._searcher.active
-        return self._cache.free + (self._cache.spare if busy else self._cache.kept)
+        return self._cache.room(awaited=not busy)
 
     def _prefill(self) -> None:
         """Start as many waiting requests as one pass takes, and draw their first tokens."""
-        due = self._waiting.next_pass(self._cache, self._admissible(), self.plan.prefill_tokens)
+        count, pages = self._admissible(), self._room()[1] - ahead(self._cache, self._running)
+        due = self._waiting.next_pass(self._cache, count, self.plan.prefill_tokens, pages)
         if not due.jobs:
             return
         if self._bank is not None:
@@ -354,9 +371,9 @@ class BatchedEngine:
         logits = self._run_prefill(due.segments)
         lanes = [job.lane for job in due.jobs if job.lane]
         if len(due.segments) < len(lanes):  # samples of one prompt
-            owners = [due.segments[n] for n in due.segment_of]
-            pairs = [(s.row, x.row) for s, x in zip(owners, lanes, strict=True) if s.row != x.row]
-            self._cache.copy(pairs, max(len(s.token_ids) for s in owners))
+            owners = [due.segments[n].row for n in due.segment_of]
+            pairs = zip(owners, lanes, strict=True)
+            self._cache.copy([(row, x.row, x.length) for row, x in pairs if x.row != row])
             logits = logits[torch.tensor(due.segment_of, device=self._device)]
         draw(logits, lanes)
         self._running = before + self._settle(due.jobs, 1)
@@ -380,8 +397,8 @@ class BatchedEngine:
         ids, past = segment.token_ids, segment.past
         if len(ids) <= self.plan.prefill_tokens:
             return segment
-        whole = max(segment.whole, past + len(ids))
-        most = min(self.plan.prefill_tokens, max(LEAST_PASS, MASK_PLACES // whole))
+        whole = segment.whole or past + len(ids)
+        most = min(self.plan.prefill_tokens, max(LEAST_PASS, MASK_PLACES // (past + len(ids))))
         for start in range(0, len(ids), most):
             part = replace(
                 segment, token_ids=ids[start : start + most], past=past + start, whole=whole
@@ -403,6 +420,7 @@ class BatchedEngine:
             self._running.remove(job)
             assert job.lane is not None
             self._cache.give(job.lane.row)
+        self._waiting.extend_all(self._running, self._cache, self._decoder.steps)
         if self._cache.edge is not None:
             self._step_at_the_edge(self._cache.edge - self._cache.prefix)
         self._running.sort(key=lambda job: job.lane.row if job.lane else 0)  # as their rows lie
@@ -418,21 +436,23 @@ class BatchedEngine:
 
         The one that is longer than ``edge`` for the first time is run as a whole.
         """
-        near = [
-            job
-            for job in self._running
-            if job.lane and job.lane.length <= edge < job.lane.length + self._decoder.steps
-        ]
-        if not near:
-            return
-        segments = []
-        for job in near:
+        near: list[GenerateJob] = []
+        segments: list[Segment] = []
+        for job in list(self._running):
             lane = job.lane
             assert lane is not None
+            if not lane.length <= edge < lane.length + self._decoder.steps:
+                continue
             past = 0 if lane.length == edge else lane.length
-            ids = (*job.request.prompt_ids, *lane.tokens)[past:]
-            segments.append(Segment(ids, lane.row, past, lane.slot))
+            if past == 0 and not self._cache.renew(lane.row, lane.length + 1):
+                self._waiting.pause(job, self._running, self._cache)
+                continue
+            lane.room = 0  # which it may have less of now
+            near.append(job)
+            segments.append(Segment(written(job)[past:], lane.row, past, lane.slot))
             lane.length += 1
+        if not near:
+            return
         logits = torch.cat([self._run_prefill([segment]) for segment in segments])
         draw(logits, [job.lane for job in near if job.lane])
         self._running = [job for job in self._running if job not in near]
@@ -455,7 +475,7 @@ class BatchedEngine:
         self._patience["train"].waited(len(self._lessons), seconds)
         self._patience["score"].waited(len(self._scores), seconds)
         self._patience["prefill"].waited(self._admissible(), seconds)
-        self._patience["beam"].waited(self._searcher.admissible(self._rows()), seconds)
+        self._patience["beam"].waited(self._searcher.admissible(*self._room()), seconds)
 
     def _settle(self, jobs: Sequence[GenerateJob], fresh: int) -> list[GenerateJob]:
         """Answer the jobs that ended among their last ``fresh`` tokens; return the others."""

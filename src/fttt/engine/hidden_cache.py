@@ -28,7 +28,7 @@ __all__ = ["HiddenCache", "Upper", "upper_part"]
 
 
 class HiddenCache:
-    """Writes hidden states into the rows of a cache, and lets train passes begin with them."""
+    """Writes hidden states into the pages of a cache, and lets train passes begin with them."""
 
     def __init__(self, upper: Upper, cache: KVCache) -> None:
         """Write from now on, until the hook is removed."""
@@ -70,23 +70,25 @@ class HiddenCache:
         segments = [
             Segment(ids[past:], row, past) for ids, (row, past) in zip(sequences, held, strict=True)
         ]
+        hidden, first = cache.hidden, cache.prefix
         batch = Batch.pack("train", segments, cache)
         fresh = self._upper.hidden(batch).split(batch.lengths)
-        for n, (row, past), fresh_ND in zip(numbers, held, fresh, strict=True):
-            old_ND = cache.hidden[row, cache.prefix : cache.prefix + past]
+        for n, (_, past), page_P, fresh_ND in zip(numbers, held, batch.page_BP, fresh, strict=True):
+            pages = page_P[: -(-(first + past) // cache.page)]
+            old_ND = hidden[pages, : first + past].flatten(0, 1)[first : first + past]
             yield n, torch.cat([old_ND, fresh_ND]) if past else fresh_ND
 
     def _write(self, batch: Batch, hidden_ND: Tensor) -> None:
         """Store hidden states as attention stores keys; also within a captured decode step."""
         hidden = self._cache.hidden
         if batch.mode != "train" and hidden is not None:
-            hidden[batch.row_N, batch.position_N] = hidden_ND.to(hidden.dtype)
+            hidden[batch.place_N] = hidden_ND.to(hidden.dtype)
 
 
 def _held_tokens(context: Kept | tuple[int, ...], ids: tuple[int, ...]) -> tuple[int, int]:
-    """The row that holds a sequence's first tokens, and how many; one at least is left to run."""
+    """The row that holds a sequence's first tokens, if any, and how many; one at least is left."""
     if not isinstance(context, KeptRow) or context.row is None or not context.serves(len(ids)):
-        return 0, 0
+        return -1, 0
     return context.row, context.shared(ids)
 
 

@@ -1,7 +1,11 @@
 """How much memory the engine takes, decided before the first token, and what is free on a device.
 
-Rows are sized from what is free, so that a run either starts with room for what it may need or
-says at once which option to change.
+Nothing is reserved for the length that a sequence may have: the cache's pages are what is left, and
+sequences take them as they grow. A run starts where the longest sequence fits, or says at once
+which option to change.
+
+On a CPU, whose attention is fastest over rows in one piece, a page is as long as a row where all
+rows fit so.
 """
 
 from __future__ import annotations
@@ -9,7 +13,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +37,14 @@ TRAIN_TOKENS = 1024
 DEFAULT_BATCH = {"cpu": 16, "cuda": 1024}
 _CPU_FULL = "can't allocate memory"
 """What torch says, in an error of no kind of its own, where a CPU has no memory left."""
+PAGE = 64
+"""Tokens of a page, where it is not a row: a power of two, so that one block of a GPU's attention
+kernel lies within one page."""
+SHARE = 8
+"""Lanes are as many as have room for this part of the longest sequence each: most answers are much
+shorter than they may be, and few are at their end at the same time."""
+LEFT = 0.95
+"""Of a GPU's free memory that is planned for."""
 QUESTION_BYTES = 2**32
 """Most that the questions of one train pass take beside its tokens, beyond one question's."""
 
@@ -44,9 +56,13 @@ class MemoryPlan:
     batch_size: int
     """Sequences that run at once."""
     rows: int
-    """Sequences that the cache holds: running ones and those kept for a train step."""
+    """Most sequences that the cache holds: running ones and those kept for a train step."""
     capacity: int
-    """Tokens a row holds."""
+    """Tokens of the longest one."""
+    page: int
+    """Tokens of a page of the cache."""
+    pages: int
+    """Pages of all sequences."""
     slots: int
     """Adapters that are open at once."""
     hidden: int
@@ -75,10 +91,26 @@ class MemoryPlan:
         """One line for the log."""
         gib = 2.0**30
         return (
-            f"{self.batch_size} sequences at once, {self.rows} rows of {self.capacity} tokens, "
+            f"{self.batch_size} sequences at once, {self.held}, "
             f"{self.slots} adapters: weights {self.weight_bytes / gib:.2f} GiB, "
             f"cache {self.cache_bytes / gib:.2f}, adapters {self.adapter_bytes / gib:.2f}, "
             f"working {self.working_bytes / gib:.2f}, in all {self.total_bytes / gib:.2f}"
+        )
+
+    @property
+    def longest(self) -> int:
+        """Sequences of full length that the cache holds at once."""
+        return self.pages // -(-self.capacity // self.page)
+
+    @property
+    def held(self) -> str:
+        """What the cache holds, on average and at worst."""
+        if self.longest >= self.rows:
+            return f"{self.rows} rows of {self.capacity} tokens"
+        average = self.pages * self.page // self.batch_size
+        return (
+            f"with pages for {average} tokens each, or {self.longest} of {self.capacity} (the "
+            "others are paused and resumed)"
         )
 
     def exceeded(self, device: torch.device) -> RunError:
@@ -121,81 +153,224 @@ def plan_memory(
     """Size the engine for sequences of ``max_length`` tokens.
 
     A batch size that was asked for is kept, or refused with the largest that fits; without one, as
-    many sequences run as the free memory takes, 1,024 on a GPU and 16 on a CPU at most. Where train
-    steps read rows, up to as many rows again hold finished sequences until then. Where methods
-    search, there is room for the ``beams`` of one question at least. So many ``adapters`` as are
-    wanted (``None``: one a question) are open at once, or as fit, ``least_adapters`` at least.
+    many sequences run as have room for an eighth of that length each, 1,024 on a GPU and 16 on a
+    CPU at most. Where train steps read rows, there is room for up to as many finished sequences
+    until then. Where methods search, there is room for the ``beams`` of one question at least. So
+    many ``adapters`` as are wanted (``None``: one a question) are open at once, or as fit,
+    ``least_adapters`` at least.
 
     Raises:
         UsageError: it does not fit; the sentence names the options to change.
     """
     device = torch.device(loaded.device)
-    prefix = loaded.prefix.length if loaded.prefix else 0
-    capacity = -(-(prefix + max_length + 8) // 16) * 16  # room for the steps between two looks
     needs = AdapterNeeds(0, 1, 1, 0, 0, 0.0, keeps=False)
     if adapter is not None:
         needs = bank_of(adapter).needs(loaded.model, adapter, activation_bytes(loaded.model))
     mixers = Mixers(loaded.model)
-    row_bytes, layer_bytes = _row_bytes(loaded.model, needs.hidden, capacity)
-    row_bytes += mixers.row_bytes
-    most = (concurrency if adapters is None else max(adapters, least_adapters)) if adapter else 0
+    slots = (concurrency if adapters is None else max(adapters, least_adapters)) if adapter else 0
     passes, smaller = (
-        _passes(loaded, device, needs, max_length, mixers.token_bytes, least, most)
+        _passes(loaded, device, needs, max_length, mixers.token_bytes, least, slots)
         for least in (TRAIN_TOKENS, min(TRAIN_TOKENS // 4, max_length))
     )
-    lane_bytes = _search_bytes(loaded, layer_bytes, max_length) if beams else 0
-    free = free_bytes(device)
     _check_width(beams, batch_size)
     wanted = max(1, beams, min(batch_size or DEFAULT_BATCH[device.type], concurrency))
-    rows = max(wanted, min(2 * wanted, concurrency)) if needs.keeps else wanted
-    slots = most
-
-    def needed(rows: int, slots: int, lanes: int, passes: _Passes) -> int:
-        working = max(passes.working, lanes * lane_bytes)
-        return int((rows + 1) * row_bytes + slots * needs.slot + working)
-
-    def least(lanes: int) -> int:
-        """What so many sequences need."""
-        return needed(lanes, min(most, max(lanes, least_adapters)), lanes, smaller)
-
-    while needed(rows, slots, wanted, passes) > free:
-        if slots > max(rows, least_adapters):
-            slots = max(rows, least_adapters, slots * 7 // 8)
-        elif rows > wanted:
-            rows = max(wanted, rows * 7 // 8)
-        elif passes is not smaller:  # fewer feedback turns to a train pass
-            passes = smaller
-        elif batch_size is None and wanted > max(1, beams):
-            wanted = rows = max(1, beams, wanted * 7 // 8)
-        else:
-            fit = bisect_right(range(1, wanted), free, key=least)
-            held, total = (wanted, max_length), needed(rows, slots, wanted, passes)
-            advice = _lower(fit, wanted, beams)
-            raise _too_large(held, slots, needs.slot, total, free, device, advice)
+    cache = _cache_size(loaded, needs, mixers, max_length, wanted, concurrency)
+    sizes = first = _Sizes(
+        lanes=wanted,
+        cache=cache,
+        slots=slots,
+        passes=passes,
+        slot_bytes=needs.slot,
+        lane_bytes=_search_bytes(loaded, max_length) if beams else 0,
+        beams=beams,
+        least_adapters=least_adapters,
+    )
+    free = int(free_bytes(device) * (LEFT if device.type == "cuda" else 1))
+    while sizes.bytes > free:
+        fewer = sizes.shrunk(smaller, fixed=batch_size is not None)
+        if fewer is None:
+            least = replace(first, passes=smaller)
+            fit = bisect_right(range(1, wanted), free, key=lambda n: least.least(n).bytes)
+            held, advice = (wanted, max_length), _lower(fit, wanted, beams)
+            raise _too_large(held, sizes.slots, needs.slot, sizes.bytes, free, device, advice)
+        sizes = fewer
+    sizes = sizes.filled(first.cache.longest, free)
+    cache, passes, slots = sizes.cache, sizes.passes, sizes.slots
     return MemoryPlan(
-        batch_size=wanted,
-        rows=rows,
-        capacity=capacity,
+        batch_size=sizes.lanes,
+        rows=cache.rows,
+        capacity=cache.capacity,
+        page=cache.page,
+        pages=cache.pages,
         slots=slots,
         hidden=needs.hidden,
         prefill_tokens=passes.prefill_tokens,
         train_tokens=passes.train_tokens,
         train_longest=passes.train_longest,
         train_questions=passes.train_questions,
-        search_lanes=wanted if beams else 0,
+        search_lanes=sizes.searched if beams else 0,
         weight_bytes=held_bytes(loaded.model),
-        cache_bytes=(rows + 1) * row_bytes,
+        cache_bytes=cache.bytes,
         adapter_bytes=slots * needs.slot,
-        working_bytes=max(passes.working, wanted * lane_bytes),
+        working_bytes=sizes.working,
     )
 
 
-def _row_bytes(model: Any, hidden: int, capacity: int) -> tuple[int, int]:
-    """What a row of this many tokens takes without states, and its part in the largest layer."""
-    heads, itemsize = read_heads(model), next(model.parameters()).element_size()
-    numbers = [own.numbers for layer, own in heads.items() if own.owner == layer]
-    token_bytes = (sum(numbers) + hidden) * itemsize
-    return token_bytes * capacity, max(numbers, default=0) * itemsize * capacity
+@dataclass(frozen=True, slots=True)
+class _CacheSize:
+    """Rows and pages, and what they take."""
+
+    rows: int
+    page: int
+    pages: int
+    capacity: int
+    prefix: int
+    token_bytes: int
+    """Of a token, in all layers."""
+    row_bytes: int
+    """Of a row's state."""
+
+    @property
+    def whole(self) -> bool:
+        """Whether a page is a row."""
+        return self.page >= self.capacity
+
+    @property
+    def columns(self) -> int:
+        """Pages of the longest sequence."""
+        return -(-self.capacity // self.page)
+
+    @property
+    def longest(self) -> int:
+        """Sequences of full length."""
+        return self.pages // self.columns
+
+    @property
+    def bytes(self) -> int:
+        """All of it: also the pages of the prefix, and a page and a row for what nobody has."""
+        pages = self.pages + -(-self.prefix // self.page) + 1
+        row_bytes = self.row_bytes + 4 * self.columns
+        return pages * self.page * self.token_bytes + (self.rows + 1) * row_bytes
+
+    def with_rows(self, rows: int) -> _CacheSize:
+        """With so many rows, whose pages are fewer only where a page is a row."""
+        return replace(self, rows=rows, pages=rows if self.whole else self.pages)
+
+    def in_pages(self, sequences: int) -> _CacheSize:
+        """With pages that are no rows, for so many sequences of full length."""
+        return replace(self, page=PAGE, pages=sequences * -(-self.capacity // PAGE))
+
+
+@dataclass(frozen=True, slots=True)
+class _Sizes:
+    """What the plan may still lower, and what it takes."""
+
+    lanes: int
+    cache: _CacheSize
+    slots: int
+    passes: _Passes
+    slot_bytes: int
+    lane_bytes: int
+    """Of a beam's lane."""
+    beams: int
+    least_adapters: int
+
+    @property
+    def searched(self) -> int:
+        """Beams that have pages for full length."""
+        return min(self.lanes, self.cache.longest)
+
+    @property
+    def working(self) -> int:
+        """Of the larger pass."""
+        return max(self.passes.working, self.searched * self.lane_bytes)
+
+    @property
+    def bytes(self) -> int:
+        """All of it."""
+        return self.cache.bytes + self.slots * self.slot_bytes + self.working
+
+    @property
+    def fewest(self) -> int:
+        """Pages of one sequence of full length, or of one search, and one for each lane."""
+        return max(self.cache.columns * max(1, self.beams), self.lanes)
+
+    def least(self, lanes: int) -> _Sizes:
+        """The least that so many sequences need."""
+        cache = replace(self.cache, rows=lanes, page=min(self.cache.page, PAGE))
+        slots = min(self.slots, max(lanes, self.least_adapters))
+        least = replace(self, lanes=lanes, slots=slots, beams=min(self.beams, lanes), cache=cache)
+        return replace(least, cache=replace(cache, pages=least.fewest))
+
+    def shrunk(self, smaller: _Passes, *, fixed: bool) -> _Sizes | None:
+        """A little less, if that can be; ``fixed`` leaves the lanes."""
+        cache, least = self.cache, max(1, self.beams)
+        share = max(self.fewest, cache.columns * self.lanes // SHARE)
+        slots = max(cache.rows, self.least_adapters)
+        if self.slots > slots:
+            return replace(self, slots=max(slots, self.slots * 7 // 8))
+        if not cache.whole and cache.pages > share:
+            return replace(self, cache=replace(cache, pages=max(share, cache.pages * 7 // 8)))
+        if cache.rows > self.lanes:
+            rows = max(self.lanes, cache.rows * 7 // 8)
+            return replace(self, cache=cache.with_rows(rows))
+        if self.passes is not smaller:  # fewer feedback turns to a train pass
+            return replace(self, passes=smaller)
+        if cache.whole and cache.capacity > PAGE:  # rows of full length do not all fit
+            return replace(self, cache=cache.in_pages(self.lanes))
+        if not fixed and self.lanes > least:
+            lanes = max(least, self.lanes * 7 // 8)
+            return replace(self, lanes=lanes, cache=cache.with_rows(lanes))
+        if not cache.whole and cache.pages > self.fewest:
+            return replace(self, cache=replace(cache, pages=max(self.fewest, cache.pages * 7 // 8)))
+        return None
+
+    def filled(self, sequences: int, free: int) -> _Sizes:
+        """With what is left of the memory in pages, up to so many sequences of full length.
+
+        Rows without a state cost nothing beside their pages, so there are as many for kept ones.
+        """
+        cache, most = self.cache, sequences * self.cache.columns
+        if cache.whole or cache.pages >= most:
+            return self
+        if not cache.row_bytes:
+            cache = replace(cache, rows=2 * self.lanes)
+        left = free - replace(self, cache=cache).bytes
+        more = max(0, left // (cache.page * cache.token_bytes + self.lane_bytes))
+        return replace(self, cache=replace(cache, pages=min(most, cache.pages + more)))
+
+
+def _cache_size(
+    loaded: LoadedModel,
+    needs: AdapterNeeds,
+    mixers: Mixers,
+    max_length: int,
+    wanted: int,
+    concurrency: int,
+) -> _CacheSize:
+    """Room for as many sequences of full length as may run or be kept at once."""
+    prefix = loaded.prefix.length if loaded.prefix else 0
+    capacity = -(-(prefix + max_length + 8) // 16) * 16  # room for the steps between two looks
+    page = PAGE if torch.device(loaded.device).type == "cuda" else capacity
+    held = max(wanted, min(2 * wanted, concurrency)) if needs.keeps else wanted
+    return _CacheSize(
+        rows=held if page >= capacity or len(mixers) else 2 * wanted,
+        page=page,
+        pages=held * -(-capacity // page),
+        capacity=capacity,
+        prefix=prefix,
+        token_bytes=sum(_numbers(loaded.model), needs.hidden) * _itemsize(loaded.model),
+        row_bytes=mixers.row_bytes,
+    )
+
+
+def _numbers(model: Any) -> list[int]:
+    """How many numbers a token's keys and values are, layer by layer."""
+    return [own.numbers for layer, own in read_heads(model).items() if own.owner == layer]
+
+
+def _itemsize(model: Any) -> int:
+    return int(next(model.parameters()).element_size())
 
 
 def _check_width(beams: int, batch_size: int | None) -> None:
@@ -308,13 +483,14 @@ def _inner_width(config: Any) -> int:
     return max(width) if isinstance(width, list | tuple) else int(width or 4 * config.hidden_size)
 
 
-def _search_bytes(loaded: LoadedModel, layer_bytes: int, max_length: int) -> int:
-    """What a step of a beam search holds of each beam, beside its row of the cache.
+def _search_bytes(loaded: LoadedModel, max_length: int) -> int:
+    """What a step of a beam search holds of each beam, beside its pages of the cache.
 
     Scores of the vocabulary in float32 and their copies; on a CPU, keys and values of one layer, as
     they are gathered; the tokens so far, of the beams and of the candidates to follow them.
     """
     config: Any = loaded.model.config.get_text_config()
+    layer_bytes = max(_numbers(loaded.model), default=0) * _itemsize(loaded.model) * max_length
     gathered = 0 if torch.device(loaded.device).type == "cuda" else 2 * layer_bytes
     return int(24 * config.vocab_size + gathered + 64 * max_length)
 

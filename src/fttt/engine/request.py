@@ -163,8 +163,9 @@ class GenerateRequest:
     """Whether a train step may come for what is kept, so that such rows are evicted last."""
     reuse: Kept | None = None
     """A kept sequence that begins as the prompt does, the last turn of a conversation, say. Where
-    neither has an adapter and most of the prompt is still held, its row becomes this request's and
-    only the rest of the prompt is computed."""
+    neither has an adapter and most of the prompt is still held, its pages are shared (its row
+    becomes this request's where no other is free) and only the rest of the prompt is computed. It
+    is still to be closed."""
     logprobs: bool = False
     top_k: int = 0
     """Draw from so many of the most probable tokens; 0: from all."""
@@ -243,6 +244,11 @@ class Lesson:
     predicted change of weights takes only what the layers below the edited ones gave, so its
     context may have been written with any adapter or without."""
     targets: tuple[Target, ...]
+
+    @property
+    def context_ids(self) -> tuple[int, ...]:
+        """The context's tokens."""
+        return self.context if isinstance(self.context, tuple) else self.context.token_ids
 
 
 @dataclass(frozen=True, slots=True)

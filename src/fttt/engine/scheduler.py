@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -39,9 +40,15 @@ __all__ = [
     "ScoreJob",
     "ScoreQueue",
     "TrainJob",
+    "ahead",
     "check_fits",
     "close_kept",
+    "written",
 ]
+
+AHEAD = 2
+"""Pages that are left to each running sequence where others begin, so that none is paused again at
+once."""
 
 Request = TypeVar("Request")
 Answer = TypeVar("Answer")
@@ -93,13 +100,13 @@ def close_kept(generation: Generation) -> None:
         generation.kept.close()
 
 
-def lane_for(request: GenerateRequest, row: int, slot: int) -> Lane:
-    """A request's place among the running sequences."""
+def lane_for(request: GenerateRequest) -> Lane:
+    """A request's place among the running sequences, without a row."""
     key = request.noise_key & (2**64 - 1)
     most = request.max_new_tokens
     return Lane(
-        row=row,
-        slot=slot,
+        row=-1,
+        slot=slot_index(request.adapter),
         temperature=request.temperature,
         top_p=request.top_p,
         key=key - 2**64 if key >= 2**63 else key,
@@ -116,7 +123,7 @@ def lane_for(request: GenerateRequest, row: int, slot: int) -> Lane:
 
 @dataclass(frozen=True, slots=True)
 class PrefillPass:
-    """Requests that begin together. Those of one prompt share a segment."""
+    """Requests that begin, or are resumed, together. Those of one prompt share a segment."""
 
     jobs: list[GenerateJob]
     segments: list[Segment]
@@ -125,10 +132,52 @@ class PrefillPass:
 
 
 class PrefillQueue(deque[GenerateJob]):
-    """Requests to generate, in the order of their arrival."""
+    """Requests to generate, in the order of their arrival; paused ones come first."""
 
-    def next_pass(self, cache: KVCache, count: int, tokens: int) -> PrefillPass:
-        """Take up to ``count`` requests until ``tokens`` are reached, one at least.
+    pauses = 0
+    """How often a running sequence was paused."""
+
+    def pause(self, job: GenerateJob, running: list[GenerateJob], cache: KVCache) -> None:
+        """Free a running sequence's pages; it is the first to be resumed."""
+        assert job.lane is not None
+        cache.give(job.lane.row)
+        job.lane.row, job.lane.room = -1, 0
+        running.remove(job)
+        self.appendleft(job)
+        self.pauses += 1
+
+    def extend_all(self, running: list[GenerateJob], cache: KVCache, steps: int) -> None:
+        """Give running sequences pages for their next steps, those first that were asked for first;
+        pause the last where there are too few.
+        """
+        short: list[tuple[GenerateJob, Lane, int]] = []
+        for job in running:
+            lane = job.lane
+            assert lane is not None
+            if lane.length + steps <= lane.room:
+                continue
+            reach = min(lane.length + steps, _longest(job))
+            lane.room = cache.count(reach) * cache.page - cache.prefix
+            if cache.count(reach) > len(cache.pages_of(lane.row)):
+                short.append((job, lane, reach))
+        for _, lane, reach in sorted(short, key=lambda one: one[0].since):
+            while lane.row >= 0 and not cache.extend(lane.row, reach):
+                self.pause(max(running, key=lambda job: job.since), running, cache)
+
+    def admissible(
+        self, cache: KVCache, running: Sequence[GenerateJob], lanes: int, rows: int, pages: int
+    ) -> int:
+        """About how many requests have a lane, a row and pages: the first one has, if any."""
+        count = min(len(self), lanes, rows)
+        if count <= 0:
+            return 0
+        first = cache.count(len(written(self[0])) + 1)
+        if count * first > pages - AHEAD * len(running):
+            count = min(count, max(0, pages - ahead(cache, running)) // first)
+        return count
+
+    def next_pass(self, cache: KVCache, count: int, tokens: int, pages: int) -> PrefillPass:
+        """Take up to ``count`` requests until ``tokens`` or ``pages`` are reached, one at least.
 
         Those that continue a kept row, whose attention has keys to read, and those that do not
         take passes of their own; the first that waits says whose turn it is.
@@ -142,27 +191,64 @@ class PrefillQueue(deque[GenerateJob]):
             request = job.request
             if job.answer.cancelled():
                 continue
-            past = _held_tokens(request)
+            ids = written(job)
+            past = 0 if job.lane else _held_tokens(request)
             reuses = reuses if taken.jobs else past > 0
-            twin = segment_of.get(request.prompt_ids) if request.adapter is None else None
+            twin = segment_of.get(ids) if request.adapter is None else None
             if reuses != (past > 0):
                 others.append(job)
                 continue
-            total += len(request.prompt_ids) if twin is None else 0
-            if taken.jobs and total > tokens:
+            needed = cache.count(len(ids) + 1)
+            if twin is None:
+                total += len(ids)
+            else:
+                needed -= (cache.prefix + len(ids)) // cache.page
+            if taken.jobs and (total > tokens or needed > pages):
                 others.append(job)
                 break
-            row = _row(request, cache, claims=past > 0)
-            slot = slot_index(request.adapter)
-            job.lane = lane_for(request, row, slot)
+            pages -= needed
+            lane = job.lane = job.lane or lane_for(request)
+            source = None if twin is None else taken.segments[twin].row
+            lane.row, lane.length = _row(request, cache, past, len(ids), source), len(ids)
             taken.jobs.append(job)
             taken.segment_of.append(len(taken.segments) if twin is None else twin)
             if twin is None:
                 if request.adapter is None and not reuses:
-                    segment_of[request.prompt_ids] = len(taken.segments)
-                taken.segments.append(Segment(request.prompt_ids[past:], row, past, slot))
+                    segment_of[ids] = len(taken.segments)
+                begun = _begun(request, len(ids), cache)
+                taken.segments.append(Segment(ids[past:], lane.row, past, lane.slot, begun))
         self.extendleft(reversed(others))
         return taken
+
+
+def ahead(cache: KVCache, running: Sequence[GenerateJob]) -> int:
+    """Pages that running sequences take next, as far as they will need them."""
+    if cache.whole:
+        return 0
+    return sum(
+        min(AHEAD, cache.count(_longest(job)) - len(cache.pages_of(job.lane.row)))
+        for job in running
+        if job.lane
+    )
+
+
+def _longest(job: GenerateJob) -> int:
+    """Tokens of a sequence that does not end early."""
+    return len(job.request.prompt_ids) + job.request.max_new_tokens
+
+
+def written(job: GenerateJob) -> tuple[int, ...]:
+    """A request's prompt, and what it has drawn where it was paused."""
+    drawn = job.lane.tokens if job.lane else ()
+    return (*job.request.prompt_ids, *drawn)
+
+
+def _begun(request: GenerateRequest, tokens: int, cache: KVCache) -> int:
+    """Tokens that were run at once before a sequence had so many: those of the prompt, or all of
+    them since it went past the edge of its rotary frequencies.
+    """
+    begun = len(request.prompt_ids)
+    return begun if cache.serves(begun, tokens) else tokens
 
 
 def _held_tokens(request: GenerateRequest) -> int:
@@ -180,10 +266,31 @@ def _held_tokens(request: GenerateRequest) -> int:
     return same if 2 * same >= len(prompt) else 0
 
 
-def _row(request: GenerateRequest, cache: KVCache, *, claims: bool) -> int:
-    """The row that a request reuses, or a free one."""
-    row = cache.claim(request.reuse) if claims and isinstance(request.reuse, KeptRow) else None
-    return cache.take() if row is None else row
+def _row(
+    request: GenerateRequest, cache: KVCache, past: int, tokens: int, source: int | None
+) -> int:
+    """A row for a request of so many tokens and the next one.
+
+    It shares the pages of a ``source`` of the same tokens. Where ``past`` tokens of a kept row are
+    reused, it shares that one's, or is that one where nothing else is free.
+    """
+    kept, row = request.reuse, None
+    if source is not None:
+        row = cache.fork(source, tokens, tokens + 1)
+    elif past and isinstance(kept, KeptRow) and kept.row is not None:
+        if cache.free and cache.free_pages >= cache.count(tokens + 1):
+            row = cache.fork(kept.row, past, tokens + 1)
+            assert row is not None
+            cache.copy([(kept.row, row, past)])
+        else:
+            row = cache.claim(kept)
+            assert row is not None
+            has_room = cache.cut(row, past) and cache.extend(row, tokens + 1)
+            assert has_room
+    else:
+        row = cache.take(tokens + 1)
+    assert row is not None
+    return row
 
 
 class LessonQueue(deque[TrainJob]):
@@ -197,15 +304,18 @@ class LessonQueue(deque[TrainJob]):
     def next_pass(self, cache: KVCache, tokens: int, questions: int) -> list[TrainJob]:
         """Take up to ``questions`` requests of different adapters, one at least.
 
-        No more are taken once ``tokens`` or the rows are reached.
+        No more are taken once ``tokens``, the rows or the pages are reached.
         """
         taken: list[TrainJob] = []
         adapters: set[object] = set()
-        total, rows = 0, cache.free + cache.kept
+        rows, pages = cache.room(awaited=True)
+        total = 0
         while self and len(taken) < questions:
             request = self[0].request
             rows -= len(request.lessons)
-            if taken and (total >= tokens or rows < 0 or request.adapter in adapters):
+            pages -= sum(cache.count(len(lesson.context_ids)) for lesson in request.lessons)
+            full = total >= tokens or min(rows, pages) < 0
+            if taken and (full or request.adapter in adapters):
                 break
             adapters.add(request.adapter)
             total += sum(len(target.token_ids) for target in request.targets)

@@ -78,7 +78,7 @@ def pack_sequences(
         model: a ``transformers`` model that is :func:`prepared`, or an engine's.
         sequences: token ids, of any lengths.
         slots: the adapter's slot of each; without them the base model runs.
-        cache: an engine's, for the prefix that its rows begin with; nothing else of it is read.
+        cache: an engine's, for the prefix that sequences begin with; nothing else of it is read.
         prefix: what every sequence begins with where there is no engine; gradients reach it.
         dtype: of keys and values, where it is not the model's.
     """
@@ -86,7 +86,7 @@ def pack_sequences(
         room = -(-prefix.length // 8) * 8 if prefix else 0  # aligned for the fused kernels
         cache = KVCache.of(model, rows=0, capacity=room, prefix=prefix, dtype=dtype)
     own = [-1] * len(sequences) if slots is None else slots
-    segments = [Segment(ids, 0, 0, slot) for ids, slot in zip(sequences, own, strict=True)]
+    segments = [Segment(ids, -1, 0, slot) for ids, slot in zip(sequences, own, strict=True)]
     return Batch.pack("train", segments, cache)
 
 
@@ -194,15 +194,15 @@ class Scorer:
         return [found[n] for n in range(len(requests))]
 
     def _row(self, request: ScoreRequest) -> tuple[int, int]:
-        """The row that holds the context, and how many of its tokens are read from it."""
+        """The row that holds the context, if any, and how many of its tokens are read from it."""
         kept = request.context
         past = request.tokens - len(request.token_ids) - 1
         if not isinstance(kept, KeptRow) or kept.row is None or not kept.serves(request.tokens):
-            return 0, 0
+            return -1, 0
         slot = slot_index(request.adapter)
         same = kept.version == (self._bank.version(slot) if self._bank else 0)
         stands = self._cache.states is None or past == len(kept.token_ids) - 1
-        return (kept.row, past) if same and stands else (0, 0)
+        return (kept.row, past) if same and stands else (-1, 0)
 
     def _score(self, batch: Batch, requests: Sequence[ScoreRequest]) -> list[Score]:
         counts = [len(request.token_ids) for request in requests]

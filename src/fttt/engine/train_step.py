@@ -49,7 +49,7 @@ class ContextTargets:
     """Where its keys and values may be held."""
     targets: list[tuple[int, Target]] = field(default_factory=list)
     """Each with its number among all targets of the request."""
-    row: int = 0
+    row: int = -1
     held: int = 0
     """Tokens of the context in the row."""
 
@@ -91,7 +91,7 @@ def check_targets(request: TrainRequest, max_length: int, longest: int) -> None:
     if not any(lesson.targets for lesson in request.lessons):
         raise UsageError("A train step needs a target; give one lesson with one or more.")
     for lesson in request.lessons:
-        context = lesson.context if isinstance(lesson.context, tuple) else lesson.context.token_ids
+        context = lesson.context_ids
         for target in lesson.targets:
             after = len(context) if target.after is None else target.after
             if not 1 <= after <= len(context):
@@ -184,8 +184,7 @@ def _contexts(requests: Sequence[TrainRequest], slots: Sequence[int]) -> list[Co
     for q, request in enumerate(requests):
         number = 0
         for lesson in request.lessons:
-            context = lesson.context
-            ids = context if isinstance(context, tuple) else context.token_ids
+            context, ids = lesson.context, lesson.context_ids
             own = found.setdefault((q, ids), ContextTargets(q, slots[q], ids))
             if isinstance(context, KeptRow) and context.row is not None:
                 own.kept = context
@@ -197,15 +196,18 @@ def _contexts(requests: Sequence[TrainRequest], slots: Sequence[int]) -> list[Co
 def _place(
     waiting: Sequence[ContextTargets], bank: LoRABank, cache: KVCache, tokens: int, fill: Fill
 ) -> Sequence[ContextTargets]:
-    """Give the first contexts a row each, up to ``tokens`` or the rows there are, and fill them.
+    """Give the first contexts a row each, up to ``tokens`` or what the cache has, and fill them.
 
     A kept row is taken over where it holds what the adapter, as it is, would write.
     """
-    rows, total, count = cache.free + cache.kept, 0, 0
+    rows, pages = cache.room(awaited=True)
+    total, count = 0, 0
     for lesson in waiting:
-        if count and (total >= tokens or (lesson.needed and not rows)):
+        needs = lesson.needed > 0
+        rows -= needs
+        pages -= cache.count(max(lesson.needed, len(lesson.context) * (lesson.kept is not None)))
+        if count and (total >= tokens or (needs and min(rows, pages) < 0)):
             break
-        rows -= lesson.needed > 0
         total += lesson.tokens
         count += 1
     now = waiting[:count]
@@ -220,7 +222,9 @@ def _place(
             lesson.row, lesson.held = row, len(lesson.context) - 1
     missing = [lesson for lesson in now if lesson.needed and not lesson.held]
     for lesson in missing:
-        lesson.row, lesson.held = cache.take(), lesson.needed
+        row = cache.take(lesson.needed)
+        assert row is not None
+        lesson.row, lesson.held = row, lesson.needed
     fill(
         [
             Segment(lesson.context[: lesson.held], lesson.row, 0, lesson.slot, lesson.whole)

@@ -495,6 +495,5 @@ class DeltaLearner:
 
 def _sequence(request: TrainRequest) -> tuple[int, ...]:
     """All tokens that the target's loss depends on."""
-    context, target = request.lessons[0].context, request.targets[0]
-    ids = context if isinstance(context, tuple) else context.token_ids
+    ids, target = request.lessons[0].context_ids, request.targets[0]
     return ids[: target.after] + target.token_ids

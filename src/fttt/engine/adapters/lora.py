@@ -360,8 +360,12 @@ class LoRALearner:
         return self._bank.spec.learns_from(adapted=adapted)
 
     def due(self, queue: LessonQueue) -> int:
-        """All of them, where a context that needs a row can have one."""
-        return len(queue) if self._cache.free + self._cache.kept > 0 else 0
+        """All of them, where each context of the first one can have a row."""
+        if not queue:
+            return 0
+        rows, pages = self._cache.room(awaited=True)
+        longest = max(len(lesson.context_ids) for lesson in queue[0].request.lessons)
+        return len(queue) if rows > 0 and pages >= self._cache.count(longest) else 0
 
     def run(self, queue: LessonQueue) -> list[Learned]:
         """Run as many requests as one pass holds; after an error they stay queued."""

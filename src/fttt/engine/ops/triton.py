@@ -47,15 +47,17 @@ def decode_attention(
     What the options mean is said by :func:`fttt.engine.attention.attend`. Where there are few rows,
     each is cut into splits that run side by side and are merged by their log-sum-exp
     (flash-decoding): as many as keep the GPU busy, so that a captured step needs to know no length,
-    and as long as the row then asks for. Where the batch says so, each earlier token is read from
-    the row that holds it.
+    and as long as the row then asks for. The pages of a row are read from the cache's table, which
+    the host fills before each step; a block lies within one page, whose size is a power of two.
+    Where the batch says so, each earlier token is read from the row that holds it.
     """
     heads, rows, dim = query_HND.shape
     kv_heads, _, value_dim = value_KNE.shape
     groups = heads // kv_heads
-    k_cache, v_cache = batch.cache.keys[layer], batch.cache.values[layer]
+    cache = batch.cache
+    k_cache, v_cache, table = cache.keys[layer], cache.values[layer], cache.table_RP
     splits = triton.cdiv(_PROGRAMS, rows * kv_heads)
-    splits = min(splits, triton.cdiv(batch.cache.capacity, _SPLIT))
+    splits = min(splits, triton.cdiv(cache.capacity, _SPLIT))
     dim_pad, value_pad = (max(16, triton.next_power_of_2(n)) for n in (dim, value_dim))
     large = max(dim_pad, value_pad) * k_cache.element_size() > 512  # few fit shared memory
     out = torch.empty(rows, heads, value_dim, dtype=query_HND.dtype, device=query_HND.device)
@@ -68,15 +70,17 @@ def decode_attention(
     slope = out if slopes is None else slopes.float()
     sink = out if sinks is None else sinks
     _attention_kernel[(rows, kv_heads, splits)](
-        query_HND, key_KND, value_KNE, k_cache, v_cache, batch.row_B, batch.past_B, row_of,
+        query_HND, key_KND, value_KNE, k_cache, v_cache, batch.row_B, batch.past_B, table, row_of,
         slope, sink, partial, scale_sum, scaling, softcap or 0.0, window or 0, chunk or 0,
         query_HND.stride(0), query_HND.stride(1), key_KND.stride(0), key_KND.stride(1),
         value_KNE.stride(0), value_KNE.stride(1), k_cache.stride(0), k_cache.stride(1),
-        v_cache.stride(0), v_cache.stride(1), row_of.stride(0), heads, dim, value_dim,
+        v_cache.stride(0), v_cache.stride(1), table.stride(0), row_of.stride(0),
+        heads, dim, value_dim,
         SCATTERED=batch.row_of_BS is not None, SLOPED=slopes is not None, SUNK=sinks is not None,
         GROUPS=groups, GROUPS_PAD=max(16, triton.next_power_of_2(groups)),
-        DIM_PAD=dim_pad, VALUE_PAD=value_pad, SPLITS=splits, SPLIT=_SPLIT,
-        BLOCK=32 if large else 64, num_warps=4, num_stages=2 if large else 3,
+        DIM_PAD=dim_pad, VALUE_PAD=value_pad, SPLITS=splits, SPLIT=_SPLIT, PAGE=cache.page,
+        BLOCK=min(32 if large else 64, cache.page), num_warps=4,
+        num_stages=3 if large else 5,  # one or two of them for a block's page, as many for its keys
     )  # fmt: skip
     if splits > 1:
         _merge_kernel[(rows, heads)](
@@ -89,13 +93,13 @@ def decode_attention(
 
 @triton.jit
 def _attention_kernel(
-    q_ptr, k_ptr, v_ptr, k_cache, v_cache, row_ptr, past_ptr, row_of_ptr, slope_ptr,
-    sink_ptr, partial_ptr, sum_ptr, scaling, softcap, window, chunk,
-    q_head, q_row, k_head, k_row, v_head, v_row, k_cache_row, k_cache_head,
-    v_cache_row, v_cache_head, row_of_lane, heads, dim, value_dim,
+    q_ptr, k_ptr, v_ptr, k_cache, v_cache, row_ptr, past_ptr, table_ptr, row_of_ptr,
+    slope_ptr, sink_ptr, partial_ptr, sum_ptr, scaling, softcap, window, chunk,
+    q_head, q_row, k_head, k_row, v_head, v_row, k_page, k_page_head, v_page, v_page_head,
+    table_row, row_of_lane, heads, dim, value_dim,
     SCATTERED: tl.constexpr, SLOPED: tl.constexpr, SUNK: tl.constexpr,
     GROUPS: tl.constexpr, GROUPS_PAD: tl.constexpr, DIM_PAD: tl.constexpr, VALUE_PAD: tl.constexpr,
-    SPLITS: tl.constexpr, SPLIT: tl.constexpr, BLOCK: tl.constexpr,
+    SPLITS: tl.constexpr, SPLIT: tl.constexpr, PAGE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     lane = tl.program_id(0)
     kv_head = tl.program_id(1)
@@ -134,8 +138,10 @@ def _attention_kernel(
         holder = row
         if SCATTERED:
             holder = tl.load(row_of_ptr + lane * row_of_lane + s, mask=seen, other=0).to(tl.int64)
-        k_at = holder * k_cache_row + kv_head * k_cache_head + s * dim
-        v_at = holder * v_cache_row + kv_head * v_cache_head + s * value_dim
+        page = tl.load(table_ptr + holder * table_row + start // PAGE).to(tl.int64)
+        at = start % PAGE + tl.arange(0, BLOCK)
+        k_at = page * k_page + kv_head * k_page_head + at * dim
+        v_at = page * v_page + kv_head * v_page_head + at * value_dim
         k = tl.load(
             k_cache + k_at[:, None] + d[None, :], mask=seen[:, None] & in_d[None, :], other=0.0
         )
@@ -158,8 +164,9 @@ def _attention_kernel(
     if split == 0:  # the new token: stored for later steps, read from registers in this one
         k_new = tl.load(k_ptr + kv_head * k_head + lane * k_row + d, mask=in_d, other=0.0)
         v_new = tl.load(v_ptr + kv_head * v_head + lane * v_row + e, mask=in_e, other=0.0)
-        k_to = row * k_cache_row + kv_head * k_cache_head + past.to(tl.int64) * dim
-        v_to = row * v_cache_row + kv_head * v_cache_head + past.to(tl.int64) * value_dim
+        page_new = tl.load(table_ptr + row * table_row + past // PAGE).to(tl.int64)
+        k_to = page_new * k_page + kv_head * k_page_head + past % PAGE * dim
+        v_to = page_new * v_page + kv_head * v_page_head + past % PAGE * value_dim
         tl.store(k_cache + k_to + d, k_new, mask=in_d)
         tl.store(v_cache + v_to + e, v_new, mask=in_e)
         own = tl.sum(q.to(tl.float32) * k_new.to(tl.float32)[None, :], 1) * scaling
