@@ -9,6 +9,7 @@ import torch
 
 from fttt.engine import BatchedEngine, Lesson, LoRASpec, Target, TrainRequest
 from fttt.engine.adapters.lora import target_layers
+from fttt.engine.batch import cache_keyword
 from fttt.errors import UsageError
 from fttt.testing import tiny_model
 
@@ -65,11 +66,11 @@ def _peft_losses(model: Any, spec: LoRASpec, start: Any, context: tuple[int, ...
         [p for p in tuned.parameters() if p.requires_grad], lr=spec.lr, weight_decay=0.0
     )
     ids = torch.tensor([context[-1:] + TARGET])
-    losses = []
+    losses, name = [], cache_keyword(tuned.get_base_model().forward)
     for _ in range(3):
         with torch.no_grad():
-            held = tuned(torch.tensor([context[:-1]]), use_cache=True).past_key_values
-        logits = tuned(ids[:, :-1], past_key_values=held).logits[0]
+            held = {name: tuned(torch.tensor([context[:-1]]), use_cache=True)[name]}
+        logits = tuned(ids[:, :-1], **held).logits[0]
         loss = torch.nn.functional.cross_entropy(logits, ids[0, 1:])
         optimizer.zero_grad()
         loss.backward()

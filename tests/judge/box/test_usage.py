@@ -11,22 +11,26 @@ from fttt.judge.box.usage import Process, Processes, _share
 
 
 def test_a_process_that_has_ended_since_it_was_seen_has_no_memory() -> None:
-    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    processes = Processes()
-    processes.look([child.pid])
-    (member,) = processes.families[child.pid]
-    assert member.resident > 0
-    assert 0 < _share(member) <= member.resident
-    child.communicate(b"\n")
-    assert _share(member) == 0
+    words = [sys.executable, "-c", "print(flush=True); input()"]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        child.stdout.readline()  # until then it grows between two looks
+        processes = Processes()
+        processes.look([child.pid])
+        (member,) = processes.families[child.pid]
+        assert member.resident > 0
+        assert 0 < _share(member) <= member.resident
+        child.communicate(b"\n")
+        assert _share(member) == 0
 
 
 def test_the_members_of_a_box_change_with_its_processes() -> None:
-    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    processes = Processes()
-    processes.look([os.getpid()])
-    with_child = processes.members(os.getpid())
-    child.communicate(b"\n")
+    words = [sys.executable, "-c", "input()"]
+    with subprocess.Popen(words, stdin=subprocess.PIPE) as child:
+        processes = Processes()
+        processes.look([os.getpid()])
+        with_child = processes.members(os.getpid())
+        child.communicate(b"\n")
     processes.look([os.getpid()])
     assert child.pid in {pid for pid, _ in with_child - processes.members(os.getpid())}
 
