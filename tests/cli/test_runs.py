@@ -453,7 +453,7 @@ def test_faults_of_thinking_are_one_sentence(
         (["--think-tokens", "4"], "has no thoughts"),
         (["--think-tokens", "8"], "leaves no room for an answer within --max-new-tokens 8"),
         (["--think-tokens", "0"], "--think-tokens cannot be 0"),
-        (["--model", thinker, "--think-tokens", "5"], "and 4 more that close the thought"),
+        (["--model", thinker, "--think-tokens", "5"], "and 4 more that close it, leaves"),
         (["--no-train-on-thoughts"], "Unknown key 'train_on_thoughts' in the settings of"),
     ):
         assert call("run", "best-of-n", "--model", model, *COMMON, *words) == 2

@@ -90,7 +90,7 @@ def test_a_resolved_config_resolves_to_itself() -> None:
         ({"sampling": {"temperature": []}}, r"cannot be \[\]; it should be a number of at least 0"),
         (
             {"sampling": {"think_tokens": 2048}},
-            "--think-tokens 2048, leaves no room for an answer within --max-new-tokens 2048",
+            "--think-tokens 2048 leaves no room for an answer within --max-new-tokens 2048",
         ),
         (
             {"method": "beam-search", "sampling": {"think_tokens": 9}},

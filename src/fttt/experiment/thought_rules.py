@@ -46,8 +46,8 @@ def check_chat(config: RunConfig, chat: ChatFormat) -> None:
 def _check_fits(config: RunConfig, budget: int, closing: int) -> None:
     most = config.sampling.max_new_tokens
     if budget + closing >= most:
-        more = f", and {closing} more that close the thought" if closing else ""
+        more = f", and {closing} more that close it," if closing else ""
         raise UsageError(
-            f"A thought of --think-tokens {budget}{more}, leaves no room for an answer within "
+            f"A thought of --think-tokens {budget}{more} leaves no room for an answer within "
             f"--max-new-tokens {most}; lower the one or raise the other."
         )
