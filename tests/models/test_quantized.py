@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from fttt.engine import BatchedEngine, GenerateRequest, Lesson, LoRASpec, Target, TrainRequest
+from fttt.engine import BatchedEngine, GenerateRequest, LoRASpec
 from fttt.engine.adapters.bank import check_gradients
-from fttt.engine.batch import cache_keyword
 from fttt.engine.memory_plan import plan_memory
 from fttt.engine.merged import merged_linears
 from fttt.engine.selfcheck import find_difference
@@ -94,59 +93,16 @@ def test_its_weights_are_near_those_it_was_made_of(scheme: str, load: Load, fold
 
 
 @pytest.mark.parametrize("scheme", ["int8", "nf4"])
-def test_two_questions_updates_are_those_of_peft_one_at_a_time(scheme: str, load: Load) -> None:
+def test_two_questions_updates_are_those_of_peft_one_at_a_time(
+    scheme: str, load: Load, learn_beside_peft: Any
+) -> None:
     loaded = load(scheme)
     spec = LoRASpec(dropout=0.0, lr=1e-2)
     contexts = [loaded.chat.prompt_ids(text) for text in ("Hello", "What is 2 + 2?")]
     target = loaded.chat.turn_ids("Your answer is incorrect.", answer=False)
-    starts: list[Any] = [None, None]
-
-    async def question(engine: BatchedEngine, n: int) -> list[float]:
-        slot: Any = await engine.open_adapter(spec, seed=n)
-        starts[n] = [(a.clone(), b.clone()) for a, b in slot.bank.factors(slot.index)]
-        lesson = Lesson(contexts[n], (Target(target, (1 / len(target),) * len(target)),))
-        return [(await engine.train(TrainRequest(slot, (lesson,)))).loss for _ in range(3)]
-
-    async def main() -> list[list[float]]:
-        engine = BatchedEngine(loaded, max_length=128, concurrency=2, adapter=spec)
-        try:
-            return list(await asyncio.gather(question(engine, 0), question(engine, 1)))
-        finally:
-            await engine.close()
-
-    for n, losses in enumerate(asyncio.run(main())):
-        alone = _peft_losses(loaded.model, spec, starts[n], contexts[n], target)
+    for losses, alone in learn_beside_peft(loaded, spec, contexts, target):
         assert losses == pytest.approx(alone, rel=1e-4)
         assert losses[2] < losses[0]
-
-
-def _peft_losses(
-    model: Any, spec: LoRASpec, start: Any, context: tuple[int, ...], target: tuple[int, ...]
-) -> list[float]:
-    """The losses of three steps by PEFT's own layers over the same quantised ones."""
-    from peft import LoraConfig, get_peft_model
-
-    config = LoraConfig(r=spec.rank, lora_alpha=int(spec.alpha), target_modules=list(spec.targets))
-    tuned = get_peft_model(copy.deepcopy(model), config)
-    layers = [m for m in tuned.modules() if hasattr(m, "lora_A")]
-    with torch.no_grad():
-        for layer, (a, b) in zip(layers, start, strict=True):
-            layer.lora_A["default"].weight.copy_(a)
-            layer.lora_B["default"].weight.copy_(b)
-    parameters = [p for p in tuned.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=spec.lr, weight_decay=spec.weight_decay)
-    ids = torch.tensor([context[-1:] + target])
-    losses, name = [], cache_keyword(model.forward)
-    for _ in range(3):
-        with torch.no_grad():
-            held = {name: tuned(torch.tensor([context[:-1]]), use_cache=True)[name]}
-        logits = tuned(ids[:, :-1], **held).logits[0]
-        loss = torch.nn.functional.cross_entropy(logits, ids[0, 1:])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(float(loss.detach()))
-    return losses
 
 
 @needs_library
