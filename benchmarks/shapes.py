@@ -1,13 +1,16 @@
-"""Models of stated shapes with random weights, for benchmarks where only the time counts."""
+"""Models of stated shapes with random weights, for benchmarks where only the time counts.
+
+The sizes can be read where neither PyTorch nor fttt is installed.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
-from fttt.models import ChatFormat, LoadedModel
-from fttt.testing import tiny_tokenizer
+    from fttt.models import LoadedModel
 
 __all__ = ["SHAPES", "random_loaded", "random_model"]
 
@@ -32,6 +35,7 @@ SHAPES: dict[str, dict[str, int]] = {
 
 def random_model(shape: str, dtype: torch.dtype, device: str) -> Any:
     """Random weights of a shape, as a trainer is given them."""
+    import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
@@ -49,6 +53,9 @@ def random_model(shape: str, dtype: torch.dtype, device: str) -> Any:
 
 def random_loaded(shape: str, dtype: torch.dtype, device: str) -> LoadedModel:
     """The same, frozen, as the engine is given it."""
+    from fttt.models import ChatFormat, LoadedModel
+    from fttt.testing import tiny_tokenizer
+
     model = random_model(shape, dtype, device)
     model.eval().requires_grad_(False)
     tokenizer = tiny_tokenizer()
