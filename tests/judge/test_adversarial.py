@@ -53,7 +53,7 @@ def test_the_corpus_is_large_and_its_names_are_unique() -> None:
 def test_each_gets_its_verdict(entry: dict[str, Any], judgements: dict[str, Judgement]) -> None:
     judgement = judgements[entry["name"]]
     assert judgement.status in entry["expect"], judgement
-    assert judgement.seconds < LIMITS.wall_seconds + LIMITS.waiting_seconds + 2
+    assert judgement.seconds < LIMITS.wall_seconds + LIMITS.waiting_seconds + 30
 
 
 COUNTED = [entry for entry in SUBMISSIONS if entry.get("counted")]
@@ -82,7 +82,7 @@ def test_the_forgers_do_fool_a_judge_in_one_process(entry: dict[str, Any]) -> No
         input=program,
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=300,
     )
     assert run.stdout.endswith("PASSED\n"), run.stderr
 

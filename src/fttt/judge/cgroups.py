@@ -22,7 +22,7 @@ __all__ = ["COUNTED", "Groups"]
 COUNTED = ("processor time", "memory")
 
 _PREFIX = "fttt-judge"
-_REMOVAL_SECONDS = 0.5  # a group can be removed once the last of its processes is gone
+_REMOVAL_SECONDS = 5.0  # a group can be removed once the last of its processes is gone
 _number = itertools.count()
 
 

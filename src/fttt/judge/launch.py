@@ -40,7 +40,8 @@ _BECOME = (
 )
 """Runs a command as another user. Were it left to :mod:`subprocess`, this process would be forked
 whole, and what its libraries do at a fork (locks, threads of their own) may never end."""
-_END_SECONDS = 2.0
+_END_SECONDS, _KILLED_SECONDS = 2.0, 20.0
+"""For a zygote to end by itself, and for one that was killed, on a busy machine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,7 @@ class Zygote:
         except subprocess.TimeoutExpired:
             self.process.kill()
             with contextlib.suppress(subprocess.TimeoutExpired):  # the kernel does not let it go
-                self.process.wait(_END_SECONDS)
+                self.process.wait(_KILLED_SECONDS)
         self.errors.close()
 
 

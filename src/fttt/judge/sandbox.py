@@ -25,7 +25,7 @@ from fttt.judge.rehearsal import rehearse
 
 __all__ = ["ExhaustedError", "Sandbox", "default_workers"]
 
-_START_SECONDS = 20.0
+_START_SECONDS = 60.0
 _GRACE_SECONDS = 5.0  # beyond a box's wall limit, before the zygote itself counts as hung
 _MOST_WORKERS = 16
 _VERDICT_BYTES = 1 << 16
