@@ -3,6 +3,10 @@
 import asyncio
 import copy
 import gc
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -158,6 +162,46 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
     yield start
     for server in servers:
         server.stop()
+
+
+StopRun = Callable[..., tuple[int, str]]
+_STOPPED = """
+import os, sys
+from fttt.cli import main
+from fttt.store import line_file
+
+lines, number = int(sys.argv[1]), int(sys.argv[2])
+append = line_file.LineFile.append
+
+def append_and_stop(file, record):
+    append(file, record)
+    if file.path.name == "events.jsonl" and file.path.read_bytes().count(b"\\n") == lines:
+        os.kill(os.getpid(), number)
+
+line_file.LineFile.append = append_and_stop
+main(sys.argv[3:])
+"""
+
+
+@pytest.fixture
+def stop_run() -> StopRun:
+    """A function that runs ``fttt`` in a process of its own until its journal has so many lines.
+
+    It takes words, lines and a signal (SIGKILL), and returns the exit status and the errors. The
+    process sends the signal to itself: whoever watched it from outside might look too late.
+    """
+
+    def run(
+        words: Sequence[str], lines: int, number: int = signal.SIGKILL, cwd: Path | None = None
+    ) -> tuple[int, str]:
+        command = [sys.executable, "-c", _STOPPED, str(lines), str(int(number)), *words]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            command, cwd=cwd, env=environment, stderr=subprocess.PIPE, text=True, timeout=300
+        )
+        return done.returncode, done.stderr
+
+    return run
 
 
 Losses = list[float]

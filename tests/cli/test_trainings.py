@@ -131,7 +131,7 @@ def test_a_killed_process_is_resumed(
 ) -> None:
     words = [
         sys.executable, "-m", "fttt", "finetune", "train", "lora", "--model", model, "--limit",
-        "20", "--samples", "4", "--max-steps", "400", "--every", "4", "--lr", "1e-2",
+        "20", "--samples", "4", "--max-steps", "9999", "--every", "4", "--lr", "1e-2",
         "--device", "cpu", "--out",
     ]  # fmt: skip
     folder = tmp_path / "out"
@@ -139,7 +139,7 @@ def test_a_killed_process_is_resumed(
     process = subprocess.Popen([*words, str(folder)], env=environment, stderr=subprocess.PIPE)
     begun = time.monotonic()
     kept = folder / "checkpoints"
-    while not checkpoints(kept) and process.poll() is None and time.monotonic() - begun < 120:
+    while not checkpoints(kept) and process.poll() is None and time.monotonic() - begun < 240:
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     _, said = process.communicate(timeout=60)
@@ -149,7 +149,7 @@ def test_a_killed_process_is_resumed(
     ]
     step = read_info(checkpoints(folder / "checkpoints")[-1]).step
     text = (folder / "config.toml").read_text()
-    (folder / "config.toml").write_text(text.replace("max_steps = 400", f"max_steps = {step + 2}"))
+    (folder / "config.toml").write_text(text.replace("max_steps = 9999", f"max_steps = {step + 2}"))
     assert train("--resume", str(folder)) == 0
     shown = capsys.readouterr()
     assert [line.partition(":")[0] for line in shown.err.splitlines()] == ["finetune lora"]

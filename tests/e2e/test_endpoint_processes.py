@@ -88,9 +88,10 @@ def test_a_real_server_answers_as_the_weights_do(served: tuple[Path, str], tmp_p
 
 
 @pytest.mark.slow
-def test_a_killed_run_keeps_what_it_had_and_asks_for_the_rest(serve: Serve, tmp_path: Path) -> None:
+def test_a_killed_run_keeps_what_it_had_and_asks_for_the_rest(
+    serve: Serve, tmp_path: Path, stop_run: Callable[..., tuple[int, str]]
+) -> None:
     def script(body: dict[str, Any]) -> dict[str, Any]:
-        time.sleep(0.05)
         said = len(json.dumps(body["messages"]))
         return completion(f"The answer is {-said - body['seed'] % 97}.")
 
@@ -107,15 +108,8 @@ def test_a_killed_run_keeps_what_it_had_and_asks_for_the_rest(serve: Serve, tmp_
     whole, torn = tmp_path / "whole", tmp_path / "torn"
     assert call(*flags(whole)) == 0
     assert len(server.asked) == 18
-    process = subprocess.Popen([sys.executable, "-m", "fttt", *flags(torn)], env=ENVIRONMENT)
-    journal = torn / "events.jsonl"
-    deadline = time.monotonic() + 120
-    while process.poll() is None and time.monotonic() < deadline:
-        if journal.exists() and journal.read_bytes().count(b"\n") >= 12:
-            break
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait(timeout=60) == -signal.SIGKILL
+    code, errors = stop_run(flags(torn), 12)
+    assert code == -signal.SIGKILL, errors
     histories = Run.open(torn).histories.values()
     kept = sum(len(history.generations) for history in histories)
     assert 0 < kept < 18

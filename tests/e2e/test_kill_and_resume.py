@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,10 +20,6 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 QUESTIONS, TRIALS = 4, 6
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 """Threads of a tiny model only wait for one another where others use the machine too."""
-
-
-def command(*words: str) -> list[str]:
-    return [sys.executable, "-m", "fttt", "run", *words]
 
 
 def run_here(*words: str) -> None:
@@ -58,36 +54,24 @@ def facts(run: Run) -> list[tuple[str, int, tuple[int, ...], str, float]]:
     return [fact(trial) for trial in run.trials]
 
 
-def stop(words: list[str], folder: Path, after: int, number: int) -> tuple[int, str]:
-    """Start a run and send it a signal once its journal has ``after`` lines."""
-    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env=ONE_THREAD)
-    journal = folder / "events.jsonl"
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        if journal.exists() and journal.read_bytes().count(b"\n") >= after:
-            process.send_signal(number)
-            break
-        time.sleep(0.005)
-    _, errors = process.communicate(timeout=120)
-    return process.returncode, errors
-
-
 @pytest.mark.slow
-def test_killed_interrupted_and_resumed_equals_uninterrupted(tmp_path: Path, model: Path) -> None:
+def test_killed_interrupted_and_resumed_equals_uninterrupted(
+    tmp_path: Path, model: Path, stop_run: Callable[..., tuple[int, str]]
+) -> None:
     whole, torn = tmp_path / "whole", tmp_path / "torn"
     run_here(*flags(model, whole))
     total = (whole / "events.jsonl").read_bytes().count(b"\n")
     assert total == QUESTIONS * (2 * TRIALS + 1)
 
-    code, _ = stop(command(*flags(model, torn)), torn, 5, signal.SIGKILL)
-    assert code == -signal.SIGKILL
+    code, errors = stop_run(["run", *flags(model, torn)], 5, signal.SIGKILL)
+    assert code == -signal.SIGKILL, errors
     assert not (torn / "summary.json").exists()
     trials = torn / "trials.jsonl"
     with trials.open("ab") as file:
         file.write(b'{"question_id": "torn')  # as a kill within a write leaves it
 
-    code, errors = stop(command("--resume", str(torn)), torn, total // 2, signal.SIGINT)
-    assert code == 130
+    code, errors = stop_run(["run", "--resume", str(torn)], total // 2, signal.SIGINT)
+    assert code == 130, errors
     assert f"Resume with `fttt run --resume {torn}`" in errors
     assert "stopped: The run was stopped" in (torn / "run.log").read_text()
     before = len(Run.open(torn).trials)

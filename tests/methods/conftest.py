@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -121,19 +116,6 @@ class Reference:
         return float(-logs.gather(1, ids[:, None]).mean())
 
 
-def kill_after(words: Sequence[str], folder: Path, lines: int, cwd: Path) -> None:
-    """Run ``fttt`` in a process of its own and kill it once its journal has so many lines."""
-    command = [sys.executable, "-m", "fttt", *words]
-    process = subprocess.Popen(command, cwd=cwd, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    journal, deadline = folder / "events.jsonl", time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        if journal.exists() and journal.read_bytes().count(b"\n") >= lines:
-            process.send_signal(signal.SIGKILL)
-            break
-        time.sleep(0.002)
-    assert process.wait(timeout=120) == -signal.SIGKILL
-
-
 @pytest.fixture
 def play_on_tiny() -> Callable[..., tuple[Run, Recorded]]:
     return play_tiny
@@ -147,8 +129,3 @@ def sharp_model() -> Callable[[], LoadedModel]:
 @pytest.fixture
 def reference() -> Reference:
     return Reference()
-
-
-@pytest.fixture
-def killed() -> Callable[[Sequence[str], Path, int, Path], None]:
-    return kill_after

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
@@ -203,7 +204,7 @@ BUILT_IN = {
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*sorted(NAMES), *BUILT_IN])
 def test_killed_and_resumed_a_learner_makes_the_same_trials(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed: Callable[..., None]
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_run: Callable[..., Any]
 ) -> None:
     monkeypatch.syspath_prepend(LEARNERS)
     model = save_tiny_model(tmp_path / "tiny")
@@ -214,7 +215,8 @@ def test_killed_and_resumed_a_learner_makes_the_same_trials(
     assert any(t.verdict == "correct" for t in run.trials)
     assert any(t.verdict == "incorrect" for t in run.trials)
 
-    killed(["run", *flags(name, model, torn)], torn, lines, LEARNERS)
+    code, said = stop_run(["run", *flags(name, model, torn)], lines, cwd=LEARNERS)
+    assert code == -signal.SIGKILL, said
     assert len(Run.open(torn).trials) < len(run.trials)
 
     assert call("run", "--resume", str(torn)) == 0

@@ -43,7 +43,7 @@ class AllTogether(TinyVerifier):
         self.barrier = asyncio.Barrier(4)
 
     async def verify(self, question: Question, completion: str) -> Verdict:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(120):
             await self.barrier.wait()
         return await super().verify(question, completion)
 
