@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import base64
+import re
 import shutil
-import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -16,6 +16,8 @@ import httpx
 
 __all__ = ["Browser", "installed", "open_browser"]
 
+_SECONDS = 240.0
+"""For anything that is waited for: a busy machine draws the plots of a page in a minute."""
 FLAGS = [
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
@@ -33,6 +35,7 @@ class Browser:
             "browserName": "chrome",
             "goog:chromeOptions": options,
             "goog:loggingPrefs": {"browser": "ALL"},
+            "timeouts": {"script": 1100 * _SECONDS, "pageLoad": 1100 * _SECONDS},
         }
         self._client = client
         self._session = ""
@@ -50,11 +53,11 @@ class Browser:
         self.run("await_(() => document.documentElement.dataset.ready)")
 
     def run(self, script: str) -> Any:
-        """What a script returns; ``await_(f)`` in it waits until ``f`` holds, at most 20 s."""
+        """What a script returns; ``await_(f)`` in it waits until ``f`` holds, or for minutes."""
         lines = (
             "const done = arguments[0];"
             "const await_ = async (f) => {"
-            " const end = performance.now() + 20000;"  # the driver gives a script 30 s
+            f" const end = performance.now() + {1000 * _SECONDS};"
             " while (!f() && performance.now() < end)"
             "  await new Promise((r) => setTimeout(r, 10));"
             "};"
@@ -126,18 +129,19 @@ def open_browser() -> Iterator[Browser]:
     if found is None:
         raise RuntimeError("needs chromium and chromedriver (Debian: chromium chromium-driver)")
     chromium, driver = found
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    server = subprocess.Popen([driver, f"--port={port}"], stdout=subprocess.DEVNULL)
-    try:
+    words = [driver, "--port=0"]  # a free one, which it tells
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as server, _killed(server):
+        assert server.stdout is not None
+        told = (re.search(r"successfully on port (\d+)", line) for line in server.stdout)
+        port = next((found[1] for found in told if found), None)
+        if port is None:
+            raise RuntimeError("chromedriver does not start")
         with (
             tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile,
             httpx.Client(
                 base_url=f"http://127.0.0.1:{port}",
-                timeout=60,
+                timeout=1.2 * _SECONDS,
                 trust_env=False,
-                transport=httpx.HTTPTransport(retries=8),
             ) as client,
         ):
             browser = Browser(client, chromium, Path(profile))
@@ -145,6 +149,12 @@ def open_browser() -> Iterator[Browser]:
                 yield browser
             finally:
                 browser.close()
+
+
+@contextmanager
+def _killed(process: subprocess.Popen[str]) -> Iterator[None]:
+    """End a process with the block."""
+    try:
+        yield
     finally:
-        server.terminate()
-        server.wait()
+        process.kill()
