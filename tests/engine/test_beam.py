@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from fttt.engine import BatchedEngine, BeamRequest, GenerateRequest, Generation, LoRASpec
+from fttt.engine.beam import Beams
 from fttt.engine.memory_plan import plan_memory
 from fttt.errors import DivergedError, RunError, UsageError
 from fttt.models import LoadedModel
@@ -225,16 +226,27 @@ def test_closing_ends_a_search() -> None:
     assert loaded.model.config._attn_implementation == before
 
 
-def test_a_search_that_nobody_waits_for_ends() -> None:
+def test_a_search_that_nobody_waits_for_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = tiny_model(max_context=4096)
+    steps, expand = 0, Beams.expand
+
+    def counted(*args: Any) -> None:
+        nonlocal steps
+        steps += 1
+        expand(*args)
+
+    monkeypatch.setattr(Beams, "expand", counted)
 
     async def main() -> None:
         engine = BatchedEngine(loaded, max_length=4000, beams=2)
         task = asyncio.create_task(engine.beam(BeamRequest((5, 6, 7), 2, 3990)))
-        await asyncio.sleep(0.2)
+        while steps < 10 and not task.done():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        before = steps
         task.cancel()
-        answer = await asyncio.wait_for(engine.beam(BeamRequest((5, 6), 2, 5)), 5)
+        answer = await engine.beam(BeamRequest((5, 6), 2, 5))
         assert len(answer[0].token_ids) == 5
+        assert steps - before < 100  # of the other's 3990
         await engine.close()
 
     asyncio.run(main())

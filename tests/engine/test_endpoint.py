@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -25,8 +27,8 @@ def ask(number: int = 0, messages: tuple[Text, ...] = QUESTION, **more: Any) -> 
     return GenerateRequest((), messages=messages, **given)
 
 
-def engine_of(server: ScriptedServer, timeout: float = 30.0, **more: Any) -> EndpointEngine:
-    model = find_served("openai:tiny", server.url, timeout)
+def engine_of(server: ScriptedServer, timeout: float = 200.0, **more: Any) -> EndpointEngine:
+    model = replace(find_served("openai:tiny", server.url), timeout=timeout)
     return EndpointEngine(
         model, **{"max_length": 1000, "concurrency": 8, "first_pause": 0.001, **more}
     )
@@ -121,7 +123,15 @@ def test_a_server_without_n_is_asked_for_one_answer_at_a_time(serve: Serve) -> N
 
 
 def test_no_more_answers_at_once_than_asked_for(serve: Serve) -> None:
-    server = serve(lambda _: Reply(completion("x"), seconds=0.02))
+    several = threading.Event()
+
+    def script(_: dict[str, Any]) -> Reply:
+        if server.most > 1:
+            several.set()
+        several.wait(60)  # a first one may be answered before the next has come
+        return Reply(completion("x"), seconds=0.02)
+
+    server = serve(script)
     found = answers(
         engine_of(server, concurrency=3), *(ask(0, (user(f"{n}?"),)) for n in range(10))
     )
@@ -190,7 +200,7 @@ def test_trouble_that_passes_is_not_noticed(serve: Serve, trouble: Reply) -> Non
         (refusal(500, "out of memory"), 8, "no answer in 8 requests .*500: out of memory"),
         (Reply(b"<html>"), 3, "in 3 requests .*no chat completion"),
         (Reply({"error": {"message": "busy upstream"}}), 3, "no chat completion: .*busy upstream"),
-        (Reply(completion("x"), seconds=20.0), 2, r"none came within 0.2 seconds \(--request-tim"),
+        (Reply(completion("x"), seconds=300.0), 2, r"none came within 0.2 seconds \(--request-tim"),
         (refusal(404, "no such model"), 1, r"refuses \(404: no such model\)"),
         (refusal(400, "top_k is unknown"), 1, "refuses .*leave away or change the option"),
         (refusal(400, "maximum context length is 9"), 1, "lower --max-new-tokens"),
@@ -203,7 +213,7 @@ def test_trouble_that_stays_is_one_sentence(
     serve: Serve, trouble: Reply, requests: int, said: str
 ) -> None:
     server = serve(lambda _: trouble)
-    engine = engine_of(server, timeout=0.2 if trouble.seconds else 30.0)
+    engine = engine_of(server, timeout=0.2 if trouble.seconds else 200.0)
     with pytest.raises(RunError, match=said) as caught:
         answers(engine, ask())
     # a time-out may come before a busy server has read the request
@@ -222,7 +232,8 @@ def test_what_a_server_asks_to_wait_all_requests_wait(serve: Serve) -> None:
 
     async def two(engine: EndpointEngine) -> None:
         first = asyncio.create_task(engine.generate(ask()))
-        while not engine._client._paused_until:  # noqa: ASYNC110 - nothing tells of it
+        # nobody tells of it
+        while not (engine._client._paused_until or first.done()):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         await asyncio.gather(first, engine.generate(ask(1, (user("Else?"),))))
 
@@ -249,7 +260,7 @@ def test_a_limit_of_another_name_and_a_conversation_that_is_too_long(serve: Serv
 
 
 def test_what_nobody_waits_for_is_not_asked_to_its_end(serve: Serve) -> None:
-    server = serve(lambda _: Reply(completion("x"), seconds=20.0))
+    server = serve(lambda _: Reply(completion("x"), seconds=300.0))
 
     async def gives_up(engine: EndpointEngine) -> int:
         waiting = [asyncio.create_task(engine.generate(ask(n))) for n in range(2)]

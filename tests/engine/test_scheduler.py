@@ -134,8 +134,12 @@ def test_samples_of_one_prompt_are_prefilled_once(family: str, prefilled: list[i
     assert together == alone
 
 
-def test_rows_held_for_a_next_turn_give_way_at_once(prefilled: list[int]) -> None:
+def test_rows_held_for_a_next_turn_give_way_at_once(
+    prefilled: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """They are no reason to let a lane stand idle; what was taken back is computed again."""
+    # which else waits as long as the clock says, and the other sequence may end meanwhile
+    monkeypatch.setattr(Patience, "ready", lambda patience, waiting, running: waiting > 0)
 
     async def work(engine: BatchedEngine) -> None:
         beside = asyncio.create_task(engine.generate(GenerateRequest((9, 4), 150)))

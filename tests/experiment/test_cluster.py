@@ -6,7 +6,6 @@ import os
 import signal
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -23,8 +22,9 @@ from fttt.config import EngineSection, RunConfig, build, merge
 from fttt.errors import UsageError
 from fttt.experiment import cluster
 from fttt.experiment.cluster import Cluster
+from fttt.experiment.driver import Asking, Seat
 from fttt.experiment.plan import Plan, plan_resume, settle
-from fttt.experiment.replica import About, Replica
+from fttt.experiment.replica import About, Fact, Replica
 from fttt.experiment.runner import Cell, run_cells
 from fttt.experiment.sweep import SweepConfig, run_sweep
 from fttt.methods import MethodSettings
@@ -151,22 +151,28 @@ def test_questions_from_python_have_the_same_trials(
 
 
 def test_a_killed_replica_is_replaced_and_nothing_is_lost(
-    crew: Crew, whole: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    crew: Crew,
+    whole: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     old = Run.open(whole)
     plan = plan_resume(old, old.config)
-    out, pid = tmp_path / "killed", max(process.pid for process in actors())
+    out, killed = tmp_path / "killed", list[int]()
+    write = Asking.write
 
-    def kill() -> None:
-        deadline = time.monotonic() + 60
-        while journal_lines(out) < journal_lines(whole) // 3 and time.monotonic() < deadline:
-            time.sleep(0.005)
-        os.kill(pid, signal.SIGKILL)
+    def write_and_kill(asking: Asking, fact: Fact, seat: Seat) -> None:
+        """The first that sends a whole trial dies, while it holds that trial's question."""
+        write(asking, fact, seat)
+        if fact.kind == "trial" and not killed:
+            assert seat.replica is not None
+            killed.append(seat.replica.about.pid)
+            os.kill(killed[0], signal.SIGKILL)
 
-    killer = threading.Thread(target=kill, daemon=True)
-    killer.start()
+    monkeypatch.setattr(Asking, "write", write_and_kill)
     run_cells([Cell(plan, out)], crew.load(plan.config), Quiet())
-    killer.join(timeout=60)
+    (pid,) = killed
     assert trial_facts(out) == trial_facts(whole)
     assert journal_lines(out) == journal_lines(whole)
     died, end = crew.notes
@@ -191,8 +197,9 @@ def test_what_a_replica_refuses_ends_in_its_sentence(
 
 
 def test_a_cluster_out_of_reach_is_refused_at_once(
-    model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr(cluster, "_REACH_SECONDS", 100.0)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # nobody listens
         address = f"127.0.0.1:{taken.getsockname()[1]}"

@@ -205,7 +205,7 @@ def test_a_stop_ends_the_run_cleanly(tmp_path: Path, monkeypatch: pytest.MonkeyP
         try:
             return await ask(self, owed, journals, observer, stop)
         finally:
-            await stopper
+            stopper.cancel()
 
     crew = Crew(2)
     monkeypatch.setattr(ReplicatedExecutor, "ask", asked)

@@ -49,19 +49,29 @@ def test_a_run_is_the_same_with_lanes_that_stand_idle(
 
 
 class Rounds:
-    """An engine that takes as long for many answers as for one."""
+    """An engine that takes as long for many answers as for one: each round has its end."""
 
     def __init__(self, fails: int | None = None) -> None:
         self.fails, self.running = fails, 0
         self.asked: list[int] = []
+        self.ended: set[int] = set()
+        self.going_on = True
+        """Whether a round ever ends."""
+        self._end: asyncio.Future[None] | None = None
 
     async def generate(self, request: GenerateRequest) -> Generation:
+        loop = asyncio.get_running_loop()
+        if self._end is None or self._end.done():
+            self._end = loop.create_future()
+            if self.going_on:
+                loop.call_later(0.01, self._end.set_result, None)
         self.asked.append(request.noise_key)
         self.running += 1
         try:
-            await asyncio.sleep(0.01)
+            await asyncio.shield(self._end)
         finally:
             self.running -= 1
+        self.ended.add(request.noise_key)
         if request.noise_key == self.fails:
             raise RuntimeError("broken")
         return Generation((request.noise_key,), "stop", 0.01)
@@ -75,12 +85,11 @@ def test_thirty_two_answers_take_six_rounds() -> None:
     async def main() -> tuple[list[int], list[int]]:
         engine = Rounds()
         ahead = Lookahead(lambda: 100, engine.generate)
-        loop, began, rounds = asyncio.get_running_loop(), 0.0, []
+        rounds = []
         for n in range(32):
-            began = loop.time()
-            assert (await ahead.take(n, request, 31)).token_ids == (n,)
-            if loop.time() - began > 0.005:
+            if n not in engine.ended:
                 rounds.append(n)
+            assert (await ahead.take(n, request, 31)).token_ids == (n,)
         return engine.asked, rounds
 
     asked, rounds = asyncio.run(main())
@@ -94,7 +103,10 @@ def test_what_nobody_asks_for_is_stopped_and_errors_are_raised_once() -> None:
         ahead = Lookahead(lambda: 100, engine.generate)
         for n in range(4):
             await ahead.take(n, request, 31)
-        await asyncio.sleep(0.02)  # number 5 has failed by now, and nobody has asked for it
+        # it has failed, and nobody has asked for it
+        while 5 not in engine.ended:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        engine.going_on = False
         await ahead.take(4, request, 31)
         with pytest.raises(RuntimeError, match="broken"):
             await ahead.take(5, request, 31)

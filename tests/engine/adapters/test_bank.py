@@ -47,7 +47,7 @@ def test_a_slot_that_was_given_to_somebody_who_goes_is_the_next_ones() -> None:
         await asyncio.sleep(0)
         held.close()  # the first of the two has it now,
         gone.cancel()  # and is cancelled before it runs again
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(120):
             assert (await next_one).index == held.index
         with pytest.raises(asyncio.CancelledError):
             await gone
@@ -64,7 +64,7 @@ def test_who_waits_for_a_slot_is_told_that_the_engine_was_closed() -> None:
         waiting = asyncio.create_task(engine.open_adapter(spec, 2))
         await asyncio.sleep(0)
         await engine.close()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(120):
             with pytest.raises(RunError, match="engine was closed"):
                 await waiting
         with pytest.raises(RunError, match="engine was closed"):
@@ -148,7 +148,7 @@ def test_outputs_that_are_no_numbers_end_all_with_one_sentence(adapted: bool) ->
         else:
             loaded.model.model.norm.weight.fill_(float("inf"))
         both = [base, replace(base, adapter=slot if adapted else None)]
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             answers = await asyncio.gather(*map(engine.generate, both), return_exceptions=True)
             assert isinstance(answers[1], RunError)
             assert says in str(answers[1])
