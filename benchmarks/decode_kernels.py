@@ -23,6 +23,7 @@ from triton.testing import do_bench
 
 from fttt.engine.batch import Batch
 from fttt.engine.cache import Heads, KVCache
+from fttt.engine.memory_plan import PAGE
 from fttt.engine.ops import sampling
 from fttt.engine.ops.fused import SILU, gated_product, rms_norm, sum_and_norm
 from fttt.engine.ops.nucleus import sample
@@ -116,24 +117,37 @@ def sum_cases(rows: int, hidden: int, dtype: torch.dtype) -> Iterator[Case]:
 def attention_cases(
     rows: int, length: int, capacity: int, heads: tuple[int, int, int], dtype: torch.dtype
 ) -> Iterator[Case]:
-    """A decode step's attention over rows of one length, in a cache that holds more."""
+    """A decode step's attention over rows of one length, in a cache that holds more.
+
+    In pages that lie in any order, as rows that grow side by side take them, and in rows in one
+    piece.
+    """
     query, key_value, dim = heads
-    cache = KVCache(
-        rows=rows, capacity=capacity, heads={0: Heads(key_value, dim, dim, 0)}, dtype=dtype,
-        device=torch.device("cuda"),
-    )  # fmt: skip
-    row = torch.arange(rows, device="cuda")
-    past = torch.full_like(row, length)
-    batch = Batch(
-        "decode", cache, past, past, row, past, past, lengths=(), pasts=(), rows=(), adapted=False
-    )
     q, k, v = (
         torch.randn(rows, n, dim, device="cuda", dtype=dtype).transpose(0, 1)
         for n in (query, key_value, key_value)
     )
     least = rows * (2 * key_value * (length + 2) + 2 * query) * dim * q.element_size()
+    row = torch.arange(rows, device="cuda")
+    past = torch.full_like(row, length)
     name = f"attention, {rows} rows of {length} in {capacity}"
-    yield name, least, lambda: decode_attention(q, k, v, batch, 0, dim**-0.5)
+    for page, kind in ((PAGE, f"pages of {PAGE}"), (capacity, "rows in one piece")):
+        cache = KVCache(
+            rows=rows, capacity=capacity, heads={0: Heads(key_value, dim, dim, 0)}, dtype=dtype,
+            device=torch.device("cuda"), page=page,
+        )  # fmt: skip
+        columns = cache.table_RP.shape[1]
+        pages = torch.randperm(rows * columns, device="cuda")
+        cache.table_RP[:rows] = pages.view(rows, columns)
+        batch = Batch(
+            "decode", cache, past, past, row, past, past, lengths=(), pasts=(), rows=(),
+            adapted=False,
+        )  # fmt: skip
+        yield (
+            f"{name}, {kind}",
+            least,
+            lambda batch=batch: decode_attention(q, k, v, batch, 0, dim**-0.5),
+        )
 
 
 def main() -> None:
@@ -149,6 +163,12 @@ def main() -> None:
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
     parser.add_argument("--only", nargs="+", choices=list(KINDS), help="these alone")
     options = parser.parse_args()
+    if not torch.cuda.is_available():
+        parser.exit(2, "decode_kernels.py: there is no GPU here, and it times Triton's kernels.\n")
+    if options.capacity & (options.capacity - 1) or options.capacity <= max(options.lengths):
+        parser.error(
+            f"--capacity {options.capacity} is no power of two above the longest of --lengths"
+        )
     dtype, heads = getattr(torch, options.dtype), tuple(options.heads)
     copy = bandwidth("cuda")
     print(
