@@ -17,6 +17,7 @@ import statistics
 import sys
 import time
 import traceback
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,7 @@ def make_engine(job: dict[str, Any]) -> Any:
         "blocks": config.cache_config.num_gpu_blocks,
         "block": config.cache_config.block_size,
         "prefix_caching": bool(config.cache_config.enable_prefix_caching),
+        "flashinfer_sampler": os.environ.get("VLLM_USE_FLASHINFER_SAMPLER") == "1",
         "engine_apart": os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING", "1") != "0",
     }
     emit(
@@ -264,6 +266,10 @@ if __name__ == "__main__":
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
         "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        "VLLM_USE_DEEP_GEMM": "0",  # of products in eight bits, which there are none of here
+        # It takes FlashInfer's sampler for granted, and ends in an ImportError without it.
+        "VLLM_USE_FLASHINFER_SAMPLER": str(int(find_spec("flashinfer") is not None)),
         "VLLM_ALLOW_INSECURE_SERIALIZATION": "1",  # of functions that apply_model is handed
         "VLLM_HOST_IP": "127.0.0.1",
         "GLOO_SOCKET_IFNAME": "lo",
