@@ -7,9 +7,11 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+import torch
 
 from fttt.engine import BatchedEngine, GenerateRequest, Lesson, LoRASpec, Target, TrainRequest
-from fttt.engine.scheduler import Patience
+from fttt.engine.cache import KVCache
+from fttt.engine.scheduler import Job, Patience, PrefillQueue
 from fttt.models import LoadedModel
 from fttt.testing import tiny_model
 
@@ -171,6 +173,24 @@ def test_a_lesson_whose_row_was_taken_back_waits_for_another() -> None:
         await asyncio.gather(*others)
 
     run(tiny_model(), work, batch_size=2, concurrency=2, adapter=SPEC)
+
+
+def test_a_cancelled_request_lets_in_no_larger_one_behind_it() -> None:
+    cache = KVCache(
+        rows=4, capacity=16, heads={}, dtype=torch.float32, device=torch.device("cpu"), page=4,
+        pages=4,
+    )  # fmt: skip
+
+    async def main() -> None:
+        queue = PrefillQueue()
+        for tokens in (3, 12):
+            request = GenerateRequest(tuple(range(tokens)), 4)
+            queue.append(Job(request, asyncio.get_running_loop().create_future()))
+        assert queue.admissible(cache, [], lanes=2, rows=4, pages=2) == 2
+        queue[0].answer.cancel()
+        assert queue.admissible(cache, [], lanes=2, rows=4, pages=2) == 0
+
+    asyncio.run(main())
 
 
 def test_a_pass_runs_once_waiting_has_cost_as_much() -> None:

@@ -167,7 +167,12 @@ class PrefillQueue(deque[GenerateJob]):
     def admissible(
         self, cache: KVCache, running: Sequence[GenerateJob], lanes: int, rows: int, pages: int
     ) -> int:
-        """About how many requests have a lane, a row and pages: the first one has, if any."""
+        """About how many requests have a lane, a row and pages: the first one has, if any.
+
+        Cancelled ones before it are dropped, since a larger one may stand behind them.
+        """
+        while self and self[0].answer.cancelled():
+            self.popleft()
         count = min(len(self), lanes, rows)
         if count <= 0:
             return 0
