@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from random import Random
 from typing import Any
@@ -22,6 +22,7 @@ from fttt.engine import (
     Target,
     TrainRequest,
 )
+from fttt.engine.batch import Batch, Mode, Segment
 from fttt.engine.cache import Heads, KeptRow, KVCache
 from fttt.engine.decoder import CPUDecoder
 from fttt.engine.request import ThoughtBudget
@@ -277,6 +278,24 @@ def test_tokens_do_not_depend_on_the_page(family: str, paged: Paged) -> None:
     if family in {"llama", "gemma3", "qwen3_5"}:
         paged(4, 20, rows=24)
         same(everything(loaded, several=several), expected)
+
+
+def test_no_pass_reads_more_of_the_rows_than_is_planned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Contexts are padded to the longest of a pass, and each layer copies them."""
+    loaded, pack = tiny_model(), Batch.pack
+    expected = everything(loaded)
+    read: list[tuple[str, int]] = []
+
+    def packed(mode: Mode, segments: Sequence[Segment], cache: KVCache) -> Batch:
+        if mode != "decode" and len(segments) > 1 and any(s.past for s in segments):
+            read.append((mode, len(segments) * max(s.past for s in segments)))
+        return pack(mode, segments, cache)
+
+    monkeypatch.setattr(Batch, "pack", packed)
+    monkeypatch.setattr("fttt.engine.batch.READ_PLACES", 36)
+    same(everything(loaded), expected)
+    assert {mode for mode, _ in read} == {"prefill", "train"}
+    assert max(places for _, places in read) <= 36
 
 
 def _prefixed(length: int) -> LoadedModel:

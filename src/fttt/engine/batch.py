@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CACHE_KEYWORDS",
+    "READ_PLACES",
     "Batch",
     "Block",
     "Current",
@@ -33,6 +34,7 @@ __all__ = [
     "Ragged",
     "Segment",
     "SlotGroups",
+    "by_context",
     "by_length",
     "cache_keyword",
     "decoder_of",
@@ -459,6 +461,19 @@ def by_length(lengths: Sequence[int], fits: Callable[[int, int], bool]) -> list[
             parts.append([n])
             own = lengths[n]
     return [sorted(part) for part in parts]
+
+
+READ_PLACES = 2**18
+"""Positions of rows that one pass reads, padding included: each layer copies them."""
+
+
+def by_context(pasts: Sequence[int]) -> list[list[int]]:
+    """Indices of segments whose rows are read in one pass, part by part, longest first.
+
+    Args:
+        pasts: positions that each of them reads, and is padded to the longest.
+    """
+    return by_length(pasts, lambda padded, _: padded <= READ_PLACES)
 
 
 class _Pad(torch.autograd.Function):

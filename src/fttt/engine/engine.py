@@ -26,7 +26,7 @@ from torch.nn.attention import sdpa_kernel
 from fttt.engine.adapters import bank_of
 from fttt.engine.adapters.bank import Slot, applied, check_gradients, handed_over
 from fttt.engine.attention import KERNELS
-from fttt.engine.batch import Batch, Segment, by_length
+from fttt.engine.batch import Batch, Segment, by_context, by_length
 from fttt.engine.beam import BeamJob, BeamSearcher
 from fttt.engine.cache import KVCache
 from fttt.engine.decoder import CPUDecoder, CUDADecoder, Decoder, Lane, draw
@@ -386,7 +386,12 @@ class BatchedEngine:
 
     def _run_prefill(self, segments: Sequence[Segment]) -> torch.Tensor:
         """Fill cache rows; return the logits after each segment's last token."""
-        return self._run_pass([self._end_of_long(segment) for segment in segments])
+        ends = [self._end_of_long(segment) for segment in segments]
+        reads = any(segment.past for segment in ends)
+        parts = by_context([(x.past + len(x.token_ids)) * reads for x in ends])
+        logits = [self._run_pass([ends[n] for n in part]) for part in parts]
+        place = [n for part in parts for n in part]
+        return logits[0] if len(parts) == 1 else torch.cat(logits)[torch.tensor(place).argsort()]
 
     def _end_of_long(self, segment: Segment) -> Segment:
         """The end of a segment that is longer than a pass, once passes have filled what is before.
@@ -410,9 +415,8 @@ class BatchedEngine:
     def _run_pass(self, segments: Sequence[Segment]) -> torch.Tensor:
         """Fill cache rows in one pass; return the logits after each segment's last token."""
         batch = Batch.pack("prefill", segments, self._cache)
-        last = torch.tensor(batch.ends, device=self._device) - 1
         with applied(self._bank, batch):
-            return run_model(self._model, batch, last)
+            return run_model(self._model, batch, torch.tensor(batch.ends, device=self._device) - 1)
 
     def _launch(self) -> None:
         """Begin decode steps; on a GPU they run while the questions' coroutines do."""

@@ -22,6 +22,7 @@ import torch
 
 from fttt.engine.adapters import bank_of
 from fttt.engine.adapters.bank import AdapterNeeds
+from fttt.engine.batch import READ_PLACES
 from fttt.engine.cache import read_heads
 from fttt.engine.request import AdapterSpec
 from fttt.engine.sequences import LOGIT_BYTES
@@ -227,6 +228,8 @@ class _CacheSize:
     prefix: int
     token_bytes: int
     """Of a token, in all layers."""
+    layer_bytes: int
+    """Of a token, in the layer that has most."""
     row_bytes: int
     """Of a row's state."""
 
@@ -282,8 +285,10 @@ class _Sizes:
 
     @property
     def working(self) -> int:
-        """Of the larger pass."""
-        return max(self.passes.working, self.searched * self.lane_bytes)
+        """Of the larger pass, with copies of a layer's rows, as it reads them for a gradient."""
+        places = min(READ_PLACES, self.lanes * self.cache.capacity)
+        passes = self.passes.working + 2 * places * self.cache.layer_bytes
+        return max(passes, self.searched * self.lane_bytes)
 
     @property
     def bytes(self) -> int:
@@ -360,6 +365,7 @@ def _cache_size(
         capacity=capacity,
         prefix=prefix,
         token_bytes=sum(_numbers(loaded.model), needs.hidden) * _itemsize(loaded.model),
+        layer_bytes=max(_numbers(loaded.model), default=0) * _itemsize(loaded.model),
         row_bytes=mixers.row_bytes,
     )
 
