@@ -6,8 +6,8 @@
 
 Each count has a process of its own, so that memory is free again; one is `fttt run` without
 `--replicas`. A few questions are asked first, which compiles kernels; then each method's run is
-timed from the first line in its folder to the last (`seconds` of `summary.json`). At the end the
-ratio of trials a second, and whether the trials are the same.
+timed from the first line in its folder to the last (`seconds` of `summary.json`). After each count
+come the ratio of trials a second to the first one's, and whether the trials are the same.
 """
 
 from __future__ import annotations
@@ -83,11 +83,25 @@ def measure(options: argparse.Namespace, count: int, folder: Path) -> dict[str, 
     return found
 
 
-def apart(options: argparse.Namespace, count: int, folder: Path) -> dict[str, Any]:
-    """The same in a process of its own."""
+def apart(options: argparse.Namespace, count: int, folder: Path) -> dict[str, Any] | None:
+    """The same in a process of its own; ``None`` where that failed or took too long."""
     out = folder / f"{count}.json"
     words = [sys.executable, *sys.argv, "--only", str(count), "--folder", str(folder / f"{count}")]
-    subprocess.run([*words, "--model", options.model], check=True)
+    process = subprocess.Popen([*words, "--model", options.model])
+    try:
+        code = process.wait(options.limit)
+    except subprocess.TimeoutExpired:
+        code = None
+        process.terminate()  # upon which the driver ends its replicas
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+    if code != 0:
+        how = f"not done after {options.limit:.0f} s" if code is None else f"ended with {code}"
+        print(f"{count} replicas: {how}", flush=True)
+        return None
     measured: dict[str, Any] = json.loads(out.read_text())
     return measured
 
@@ -128,6 +142,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--counts", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--repeat", type=int, default=1)
+    parser.add_argument("--limit", type=float, default=600, help="most seconds of a count")
     parser.add_argument("--only", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -144,8 +159,16 @@ def main() -> None:
                 cwd=Path(__file__).parent,
             )
             options.model = str(folder / "model")
-        measured = {count: apart(options, count, folder) for count in options.counts}
-        show(options, measured)
+        base = None
+        failed = 0
+        for count in options.counts:
+            print(f"{count} replicas (at most {options.limit:.0f} s) ...", flush=True)
+            found = apart(options, count, folder)
+            failed += found is None
+            if found is not None:
+                base = base or (count, found)
+                show(options, count, found, base)
+        sys.exit(1 if failed else 0)
 
 
 SAVE = "import sys; from replicas import save_shape; from pathlib import Path; " + (
@@ -153,23 +176,23 @@ SAVE = "import sys; from replicas import save_shape; from pathlib import Path; "
 )
 
 
-def show(options: argparse.Namespace, measured: dict[int, dict[str, Any]]) -> None:
-    """A line a count and method, and how many times the first count's rate it is."""
-    first = options.counts[0]
-    for count, found in measured.items():
-        print(f"{count} replicas: start {found['start']:.1f} s")
-        for method in options.methods:
-            best = min(found[method], key=lambda run: run["seconds"])
-            base = min(measured[first][method], key=lambda run: run["seconds"])
-            rate, base_rate = (one["trials"] / one["seconds"] for one in (best, base))
-            own, its = facts(Run.open(best["folder"])), facts(Run.open(base["folder"]))
-            same = sum(a == b for a, b in zip(own, its, strict=False))
-            print(
-                f"  {method}: {best['trials']} trials, {best['tokens']} tokens in "
-                f"{best['seconds']:.2f} s ({best['with_engine']:.2f} s with the engine): "
-                f"{rate:.1f} trials/s, {best['tokens'] / best['seconds']:,.0f} tokens/s, "
-                f"{rate / base_rate:.3f} times {first}; {same} of {len(own)} trials as with {first}"
-            )
+def show(
+    options: argparse.Namespace, count: int, found: dict[str, Any], base: tuple[int, dict[str, Any]]
+) -> None:
+    """A line a method, and how many times the rate it is of the first count that was measured."""
+    print(f"{count} replicas: start {found['start']:.1f} s")
+    for method in options.methods:
+        best, first = (min(one[method], key=lambda run: run["seconds"]) for one in (found, base[1]))
+        rate, base_rate = (one["trials"] / one["seconds"] for one in (best, first))
+        own, its = facts(Run.open(best["folder"])), facts(Run.open(first["folder"]))
+        same = sum(a == b for a, b in zip(own, its, strict=False))
+        print(
+            f"  {method}: {best['trials']} trials, {best['tokens']} tokens in "
+            f"{best['seconds']:.2f} s ({best['with_engine']:.2f} s with the engine): "
+            f"{rate:.1f} trials/s, {best['tokens'] / best['seconds']:,.0f} tokens/s, "
+            f"{rate / base_rate:.3f} times {base[0]}; {same} of {len(own)} trials the same",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -33,7 +33,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from reference_vllm import emit
 from shapes import SHAPES
 
 HERE = Path(__file__).resolve().parent
@@ -151,8 +150,9 @@ class Runner:
             found = [line for line in lines if line.get("case") == case.name]
             if not found:
                 error = next((line["error"] for line in lines if "error" in line), outcome)
-                found = [{"case": case.name, "error": error}]
-                emit({"side": side, "out": self.options.out}, **found[0])
+                found = [{"side": side, "case": case.name, "error": error}]
+                with self.options.out.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(found[0]) + "\n")
             self.failed += "error" in found[-1]
             text = told(found[-1], floor_of(case, self.options))
             print(f"  {case.name}, {SIDES[side]}: {text}", flush=True)
@@ -311,10 +311,8 @@ HEADS = (
 )  # fmt: skip
 
 
-def show(options: argparse.Namespace) -> None:
-    """Print the table of a file of results."""
-    lines = read(options.out)
-    table = [list(row) for row in zip(*HEADS, strict=True)] + list(rows(lines, options))
+def show_table(table: list[list[str]], options: argparse.Namespace) -> None:
+    """Print rows below two lines of heads."""
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     print(
         f"\n{options.out}: floor at {options.bandwidth / 1e12:g} TB/s and "
@@ -326,9 +324,24 @@ def show(options: argparse.Namespace) -> None:
         cells = [row[0].ljust(widths[0])]
         cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
         print("  ".join(cells).rstrip())
+
+
+def show(options: argparse.Namespace) -> None:
+    """Print the table of a file of results."""
+    lines = read(options.out)
+    found = list(rows(lines, options))
+    if found:
+        show_table([list(row) for row in zip(*HEADS, strict=True)] + found, options)
+    else:
+        print(f"\n{options.out}: nothing was measured")
+    failed: dict[tuple[str, str], str] = {}
     for line in lines:
         if "error" in line and line.get("event") != "failed":  # which its cases say too
-            print(f"{line.get('case', 'weights')}, {SIDES[line['side']]}: {line['error']}")
+            failed[line["side"], line.get("case", "weights")] = line["error"]
+        elif "case" in line:
+            failed.pop((line["side"], line["case"]), None)
+    for (side, name), error in failed.items():
+        print(f"{name}, {SIDES[side]}: {error}")
 
 
 def cases_of(options: argparse.Namespace) -> list[Case]:
