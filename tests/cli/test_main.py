@@ -53,7 +53,7 @@ def test_a_wrong_flag_is_answered_fast_and_in_one_sentence() -> None:
         (["run", "ftt"], "did you mean 'fttt'?"),
         (["run", "fttt", "more"], "unexpected extra argument"),
         (["run", "fttt", "--trials", "0"], "--trials cannot be 0"),
-        (["run", "fttt", "--trials", "many"], "Invalid value for '--trials'"),
+        (["run", "fttt", "--trials", "many"], "Invalid value for '--trials': 'many' "),
         (["run", "fttt", "--unanswered", "x"], "--unanswered cannot be 'x'"),
         (["run", "fttt", "--set", "rank"], "--set 'rank' is not of the form key=value"),
         (["run", "fttt", "--set", "rnk=3"], "did you mean 'rank'?"),
@@ -65,7 +65,7 @@ def test_a_wrong_flag_is_answered_fast_and_in_one_sentence() -> None:
         (["run", "greedy", "--task", "jsonl"], "needs a verifier"),
         (["regrade", "none"], "There is no run folder 'none'"),
         (["sweep", "none.toml"], "Cannot read the file 'none.toml'"),
-        (["list", "nothing"], "'nothing'"),
+        (["list", "nothing"], ": 'nothing' is not one of 'methods'"),
     ],
 )
 def test_usage_errors_exit_with_2(

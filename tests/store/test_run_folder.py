@@ -102,7 +102,9 @@ def test_an_unknown_verdict_is_one_sentence(tmp_path: Path) -> None:
     writer = create(tmp_path / "run")
     writer.trial(trial("q/0", 0, "maybe"))
     writer.close()
-    with pytest.raises(UsageError, match=r"line 1 of trials.jsonl is no trial .*'maybe' is none"):
+    with pytest.raises(
+        UsageError, match=r"line 1 of trials.jsonl is no trial .the verdict 'maybe' is none"
+    ):
         _ = Run.open(tmp_path / "run").trials
 
 

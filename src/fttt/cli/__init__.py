@@ -11,6 +11,7 @@ from contextlib import contextmanager, nullcontext
 from typing import Annotated, Any
 
 import typer
+from pydantic import ValidationError
 
 from fttt.cli.checks import check_command, verify_command
 from fttt.cli.flags import examples
@@ -94,7 +95,13 @@ app.command(
         "fttt report outputs/grid --baseline best-of-n --plots figures --format svg",
     ),
 )(report_command)
-app.command("view")(view_command)
+app.command(
+    "view",
+    epilog=examples(
+        "fttt view",
+        "fttt view outputs/grid --port 8000 --no-open",
+    ),
+)(view_command)
 app.command(
     "export",
     epilog=examples(
@@ -203,6 +210,10 @@ def _run(words: list[str], debug: bool) -> int:
 
 def _parse_error(error: Any) -> int:
     message = " ".join(error.format_message().split()).rstrip(".")
+    if isinstance(error.__cause__, ValidationError):  # whose words do not name the value
+        given = repr(error.__cause__.errors()[0]["input"])
+        message = message.replace(": Value error, ", ": ").replace(": Input ", f": {given} ")
+        message = message.partition(", unable to parse ")[0]
     context = getattr(error, "ctx", None)
     where = f"; see `{context.command_path} --help`" if context else ""
     if message:  # a bare group has printed its help instead

@@ -8,7 +8,7 @@ from typing import Annotated, get_args
 
 import typer
 
-from fttt.cli.flags import AsJSON, print_json
+from fttt.cli.flags import AsJSON, examples, print_json
 from fttt.config.run_config import QUANTIZE
 from fttt.errors import UsageError
 from fttt.types import Quantize
@@ -23,7 +23,13 @@ def judge() -> None:
     """The code judge."""
 
 
-@judge_app.command("serve")
+@judge_app.command(
+    "serve",
+    epilog=examples(
+        "fttt judge serve",
+        "fttt judge serve --port 0 --workers 8 --limit-concurrency 64",
+    ),
+)
 def serve_judge(
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="The port to listen on; 0 takes a free one.")] = 9999,
@@ -68,7 +74,13 @@ QUESTION = "A farmer has {} boxes with {} apples each and gives {} apples away. 
 FEEDBACK = "Your answer is incorrect."
 
 
-@bench_app.command("engine")
+@bench_app.command(
+    "engine",
+    epilog=examples(
+        "fttt bench engine",
+        "fttt bench engine --model Qwen/Qwen2.5-0.5B-Instruct --questions 64 --json",
+    ),
+)
 def engine_command(
     model: Annotated[str, typer.Option(help="hub name, folder, GGUF file or embedded name")] = (
         "smollm2-135m"
@@ -137,7 +149,7 @@ def engine_command(
     )
 
 
-@bench_app.command("judge")
+@bench_app.command("judge", epilog=examples("fttt bench judge --clients 1,16 --seconds 2"))
 def judge_command(
     clients: Annotated[str, typer.Option(help="numbers of concurrent submissions")] = "1,8,16",
     seconds: Annotated[float, typer.Option(min=0.1, help="seconds of each measurement")] = 5.0,

@@ -371,10 +371,12 @@ def _evaluate_command() -> Callable[..., None]:
     return evaluate_command
 
 
-optune_app.command("evaluate")(_evaluate_command())
+optune_app.command(
+    "evaluate", epilog=examples("fttt optune evaluate --checkpoint network --task gsm8k")
+)(_evaluate_command())
 
 
-@optune_app.command("push")
+@optune_app.command("push", epilog=examples("fttt optune push network owner/optune-gsm8k"))
 def push_command(
     checkpoint: Annotated[Path, typer.Argument(help="checkpoint or training folder")],
     name: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="repository on the hub")],

@@ -155,8 +155,9 @@ class Run:
                 trial = trial_from_json(line)
                 found[place[trial.question_id], trial.trial] = trial
             except (KeyError, TypeError, ValueError) as error:
+                why = f"{error} is missing" if isinstance(error, KeyError) else error
                 raise UsageError(
-                    _broken(self.path, f"line {number} of {TRIALS} is no trial ({error!r})")
+                    _broken(self.path, f"line {number} of {TRIALS} is no trial ({why})")
                 ) from error
         return tuple(found[key] for key in sorted(found))
 
