@@ -4,17 +4,20 @@ import asyncio
 import copy
 import gc
 import os
+import random
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from fttt.config import SETTINGS, build
 from fttt.engine import BatchedEngine, Lesson, LoRASpec, Target, TrainRequest
@@ -29,8 +32,20 @@ from fttt.optune.network import OpTuneNetwork, RunningStatistics
 from fttt.testing import save_tiny_model, tiny_model
 from fttt.testing.scripted_server import ScriptedServer
 
-settings.register_profile("any machine", deadline=None)  # a busy one may take seconds for one case
+settings.register_profile(
+    "any machine",
+    deadline=None,  # a busy one may take seconds for one case,
+    suppress_health_check=[HealthCheck.too_slow],  # or for the draw of one;
+    derandomize=True,  # and what passes on one passes on another
+)
 settings.load_profile("any machine")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Let no test draw what depends on the tests before it."""
+    random.seed(0)
+    torch.manual_seed(0)
 
 
 def pytest_collection_finish() -> None:
@@ -162,6 +177,20 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
     yield start
     for server in servers:
         server.stop()
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody is given by chance before a process takes it.
+
+    So none of those that the system hands out by itself, as a port 0 or to a client.
+    """
+    lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    for port in random.SystemRandom().sample(range(10_000, max(lowest, 11_000)), 100):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no port is free")
 
 
 StopRun = Callable[..., tuple[int, str]]

@@ -67,7 +67,7 @@ def test_the_ends_of_the_ranges_are_tested_in_an_environment_of_their_own(
     plain = {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "MFLAGS"))}
     words = ["make", f"test-{end}", f"PYTHON={python}"]
     done = subprocess.run(
-        words, cwd=tmp_path, env=plain, capture_output=True, text=True, check=True, timeout=60
+        words, cwd=tmp_path, env=plain, capture_output=True, text=True, check=True, timeout=300
     )
     assert done.stdout.endswith("\nfttt --numprocesses auto --dist loadfile\n")
     said = "install --quiet --disable-pip-version-check"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -28,7 +27,9 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
-def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Path, str]]:
+def served(
+    tmp_path: Path, free_port: int, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[Path, str]]:
     """The embedded model's folder, and the address of ``transformers serve`` on it."""
     pytest.importorskip("openai", reason="asks servers: pip install 'fttt[endpoint]'")
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
@@ -37,21 +38,18 @@ def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Pa
     loaded.model.generation_config.do_sample = True  # else it takes the likeliest token always
     loaded.model.save_pretrained(folder)
     loaded.tokenizer.save_pretrained(folder)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     program = str(Path(sys.executable).with_name("transformers"))
     words = [program, "serve", str(folder), "--device", "cpu", "--dtype", "float32"]
-    words += ["--host", "127.0.0.1", "--port", str(port)]
+    words += ["--host", "127.0.0.1", "--port", str(free_port)]
     with (tmp_path / "server.log").open("wb") as log:
         process = subprocess.Popen(words, stdout=log, stderr=log, env=ENVIRONMENT)
     try:
         deadline = time.monotonic() + 240
-        while not _healthy(port):
+        while not _healthy(free_port):
             assert process.poll() is None, (tmp_path / "server.log").read_text()
             assert time.monotonic() < deadline
             time.sleep(0.1)
-        yield folder, f"http://127.0.0.1:{port}/v1"
+        yield folder, f"http://127.0.0.1:{free_port}/v1"
     finally:
         process.kill()
         process.wait(timeout=60)

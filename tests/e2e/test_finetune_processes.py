@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -60,14 +59,13 @@ def alone(*words: str) -> None:
     assert call("finetune", "train", *words) == 0
 
 
-def together(launcher: Sequence[str], *words: str, stop: int = -1) -> CompletedProcess[str]:
+def together(
+    launcher: Sequence[str], port: int, *words: str, stop: int = -1
+) -> CompletedProcess[str]:
     """Two processes; ``launcher`` ends in its option for a port."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
     program, *rest = words
     return run(
-        [sys.executable, "-m", *launcher, port, *program.split(), "finetune", "train", *rest],
+        [sys.executable, "-m", *launcher, str(port), *program.split(), "finetune", "train", *rest],
         env={**os.environ, "OMP_NUM_THREADS": "1", "STOPPED_AFTER": str(stop)},
         capture_output=True, text=True, timeout=300,
     )  # fmt: skip
@@ -85,20 +83,22 @@ def assert_same(one: Path, two: Path, weights: str) -> None:
         torch.testing.assert_close(value, ours[name], rtol=1e-4, atol=1e-5)
 
 
-def test_two_processes_end_where_one_does(tmp_path: Path) -> None:
+def test_two_processes_end_where_one_does(tmp_path: Path, free_port: int) -> None:
     # with so few tokens at once, they run unequal passes
     words = [
         "lora", "--model", str(save_tiny_model(tmp_path / "tiny")), *SETTINGS, "--lr", "1e-2",
         "--set", "dropout=0.0", "--batch-tokens", "250", "--out",
     ]  # fmt: skip
     alone(*words, str(tmp_path / "one"))
-    done = together(TORCHRUN, "-m fttt", *words, str(tmp_path / "two"))
+    done = together(TORCHRUN, free_port, "-m fttt", *words, str(tmp_path / "two"))
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("10 steps") == 1  # only one of them speaks
     assert_same(tmp_path / "one", tmp_path / "two", "adapter_model.safetensors")
 
 
-def test_weights_that_are_shared_out_are_trained_saved_and_resumed(tmp_path: Path) -> None:
+def test_weights_that_are_shared_out_are_trained_saved_and_resumed(
+    tmp_path: Path, free_port: int
+) -> None:
     # gemma's embeddings are tied; with so few tokens at once, processes would run unequal passes
     model = save_tiny_model(tmp_path / "tiny", "gemma")
     words = [
@@ -108,11 +108,11 @@ def test_weights_that_are_shared_out_are_trained_saved_and_resumed(tmp_path: Pat
     alone(*words, str(tmp_path / "one"))
     program, folder = tmp_path / "on_cpus.py", tmp_path / "two"
     program.write_text(ON_CPUS, encoding="utf-8")
-    stopped = together(FSDP, str(program), *words, str(folder), stop=6)
+    stopped = together(FSDP, free_port, str(program), *words, str(folder), stop=6)
     assert stopped.returncode != 0
     assert (folder / "checkpoints/checkpoint-5/finetune.json").is_file(), stopped.stderr
     assert call("finetune", "train", "--resume", str(folder)) == 2
-    done = together(FSDP, str(program), "--resume", str(folder))
+    done = together(FSDP, free_port, str(program), "--resume", str(folder))
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("10 steps") == 1
     assert_same(tmp_path / "one", folder, "model.safetensors")

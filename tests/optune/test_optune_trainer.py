@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -174,13 +173,10 @@ def test_several_processes_are_not_given_one_gpu(
 
 
 @pytest.mark.slow
-def test_two_processes_learn_what_one_does(attempts: Path, tmp_path: Path) -> None:
+def test_two_processes_learn_what_one_does(attempts: Path, tmp_path: Path, free_port: int) -> None:
     """Started with the environment that ``torchrun`` and ``accelerate launch`` set."""
     config = settings(attempts, held_out=0.3, max_steps=4, clip=1.0, device="auto")
     (tmp_path / "recipe.toml").write_text(to_toml(config), encoding="utf-8")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
     words = ["optune", "train", "--recipe", "recipe.toml", "--out", "two"]
     both = [
         subprocess.Popen(
@@ -188,14 +184,18 @@ def test_two_processes_learn_what_one_does(attempts: Path, tmp_path: Path) -> No
             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             env={
                 **os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": port, "WORLD_SIZE": "2", "RANK": rank, "LOCAL_RANK": rank,
+                "MASTER_PORT": str(free_port), "WORLD_SIZE": "2", "RANK": rank, "LOCAL_RANK": rank,
                 "CUDA_VISIBLE_DEVICES": "",
             },
         )
         for rank in ("0", "1")
     ]  # fmt: skip
-    train(attempts, tmp_path / "one", held_out=0.3, max_steps=4, clip=1.0)
-    ended = [process.communicate(timeout=180) for process in both]
+    try:
+        train(attempts, tmp_path / "one", held_out=0.3, max_steps=4, clip=1.0)
+        ended = [process.communicate(timeout=300) for process in both]
+    finally:
+        for process in both:
+            process.kill()
     assert [process.returncode for process in both] == [0, 0], ended
     assert "validation loss after 4 steps" in ended[0][0]
     assert "4 steps on 2 x cpu" in ended[0][1]

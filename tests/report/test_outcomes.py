@@ -58,7 +58,7 @@ def test_questions_can_be_chosen_and_ordered(make_run: MakeRun) -> None:
     assert outcomes.within("trials", [2]).tolist() == [[0], [1]]
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
+@settings(suppress_health_check=list(HealthCheck), max_examples=40)
 @given(
     verdicts=st.lists(st.text("ciu", max_size=6), min_size=1, max_size=5),
     decided_by=st.sampled_from(["first", "vote"]),

@@ -164,7 +164,7 @@ fractions = st.builds(
 
 
 @given(fractions, fractions)
-@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, suppress_health_check=list(HealthCheck))
 def test_rational_answers_are_equal_only_where_they_are(
     verifier: MathVerifier, first: tuple[int, int], second: tuple[int, int]
 ) -> None:
