@@ -264,7 +264,7 @@ def test_neighbours_that_use_all_processors_do_not_make_an_honest_program_late()
         assert {judgement.status for judgement in await asyncio.gather(*crowd)} == {"timeout"}
         return honest
 
-    limits = Limits(wall_seconds=1, cpu_seconds=1)
+    limits = Limits(wall_seconds=1, waiting_seconds=200, cpu_seconds=1)
     assert use(judge, workers=4, limits=limits).passed
 
 
