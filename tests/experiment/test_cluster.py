@@ -223,15 +223,21 @@ def test_too_many_replicas_are_refused_before_ray_is_started(
     assert "needs as many free processor cores, and there are 3" in capfd.readouterr().err
 
 
-def test_a_missing_ray_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("module", "sentence"),
+    [("ray", "is not installed"), ("google", r"cannot be imported \(No module named 'google'\)")],
+)
+def test_a_missing_ray_is_refused(
+    module: str, sentence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def missing(name: str) -> Any:
         if name == "ray":
-            raise ImportError(name)
+            raise ModuleNotFoundError(f"No module named {module!r}", name=module)
         return import_module(name)
 
     monkeypatch.setattr(cluster, "import_module", missing)
     with (
-        pytest.raises(UsageError, match=r"need Ray, which is not installed.*fttt\[scale\]"),
+        pytest.raises(UsageError, match=rf"need Ray, which {sentence}; .*fttt\[scale\]"),
         Cluster.connected(EngineSection(replicas=2)),
     ):
         pass

@@ -303,10 +303,11 @@ def _imported(*, alone: bool) -> Any:
         os.environ.update({k: v for k, v in wanted.items() if k not in os.environ})
     try:
         return import_module("ray")
-    except ImportError:
+    except ImportError as error:
+        missing = isinstance(error, ModuleNotFoundError) and error.name == "ray"
+        what = "is not installed" if missing else f"cannot be imported ({error})"
         raise UsageError(
-            "--replicas and --ray-address need Ray, which is not installed; run "
-            "`pip install 'fttt[scale]'`."
+            f"--replicas and --ray-address need Ray, which {what}; run `pip install 'fttt[scale]'`."
         ) from None
 
 
