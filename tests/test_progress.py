@@ -71,6 +71,19 @@ def test_of_scores_the_best_of_a_question_is_shown_for_each_run() -> None:
     assert " · best score one 0.750 (1,200 tokens), two 0.750 (2,400 tokens) · " in line
 
 
+def test_of_many_runs_the_range_of_their_best_scores_is_shown() -> None:
+    progress = Progress("sweep", Console(file=io.StringIO()))
+
+    async def run() -> str:
+        names = [f"run-{n}" for n in range(6)]
+        async with progress.watching(Engine(), Forecast(4, 6), 8, names=names, past=[[]] * 6):
+            for n in range(5):
+                progress.trial_ended(replace(TRIAL, question_id="a", score=n / 8), n)
+            return progress.line(0.0)
+
+    assert " · best score 0.000 to 0.500 in 5 runs · " in asyncio.run(run())
+
+
 def test_a_long_run_is_told_once_how_long_it_will_take(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr(module.time, "monotonic", lambda: now[0])

@@ -30,6 +30,8 @@ _TRACK_EVERY = 2.0
 
 _LINE_EVERY = 15.0
 """Seconds between two lines where there is no terminal."""
+_MOST_SCORES = 4
+"""Runs whose best scores one line names; of more it says where they lie."""
 _WINDOW = 15.0
 """Seconds over which tokens a second are averaged."""
 _LONG = 60.0
@@ -153,11 +155,15 @@ class _BestScores:
         """Whether there is a score."""
         return bool(self._best)
 
+    @property
+    def mean(self) -> float:
+        """Over the questions that have a score."""
+        return sum(self._best.values()) / len(self._best)
+
     def __str__(self) -> str:
-        mean = sum(self._best.values()) / len(self._best)
         if not self._name:
-            return f"{mean:.3f}"
-        return f"{self._name} {mean:.3f} ({self._tokens:,} tokens)"
+            return f"{self.mean:.3f}"
+        return f"{self._name} {self.mean:.3f} ({self._tokens:,} tokens)"
 
 
 class Progress:
@@ -252,9 +258,13 @@ class Progress:
             f"{self._solved} solved",
             f"{tokens_per_second:,.0f} tokens/s",
         ]
-        scores = [str(one) for one in self._scores if one]
-        if scores:
-            parts.append(f"best score {', '.join(scores)}")
+        scores = [one for one in self._scores if one]
+        if len(scores) > _MOST_SCORES:
+            means = [one.mean for one in scores]
+            within = f"{min(means):.3f} to {max(means):.3f}"
+            parts.append(f"best score {within} in {len(scores)} runs")
+        elif scores:
+            parts.append(f"best score {', '.join(map(str, scores))}")
         if self._total:
             left = max(0, self._total - self._trials - self._spared)
             parts.append(f"{left:,} trial{'s' if left != 1 else ''} left")
