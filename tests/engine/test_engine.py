@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import sys
+import weakref
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,9 +13,18 @@ from typing import Any
 import pytest
 import torch
 
-from fttt.engine import BatchedEngine, GenerateRequest, Generation, LoRASpec
+from fttt.engine import (
+    BatchedEngine,
+    GenerateRequest,
+    Generation,
+    Lesson,
+    LoRASpec,
+    Target,
+    TrainRequest,
+)
 from fttt.engine import engine as engine_module
 from fttt.engine.batch import Segment
+from fttt.engine.cache import KVCache
 from fttt.errors import RunError, UsageError
 from fttt.models import LoadedModel
 from fttt.testing import tiny_model
@@ -241,6 +251,28 @@ def test_a_cancelled_request_gives_its_row_back() -> None:
         await engine.close()
 
     asyncio.run(main())
+
+
+def test_a_closed_engine_holds_no_memory() -> None:
+    """The next one of the process plans with what is free, and no collection comes before it."""
+
+    async def main() -> weakref.ref[KVCache]:
+        spec = LoRASpec()
+        engine = BatchedEngine(tiny_model(), max_length=64, concurrency=2, adapter=spec)
+        slot = await engine.open_adapter(spec, seed=0)
+        answer = await engine.generate(GenerateRequest((5, 6, 7), 4, adapter=slot, keep=True))
+        assert answer.kept is not None
+        lesson = Lesson(answer.kept, (Target((7, 8), (0.5, 0.5)),))
+        await engine.train(TrainRequest(slot, (lesson,)))
+        await engine.close()
+        return weakref.ref(engine._cache)
+
+    gc.disable()
+    try:
+        cache = asyncio.run(main())
+        assert cache() is None
+    finally:
+        gc.enable()
 
 
 def test_two_engines_of_one_model_may_be_closed_in_any_order() -> None:

@@ -253,6 +253,7 @@ class CUDADecoder:
         self._shape: Shape | None = None  # made when a lane first asks for it
         self._seen: SeenTokens | None = None
         self._pool: Any = None
+        self._stream = torch.cuda.Stream()  # one, since cuBLAS keeps a workspace for each
         self._buckets = _buckets(lanes)
         self._lanes: Sequence[Lane] = ()
         self._ends = torch.zeros(1, lanes, dtype=torch.int64, device=device)
@@ -358,7 +359,7 @@ class CUDADecoder:
             self._whole[1, :bucket] = self._cache.prefix
             self._whole[2, :bucket] = self._cache.rows
             self._whole[3, :bucket] = -1
-            stream = torch.cuda.Stream()
+            stream = self._stream
             stream.wait_stream(torch.cuda.current_stream())
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.stream(stream):  # compiles what is compiled on first use

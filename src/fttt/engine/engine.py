@@ -236,13 +236,12 @@ class BatchedEngine:
             UsageError: adapters of this kind cannot learn from such a request.
             RunError: the device ran out of memory, or the engine was closed.
         """
-        if self._learner is None:
+        self._start()
+        if self._learner is None or self._bank is None:
             raise RunError("This engine was built without adapters, so it cannot train.")
-        assert self._bank is not None
         self._bank.index_of(request.adapter)
         check_targets(request, self.max_length, self.plan.train_longest)
         self._learner.check(request)
-        self._start()
         job: TrainJob = Job(request, asyncio.get_running_loop().create_future())
         self._lessons.append(job)
         return await job.answer
@@ -286,6 +285,7 @@ class BatchedEngine:
         self._replacements.disable()
         if self._bank is not None:
             self._bank.detach()
+        self._learner = None  # knows the engine, whose memory it would hold until a collection
 
     def _start(self) -> None:
         """Wake the loop for a request that is about to be queued; a failed engine takes none."""
