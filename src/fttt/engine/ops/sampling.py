@@ -19,6 +19,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -64,10 +65,13 @@ def sample(
     shaped_RV = logits_RV
     if shape is not None:
         shaped_RV, top_p_R = shaped(logits_RV, temperature_R, top_p_R, shape)
-    token_R = shaped_RV.argmax(-1)
     warm = temperature_R > 0
+    if bool(warm.all()):
+        token_R = _warm(shaped_RV, temperature_R, top_p_R, noise_R)
+        return token_R, token_logprobs(logits_RV, token_R)
+    token_R = shaped_RV.argmax(-1)
     if bool(warm.any()):
-        drawn = _nucleus(shaped_RV[warm], temperature_R[warm], top_p_R[warm], noise_R[warm])
+        drawn = _warm(shaped_RV[warm], temperature_R[warm], top_p_R[warm], noise_R[warm])
         token_R = token_R.index_put((warm.nonzero()[:, 0],), drawn)
     return token_R, token_logprobs(logits_RV, token_R)
 
@@ -107,20 +111,47 @@ def token_logprobs(logits_RV: Tensor, token_R: Tensor) -> Tensor:
     return logits_RV.gather(1, token_R[:, None])[:, 0] - logits_RV.logsumexp(-1)
 
 
-def _nucleus(logits_RV: Tensor, temperature_R: Tensor, top_p_R: Tensor, noise_R: Tensor) -> Tensor:
+def _warm(logits_RV: Tensor, temperature_R: Tensor, top_p_R: Tensor, noise_R: Tensor) -> Tensor:
+    """Draw from rows of a temperature above 0."""
     probs_RV = (logits_RV.float() / temperature_R[:, None]).softmax(-1)
-    # Tokens under (1 - top_p) / V weigh less than 1 - top_p together: none is in the nucleus.
+    whole = top_p_R >= 1
+    if not bool(whole.any()):
+        return _nucleus(probs_RV, top_p_R, noise_R)
+    token_R = _pick(probs_RV, noise_R)
+    if not bool(whole.all()):
+        cut = (~whole).nonzero()[:, 0]
+        drawn = _nucleus(probs_RV[cut], top_p_R[cut], noise_R[cut])
+        token_R = token_R.index_put((cut,), drawn)
+    return token_R
+
+
+def _nucleus(probs_RV: Tensor, top_p_R: Tensor, noise_R: Tensor) -> Tensor:
+    """Draw from the nuclei of rows.
+
+    Tokens under (1 - top_p) / V weigh less than 1 - top_p together: none is in the nucleus. The
+    others, a few hundred of a vocabulary, are laid side by side in its order.
+    """
     floor_R1 = ((1 - top_p_R) / probs_RV.shape[1])[:, None]
-    candidates = int((probs_RV >= floor_R1).sum(-1).max())
-    top_RC = probs_RV.topk(candidates, dim=-1).values
+    row_N, token_N = (probs_RV >= floor_R1).nonzero(as_tuple=True)
+    count_R = row_N.bincount(minlength=len(probs_RV))
+    column_N = torch.arange(len(row_N)) - (count_R.cumsum(0) - count_R)[row_N]
+    token_RC = token_N.new_zeros(len(probs_RV), int(count_R.max()))
+    token_RC[row_N, column_N] = token_N
+    probs_RC = probs_RV.new_zeros(token_RC.shape)
+    probs_RC[row_N, column_N] = probs_RV[row_N, token_N]
+    top_RC = torch.from_numpy(np.sort(probs_RC.numpy())).flip(-1)  # ten times as fast as torch
     before_RC = top_RC.cumsum(-1) - top_RC
     last_R1 = ((before_RC < top_p_R[:, None]).sum(-1, keepdim=True) - 1).clamp(min=0)
-    threshold_R1 = top_RC.gather(1, last_R1)
-    kept_RV = torch.where(probs_RV >= threshold_R1, probs_RV, 0.0)
-    mass_RV = kept_RV.cumsum(-1)
-    target_R1 = noise_R[:, None] * mass_RV[:, -1:]
-    picked_R1 = torch.searchsorted(mass_RV, target_R1, right=True)
-    last_kept_R1 = (mass_RV < mass_RV[:, -1:]).sum(-1, keepdim=True)  # rounding at the far end
+    kept_RC = torch.where(probs_RC >= top_RC.gather(1, last_R1), probs_RC, 0.0)
+    return token_RC.gather(1, _pick(kept_RC, noise_R)[:, None])[:, 0]
+
+
+def _pick(probs_RC: Tensor, noise_R: Tensor) -> Tensor:
+    """The column of each row at which the cumulative distribution passes its noise."""
+    mass_RC = probs_RC.cumsum(-1)
+    target_R1 = noise_R[:, None] * mass_RC[:, -1:]
+    picked_R1 = torch.searchsorted(mass_RC, target_R1, right=True)
+    last_kept_R1 = (mass_RC < mass_RC[:, -1:]).sum(-1, keepdim=True)  # rounding at the far end
     return torch.minimum(picked_R1, last_kept_R1)[:, 0]
 
 
