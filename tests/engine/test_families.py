@@ -17,11 +17,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from fttt.engine import BatchedEngine, GenerateRequest, Lesson, LoRASpec, Target, TrainRequest
 from fttt.engine.adapters.lora import target_layers
 from fttt.engine.cache import read_heads
-from fttt.engine.families import BLOCK, Replacements, few_row_linear, few_row_linears
 from fttt.engine.selfcheck import find_difference
 from fttt.errors import UsageError
 from fttt.models import LoadedModel
-from fttt.testing import tiny_model
 from fttt.testing.tiny_models import loaded_tiny, random_family
 
 FAMILIES = (
@@ -101,34 +99,6 @@ def test_layers_that_share_keys_hold_them_once() -> None:
     assert [heads[layer].owner for layer in range(4)] == [0, 1, 0, 1]
     sizes = {own.key_dim for own in read_heads(random_family("gemma4_text")).values()}
     assert sizes == {8, 16}
-
-
-@pytest.mark.parametrize("rows", [1, 2, 3, 8, 9, 15, 16])
-@pytest.mark.parametrize(("outputs", "bias"), [(7, True), (BLOCK + 5, False), (3 * BLOCK, True)])
-def test_it_is_a_linear_layer(rows: int, outputs: int, bias: bool) -> None:
-    generator = torch.Generator().manual_seed(rows)
-    x = torch.randn(1, rows, 33, generator=generator)
-    weight = torch.randn(outputs, 33, generator=generator)
-    offset = torch.randn(outputs, generator=generator) if bias else None
-    expected = torch.nn.functional.linear(x, weight, offset)
-    out = few_row_linear(x, weight, offset)
-    assert out.is_contiguous()
-    torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
-
-
-def test_a_model_computes_the_same_with_it_and_is_itself_again() -> None:
-    model = tiny_model("qwen").model
-    ids = torch.arange(5, 17)[None]
-    before = model(ids).logits
-    narrow = Replacements(few_row_linears(model))
-    narrow.enable()
-    with torch.no_grad():
-        inside = model(ids).logits
-    narrow.disable()
-    narrow.disable()
-    torch.testing.assert_close(inside, before, rtol=1e-4, atol=1e-4)
-    assert torch.equal(model(ids).logits, before)
-    assert all("forward" not in vars(m) for m in model.modules())
 
 
 TYPES: dict[str, dict[str, Any]] = {

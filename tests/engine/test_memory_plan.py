@@ -1,9 +1,8 @@
-"""The plan of the memory, and what is free."""
+"""The plan of the memory."""
 
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +11,7 @@ import torch
 from fttt.engine import BatchedEngine, LoRASpec
 from fttt.engine.adapters.lora import target_layers
 from fttt.engine.cache import KVCache, read_heads
-from fttt.engine.memory_plan import FILES, _left, plan_memory
+from fttt.engine.memory_plan import plan_memory
 from fttt.engine.selfcheck import check_outputs
 from fttt.errors import RunError, UsageError
 from fttt.testing import tiny_model
@@ -167,21 +166,3 @@ def test_a_plan_counts_what_the_target_layers_are_given() -> None:
 def test_an_unknown_projection_is_refused_by_name() -> None:
     with pytest.raises(UsageError, match=r"No linear layer 'query'.*q_proj"):
         target_layers(tiny_model().model, LoRASpec(targets=("query",)))
-
-
-def test_a_container_may_take_what_its_groups_leave(tmp_path: Path) -> None:
-    def group(path: Path, names: tuple[str, str, str], limit: str, used: int, cache: int) -> None:
-        path.mkdir(parents=True, exist_ok=True)
-        (path / names[0]).write_text(f"{limit}\n")
-        (path / names[1]).write_text(f"{used}\n")
-        (path / "memory.stat").write_text(f"anon 5\n{names[2]} {cache}\n")
-
-    member = tmp_path / "cgroup"
-    member.write_text("12:cpuset:/a\n4:memory:/job/one\n0::/user/shell\n")
-    assert list(_left(member, tmp_path)) == []
-    group(tmp_path / "user" / "shell", FILES["v2"], "max", 50, 10)
-    group(tmp_path / "user", FILES["v2"], "1000", 700, 100)
-    assert list(_left(member, tmp_path)) == [400]
-    group(tmp_path / "memory", FILES["v1"], "90", 100, 0)  # as a container sees its own
-    assert sorted(_left(member, tmp_path)) == [0, 400]
-    assert list(_left(tmp_path / "none", tmp_path)) == []

@@ -30,7 +30,7 @@ from fttt.engine import (
 from fttt.engine.adapters.delta import Factors
 from fttt.engine.adapters.lora import target_layers
 from fttt.engine.batch import cache_keyword
-from fttt.engine.families import few_row_linears
+from fttt.engine.linear import linear_replacements
 from fttt.errors import UsageError
 from fttt.finetune.load import (
     TwoPartLinear,
@@ -390,7 +390,7 @@ def test_only_what_was_trained_is_in_two_parts_and_is_found_by_its_name(
             tiny_model().model, LoRASpec(targets=("q_proj", "v_proj", "o_proj"))
         ).items()
     }
-    stood_in = {id(layer) for layer, _, _ in few_row_linears(loaded.model)}
+    stood_in = {id(layer) for layer, _, _ in linear_replacements(loaded.model)}
     assert all((id(found[name]) in stood_in) == (name not in parted) for name in found)
     exact = attach(tiny_model(), tuned.folder)
     assert not any(isinstance(m, TwoPartLinear) for m in exact.model.modules())

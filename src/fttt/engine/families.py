@@ -10,16 +10,13 @@
   base grows with the length past the context that the model was made for, and ``longrope``, one set
   of factors up to a length, another beyond it. A row whose keys were made with the first set does
   not continue with the second: from :func:`edge_of` on it is made anew.
-- Faster forms: on a GPU those of :mod:`fttt.engine.ops.fused` and :mod:`fttt.engine.merged`; on a
-  CPU, linear layers for the few rows of a decode step. With up to 8 rows (16 for a large output
-  layer) the weights are read faster as the left factor of the product, and those of a large output
-  layer in blocks (measured by
-  ``benchmarks/linear.py``); all other passes run as they are.
+- Faster forms: on a GPU those of :mod:`fttt.engine.ops.fused` and :mod:`fttt.engine.merged`, on a
+  CPU those of :mod:`fttt.engine.linear`.
 
 All of it is done to a model's own parts, never to a module that other models share, and undone when
 the engine is closed; the model's code and weights stay as they are.
 
-Axes: N packed tokens, H heads, F frequencies, D head dimension, R rows, I inputs, O outputs.
+Axes: N packed tokens, H heads, F frequencies, D head dimension.
 """
 
 from __future__ import annotations
@@ -32,23 +29,20 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from fttt.engine import ops
 from fttt.engine.attention import NAME, attend
 from fttt.engine.batch import Current, cache_keyword, decoder_of, noting, rebound
+from fttt.engine.linear import linear_replacements
 from fttt.engine.merged import merged_linears
 from fttt.engine.states import Mixers
-from fttt.models.quantized import is_plain
 
 __all__ = [
     "Replacements",
     "attention_replacements",
     "edge_of",
-    "few_row_linear",
-    "few_row_linears",
     "has_experts",
     "interface",
     "replacements_for",
@@ -353,52 +347,6 @@ def _per_sequence(
     return rotate
 
 
-FEW_ROWS, MOST_ROWS = 8, 16
-"""Up to which it is faster for any layer, and for a large output layer."""
-BLOCK = 2048
-"""Output features of one product."""
-
-
-def few_row_linears(model: nn.Module) -> list[tuple[Any, str, Any]]:
-    """A replacement for the ``forward`` of each linear layer that is no quantised one."""
-    linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    layers = [module for module in linear if is_plain(module)]
-    return [(layer, "forward", _forward_of(layer)) for layer in layers]
-
-
-def _forward_of(layer: nn.Linear) -> Callable[[Tensor], Tensor]:
-    def forward(x: Tensor) -> Tensor:
-        rows = x.numel() // layer.in_features
-        few = rows <= FEW_ROWS or (rows <= MOST_ROWS and layer.out_features > 4 * BLOCK)
-        if not few or torch.is_grad_enabled():
-            return F.linear(x, layer.weight, layer.bias)
-        return few_row_linear(x, layer.weight, layer.bias)
-
-    return forward
-
-
-def few_row_linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
-    """``x @ weightᵀ + bias`` for 1 to 16 rows, as ``(weight @ xᵀ)ᵀ``.
-
-    A product with one column takes longer than one with two, and 9 to 15 longer than 16, so zeros
-    fill up to those.
-    """
-    outputs, inputs = weight_OI.shape
-    x_RI = x.reshape(-1, inputs)
-    rows = x_RI.shape[0]
-    columns = 2 if rows == 1 else MOST_ROWS if rows > FEW_ROWS else rows
-    if columns > rows:
-        x_RI = torch.cat([x_RI, x_RI.new_zeros(columns - rows, inputs)])
-    out_OR = x_RI.new_empty(outputs, columns)
-    for start in range(0, outputs, BLOCK):
-        block = weight_OI[start : start + BLOCK]
-        torch.mm(block, x_RI.t(), out=out_OR[start : start + BLOCK])
-    out_RO = out_OR[:, :rows].t()
-    if bias_O is not None:
-        out_RO = out_RO + bias_O
-    return out_RO.contiguous().view(*x.shape[:-1], outputs)
-
-
 class Replacements:
     """Attributes of a model's parts, and what replaces them while this is enabled.
 
@@ -449,7 +397,7 @@ def replacements_for(
         if cuda:
             first = [*ops.fused.fused_operations(model), *merged_linears(model)]
         else:
-            first = few_row_linears(model)
+            first = linear_replacements(model)
     own = {id(owner): method for owner, name, method in first if name == "forward"}
     needed = [
         *mixers.replacements(current),

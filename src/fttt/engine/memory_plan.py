@@ -1,4 +1,4 @@
-"""How much memory the engine takes, decided before the first token, and what is free on a device.
+"""How much memory the engine takes, decided before the first token.
 
 Nothing is reserved for the length that a sequence may have: the cache's pages are what is left, and
 sequences take them as they grow. A run starts where the longest sequence fits, or says at once
@@ -12,18 +12,18 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 
 from fttt.engine.adapters import bank_of
 from fttt.engine.adapters.bank import AdapterNeeds
 from fttt.engine.batch import READ_PLACES
 from fttt.engine.cache import read_heads
+from fttt.engine.free_memory import free_bytes
+from fttt.engine.linear import second_weights
 from fttt.engine.request import AdapterSpec
 from fttt.engine.sequences import LOGIT_BYTES
 from fttt.engine.states import Mixers
@@ -31,7 +31,7 @@ from fttt.errors import RunError, UsageError
 from fttt.models.loader import LoadedModel
 from fttt.models.quantized import held_bytes, quantized_layers
 
-__all__ = ["MemoryPlan", "free_bytes", "plan_memory", "taking_memory"]
+__all__ = ["MemoryPlan", "plan_memory", "taking_memory"]
 
 TRAIN_TOKENS = 1024
 """Of a train pass on a CPU, where the memory allows it."""
@@ -79,6 +79,7 @@ class MemoryPlan:
     search_lanes: int
     """Beams, of one question or more, that are searched at once; 0 where none are asked for."""
     weight_bytes: int
+    """Those that a CPU holds a second time (:mod:`fttt.engine.linear`) included."""
     cache_bytes: int
     adapter_bytes: int
     working_bytes: int
@@ -186,7 +187,8 @@ def plan_memory(
         beams=beams,
         least_adapters=least_adapters,
     )
-    free = int(free_bytes(device) * (LEFT if device.type == "cuda" else 1))
+    again, to_come = (0, 0) if device.type == "cuda" else second_weights(loaded.model)
+    free = int(free_bytes(device) * LEFT) if device.type == "cuda" else free_bytes(device) - to_come
     while sizes.bytes > free:
         fewer = sizes.shrunk(smaller, fixed=batch_size is not None)
         if fewer is None:
@@ -210,7 +212,7 @@ def plan_memory(
         train_longest=passes.train_longest,
         train_questions=passes.train_questions,
         search_lanes=sizes.searched if beams else 0,
-        weight_bytes=held_bytes(loaded.model),
+        weight_bytes=held_bytes(loaded.model) + again + to_come,
         cache_bytes=cache.bytes,
         adapter_bytes=slots * needs.slot,
         working_bytes=sizes.working,
@@ -499,48 +501,3 @@ def _search_bytes(loaded: LoadedModel, max_length: int) -> int:
     layer_bytes = max(_numbers(loaded.model), default=0) * _itemsize(loaded.model) * max_length
     gathered = 0 if torch.device(loaded.device).type == "cuda" else 2 * layer_bytes
     return int(24 * config.vocab_size + gathered + 64 * max_length)
-
-
-MEMBERSHIP, MOUNT = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
-FILES = {
-    "v2": ("memory.max", "memory.current", "inactive_file"),
-    "v1": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
-}
-"""Of a control group: its limit, what it has taken, and which line of ``memory.stat`` says how much
-of that is a cache of files, which is given back when it is wanted."""
-
-
-def free_bytes(device: torch.device) -> int:
-    """Memory that a new tensor could take on ``device`` now; on a CPU, within the container."""
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return int(free + held)
-    return min(int(psutil.virtual_memory().available), *_left(MEMBERSHIP, MOUNT))
-
-
-def _left(membership: Path, mount: Path) -> Iterator[int]:
-    """What each control group leaves that this process is in and that has a limit.
-
-    A container's processes may see their own group at the mount itself, and not where its name
-    says; whatever is not there has no say.
-    """
-    with suppress(OSError):
-        for line in membership.read_text().splitlines():
-            _, controllers, name = line.split(":", 2)
-            if controllers not in {"", "memory"}:
-                continue
-            files = FILES["v1" if controllers else "v2"]
-            root = mount / controllers
-            for group in (root / name.lstrip("/") / "x").parents:
-                if not group.is_relative_to(root):
-                    break
-                with suppress(OSError, ValueError):
-                    yield _group_left(group, *files)
-
-
-def _group_left(group: Path, limit: str, used: str, cache: str) -> int:
-    """Raises ValueError where the group has no limit (``max``)."""
-    stat = dict(line.split(" ", 1) for line in (group / "memory.stat").read_text().splitlines())
-    taken = int((group / used).read_text()) - int(stat.get(cache, 0))
-    return max(0, int((group / limit).read_text()) - taken)

@@ -12,7 +12,7 @@ Axes: O outputs, I inputs.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -28,7 +28,15 @@ GROUPS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("w1", "w3")
 """Names of layers of one module that are given one input in most models."""
 
 
-def merged_linears(model: nn.Module) -> list[tuple[Any, str, Any]]:
+Product = Callable[[Sequence[nn.Linear], Tensor, Tensor, Tensor | None], Tensor]
+"""Of layers, their input, and their weights and biases, which lie end to end."""
+
+
+def _plain(_: Sequence[nn.Linear], x: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
+    return F.linear(x, weight_OI, bias_O)
+
+
+def merged_linears(model: nn.Module, product: Product = _plain) -> list[tuple[Any, str, Any]]:
     """A replacement for the ``forward`` of each such layer; the weights are laid end to end here.
 
     Left alone are layers that are no plain linear ones (quantised ones, say), have weights that are
@@ -41,7 +49,7 @@ def merged_linears(model: nn.Module) -> list[tuple[Any, str, Any]]:
             layers = [getattr(module, name, None) for name in names]
             plain = [x for x in layers if isinstance(x, nn.Linear) and is_plain(x)]
             if len(plain) == len(names) and _serve(plain, count):
-                merged = _Merged(plain)
+                merged = _Merged(plain, product)
                 found += [(x, "forward", partial(merged.run, n)) for n, x in enumerate(plain)]
     if found and found[0][0].weight.is_cuda:
         torch.cuda.empty_cache()  # what the weights lay in before
@@ -64,8 +72,8 @@ def _serve(layers: Sequence[nn.Linear], count: Counter[int]) -> bool:
 class _Merged:
     """Layers of one input."""
 
-    def __init__(self, layers: Sequence[nn.Linear]) -> None:
-        self._layers = layers
+    def __init__(self, layers: Sequence[nn.Linear], product: Product) -> None:
+        self._layers, self._product = layers, product
         self._sizes = [layer.out_features for layer in layers]
         self._weight_OI = _end_to_end([layer.weight for layer in layers])
         self._bias_O: Tensor | None = None
@@ -86,7 +94,7 @@ class _Merged:
             if self._parts:  # not all of them were asked for: they are no layers of one input
                 self._apart, self._input, self._parts = True, None, {}
                 return F.linear(x, layer.weight, layer.bias)
-            out = F.linear(x, self._weight_OI, self._bias_O)
+            out = self._product(self._layers, x, self._weight_OI, self._bias_O)
             self._input, self._parts = (x, x._version), dict(enumerate(out.split(self._sizes, -1)))
         part = self._parts.pop(n)
         if not self._parts:

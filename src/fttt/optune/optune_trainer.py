@@ -24,7 +24,7 @@ from torch import Tensor
 
 from fttt.config import to_toml
 from fttt.config.training_configs import OpTuneConfig
-from fttt.engine.memory_plan import free_bytes
+from fttt.engine.free_memory import free_bytes
 from fttt.engine.ops import current_device
 from fttt.engine.selfcheck import check_outputs
 from fttt.engine.sequences import prepared
