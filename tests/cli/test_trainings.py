@@ -142,17 +142,17 @@ def test_a_killed_process_is_resumed(
     while not checkpoints(kept) and process.poll() is None and time.monotonic() - begun < 240:
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=120)
     assert checkpoints(kept), said
-    assert said.decode().splitlines() == [
-        f"finetune lora: 1,792 trained parameters, learning rate 0.01, into {folder}"
-    ]
+    first, *later = said.decode().splitlines()
+    assert first == f"finetune lora: 1,792 trained parameters, learning rate 0.01, into {folder}"
+    assert all(line.startswith("finetune lora: step ") for line in later)  # one every 15 s
     step = read_info(checkpoints(folder / "checkpoints")[-1]).step
     text = (folder / "config.toml").read_text()
     (folder / "config.toml").write_text(text.replace("max_steps = 9999", f"max_steps = {step + 2}"))
     assert train("--resume", str(folder)) == 0
     shown = capsys.readouterr()
-    assert [line.partition(":")[0] for line in shown.err.splitlines()] == ["finetune lora"]
+    assert {line.partition(":")[0] for line in shown.err.splitlines()} == {"finetune lora"}
     assert read_info(folder).step == step + 2
     assert f"lora: {step + 2} steps, validation loss" in shown.out
     assert "1,792 trained parameters" in shown.out

@@ -52,7 +52,7 @@ def test_from_attempts_to_an_evaluated_checkpoint(
         time.sleep(0.02)
         written = [path for path in Path("killed").glob("step-*") if path.name > "step-00000001"]
     killed.send_signal(signal.SIGKILL)
-    said = killed.communicate(timeout=60)
+    said = killed.communicate(timeout=120)
     assert written, said
     end = read_info("killed").step + 3
     done(*TRAIN, "--max-steps", str(end), "--out", "whole")
