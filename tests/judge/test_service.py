@@ -44,10 +44,13 @@ class BrokenSandbox(Sandbox):
 
 @contextlib.contextmanager
 def killed(process: subprocess.Popen[Any]) -> Iterator[None]:
-    """End a process with the block, whatever comes of it."""
+    """End a process and those below it with the block, whatever comes of it."""
     try:
         yield
     finally:
+        if process.poll() is None:
+            for child in psutil.Process(process.pid).children(recursive=True):
+                child.kill()
         process.kill()
 
 
