@@ -42,7 +42,7 @@ class Hub:
             asked = json.loads(body)
             name = f"{asked['organization']}/{asked['name']}"
             self.datasets[name] = {".gitattributes": b""}
-            self.private[name] = asked["visibility"] == "private"
+            self.private[name] = asked.get("visibility") == "private" or asked.get("private", False)
             return 200, {"url": f"{constants.ENDPOINT}/datasets/{name}", "id": name}
         if path == "/api/validate-yaml":
             return 200, {"warnings": [], "errors": []}

@@ -314,7 +314,7 @@ def _draw(axes: Axes, curve: Curve, place: int, axis: Axis, band: float) -> None
         axes.errorbar(
             curve.budgets,
             curve.mean,
-            yerr=[low, high],
+            yerr=[low.tolist(), high.tolist()],
             color=colour,
             marker=marker,
             markersize=5,
