@@ -1,10 +1,12 @@
 """Plain generation beside `transformers.generate`, same prompts, greedy, same tokens.
 
     python benchmarks/generate.py                # smollm2-135m, batch 1 and 16
+    python benchmarks/generate.py --full-length  # each answer has --new-tokens tokens
 
 Answers end where the model ends them, so `transformers` runs each batch until its longest answer
-is done while the engine's lanes continue with what is left. Both sides take turns; the tokens are
-compared and the ratio is that of the medians.
+is done while the engine's lanes continue with what is left; of short answers most of the time is
+that of their prompts. Both sides take turns; the tokens are compared and the ratio is that of the
+medians.
 """
 
 from __future__ import annotations
@@ -24,33 +26,38 @@ from fttt.tasks.task import TaskOptions
 Ids = tuple[int, ...]
 
 
-def theirs(loaded: LoadedModel, prompts: list[Ids], new_tokens: int) -> tuple[list[Ids], float]:
+def theirs(
+    loaded: LoadedModel, prompts: list[Ids], new_tokens: int, ends_at: Ids
+) -> tuple[list[Ids], float]:
     """Answers of `transformers.generate` on one left-padded batch, and its seconds."""
     pad = loaded.stop_ids[0]
+    loaded.model.generation_config.eos_token_id = list(ends_at) or None
     longest = max(map(len, prompts))
     ids = torch.tensor([[pad] * (longest - len(p)) + list(p) for p in prompts])
     mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
     start = time.perf_counter()
     out = loaded.model.generate(
         ids.to(loaded.device), attention_mask=mask.to(loaded.device), do_sample=False,
-        max_new_tokens=new_tokens, pad_token_id=pad, eos_token_id=list(loaded.stop_ids),
+        max_new_tokens=new_tokens, pad_token_id=pad,
     )  # fmt: skip
     seconds = time.perf_counter() - start
     answers = []
     for row in out[:, longest:].tolist():
-        ends = [n for n, token in enumerate(row) if token in loaded.stop_ids]
+        ends = [n for n, token in enumerate(row) if token in ends_at]
         answers.append(tuple(row[: ends[0] + 1] if ends else row))
     return answers, seconds
 
 
-def ours(loaded: LoadedModel, prompts: list[Ids], new_tokens: int) -> tuple[list[Ids], float]:
+def ours(
+    loaded: LoadedModel, prompts: list[Ids], new_tokens: int, ends_at: Ids
+) -> tuple[list[Ids], float]:
     """Answers of the engine, and its seconds."""
 
     async def main() -> tuple[list[Ids], float]:
         engine = BatchedEngine(
             loaded, max_length=max(map(len, prompts)) + new_tokens, concurrency=len(prompts)
         )
-        requests = [GenerateRequest(p, new_tokens, stop_ids=loaded.stop_ids) for p in prompts]
+        requests = [GenerateRequest(p, new_tokens, stop_ids=ends_at) for p in prompts]
         start = time.perf_counter()
         answers = await asyncio.gather(*map(engine.generate, requests))
         seconds = time.perf_counter() - start
@@ -67,20 +74,22 @@ def main() -> None:
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 16])
     parser.add_argument("--new-tokens", type=int, default=128)
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--full-length", action="store_true", help="no answer ends early")
     options = parser.parse_args()
     loaded = load_model(options.model)
+    ends_at = () if options.full_length else loaded.stop_ids
     questions = get_task("arithmetic").load(TaskOptions())
     print(f"{loaded.name} {loaded.dtype} on {loaded.device}, {torch.get_num_threads()} threads")
     for size in options.batch_sizes:
         prompts = [loaded.chat.prompt_ids(q.prompt) for q in questions[:size]]
         with torch.no_grad():
-            theirs(loaded, prompts[:1], 4)
-            ours(loaded, prompts[:1], 4)
+            theirs(loaded, prompts[:1], 4, ends_at)
+            ours(loaded, prompts[:1], 4, ends_at)
             seconds: dict[str, list[float]] = {"theirs": [], "ours": []}
             for _ in range(options.runs):
-                expected, took = theirs(loaded, prompts, options.new_tokens)
+                expected, took = theirs(loaded, prompts, options.new_tokens, ends_at)
                 seconds["theirs"].append(took)
-                answers, took = ours(loaded, prompts, options.new_tokens)
+                answers, took = ours(loaded, prompts, options.new_tokens, ends_at)
                 seconds["ours"].append(took)
         tokens = sum(map(len, answers))
         same = sum(a == b for a, b in zip(answers, expected, strict=True))
