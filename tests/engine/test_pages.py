@@ -393,3 +393,70 @@ def test_a_conversation_is_continued_more_than_once(paged: Paged, prefilled: lis
         await engine.close()
 
     asyncio.run(main())
+
+
+async def _asked(engine: BatchedEngine, n: int) -> Any:
+    """One of many users: cancels, learns from its answer, continues it, or only takes it."""
+    draw = Random(n)
+    slot = await engine.open_adapter(SPEC, seed=n) if n % 4 == 1 else None
+    prompt = tuple(range(20, 20 + draw.randint(3, 40))) if n % 3 else (5, 6, 7, 8, 9) * 4
+    thought = ThoughtBudget(draw.randint(1, 9), (), (250, 251), (11, 12, 13, 250, 251))
+    request = GenerateRequest(
+        prompt, draw.randint(24, 44), draw.choice([0.0, 0.8, 1.2]), draw.choice([0.9, 1.0]), 77 * n,
+        (2, 40) if n % 2 else (), slot, keep=slot is not None or n % 7 == 0,
+        repetition_penalty=draw.choice([1.0, 1.4]), top_k=draw.choice([0, 7]),
+        thought=None if n % 5 else thought,
+    )  # fmt: skip
+    task = asyncio.create_task(engine.generate(request))
+    if n % 6 == 5:
+        for _ in range(draw.randint(1, 20)):
+            await asyncio.sleep(0)
+        task.cancel()
+    (found,) = await asyncio.gather(task, return_exceptions=True)
+    said: list[Any] = []
+    if not isinstance(found, asyncio.CancelledError):
+        assert not isinstance(found, BaseException), found
+        said.append(found.token_ids)
+        if found.kept is not None and slot is not None:
+            lesson = Lesson(found.kept, (Target(TURN, (0.5, 0.2, 0.3)),))
+            said.append((await engine.train(TrainRequest(slot, (lesson,)))).loss)
+        elif found.kept is not None:
+            longer = GenerateRequest(prompt + found.token_ids[:6] + TURN, 9, reuse=found.kept)
+            said.append((await engine.generate(longer)).token_ids)
+        if found.kept is not None:
+            found.kept.close()
+    if slot is not None:
+        slot.close()
+    return [] if n % 6 == 5 else said  # whether it ended before it was cancelled may differ
+
+
+def _crowd(loaded: LoadedModel) -> tuple[list[Any], int]:
+    """What 36 users get, and how often a sequence was paused."""
+
+    async def main() -> tuple[list[Any], int]:
+        engine = BatchedEngine(loaded, max_length=96, concurrency=6, batch_size=6, adapter=SPEC)
+        engine._decoder = SeveralSteps(engine._model, engine._cache, engine._bank)
+        try:
+            found = await asyncio.gather(*(_asked(engine, n) for n in range(36)))
+            for _ in range(1000):  # in which cancelled ones are let go
+                await asyncio.sleep(0)
+            cache = engine._cache
+            assert (cache.free, cache.free_pages) == (engine.plan.rows, engine.plan.pages)
+            return found, engine.pauses
+        finally:
+            await engine.close()
+
+    return asyncio.run(main())
+
+
+@pytest.mark.parametrize(("page", "pages", "rows"), [(16, 6, 16), (4, 24, 24), (4, 30, 24)])
+def test_a_crowd_in_too_few_pages_gets_what_it_would_get(
+    page: int, pages: int, rows: int, paged: Paged
+) -> None:
+    """Pages for one sequence of full length and few more, beside cancelled ones and lessons."""
+    paged(None)
+    expected, none = _crowd(tiny_model())
+    paged(page, pages, rows=rows)
+    found, pauses = _crowd(tiny_model())
+    assert none == 0 < pauses
+    same(found, expected)
