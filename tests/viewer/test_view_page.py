@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -14,6 +15,19 @@ from fttt.testing.browser import Browser, installed, open_browser
 
 Grow = Callable[..., Any]
 CELLS = "document.querySelectorAll('#rows .cell').length"
+
+
+def shows(browser: Browser, selector: str, text: str) -> bool:
+    """Whether an element comes to show a text: what the service tells arrives in parts."""
+    found = (
+        f"document.querySelector({json.dumps(selector)})?.innerText.includes({json.dumps(text)})"
+    )
+    return bool(browser.run(f"await_(() => {found}); return {found}"))
+
+
+def comes_to_be(browser: Browser, what: str, number: int) -> bool:
+    """Whether something comes to have a value."""
+    return bool(browser.run(f"await_(() => {what} === {number}); return {what} === {number}"))
 
 
 @pytest.fixture(scope="module")
@@ -63,9 +77,9 @@ def test_the_page_grows_with_the_runs(
     assert "2 runs of" in service.said
     browser.open(service.address)  # shows the run that works
     assert "hostile" not in browser.text("#title")
-    assert browser.text("#title") == "fttt · toy · tiny"
-    assert browser.text("#facts").startswith("running · 0 of 3 questions done")
-    browser.run("await_(() => document.querySelectorAll('#detail .trial').length === 2)")
+    assert shows(browser, "#title", "fttt · toy · tiny")
+    assert shows(browser, "#facts", "running · 0 of 3 questions done")
+    assert comes_to_be(browser, "document.querySelectorAll('#detail .trial').length", 2)
     shown = browser.text("#detail")
     for text in (
         "What is q/0? </script><script>document.title='pwned'</script><img src=x onerror=",
@@ -86,32 +100,30 @@ def test_the_page_grows_with_the_runs(
     stamp = browser.run("return document.documentElement.dataset.curves")
     mine.trials("q/0", "c")
     mine.trials("q/2", "ii")
-    browser.run(f"await_(() => {CELLS} === 5)")
-    browser.run("await_(() => document.querySelectorAll('#detail .trial').length === 3)")
-    assert "Trial 3: correct" in browser.text("#detail")
+    assert comes_to_be(browser, CELLS, 5)
+    assert comes_to_be(browser, "document.querySelectorAll('#detail .trial').length", 3)
+    assert shows(browser, "#detail", "Trial 3: correct")
     assert browser.run("return document.querySelector('#detail details').open") is True
-    assert "1 of 3 questions done · 1 solved · 5 trials" in browser.text("#facts")
+    assert shows(browser, "#facts", "1 of 3 questions done · 1 solved · 5 trials")
     browser.run(f"await_(() => document.documentElement.dataset.curves !== {stamp!r})")
-    assert "Over the 2 of 3 questions that have begun." in browser.text("#said")
+    assert shows(browser, "#said", "Over the 2 of 3 questions that have begun.")
 
     # another run beside it
     browser.run(
         "const against = document.getElementById('against');"
         "against.selectedIndex = [...against.options].findIndex((o) => o.text === 'other');"
         "against.dispatchEvent(new Event('change'));"
-        "await_(() => document.querySelectorAll('#legend .mark').length === 2)"
     )
-    assert "fttt, seed 2" in browser.text("#legend")
-    assert browser.run("return document.querySelectorAll('.strip.there').length") == 3
+    assert comes_to_be(browser, "document.querySelectorAll('#legend .mark').length", 2)
+    assert shows(browser, "#legend", "fttt, seed 2")
+    assert comes_to_be(browser, "document.querySelectorAll('.strip.there').length", 3)
 
     # it ends, and the page says so; then the service does
     mine.finish()
-    browser.run("await_(() => document.getElementById('facts').textContent.startsWith('fin'))")
-    assert "3 of 3 questions done · 1 solved (33.3 %)" in browser.text("#facts")
+    assert shows(browser, "#facts", "finished · 3 of 3 questions done · 1 solved (33.3 %)")
     assert [one for one in browser.complaints() if service.address in one] == []
     service.end()
-    browser.run("await_(() => !document.getElementById('lost').hidden)")
-    assert "fttt view has ended" in browser.text("#lost")
+    assert shows(browser, "#lost", "fttt view has ended")
 
 
 def test_an_address_opens_run_and_question_also_on_a_phone(
@@ -130,9 +142,9 @@ def test_an_address_opens_run_and_question_also_on_a_phone(
         "document.querySelectorAll('#rows .row')[4].click();"
         "await_(() => document.querySelector('#detail h4')?.textContent === 'gsm8k/4')"
     )
-    assert browser.run("return document.querySelectorAll('#list-of-runs tr').length") == 1
-    assert browser.text("#count") == "1 of 10"
-    assert "--resume" in browser.text("#resume")
+    assert comes_to_be(browser, "document.querySelectorAll('#list-of-runs tr').length", 1)
+    assert shows(browser, "#count", "1 of 10")
+    assert shows(browser, "#resume", "--resume")
     tiles = browser.run("return document.querySelectorAll('#rows .row').length")
     assert tiles < 100  # only what is in sight exists
     assert browser.run("return document.documentElement.scrollWidth") == 390
@@ -150,7 +162,7 @@ def test_a_folder_without_runs_waits_for_one(
     (tmp_path / "runs").mkdir()
     service = serve(tmp_path / "runs")
     browser.open(service.address)
-    assert "There is no run in this folder yet" in browser.text("#runs")
+    assert shows(browser, "#runs", "There is no run in this folder yet")
     grow("mine").trials("q/0", "i")
-    browser.run(f"await_(() => {CELLS} === 1)")
-    assert browser.text("#head") == "1 run · 1 running"
+    assert comes_to_be(browser, CELLS, 1)
+    assert shows(browser, "#head", "1 run · 1 running")
