@@ -392,6 +392,18 @@ def answers_at_once(url: str) -> bool:
     return False
 
 
+def test_a_socket_that_does_not_listen_yet_will_answer_at_once() -> None:
+    """As the first of several processes is handed it."""
+    with socket.socket() as bound, socket.socket() as client:
+        bound.bind(("127.0.0.1", 0))
+        module._answer_at_once()
+        bound.listen()
+        client.settimeout(60)
+        client.connect(bound.getsockname())
+        with bound.accept()[0] as accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 def test_a_server_that_imports_the_service_is_told_why_it_cannot_start() -> None:
     run = subprocess.run(
         [sys.executable, "-m", "uvicorn", "fttt.judge.service:app", "--port", "0"],

@@ -400,17 +400,17 @@ async def _serve(
 
 
 def _answer_at_once() -> None:
-    """Have the connections of this process's listening sockets send small packets at once.
+    """Have the connections of the socket that this process was handed send small packets at once.
 
     A server of several processes hands each a socket that was made without this; every answer on
-    a connection that stays open would wait 40 ms for the client's acknowledgement.
+    a connection that stays open would wait 40 ms for the client's acknowledgement. The first
+    process to start finds it bound but not listening yet.
     """
     for name in os.listdir("/proc/self/fd"):  # noqa: PTH208
-        with contextlib.suppress(OSError):  # what this loop itself opened is closed by now
+        with contextlib.suppress(OSError):  # no TCP, or opened by this loop and closed by now
             if stat.S_ISSOCK(os.fstat(int(name)).st_mode):
                 with socket.socket(fileno=os.dup(int(name))) as found:
-                    if found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-                        found.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                    found.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 class _Application:
