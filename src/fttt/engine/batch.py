@@ -39,6 +39,7 @@ __all__ = [
     "cache_keyword",
     "decoder_of",
     "noting",
+    "passes",
     "rebound",
 ]
 
@@ -474,6 +475,20 @@ def by_context(pasts: Sequence[int]) -> list[list[int]]:
         pasts: positions that each of them reads, and is padded to the longest.
     """
     return by_length(pasts, lambda padded, _: padded <= READ_PLACES)
+
+
+def passes(segments: Sequence[Segment], fits: Callable[[int, int], bool]) -> list[list[int]]:
+    """Indices of segments that run in one pass, by what they read and by their own tokens.
+
+    Args:
+        segments: all of them.
+        fits: as of :func:`by_length`.
+    """
+    found: list[list[int]] = []
+    for read in by_context([segment.past for segment in segments]):
+        lengths = [len(segments[n].token_ids) for n in read]
+        found += [[read[i] for i in part] for part in by_length(lengths, fits)]
+    return found
 
 
 class _Pad(torch.autograd.Function):

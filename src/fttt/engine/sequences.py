@@ -21,7 +21,7 @@ from transformers.utils.generic import ModelOutput
 
 from fttt.engine.adapters.bank import Bank, applied, slot_index
 from fttt.engine.attention import KERNELS
-from fttt.engine.batch import Batch, Segment, by_context, by_length, decoder_of
+from fttt.engine.batch import Batch, Segment, decoder_of, passes
 from fttt.engine.cache import KeptRow, KVCache, read_heads
 from fttt.engine.families import replacements_for
 from fttt.engine.request import ScoreRequest
@@ -185,14 +185,11 @@ class Scorer:
             for request, (row, past) in zip(requests, rows, strict=True)
         ]
         found: dict[int, Score] = {}
-        for read in by_context([segment.past for segment in segments]):
-            lengths = [len(segments[n].token_ids) for n in read]
-            for some in by_length(lengths, lambda padded, _: padded <= self._tokens):
-                part = [read[i] for i in some]
-                batch = Batch.pack("train", [segments[n] for n in part], self._cache)
-                with applied(self._bank, batch):
-                    scores = self._score(batch, [requests[n] for n in part])
-                found.update(zip(part, scores, strict=True))
+        for part in passes(segments, lambda padded, _: padded <= self._tokens):
+            batch = Batch.pack("train", [segments[n] for n in part], self._cache)
+            with applied(self._bank, batch):
+                scores = self._score(batch, [requests[n] for n in part])
+            found.update(zip(part, scores, strict=True))
         return [found[n] for n in range(len(requests))]
 
     def _row(self, request: ScoreRequest) -> tuple[int, int]:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from fttt.engine.adapters.bank import Fill, decoder_layers, slot_index
-from fttt.engine.batch import Batch, Segment, by_context, by_length
+from fttt.engine.batch import Batch, Segment, passes
 from fttt.engine.cache import KeptRow, KVCache
 from fttt.engine.request import Target, TrainRequest
 from fttt.engine.sequences import weighted_loss
@@ -264,10 +264,8 @@ def _parts(
             }
             if again:
                 fill(list(again.values()))
-        for read in by_context([segments[n].past for n in ready]):
-            lengths = [len(segments[ready[i]].token_ids) for i in read]
-            for part in by_length(lengths, partial(worth_padding, tokens=tokens)):
-                yield [ready[read[i]] for i in part]
+        for part in passes([segments[n] for n in ready], partial(worth_padding, tokens=tokens)):
+            yield [ready[i] for i in part]
         waiting = [n for n in waiting if n not in ready]
 
 
