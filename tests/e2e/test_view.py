@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from fttt.testing import save_tiny_model
-from fttt.testing.browser import Browser, installed, open_browser
+from fttt.testing.browser import installed, open_browser
 
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 
@@ -19,11 +19,6 @@ ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 def start(*words: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "fttt", *words]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=ONE_THREAD)
-
-
-def until(browser: Browser, condition: str) -> None:
-    """Wait until a condition holds; the machine may be busy with other tests."""
-    assert browser.run(f"await_(() => {condition}); return Boolean({condition})"), condition
 
 
 @pytest.mark.slow
@@ -48,19 +43,19 @@ def test_the_page_follows_a_run_that_is_killed_and_resumed(tmp_path: Path) -> No
         address = view.stdout.readline().split(" at ")[1].split()[0]
         with open_browser() as browser:
             browser.open(address)
-            until(browser, "document.querySelectorAll('#rows .cell').length > 3")
-            until(browser, f"{facts}.startsWith('running')")
-            until(browser, "document.documentElement.dataset.curves")
+            assert browser.holds("document.querySelectorAll('#rows .cell').length > 3")
+            assert browser.holds(f"{facts}.startsWith('running')")
+            assert browser.holds("document.documentElement.dataset.curves")
             run.send_signal(signal.SIGKILL)
             run.communicate(timeout=120)
             with (runs / "mine" / "trials.jsonl").open("ab") as file:
                 file.write(b'{"question_id": "torn')
-            until(browser, f"{facts}.startsWith('stopped')")
+            assert browser.holds(f"{facts}.startsWith('stopped')")
             assert f"fttt run --resume {runs / 'mine'}" in browser.text("#resume")
             before = browser.run(f"return {trials}")
             run = start("run", "--resume", str(runs / "mine"))
-            until(browser, f"{trials} > {before}")
-            until(browser, f"{facts}.startsWith('running')")
+            assert browser.holds(f"{trials} > {before}")
+            assert browser.holds(f"{facts}.startsWith('running')")
             assert browser.run("return document.querySelectorAll('#curves svg').length") == 3
             assert browser.complaints() == []
     finally:

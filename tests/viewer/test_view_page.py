@@ -19,15 +19,8 @@ CELLS = "document.querySelectorAll('#rows .cell').length"
 
 def shows(browser: Browser, selector: str, text: str) -> bool:
     """Whether an element comes to show a text: what the service tells arrives in parts."""
-    found = (
-        f"document.querySelector({json.dumps(selector)})?.innerText.includes({json.dumps(text)})"
-    )
-    return bool(browser.run(f"await_(() => {found}); return {found}"))
-
-
-def comes_to_be(browser: Browser, what: str, number: int) -> bool:
-    """Whether something comes to have a value."""
-    return bool(browser.run(f"await_(() => {what} === {number}); return {what} === {number}"))
+    shown = f"document.querySelector({json.dumps(selector)})?.innerText"
+    return browser.holds(f"{shown}.includes({json.dumps(text)})")
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +72,7 @@ def test_the_page_grows_with_the_runs(
     assert "hostile" not in browser.text("#title")
     assert shows(browser, "#title", "fttt · toy · tiny")
     assert shows(browser, "#facts", "running · 0 of 3 questions done")
-    assert comes_to_be(browser, "document.querySelectorAll('#detail .trial').length", 2)
+    assert browser.holds("document.querySelectorAll('#detail .trial').length === 2")
     shown = browser.text("#detail")
     for text in (
         "What is q/0? </script><script>document.title='pwned'</script><img src=x onerror=",
@@ -100,8 +93,8 @@ def test_the_page_grows_with_the_runs(
     stamp = browser.run("return document.documentElement.dataset.curves")
     mine.trials("q/0", "c")
     mine.trials("q/2", "ii")
-    assert comes_to_be(browser, CELLS, 5)
-    assert comes_to_be(browser, "document.querySelectorAll('#detail .trial').length", 3)
+    assert browser.holds(f"{CELLS} === 5")
+    assert browser.holds("document.querySelectorAll('#detail .trial').length === 3")
     assert shows(browser, "#detail", "Trial 3: correct")
     assert browser.run("return document.querySelector('#detail details').open") is True
     assert shows(browser, "#facts", "1 of 3 questions done · 1 solved · 5 trials")
@@ -114,9 +107,9 @@ def test_the_page_grows_with_the_runs(
         "against.selectedIndex = [...against.options].findIndex((o) => o.text === 'other');"
         "against.dispatchEvent(new Event('change'));"
     )
-    assert comes_to_be(browser, "document.querySelectorAll('#legend .mark').length", 2)
+    assert browser.holds("document.querySelectorAll('#legend .mark').length === 2")
     assert shows(browser, "#legend", "fttt, seed 2")
-    assert comes_to_be(browser, "document.querySelectorAll('.strip.there').length", 3)
+    assert browser.holds("document.querySelectorAll('.strip.there').length === 3")
 
     # it ends, and the page says so; then the service does
     mine.finish()
@@ -142,7 +135,7 @@ def test_an_address_opens_run_and_question_also_on_a_phone(
         "document.querySelectorAll('#rows .row')[4].click();"
         "await_(() => document.querySelector('#detail h4')?.textContent === 'gsm8k/4')"
     )
-    assert comes_to_be(browser, "document.querySelectorAll('#list-of-runs tr').length", 1)
+    assert browser.holds("document.querySelectorAll('#list-of-runs tr').length === 1")
     assert shows(browser, "#count", "1 of 10")
     assert shows(browser, "#resume", "--resume")
     tiles = browser.run("return document.querySelectorAll('#rows .row').length")
@@ -164,5 +157,5 @@ def test_a_folder_without_runs_waits_for_one(
     browser.open(service.address)
     assert shows(browser, "#runs", "There is no run in this folder yet")
     grow("mine").trials("q/0", "i")
-    assert comes_to_be(browser, CELLS, 1)
+    assert browser.holds(f"{CELLS} === 1")
     assert shows(browser, "#head", "1 run · 1 running")

@@ -66,6 +66,10 @@ class Browser:
         )
         return self._send("/execute/async", {"script": lines, "args": []})
 
+    def holds(self, condition: str) -> bool:
+        """Whether a condition comes to hold, for which it waits as ``await_`` in :meth:`run`."""
+        return bool(self.run(f"await_(() => {condition}); return Boolean({condition})"))
+
     def text(self, selector: str) -> str:
         """The visible text of an element, a sign in the place of each lone surrogate."""
         script = f"return document.querySelector('{selector}').innerText.toWellFormed()"
