@@ -10,7 +10,6 @@ beside another question's, against PEFT and ``torch.optim``. Writes the table of
 from __future__ import annotations
 
 import asyncio
-import copy
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +18,11 @@ from typing import Any
 import torch
 import transformers
 
-from fttt.engine import BatchedEngine, GenerateRequest, Lesson, LoRASpec, Target, TrainRequest
-from fttt.engine.batch import cache_keyword
+from fttt.engine import BatchedEngine, GenerateRequest, LoRASpec
 from fttt.engine.selfcheck import ADAPTED, find_difference
 from fttt.errors import UsageError
 from fttt.models.locate import refusal
+from fttt.testing.peft_reference import learn_beside_peft
 from fttt.testing.tiny_models import family_types, loaded_tiny, random_family
 
 DOCS = Path(__file__).parent.parent / "docs" / "models.md"
@@ -110,60 +109,10 @@ def learning(family: str, model: Any) -> str:
         return "no linear layer of attention to adapt"
     spec = LoRASpec(targets=targets, dropout=0.0, lr=1e-2)
     loaded = loaded_tiny(f"tiny-{family}", model, 512)
-    contexts = prompts()[:2]
-    target = (71, 99, 80, 122)
-    losses: list[list[float]] = []
-    factors: list[Any] = []
-
-    async def question(engine: BatchedEngine, n: int) -> list[float]:
-        slot: Any = await engine.open_adapter(spec, seed=n)
-        pairs = [(a.clone(), b.clone()) for a, b in slot.bank.factors(slot.index)]
-        factors.append((n, pairs))
-        request = TrainRequest(slot, (Lesson(contexts[n], (Target(target, (0.25,) * 4),)),))
-        return [(await engine.train(request)).loss for _ in range(3)]
-
-    async def main() -> None:
-        engine = BatchedEngine(loaded, max_length=128, concurrency=2, adapter=spec)
-        try:
-            losses.extend(await asyncio.gather(question(engine, 0), question(engine, 1)))
-        finally:
-            await engine.close()
-
-    asyncio.run(main())
-    for n, pairs in factors:
-        alone = peft_losses(model, spec, pairs, contexts[n], target)
-        if any(abs(a - b) > 1e-3 * max(1, abs(b)) for a, b in zip(losses[n], alone, strict=True)):
-            return f"WRONG: losses {losses[n]} for {alone}"
+    for losses, alone in learn_beside_peft(loaded, spec, prompts()[:2], (71, 99, 80, 122)):
+        if any(abs(a - b) > 1e-3 * max(1, abs(b)) for a, b in zip(losses, alone, strict=True)):
+            return f"WRONG: losses {losses} for {alone}"
     return "equal (" + ", ".join(targets) + ")"
-
-
-def peft_losses(
-    model: Any, spec: LoRASpec, pairs: Any, context: tuple[int, ...], target: tuple[int, ...]
-) -> list[float]:
-    """Losses of three updates by PEFT, whose context takes no gradient."""
-    from peft import LoraConfig, get_peft_model
-
-    config = LoraConfig(r=spec.rank, lora_alpha=int(spec.alpha), target_modules=list(spec.targets))
-    tuned = get_peft_model(copy.deepcopy(model), config)
-    layers = [m for m in tuned.modules() if hasattr(m, "lora_A")]
-    with torch.no_grad():
-        for layer, (a, b) in zip(layers, pairs, strict=True):
-            layer.lora_A["default"].weight.copy_(a)
-            layer.lora_B["default"].weight.copy_(b)
-    parameters = [p for p in tuned.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=spec.lr, weight_decay=spec.weight_decay)
-    losses, name = [], cache_keyword(model.forward)
-    for _ in range(3):
-        with torch.no_grad():
-            held = tuned(torch.tensor([context[:-1]]), use_cache=True)[name]
-        ids = torch.tensor([context[-1:] + target])
-        logits = tuned(ids[:, :-1], **{name: held}).logits[0]
-        loss = torch.nn.functional.cross_entropy(logits, ids[0, 1:])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(float(loss.detach()))
-    return losses
 
 
 def table(rows: list[Row]) -> str:

@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -19,6 +18,7 @@ from fttt.engine.selfcheck import find_difference
 from fttt.errors import UsageError
 from fttt.models import LoadedModel, check_model, held_bytes, load_model, quantized_layers
 from fttt.testing import save_tiny_model
+from fttt.testing.peft_reference import learn_beside_peft
 
 SCHEMES = ("int8", "nf4", "fp4")
 needs_library = pytest.mark.usefixtures("library")
@@ -93,9 +93,7 @@ def test_its_weights_are_near_those_it_was_made_of(scheme: str, load: Load, fold
 
 
 @pytest.mark.parametrize("scheme", ["int8", "nf4"])
-def test_two_questions_updates_are_those_of_peft_one_at_a_time(
-    scheme: str, load: Load, learn_beside_peft: Any
-) -> None:
+def test_two_questions_updates_are_those_of_peft_one_at_a_time(scheme: str, load: Load) -> None:
     loaded = load(scheme)
     spec = LoRASpec(dropout=0.0, lr=1e-2)
     contexts = [loaded.chat.prompt_ids(text) for text in ("Hello", "What is 2 + 2?")]

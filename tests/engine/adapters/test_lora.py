@@ -1,13 +1,12 @@
 """Which layers carry low-rank weights; mixtures of experts against PEFT, one question at a time."""
 
-from typing import Any
-
 import pytest
 
 from fttt.engine import LoRASpec
 from fttt.engine.adapters.lora import target_layers
 from fttt.errors import UsageError
 from fttt.testing import tiny_model
+from fttt.testing.peft_reference import learn_beside_peft
 
 CONTEXTS = ((80, 90, 100, 110, 85), (71, 72, 73))
 TARGET = (71, 99, 80, 122)
@@ -23,9 +22,7 @@ TARGET = (71, 99, 80, 122)
         ("deepseek_v3", ("q_b_proj", "kv_a_proj_with_mqa", "o_proj")),
     ],
 )
-def test_layers_of_a_mixture_learn_as_by_peft(
-    family: str, targets: tuple[str, ...], learn_beside_peft: Any
-) -> None:
+def test_layers_of_a_mixture_learn_as_by_peft(family: str, targets: tuple[str, ...]) -> None:
     loaded = tiny_model(family)
     spec = LoRASpec(targets=targets, dropout=0.0, lr=1e-2)
     for losses, alone in learn_beside_peft(loaded, spec, CONTEXTS, TARGET):
