@@ -79,9 +79,7 @@ async def timed(engine: BatchedEngine, case: dict[str, Any], job: dict[str, Any]
     updates: list[float] = []
 
     async def once(new: int, seed: int) -> tuple[float, int]:
-        prompts = random_prompts(
-            job["shape"]["vocab_size"], case["questions"], case["prompt"], seed
-        )
+        prompts = random_prompts(job, case, seed)
         requests = [
             GenerateRequest(
                 tuple(prompt), new, case["temperature"], case["top_p"],

@@ -27,9 +27,10 @@ SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 384, 512, 768, 1024)
 """Numbers of sequences whose decode steps are captured, beside the largest case's own."""
 
 
-def random_prompts(vocabulary: int, count: int, length: int, seed: int) -> list[list[int]]:
+def random_prompts(job: dict[str, Any], case: dict[str, Any], seed: int) -> list[list[int]]:
     """Prompts of random tokens; the first few of a vocabulary are often special, and left out."""
-    draw = random.Random(seed)
+    draw, vocabulary = random.Random(seed), job["shape"]["vocab_size"]
+    count, length = case["questions"], case["prompt"]
     return [[draw.randrange(3, vocabulary) for _ in range(length)] for _ in range(count)]
 
 
@@ -199,9 +200,7 @@ def measure(engine: Any, job: dict[str, Any], case: dict[str, Any]) -> None:
     updates = [sum(held.change(0))] if held else []
 
     def generate(new: int, seed: int) -> tuple[float, int]:
-        prompts = random_prompts(
-            job["shape"]["vocab_size"], case["questions"], case["prompt"], seed
-        )
+        prompts = random_prompts(job, case, seed)
         greedy = case["temperature"] == 0
         params = SamplingParams(
             n=case["samples"], temperature=case["temperature"],
