@@ -20,7 +20,7 @@ setup: .venv/.ready
 	$(INSTALL) --no-deps --requirement requirements/gym.txt 2>/dev/null \
 		|| printf 'without --task gym/FAMILY (no C compiler) ... '; \
 	$(INSTALL) --no-deps --editable .; \
-	$(PYTHON) -m compileall -qq -j 0 -x '/tests?/' .venv/lib || true; \
+	$(PYTHON) -W ignore -m compileall -qq -j 0 -x '/tests?/' .venv/lib || true; \
 	touch $@; echo "$$(( $$(date +%s) - start )) s"
 
 demo: setup
