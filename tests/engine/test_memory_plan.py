@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,11 +19,12 @@ from fttt.errors import RunError, UsageError
 from fttt.testing import tiny_model
 
 
-def plan(**changes: Any) -> Any:
+def plan(device: str = "cpu", **changes: Any) -> Any:
     settings: dict[str, Any] = {
         "max_length": 200, "batch_size": None, "concurrency": 50, "adapter": LoRASpec(),
     }  # fmt: skip
-    return plan_memory(tiny_model(), **{**settings, **changes})
+    loaded = replace(tiny_model(), device=device)
+    return plan_memory(loaded, **{**settings, **changes})
 
 
 def test_the_plan_follows_the_questions_in_progress() -> None:
@@ -131,6 +134,23 @@ def test_one_question_learns_where_memory_is_short(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("fttt.engine.memory_plan.free_bytes", lambda device: 2**20)
     with pytest.raises(UsageError, match=r"^1 sequence of 64 tokens and 1 adapter of .* free some"):
         plan(**alone)
+
+
+def test_passes_of_a_gpu_that_others_use_are_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "torch.cuda.get_device_properties", lambda device: SimpleNamespace(total_memory=2**30)
+    )
+    free, sizes = 2**30, []
+    monkeypatch.setattr("fttt.engine.memory_plan.free_bytes", lambda device: free)
+    for _ in range(3):
+        made = plan("cuda", max_length=64, batch_size=4, concurrency=4)
+        needed = made.total_bytes - made.weight_bytes
+        assert needed <= free
+        sizes.append((made.batch_size, made.train_tokens, made.prefill_tokens))
+        free = needed
+    assert [size[0] for size in sizes] == [4, 4, 4]
+    assert sizes[0][1] > 1024 > sizes[2][1] == 64
+    assert sizes[0][2] > sizes[1][2] > sizes[2][2] == 2048
 
 
 def test_adapters_are_as_many_as_are_wanted_or_fit_and_never_fewer_than_the_least(

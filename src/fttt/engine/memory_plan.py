@@ -46,6 +46,8 @@ SHARE = 8
 shorter than they may be, and few are at their end at the same time."""
 LEFT = 0.95
 """Of a GPU's free memory that is planned for."""
+PASSES = (1.0, 0.25, 0.0)
+"""What part of a GPU's usual passes is tried, in turn; on a CPU the last is a smaller one."""
 QUESTION_BYTES = 2**32
 """Most that the questions of one train pass take beside its tokens, beyond one question's."""
 
@@ -170,9 +172,9 @@ def plan_memory(
         needs = bank_of(adapter).needs(loaded.model, adapter, activation_bytes(loaded.model))
     mixers = Mixers(loaded.model)
     slots = (concurrency if adapters is None else max(adapters, least_adapters)) if adapter else 0
-    passes, smaller = (
-        _passes(loaded, device, needs, max_length, mixers.token_bytes, least, slots)
-        for least in (TRAIN_TOKENS, min(TRAIN_TOKENS // 4, max_length))
+    passes = tuple(
+        _passes(loaded, device, needs, max_length, mixers.token_bytes, part, slots)
+        for part in PASSES
     )
     _check_width(beams, batch_size)
     wanted = max(1, beams, min(batch_size or DEFAULT_BATCH[device.type], concurrency))
@@ -190,15 +192,15 @@ def plan_memory(
     again, to_come = (0, 0) if device.type == "cuda" else second_weights(loaded.model)
     free = int(free_bytes(device) * LEFT) if device.type == "cuda" else free_bytes(device) - to_come
     while sizes.bytes > free:
-        fewer = sizes.shrunk(smaller, fixed=batch_size is not None)
+        fewer = sizes.shrunk(fixed=batch_size is not None)
         if fewer is None:
-            least = replace(first, passes=smaller)
+            least = replace(first, passes=passes[-1:])
             fit = bisect_right(range(1, wanted), free, key=lambda n: least.least(n).bytes)
             held, advice = (wanted, max_length), _lower(fit, wanted, beams)
             raise _too_large(held, sizes.slots, needs.slot, sizes.bytes, free, device, advice)
         sizes = fewer
     sizes = sizes.filled(first.cache.longest, free)
-    cache, passes, slots = sizes.cache, sizes.passes, sizes.slots
+    cache, taken, slots = sizes.cache, sizes.passes[0], sizes.slots
     return MemoryPlan(
         batch_size=sizes.lanes,
         rows=cache.rows,
@@ -207,10 +209,10 @@ def plan_memory(
         pages=cache.pages,
         slots=slots,
         hidden=needs.hidden,
-        prefill_tokens=passes.prefill_tokens,
-        train_tokens=passes.train_tokens,
-        train_longest=passes.train_longest,
-        train_questions=passes.train_questions,
+        prefill_tokens=taken.prefill_tokens,
+        train_tokens=taken.train_tokens,
+        train_longest=taken.train_longest,
+        train_questions=taken.train_questions,
         search_lanes=sizes.searched if beams else 0,
         weight_bytes=held_bytes(loaded.model) + again + to_come,
         cache_bytes=cache.bytes,
@@ -273,7 +275,8 @@ class _Sizes:
     lanes: int
     cache: _CacheSize
     slots: int
-    passes: _Passes
+    passes: tuple[_Passes, ...]
+    """The passes that are planned, and smaller ones."""
     slot_bytes: int
     lane_bytes: int
     """Of a beam's lane."""
@@ -289,7 +292,7 @@ class _Sizes:
     def working(self) -> int:
         """Of the larger pass, with copies of a layer's rows, as it reads them for a gradient."""
         places = min(READ_PLACES, self.lanes * self.cache.capacity)
-        passes = self.passes.working + 2 * places * self.cache.layer_bytes
+        passes = self.passes[0].working + 2 * places * self.cache.layer_bytes
         return max(passes, self.searched * self.lane_bytes)
 
     @property
@@ -309,7 +312,7 @@ class _Sizes:
         least = replace(self, lanes=lanes, slots=slots, beams=min(self.beams, lanes), cache=cache)
         return replace(least, cache=replace(cache, pages=least.fewest))
 
-    def shrunk(self, smaller: _Passes, *, fixed: bool) -> _Sizes | None:
+    def shrunk(self, *, fixed: bool) -> _Sizes | None:
         """A little less, if that can be; ``fixed`` leaves the lanes."""
         cache, least = self.cache, max(1, self.beams)
         share = max(self.fewest, cache.columns * self.lanes // SHARE)
@@ -321,8 +324,8 @@ class _Sizes:
         if cache.rows > self.lanes:
             rows = max(self.lanes, cache.rows * 7 // 8)
             return replace(self, cache=cache.with_rows(rows))
-        if self.passes is not smaller:  # fewer feedback turns to a train pass
-            return replace(self, passes=smaller)
+        if len(self.passes) > 1:  # fewer feedback turns to a train pass
+            return replace(self, passes=self.passes[1:])
         if cache.whole and cache.capacity > PAGE:  # rows of full length do not all fit
             return replace(self, cache=cache.in_pages(self.lanes))
         if not fixed and self.lanes > least:
@@ -440,25 +443,27 @@ def _passes(
     needs: AdapterNeeds,
     max_length: int,
     scanned: int,
-    least: int,
+    part: float,
     adapters: int,
 ) -> _Passes:
     """Size the passes by what each of their tokens and questions holds.
 
-    A train pass has room for ``least`` tokens, however small the memory is. ``scanned`` is what a
-    token takes in a layer that carries state; in a train pass such layers are run again one by one.
+    On a GPU they have as many tokens as a ``part`` of the memory's share for them holds; a train
+    pass has room for some, however small that is. ``scanned`` is what a token takes in a layer that
+    carries state; in a train pass such layers are run again one by one.
     """
     config: Any = loaded.model.config.get_text_config()
     layer_bytes = activation_bytes(loaded.model) + scanned
     longest = max_length + TRAIN_TOKENS  # what is said after an attempt is longer than a row
+    least = TRAIN_TOKENS if part else min(TRAIN_TOKENS // 4, max_length)
     if not needs.long_token:
         least = max(least, max_length)
     token_bytes = needs.token + 3 * scanned  # with what its gradient is taken of
     prefill, train = 2048, least
     if device.type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory
-        prefill = int(min(32768, max(2048, total * 0.05 // layer_bytes)))
-        train = int(max(least, min(16384, total * needs.share // token_bytes)))
+        prefill = int(min(32768, max(2048, part * total * 0.05 // layer_bytes)))
+        train = int(max(least, min(16384, part * total * needs.share // token_bytes)))
     questions = max(1, min(needs.questions, adapters))
     if needs.question:
         questions = max(1, min(questions, QUESTION_BYTES // needs.question))
