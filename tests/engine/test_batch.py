@@ -7,7 +7,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fttt.engine.batch import Batch, Segment, by_length, rebound
@@ -86,25 +86,3 @@ def test_only_a_modules_own_methods_find_another_function(family: str, name: str
     assert called == [name]
     model(ids)
     assert called == [name]
-
-
-@given(st.lists(st.tuples(st.integers(-1, 3), st.integers(1, 9)), min_size=1, max_size=8))
-@settings(deadline=None)
-@example([(0, 600), (1, 1), (-1, 5), (2, 1), (3, 1)])  # padding would be most of it
-def test_tokens_are_grouped_by_adapter_and_put_back(segments: list[tuple[int, int]]) -> None:
-    cache = packed([1]).cache
-    batch = Batch.pack("train", [Segment((1,) * n, 0, 0, slot) for slot, n in segments], cache)
-    if not batch.adapted:
-        return
-    groups = batch.groups
-    generator = torch.Generator().manual_seed(len(segments))
-    x = torch.randn(batch.ends[-1], 5, generator=generator)
-    a = torch.randn(4, 2, 5, generator=generator)
-    b = torch.randn(4, 3, 2, generator=generator)
-    out = torch.randn(1, batch.ends[-1], 3, generator=generator)
-    index = torch.tensor(groups.slots)
-    found = groups.add(out, groups.product(x, a[index], b[index]))
-    slots = [slot for slot, n in segments for _ in range(n)]
-    for n, slot in enumerate(slots):
-        delta = b[slot] @ a[slot] @ x[n] if slot >= 0 else 0.0
-        torch.testing.assert_close(found[0, n], out[0, n] + delta)

@@ -118,6 +118,14 @@ class Ragged:
             return padded
         return _pad(x_ND, self.pad_BT, self.unpad_N)
 
+    def pad_zeros(self, x_ND: Tensor) -> Tensor:
+        """:meth:`pad` with zeros in padding, and without a gradient."""
+        if self.uniform:
+            return self.pad(x_ND)
+        flat = x_ND.new_zeros(len(self.lengths) * self.longest, *x_ND.shape[1:])
+        padded: Tensor = flat.index_copy_(0, self.unpad_N, x_ND).unflatten(0, (-1, self.longest))
+        return padded
+
     def unpad(self, x_BTD: Tensor) -> Tensor:
         """``[B, T, ...] -> [N, ...]``; T may be more than the longest sequence."""
         flat = x_BTD[:, : self.longest].flatten(0, 1)
@@ -136,24 +144,38 @@ class SlotGroups:
     """The tokens of each slot."""
     where_M: Tensor | None
     """The places of these tokens in the packed row; ``None`` where that are all, in order."""
+    tokens: int
+    """N: all of the packed row."""
 
-    def product(self, x_NI: Tensor, a_URI: Tensor, b_UOR: Tensor) -> Tensor:
-        """``(x Aᵀ) Bᵀ`` of each slot's tokens, ``[M, O]``."""
-        x_MI = x_NI if self.where_M is None else x_NI[self.where_M]
-        groups = self.ragged
-        most = 1.5 if torch.is_grad_enabled() else 4.0  # what is padded is held for the gradient
-        if len(groups.lengths) * groups.longest > most * groups.ends[-1] + 1024:
-            parts = zip(x_MI.split(groups.lengths), a_URI, b_UOR, strict=True)
-            return torch.cat([(x @ a.T) @ b.T for x, a, b in parts])
-        y_UTO = (groups.pad(x_MI) @ a_URI.transpose(1, 2)) @ b_UOR.transpose(1, 2)
-        return groups.unpad(y_UTO)
+    @property
+    def padded(self) -> int:
+        """Tokens of all groups where they are padded to the longest."""
+        return len(self.ragged.lengths) * self.ragged.longest
 
-    def add(self, output: Tensor, delta_MO: Tensor) -> Tensor:
-        """Add it to a layer's output of all tokens, ``[1, N, O]`` or ``[N, O]``."""
-        delta_MO = delta_MO.to(output.dtype)
+    def select(self, x_ND: Tensor) -> Tensor:
+        """Those of the packed tokens that have an adapter, group by group, ``[M, ...]``."""
+        return x_ND if self.where_M is None else x_ND.index_select(0, self.where_M)
+
+    def spread(self, x_MD: Tensor) -> Tensor:
+        """The other way round, with zeros at the other tokens."""
         if self.where_M is None:
-            return output + delta_MO.view_as(output)
-        return output.flatten(0, -2).index_add(0, self.where_M, delta_MO).view_as(output)
+            return x_MD
+        return x_MD.new_zeros(self.tokens, *x_MD.shape[1:]).index_copy_(0, self.where_M, x_MD)
+
+    def blocks(self, x_MD: Tensor, *, apart: bool, zeros: bool = False) -> list[Tensor]:
+        """Tokens of all groups padded to the longest, ``[U, T, ...]``, or of each one apart.
+
+        Padding is another token, unless it is to be ``zeros``.
+        """
+        if apart:
+            return [part[None] for part in x_MD.split(self.ragged.lengths)]
+        return [self.ragged.pad_zeros(x_MD) if zeros else self.ragged.pad(x_MD)]
+
+    def join(self, blocks: Sequence[Tensor]) -> Tensor:
+        """The other way round, ``[M, ...]``."""
+        if len(blocks) > 1:
+            return torch.cat([block[0] for block in blocks])
+        return self.ragged.unpad(blocks[0])
 
 
 @dataclass
@@ -251,7 +273,7 @@ class Batch:
         place = {slot: group for group, slot in enumerate(slots)}
         group_of = tuple(place.get(slot, -1) for slot in self.slots)
         if slots == self.slots:
-            return SlotGroups(slots, group_of, self.ragged, None)
+            return SlotGroups(slots, group_of, self.ragged, None, self.ends[-1])
         own: list[list[int]] = [[] for _ in slots]
         for group, end, length in zip(group_of, self.ends, self.lengths, strict=True):
             if group >= 0:
@@ -263,6 +285,7 @@ class Batch:
             group_of,
             Ragged(tuple(map(len, own)), device),
             None if where == list(range(self.ends[-1])) else torch.tensor(where, device=device),
+            self.ends[-1],
         )
 
     @cached_property

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from fttt.engine import ops
 from fttt.engine.adapters.bank import AdapterNeeds, Bank, Fill, Learned, decoder_layers
+from fttt.engine.adapters.product import InputScale, add_low_rank
 from fttt.engine.batch import Batch
 from fttt.engine.cache import KVCache
 from fttt.engine.ops.sampling import derive_key
@@ -113,7 +114,7 @@ class LoRABank(Bank):
     def needs(model: Any, spec: LoRASpec, layer_bytes: int) -> AdapterNeeds:
         """What a spec's adapters take, beside a decoder layer's ``layer_bytes`` a token.
 
-        Inputs of the target layers are held in float32, before and after dropout; a slot has
+        Inputs of the target layers are held in float32, and on a CPU dropout's factors; a slot has
         weights, two moments and, while tokens run, a copy of the weights; a step another one and
         the gradient.
         """
@@ -140,6 +141,7 @@ class LoRABank(Bank):
         super().__init__(model, spec, slots, device)
         self.spec = spec
         self.scale = spec.alpha / spec.rank
+        self._scale_1 = torch.tensor([self.scale], device=device)
         self._layers: list[TargetLayer] = []
         at = 0
         for index, module in enumerate(target_layers(model, spec).values()):
@@ -300,17 +302,23 @@ class LoRABank(Bank):
             a_URI, b_UOR = self._factors(self._parts, layer)
             if batch.inside is not None:
                 return self._add_inside(inputs[0], output, batch, layer, a_URI, b_UOR)
-            x_NI = inputs[0].flatten(0, -2).float()
-            if len(x_NI) != len(batch.position_N):
+            x = inputs[0]
+            tokens = x.shape[:-1].numel()
+            if tokens != len(batch.position_N):
                 raise UsageError(
-                    f"A layer that carries an adapter is given {len(x_NI)} of the "
+                    f"A layer that carries an adapter is given {tokens} of the "
                     f"{len(batch.position_N)} tokens of a pass, as an expert of a mixture is; "
                     "choose other target layers."
                 )
-            if self._dropout_key_N is not None:
-                token_N1 = batch.position_N[:, None]
-                x_NI = x_NI * self._mask(self._dropout_key_N, token_N1, layer)[:, 0]
-            return batch.groups.add(output, batch.groups.product(x_NI, a_URI, b_UOR) * self.scale)
+            scale = InputScale(
+                self._scale_1,
+                self.spec.dropout,
+                self._dropout_key_N,
+                batch.position_N,
+                len(self._layers),
+                layer.index,
+            )
+            return add_low_rank(output, x, a_URI, b_UOR, batch.groups, scale)
 
         return add
 
