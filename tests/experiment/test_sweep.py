@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,37 @@ def test_all_cells_share_one_engine_and_one_model(play: Play) -> None:
     ]  # fmt: skip
     assert all(run.finished for run in runs)
     assert {run.path.parent for run in runs} == {play.folder}
+
+
+def test_the_runs_of_a_sweep_share_the_processes_of_their_verifier(
+    play: Play, tmp_path: Path
+) -> None:
+    """A zygote and a worker a processor for each of many runs brought a machine to a stop."""
+    file = tmp_path / "questions.jsonl"
+    file.write_text("".join(f'{{"question": "{n}?", "answer": "60"}}\n' for n in range(3)))
+    before, most = children(), 0
+
+    def counts(conversation: str, request: GenerateRequest) -> str:
+        nonlocal most
+        most = max(most, len(children() - before))
+        return write(conversation, request)
+
+    play.script = counts  # by its last call, each run has checked an answer
+    data = {"data_dir": str(file), "options": {"verifier": "regex:the answer is 6[01]"}}
+    task = {"task": "jsonl", "data": data}
+    runs = play(config(methods=["best-of-n"], tasks=[task], seeds=[1, 2, 3, 4]))
+    assert [len(run.trials) for run in runs] == [6] * 4
+    assert most == 1
+    assert children() - before == set()
+
+
+def children() -> set[int]:
+    """Processes that this one has started."""
+    found = set[int]()
+    for file in Path("/proc/self/task").glob("*/children"):
+        with suppress(OSError):  # a thread that has ended
+            found |= set(map(int, file.read_text().split()))
+    return found
 
 
 def test_only_hard_questions_go_on_after_greedy(play: Play) -> None:

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from fttt.errors import RunError, UsageError
-from fttt.judge.client import JudgeClient, find_judge
+from fttt.judge.client import EmbeddedJudge, JudgeClient, find_judge
 from fttt.judge.problem import Judgement, Problem, StdinProblem, Submission
 from fttt.judge.sandbox import Sandbox
 
@@ -154,11 +154,46 @@ def test_a_judge_that_is_only_full_is_waited_for_beyond_the_attempts() -> None:
     assert calls == 4
 
 
+def test_the_users_of_an_event_loop_share_its_sandbox(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last of them ends it; whoever comes then has another one."""
+    made: list[Sandbox] = []
+    closed: list[Sandbox] = []
+
+    class Counted(Sandbox):
+        def __init__(self) -> None:
+            super().__init__()
+            made.append(self)
+
+        async def judge(self, submission: Submission) -> Judgement:
+            return Judgement("passed")
+
+        async def close(self) -> None:
+            closed.append(self)
+
+    monkeypatch.setattr("fttt.judge.client.Sandbox", Counted)
+    judges = [EmbeddedJudge() for _ in range(3)]
+
+    async def ask() -> None:
+        await asyncio.gather(*(judge.judge(SUBMISSION) for judge in judges[:2]))
+        await judges[0].close()
+        await judges[0].close()
+        await judges[2].judge(SUBMISSION)
+        await judges[1].close()
+        assert (len(made), closed) == (1, [])
+        await judges[2].close()
+        assert closed == made
+        await judges[0].judge(SUBMISSION)
+        await judges[0].close()
+        assert len(closed) == len(made) == 2
+
+    asyncio.run(ask())
+
+
 def test_the_address_comes_from_the_argument_then_the_environment(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv("OJ_API", raising=False)
-    assert isinstance(find_judge(), Sandbox)
+    assert isinstance(find_judge(), EmbeddedJudge)
     monkeypatch.setenv("OJ_API", "http://127.0.0.1:9999")
     found = find_judge()
     assert isinstance(found, JudgeClient)

@@ -60,6 +60,14 @@ def judged(verifier: RewardVerifier, answers: tuple[str, ...] = ANSWERS) -> list
     return asyncio.run(use())
 
 
+def test_verifiers_of_one_model_have_its_weights_once(tmp_path: Path) -> None:
+    name = str(save_classifier(tmp_path / "reward"))
+    one, other = (RewardVerifier(name, device="cpu", mark=mark) for mark in (None, 0.0))
+    assert one._model is other._model
+    assert RewardVerifier(name, device="cpu", dtype="bfloat16")._model is not one._model
+    assert judged(one)[0].score == judged(other)[0].score
+
+
 @pytest.mark.parametrize(("family", "labels"), [("llama", 1), ("llama", 2), ("bert", 2)])
 @pytest.mark.parametrize("pad", [0, None])
 def test_scores_are_those_of_the_models_own_pass(

@@ -11,7 +11,7 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ import pytest
 
 from fttt.errors import RunError
 from fttt.verifiers import worker_pool as module
-from fttt.verifiers.worker_pool import JobError, WorkerPool, send
+from fttt.verifiers.worker_pool import JobError, WorkerPool
+from fttt.verifiers.worker_process import send
 
 
 def run(job: Callable[[Any], Any] | str, *requests: Any, **options: Any) -> list[Any]:
@@ -293,8 +294,8 @@ def test_a_stopped_zygote_does_not_keep_the_pool_from_closing(
         pool = WorkerPool(job, time_limit=100.0)
         await pool.run(["b", "b"])
         start = time.perf_counter()
-        assert pool._zygote is not None
-        zygote = pool._zygote._process.pid
+        assert pool._crew is not None
+        zygote = pool._crew._zygote._process.pid
         os.kill(zygote, signal.SIGSTOP)
         await pool.close()
         assert time.perf_counter() - start < 200
@@ -320,6 +321,104 @@ def test_workers_end_when_the_caller_is_killed() -> None:
             caller.kill()
     assert len(pids) == 2
     assert all(gone(pid) for pid in pids)
+
+
+PID, SLEEP = "os:getpgid", "time:sleep"
+"""Jobs given by name: of 0 the worker's own pid, and seconds without an answer."""
+
+
+@pytest.fixture
+def two_places(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As on a machine of two processors; other tests' pools are in another room."""
+    room = module._Room(2)
+    monkeypatch.setattr(module._Room, "_of", {os.getpid(): room})
+    yield
+    room.threads.shutdown()
+
+
+def children(pid: int | str = "self") -> set[int]:
+    """Direct children that are alive."""
+    found = set[int]()
+    for file in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):  # a thread that has ended
+            found |= {int(child) for child in file.read_text().split() if alive(int(child))}
+    return found
+
+
+@pytest.mark.usefixtures("two_places")
+def test_pools_of_all_jobs_share_the_places_and_those_of_one_job_its_processes() -> None:
+    before = children()
+
+    async def ask() -> None:
+        pools = [WorkerPool(PID, time_limit=100.0) for _ in range(4)]
+        pools += [WorkerPool(SLEEP, time_limit=100.0) for _ in range(4)]
+        pools += [WorkerPool(lambda _: os.getpid(), time_limit=100.0) for _ in range(2)]
+        await asyncio.gather(*(pool.run(0) for pool in pools * 3))
+        zygotes = children() - before
+        assert len(zygotes) == 4  # PID, SLEEP, and a fork for each closure
+        deadline = time.monotonic() + 60.0  # for those that gave up their places to be gone
+        while (workers := sum(len(children(pid)) for pid in zygotes)) > 2:
+            assert time.monotonic() < deadline, workers
+            await asyncio.sleep(0.01)
+        for pool in pools:
+            assert children() & zygotes
+            await pool.close()
+        assert children() - before == set()
+
+    asyncio.run(ask())
+
+
+@pytest.mark.usefixtures("two_places")
+def test_closing_ends_the_jobs_of_one_pool_and_spares_those_of_the_others() -> None:
+    async def ask() -> None:
+        one, other = (WorkerPool(SLEEP, time_limit=1000.0) for _ in range(2))
+        await other.run(0)
+        long = asyncio.create_task(one.run(1000))
+        crew = other._crew
+        assert crew is not None
+        zygote, deadline = crew._zygote, time.monotonic() + 60.0
+        while one not in crew.busy.values():
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.01)
+        beside = asyncio.create_task(other.run(0.2))
+        await one.close()
+        assert isinstance((await asyncio.gather(long, return_exceptions=True))[0], JobError)
+        assert await beside is None
+        assert await other.run(0) is None
+        assert crew._zygote is zygote
+        with pytest.raises(RunError, match="after it had been closed"):
+            await one.run(0)
+        await other.close()
+        assert zygote is not None
+        assert gone(zygote._process.pid)
+
+    asyncio.run(ask())
+
+
+def test_a_job_may_use_a_pool_that_its_fork_took_along() -> None:
+    """Its threads, locks and processes are those of the parent, who must not notice."""
+
+    async def ask() -> None:
+        inner = WorkerPool(PID, time_limit=100.0)
+        worker = await inner.run(0)
+        outer = WorkerPool(lambda _: asyncio.run(inner.run(0)), time_limit=100.0)
+        assert await outer.run(None) != worker
+        assert await inner.run(0) == worker
+        await outer.close()
+        await inner.close()
+
+    asyncio.run(ask())
+
+
+def test_a_request_that_cannot_be_sent_keeps_no_place() -> None:
+    async def ask() -> None:
+        pool = WorkerPool(SLEEP, time_limit=100.0, workers=1)
+        with pytest.raises(TypeError):
+            await pool.run({1, 2})
+        assert await pool.run(0) is None
+        await pool.close()
+
+    asyncio.run(ask())
 
 
 def test_a_job_that_cannot_be_imported_is_an_error_of_the_run(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
-from typing import Protocol
+from typing import ClassVar, Protocol
+from weakref import WeakKeyDictionary, WeakSet
 
 import httpx
 import tenacity
@@ -13,7 +15,7 @@ from fttt.errors import RunError, UsageError
 from fttt.judge.problem import BadRequest, Judgement, StdinProblem, Submission
 from fttt.judge.sandbox import Sandbox
 
-__all__ = ["Judge", "JudgeClient", "find_judge"]
+__all__ = ["EmbeddedJudge", "Judge", "JudgeClient", "find_judge"]
 
 _ATTEMPTS = 8
 _FULL_SECONDS = 600.0  # a queue that is full for so long will not become free
@@ -143,6 +145,38 @@ def _detail(answer: httpx.Response) -> str:
         return answer.text[:200]
 
 
+class EmbeddedJudge:
+    """One user's share in the sandbox of an event loop; the last one that closes ends it.
+
+    So the runs of a sweep, which are asked together, have the boxes of one sandbox.
+    """
+
+    _sharing: ClassVar[WeakKeyDictionary[asyncio.AbstractEventLoop, WeakSet[EmbeddedJudge]]] = (
+        WeakKeyDictionary()
+    )
+
+    def __init__(self) -> None:
+        self._sandbox: Sandbox | None = None
+        self._sharers: WeakSet[EmbeddedJudge] = WeakSet()
+
+    async def judge(self, submission: Submission) -> Judgement:
+        """Judge one in the sandbox, which starts with the first submission of all users."""
+        if self._sandbox is None:
+            loop = asyncio.get_running_loop()
+            self._sharers = self._sharing.setdefault(loop, WeakSet())
+            others = (one._sandbox for one in self._sharers)
+            self._sandbox = next(others, None) or Sandbox()
+            self._sharers.add(self)
+        return await self._sandbox.judge(submission)
+
+    async def close(self) -> None:
+        """Let the sandbox go."""
+        sandbox, self._sandbox = self._sandbox, None
+        self._sharers.discard(self)
+        if sandbox is not None and not self._sharers:
+            await sandbox.close()
+
+
 def find_judge(url: str | None = None) -> Judge:
     """The judge at ``url``, else at ``OJ_API`` (the published code's variable), else embedded.
 
@@ -150,4 +184,4 @@ def find_judge(url: str | None = None) -> Judge:
     with this process, however that ends.
     """
     url = url or os.environ.get("OJ_API")
-    return JudgeClient(url) if url else Sandbox()
+    return JudgeClient(url) if url else EmbeddedJudge()

@@ -158,7 +158,11 @@ class GymVerifier:
     def __init__(self, answer: AnswerForm = "tags", *, time_limit: float = 30.0) -> None:
         """Choose what of a completion is the answer; see :class:`GymTask`."""
         self._answer = answer
-        self._pool = WorkerPool("fttt.tasks.gym:score_answer", time_limit=time_limit)
+        self._pool = WorkerPool(
+            "fttt.tasks.gym:score_answer",
+            time_limit=time_limit,
+            imports=("reasoning_gym.factory",),  # once, not in each worker
+        )
 
     async def verify(self, question: Question, completion: str) -> Verdict:
         """Score the answer in a completion; 1 is correct, and none scores 0."""
@@ -251,7 +255,7 @@ def _frozen(settings: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
     )
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=128)  # for the families and seeds of a sweep, whose workers score all of them
 def _problems(family: str, settings: tuple[tuple[str, Any], ...]) -> Any:
     from reasoning_gym.factory import create_dataset
 

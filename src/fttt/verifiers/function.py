@@ -42,15 +42,19 @@ class FunctionVerifier:
         time_limit: float | None = 30.0,
         workers: int | None = None,
         extract: Callable[[str], str | None] | None = None,
+        name: str | None = None,
     ) -> None:
         """Wrap ``check``.
 
         Args:
             check: the function.
             time_limit: seconds for one call, or ``None`` to call it in this process.
-            workers: how many calls run at once; by default one a processor, at most 16.
+            workers: how many calls run at once, in processes of its own; by default all verifiers
+                together run one a processor, at most 16.
             extract: finds the answer in a completion, for methods that vote; without it no
                 completion has a vote.
+            name: of ``check``, where verifiers made of it at the same time may share their
+                processes.
 
         Raises:
             UsageError: ``check`` cannot be called with a completion.
@@ -60,7 +64,7 @@ class FunctionVerifier:
         self._pool = (
             None
             if time_limit is None
-            else WorkerPool(self._call, time_limit=time_limit, workers=workers)
+            else WorkerPool(self._call, time_limit=time_limit, workers=workers, name=name)
         )
 
     async def verify(self, question: Question, completion: str) -> Verdict:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib import import_module
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 
@@ -66,6 +67,10 @@ def check_reward_model(name: str) -> Any:
     return config
 
 
+_LOADED: WeakValueDictionary[Hashable, Any] = WeakValueDictionary()
+"""Classifiers in memory, which verifiers of one model share: the runs of a sweep have one each."""
+
+
 @dataclass(eq=False)
 class _Unscored:
     """An answer that waits for its score."""
@@ -112,15 +117,15 @@ class RewardVerifier:
         path, transformers = find_model(model).path, import_module("transformers")
         tokenizers: Any = transformers.AutoTokenizer
         classifiers: Any = transformers.AutoModelForSequenceClassification
+        own = (path, where, pick_dtype(dtype, where))
         self._name, self._mark = model, mark
         try:
             with without_bars(), from_hub(path):
                 self._tokenizer = tokenizers.from_pretrained(path)
-                self._model = classifiers.from_pretrained(
-                    path, dtype=pick_dtype(dtype, where), use_safetensors=True,
-                    trust_remote_code=False,
-                )  # fmt: skip
-            self._model.to(where).eval().requires_grad_(False)
+                self._model = _LOADED.get(own) or classifiers.from_pretrained(
+                    path, dtype=own[2], use_safetensors=True, trust_remote_code=False
+                )
+            _LOADED[own] = self._model.to(where).eval().requires_grad_(False)
         except torch.OutOfMemoryError:
             raise RunError(f"The reward model {model!r} does not fit on {where}.") from None
         except (OSError, ValueError) as error:

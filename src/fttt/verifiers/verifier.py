@@ -407,7 +407,7 @@ def choose_verifier(
     if kind == "python":
         from fttt.verifiers.function import FunctionVerifier
 
-        return FunctionVerifier(_function(value or ""), **limit)
+        return FunctionVerifier(_function(value or ""), name=value, **limit)
     if kind == "llm":
         from fttt.verifiers.llm_judge import JudgeChoice, LLMVerifier
 

@@ -2,10 +2,12 @@
 
 A verifier's job (a Python function of the user, a shell command, a symbolic comparison) may hang,
 crash, or leave processes behind. So it runs in a *worker*, forked from a *zygote* that holds the
-job and nothing else. The zygote forks and kills workers as the caller asks, reports on a dead
-worker's socket how it died, and kills every process that outlived its worker: workers and zygote
-are subreapers on Linux, so that even a daemon of a daemon comes back to them. Elsewhere the
-worker's process group is killed.
+job and nothing else (:mod:`fttt.verifiers.worker_process`).
+
+A process of fttt has one *room* with a place a processor, however many verifiers it has: jobs wait
+for a place, and a worker that is idle is ended where another job needs its place. Pools of the same
+job share a *crew*: one zygote and its workers, which end with the last of these pools. So the runs
+of a sweep have no more processes than one of them.
 
 What a job runs may be written by a model, so its environment has no variable that is named like a
 key, a token or a password.
@@ -18,39 +20,31 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
-import gc
-import importlib
-import json
 import os
-import queue
 import re
-import resource
-import select
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import threading
 import time
-import traceback
 import warnings
 import weakref
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any, ClassVar, Protocol
 
 from fttt.errors import RunError
+from fttt.verifiers.worker_process import ORDER, Job, receive, send, serve
 
-__all__ = ["JobError", "WorkerPool", "main", "send"]
+__all__ = ["JobError", "WorkerPool"]
 
-Job = Callable[[Any], Any]
-"""A function from a JSON value to a JSON value."""
+_MAIN = "from fttt.verifiers.worker_process import main; main()"
 
-_MAIN = "from fttt.verifiers.worker_pool import main; main()"
-
+_MOST_PLACES = 16
+"""Workers at once, on a machine of more processors too, unless a verifier asks for its own."""
 _STARTUP_SECONDS = 120.0
 """For a zygote to import its job's modules, on a busy machine."""
 _STOP_SECONDS = 5.0
@@ -63,28 +57,19 @@ _SECRET = re.compile(
 )
 """Names of variables that hold keys, tokens and passwords, those of judging models among them."""
 
-_PDEATHSIG, _CHILD_SUBREAPER = 1, 36
-_HEADER = struct.Struct("!I")
-
-_ORDER = struct.Struct("!cI")
-"""An order of the caller: ``b"w"`` starts the worker of this number (its socket is attached),
-``b"k"`` kills it."""
-
-
-# ---- the caller's side
-
 
 class JobError(Exception):
     """The job gave no result; the message is the reason, as the end of a sentence."""
 
 
 class WorkerPool:
-    """A job, and up to ``workers`` processes that run it.
+    """A job of one verifier, and its share in the processes that run it.
 
     A job given by name (``"module:function"``) runs in a fresh interpreter, started at the first
-    request. For a closure or lambda, which has no name, the zygote is a fork of the caller, made at
-    once, with the caller's objects as they are at that moment. The fork runs nothing but the job,
-    and never a finaliser of the caller's objects.
+    request; pools of the same job, limits, environment and working directory share it. For a
+    closure or lambda, which has no name, the zygote is a fork of the caller, made at once, with the
+    caller's objects as they are at that moment. The fork runs nothing but the job, and never a
+    finaliser of the caller's objects.
     """
 
     def __init__(
@@ -94,24 +79,33 @@ class WorkerPool:
         time_limit: float,
         workers: int | None = None,
         memory_mb: int | None = None,
+        imports: Sequence[str] = (),
+        name: str | None = None,
     ) -> None:
         """Prepare the pool.
 
         Args:
             job: a function, or the name of one; its argument and result are JSON values.
             time_limit: seconds for one run of the job, by the wall clock.
-            workers: how many run at once; by default one a processor, at most 16.
+            workers: how many run at once, in places of the pool's own; by default all pools of
+                this process share one place a processor, at most 16.
             memory_mb: address space of a worker, in MiB.
+            imports: modules that a job given by name loads when it is first asked.
+            name: of a closure that other pools may share as it was when the first was made.
         """
         self._job = job
         self._time_limit = time_limit
         self._memory_mb = memory_mb
-        self._count = workers or min(16, os.cpu_count() or 1)
-        self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
-        self._lock = threading.Lock()
-        self._threads: ThreadPoolExecutor | None = None
-        self._zygote = None if isinstance(job, str) else _start(job, memory_mb)
+        self._workers = workers
+        self._imports = tuple(imports)
+        self._name = name
+        self._own_room: _Room | None = None
+        self._crew: _Crew | None = None
         self._closed = False
+        if not isinstance(job, str):
+            room = self._room()
+            with room.changed:
+                self._join(room)
 
     async def run(self, request: Any) -> Any:
         """The job's result for ``request``.
@@ -120,33 +114,36 @@ class WorkerPool:
             JobError: it raised, took too long, used too much memory or died.
             RunError: no worker could be started.
         """
-        with self._lock:
-            if self._closed:
-                raise RunError("The verifier was used after it had been closed; make a new one.")
-            if self._threads is None:
-                self._threads = ThreadPoolExecutor(self._count, "fttt-verifier")
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self._run, request)
+        if self._closed:
+            raise RunError("The verifier was used after it had been closed; make a new one.")
+        room = self._room()
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(room.threads, self._run, room, request)
 
     async def close(self) -> None:
-        """End every process of the pool. Calling it twice is harmless."""
-        with self._lock:
-            self._closed = True
-            threads, zygote = self._threads, self._zygote
-            self._threads = self._zygote = None
-        if zygote is not None:
-            await asyncio.to_thread(zygote.stop)  # running jobs end with it
-        if threads is not None:
-            await asyncio.to_thread(threads.shutdown)
-        if zygote is not None:
-            zygote.close()  # only now is no thread reading from it
+        """End what the pool has running, and all processes that no other pool uses.
 
-    def _run(self, request: Any) -> Any:
-        worker = self._take()
-        reply = worker.ask(request, self._time_limit)
-        if reply is not None and reply.get("last") is False:
-            self._idle.put(worker)
-        else:
-            worker.end()
+        Calling it twice is harmless.
+        """
+        self._closed = True
+        await asyncio.to_thread(self._leave)
+
+    def _leave(self) -> None:
+        room = self._room()
+        with room.changed:  # who began before sees to it that there is a crew to leave
+            crew = self._crew
+        if crew is not None:
+            crew.leave(self)
+        if room is self._own_room:
+            room.threads.shutdown()
+
+    def _run(self, room: _Room, request: Any) -> Any:
+        crew, worker = self._take(room)
+        reply = None
+        try:
+            reply = worker.ask(request, self._time_limit)
+        finally:
+            crew.put(worker, again=reply is not None and reply.get("last") is False)
         if reply is None:
             raise JobError(f"took longer than its limit of {self._time_limit:g} s")
         if "value" in reply:
@@ -158,41 +155,178 @@ class WorkerPool:
             raise JobError(f"raised {reply['error']}")
         raise JobError(f"died ({_describe(reply['died'])})")
 
-    def _take(self) -> _Worker:
-        with contextlib.suppress(queue.Empty):
-            while not (worker := self._idle.get_nowait()).waiting:
-                worker.end()  # it, or its zygote, was killed meanwhile
-            return worker
+    def _take(self, room: _Room) -> tuple[_Crew, _Worker]:
+        """A worker that waits for a request."""
         for _ in range(2):
-            with self._lock:
-                if self._closed:
-                    raise RunError("The verifier was closed while an answer was being checked.")
-                if self._zygote is None:
-                    self._zygote = _start(self._job, self._memory_mb)
-                zygote = self._zygote
-                worker = zygote.spawn()
+            with room.changed:
+                self._check_open()
+                crew = self._join(room)
+                worker, ready = crew.take(self)
+            if ready:
+                return crew, worker
             reply = worker.hear(_STARTUP_SECONDS)
             if reply is not None and "ready" in reply:
-                return worker
-            worker.end()
-            self._forget(zygote)  # it may have been killed: one retry with a fresh one
+                return crew, worker
+            crew.put(worker, again=False)
+            self._check_open()  # which would have ended the worker
+            crew.forget(worker.zygote)  # it may have been killed: one retry with a fresh one
         raise RunError(
             "A process that checks answers could not be started; see the message above, and "
             "that the machine has memory and processes to spare."
         )
 
-    def _forget(self, zygote: _ZygoteHandle) -> None:
-        with self._lock:
+    def _check_open(self) -> None:
+        if self._closed:
+            raise RunError("The verifier was closed while an answer was being checked.")
+
+    def _room(self) -> _Room:
+        """The pool's own places, or those that all of this process share."""
+        if self._workers is None:
+            return _Room.of_process()
+        if self._own_room is None or self._own_room.process != os.getpid():
+            self._own_room = _Room(self._workers)
+        return self._own_room
+
+    def _join(self, room: _Room) -> _Crew:
+        """The crew of the job in a room; a pool that a fork took along has another one there."""
+        if self._crew is None or self._crew.room is not room:
+            crew = room.crews.get(kind := self._kind())
+            if crew is None:
+                crew = _Crew(room, self._job, self._memory_mb, self._imports)
+                room.crews[kind] = crew
+            crew.users.add(self)
+            self._crew = crew
+        return self._crew
+
+    def _kind(self) -> Hashable:
+        """What pools that share a crew have in common."""
+        if isinstance(self._job, str):
+            try:
+                folder = Path.cwd()
+            except OSError:  # it was removed
+                folder = None
+            inherited = frozenset(os.environ.items()), folder
+            return self._job, self._memory_mb, self._imports, inherited
+        return (self._name, self._memory_mb) if self._name is not None else object()
+
+
+class _Room:
+    """Places for workers, and the threads that wait for their replies: one a place."""
+
+    _of: ClassVar[dict[int, _Room]] = {}
+    """The shared room of each process: a fork does not touch its parent's, nor its locks."""
+
+    def __init__(self, places: int) -> None:
+        self.places = places
+        self.process = os.getpid()
+        self.threads = ThreadPoolExecutor(places, "fttt-verifier")
+        self.changed = threading.Condition()
+        """Guards the room's crews and what they hold; is told of workers that are put back."""
+        self.crews: weakref.WeakValueDictionary[Hashable, _Crew] = weakref.WeakValueDictionary()
+
+    @classmethod
+    def of_process(cls) -> _Room:
+        """The room that all pools of this process share."""
+        process = os.getpid()
+        if process not in cls._of:
+            cls._of.setdefault(process, cls(min(_MOST_PLACES, _processors())))
+        return cls._of[process]
+
+    def make_place(self) -> None:
+        """End the worker that has been idle for longest, where no place is free.
+
+        A thread that asks for one has no worker, so that one is idle then.
+        """
+        crews = list(self.crews.values())
+        idle = [crew for crew in crews if crew.idle]
+        if idle and sum(len(crew.idle) + len(crew.busy) for crew in crews) >= self.places:
+            min(idle, key=lambda crew: crew.idle[0].idle_since).idle.popleft().end()
+
+
+class _Crew:
+    """The processes of one job: a zygote, and the workers that it has forked."""
+
+    def __init__(
+        self, room: _Room, job: Job | str, memory_mb: int | None, imports: Sequence[str]
+    ) -> None:
+        self.room = room
+        self.users: weakref.WeakSet[WorkerPool] = weakref.WeakSet()
+        """Pools that are open; with the last of them the processes end."""
+        self.idle: deque[_Worker] = deque()
+        self.busy: dict[_Worker, WorkerPool] = {}
+        """Workers that start or run a job, and whose."""
+        self._job, self._memory_mb, self._imports = job, memory_mb, imports
+        self._zygote = None if isinstance(job, str) else self._start()
+
+    def _start(self) -> _ZygoteHandle:
+        return _start(self._job, self._memory_mb, self._imports)
+
+    def take(self, pool: WorkerPool) -> tuple[_Worker, bool]:
+        """A worker for a job of a pool, and whether it is ready; a new one will say so."""
+        worker = None
+        while self.idle and worker is None:
+            last = self.idle.pop()
+            if last.waiting:
+                worker = last
+            else:
+                last.end()  # it, or its zygote, was killed meanwhile
+        ready = worker is not None
+        if worker is None:
+            self.room.make_place()
+            if self._zygote is None:
+                self._zygote = self._start()
+            worker = self._zygote.spawn()
+        self.busy[worker] = pool
+        return worker, ready
+
+    def put(self, worker: _Worker, *, again: bool) -> None:
+        """Keep a worker ``again`` for the next job, or end it."""
+        with self.room.changed:
+            del self.busy[worker]
+            if again and worker.zygote is self._zygote:
+                worker.idle_since = time.monotonic()
+                self.idle.append(worker)
+            else:
+                worker.end()
+            self.room.changed.notify_all()
+
+    def forget(self, zygote: _ZygoteHandle) -> None:
+        """End a zygote that starts no workers."""
+        with self.room.changed:
             if self._zygote is zygote:
                 self._zygote = None
+                self.idle.clear()  # which end with it
         zygote.stop()
+
+    def leave(self, pool: WorkerPool) -> None:
+        """End what a closed pool has running, and all processes where it was the last one."""
+        with self.room.changed:
+            self.users.discard(pool)
+            for worker, owner in self.busy.items():
+                if owner is pool:
+                    worker.kill()
+            zygote = None
+            if not self.users:
+                zygote, self._zygote = self._zygote, None
+                self.idle.clear()
+        if zygote is not None:
+            zygote.stop()  # running jobs end with it
+        with self.room.changed:
+            self.room.changed.wait_for(lambda: not self._runs(pool, zygote))
+        if zygote is not None:
+            zygote.close()  # only now is no thread reading from it
+
+    def _runs(self, pool: WorkerPool, zygote: _ZygoteHandle | None) -> bool:
+        """Whether a thread waits for a job of a pool, or for a worker of a zygote."""
+        return any(o is pool or w.zygote is zygote for w, o in self.busy.items())
 
 
 class _Worker:
     """The caller's end of one worker."""
 
     def __init__(self, zygote: _ZygoteHandle, number: int, connection: socket.socket) -> None:
-        self._zygote = zygote
+        self.zygote = zygote
+        self.idle_since = 0.0
         self._number = number
         self._connection = connection
         self._requests = 0
@@ -221,7 +355,7 @@ class _Worker:
         try:
             while (left := deadline - time.monotonic()) > 0:
                 self._connection.settimeout(left)
-                message = _receive(self._connection) or {"died": None}
+                message = receive(self._connection) or {"died": None}
                 if message.get("number", self._requests) == self._requests:
                     return message
         except TimeoutError:
@@ -230,9 +364,13 @@ class _Worker:
             self._connection.settimeout(None)
         return None
 
+    def kill(self) -> None:
+        """Kill the worker and every process that it started; a thread may still listen to it."""
+        self.zygote.kill(self._number)
+
     def end(self) -> None:
-        """Kill the worker and every process that it started."""
-        self._zygote.end(self._number)
+        """Kill the worker and every process that it started, and hear it no more."""
+        self.zygote.end(self._number)
 
 
 class _ZygoteHandle:
@@ -244,7 +382,9 @@ class _ZygoteHandle:
         self._spawned = 0
         self._connections: dict[int, socket.socket] = {}
         # A pool that is dropped without close() leaves no process behind either.
-        self._finish = weakref.finalize(self, _finish, control, self._connections, process)
+        self._finish = weakref.finalize(
+            self, _finish, os.getpid(), control, self._connections, process
+        )
 
     def spawn(self) -> _Worker:
         ours, theirs = socket.socketpair()
@@ -254,8 +394,11 @@ class _ZygoteHandle:
             self._order(b"w", self._spawned, theirs)
         return _Worker(self, self._spawned, ours)
 
-    def end(self, number: int) -> None:
+    def kill(self, number: int) -> None:
         self._order(b"k", number)
+
+    def end(self, number: int) -> None:
+        self.kill(number)
         connection = self._connections.pop(number, None)
         if connection is not None:
             connection.close()
@@ -264,7 +407,7 @@ class _ZygoteHandle:
         """Send an order; a missing zygote shows in the worker's silence."""
         descriptors = [connection.fileno()] if connection else []
         with contextlib.suppress(OSError):
-            socket.send_fds(self._control, [_ORDER.pack(kind, number)], descriptors)
+            socket.send_fds(self._control, [ORDER.pack(kind, number)], descriptors)
 
     def stop(self) -> None:
         """End the zygote and its workers."""
@@ -326,8 +469,10 @@ def _stop(control: socket.socket, process: _Process) -> None:
 
 
 def _finish(
-    control: socket.socket, connections: dict[int, socket.socket], process: _Process
+    owner: int, control: socket.socket, connections: dict[int, socket.socket], process: _Process
 ) -> None:
+    if os.getpid() != owner:
+        return  # a fork of the caller must not end the caller's processes
     _stop(control, process)
     control.close()
     for connection in connections.values():
@@ -335,7 +480,7 @@ def _finish(
     connections.clear()
 
 
-def _start(job: Job | str, memory_mb: int | None) -> _ZygoteHandle:
+def _start(job: Job | str, memory_mb: int | None, imports: Sequence[str]) -> _ZygoteHandle:
     ours, theirs = socket.socketpair()
     with theirs:
         if not isinstance(job, str):
@@ -347,7 +492,7 @@ def _start(job: Job | str, memory_mb: int | None) -> _ZygoteHandle:
             start_new_session=True,
             env={name: text for name, text in os.environ.items() if not _SECRET.search(name)},
         )
-    send(ours, {"job": job, "memory_mb": memory_mb})
+    send(ours, {"job": job, "memory_mb": memory_mb, "imports": list(imports)})
     return _ZygoteHandle(ours, _Started(process))
 
 
@@ -363,7 +508,7 @@ def _fork(ours: socket.socket, theirs: socket.socket, job: Job, memory_mb: int |
         ours.close()
         for name in filter(_SECRET.search, list(os.environ)):
             del os.environ[name]
-        _serve(theirs, job, memory_mb)
+        serve(theirs, job, memory_mb)
 
     return _Forked(pid)
 
@@ -374,218 +519,6 @@ def _describe(code: int | None) -> str:
     return f"signal {-code}" if code < 0 else f"exit status {code}"
 
 
-# ---- messages between both sides
-
-
-def send(connection: socket.socket, message: object) -> None:
-    """Write one message as length and JSON (lone surrogates survive as escapes)."""
-    data = json.dumps(message).encode()
-    connection.sendall(_HEADER.pack(len(data)) + data)
-
-
-def _receive(connection: socket.socket) -> Any:
-    """Read one message; ``None`` if the other side has closed, even within a message."""
-    header = _read(connection, _HEADER.size)
-    data = header and _read(connection, _HEADER.unpack(header)[0])
-    return json.loads(data) if data else None
-
-
-def _read(connection: socket.socket, size: int) -> bytes | None:
-    parts = bytearray()
-    while len(parts) < size:
-        try:
-            part = connection.recv(min(size - len(parts), 1 << 20))
-        except ConnectionResetError:
-            return None
-        if not part:
-            return None
-        parts += part
-    return bytes(parts)
-
-
-# ---- the zygote's and the workers' side
-
-
-def _serve(control: socket.socket, job: Job, memory_mb: int | None) -> NoReturn:
-    """Execute the orders that arrive on ``control``, until the caller ends.
-
-    ``memory_mb`` limits the address space of a worker; ``None`` sets no limit.
-    """
-    try:
-        _Zygote(control, job, memory_mb).run()
-    except Exception:
-        traceback.print_exc()
-    finally:
-        os._exit(0)  # never return into the caller's stack
-
-
-class _Zygote:
-    def __init__(self, control: socket.socket, job: Job, memory_mb: int | None) -> None:
-        self._control = control
-        self._job = job
-        self._memory_mb = memory_mb
-        self._parent = os.getppid()
-        self._workers: dict[int, socket.socket] = {}
-        self._pids: dict[int, int] = {}
-        self._wake, wake = os.pipe()
-        os.set_blocking(wake, False)
-        os.set_blocking(self._wake, False)
-        # An inherited wake-up descriptor would write into the caller's own event loop.
-        signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_DFL)
-        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
-        signal.signal(signal.SIGCHLD, lambda *_: None)
-        if os.getsid(0) != os.getpid():
-            os.setsid()  # Ctrl-C at the terminal is for the caller, who then closes us
-        _prctl(_CHILD_SUBREAPER, 1)
-        # Objects of the caller must never be finalised here, least of all those of a GPU.
-        gc.disable()
-        gc.freeze()
-
-    def run(self) -> None:
-        control = self._control.fileno()
-        try:
-            while os.getppid() == self._parent:
-                ready, _, _ = select.select([control, self._wake], [], [], 1.0)
-                if self._wake in ready:
-                    with contextlib.suppress(BlockingIOError):
-                        os.read(self._wake, 4096)
-                if control in ready and not self._obey():
-                    return
-                self._reap()
-        finally:
-            for pid, connection in self._workers.items():
-                _kill(pid)
-                connection.close()
-            _kill_children()
-
-    def _obey(self) -> bool:
-        data, descriptors, _, _ = socket.recv_fds(self._control, _ORDER.size, 1)
-        if not data:
-            return False
-        kind, number = _ORDER.unpack(data)
-        if kind == b"k":
-            pid = self._pids.pop(number, None)
-            if pid in self._workers:
-                _kill(pid)
-            return True
-        connection = socket.socket(fileno=descriptors[0])
-        pid = os.fork()
-        if pid == 0:
-            self._become_worker(connection)
-        self._workers[pid] = connection
-        self._pids[number] = pid
-        return True
-
-    def _reap(self) -> None:
-        """Report dead workers and kill the processes that they left."""
-        while True:
-            for pid in _children():
-                if pid not in self._workers:
-                    _kill(pid)
-            try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
-                return
-            if pid == 0:
-                return
-            connection = self._workers.pop(pid, None)
-            if connection is not None:
-                _kill_group(pid)
-                with contextlib.suppress(OSError):
-                    send(connection, {"died": os.waitstatus_to_exitcode(status)})
-                connection.close()
-
-    def _become_worker(self, connection: socket.socket) -> NoReturn:
-        try:
-            signal.set_wakeup_fd(-1)
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            os.setsid()
-            _prctl(_PDEATHSIG, signal.SIGKILL)
-            _prctl(_CHILD_SUBREAPER, 1)
-            self._control.close()
-            for other in self._workers.values():
-                other.close()
-            gc.enable()
-            if self._memory_mb is not None:
-                size = self._memory_mb << 20
-                resource.setrlimit(resource.RLIMIT_AS, (size, size))
-            _work(connection, self._job, self._memory_mb)
-        finally:
-            os._exit(0)
-
-
-def _work(connection: socket.socket, job: Job, memory_mb: int | None) -> None:
-    """Answer requests one by one until the caller closes, or memory runs short."""
-    worker = os.getpid()
-    send(connection, {"ready": True})
-    last = False
-    while not last and (request := _receive(connection)) is not None:
-        reply: dict[str, Any]
-        try:
-            reply = {"value": job(request["job"])}
-        except MemoryError:
-            reply = {"memory": True}
-        except BaseException as error:
-            reply = {"error": f"{type(error).__name__}: {error}".removesuffix(": ")}
-        if os.getpid() != worker:
-            os._exit(0)  # the job forked, and this is the copy, which must not reply
-        _kill_children()
-        last = "memory" in reply or _memory_is_short(memory_mb)
-        with contextlib.suppress(Exception):
-            sys.stdout.flush()
-            sys.stderr.flush()
-        send(connection, reply | {"number": request["number"], "last": last})
-
-
-def _memory_is_short(memory_mb: int | None) -> bool:
-    """Whether the peak exceeds half of the limit, so that a fresh worker is due."""
-    if memory_mb is None:
-        return False
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB on Linux, bytes on macOS
-    return peak >> (20 if sys.platform == "darwin" else 10) > memory_mb // 2
-
-
-def _kill(pid: int) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.kill(pid, signal.SIGKILL)
-
-
-def _kill_group(pid: int) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(pid, signal.SIGKILL)
-
-
-def _children() -> list[int]:
-    """Direct children, those inherited from dead descendants included (Linux only)."""
-    try:
-        text = Path(f"/proc/self/task/{os.getpid()}/children").read_text(encoding="ascii")
-    except OSError:
-        return []
-    return [int(pid) for pid in text.split()]
-
-
-def _kill_children() -> None:
-    """Kill and reap every descendant; orphans become children, so this ends with none."""
-    while children := _children():
-        for pid in children:
-            _kill(pid)
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(-1, 0)
-
-
-def _prctl(option: int, value: int) -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
-
-
-def main() -> None:
-    """Serve on the descriptor of the first argument; the first message holds the job's name."""
-    control = socket.socket(fileno=int(sys.argv[1]))
-    order = _receive(control)
-    if order is None:
-        return
-    module, _, name = order["job"].partition(":")
-    job: Job = getattr(importlib.import_module(module), name)
-    _serve(control, job, order["memory_mb"])
+def _processors() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

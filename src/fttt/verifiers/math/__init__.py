@@ -56,7 +56,8 @@ class MathVerifier:
             rule: how answers are compared.
             time_limit: seconds for one comparison in a worker.
             memory_mb: address space of a worker, in MiB.
-            workers: how many comparisons run at once; by default one a processor, at most 16.
+            workers: how many comparisons run at once, in processes of its own; by default all
+                verifiers together run one a processor, at most 16.
 
         Raises:
             UsageError: there is no such rule, or ``mpmath`` is not installed.
