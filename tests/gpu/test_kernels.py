@@ -167,23 +167,28 @@ def test_decode_attention_over_scattered_rows(
         assert error(out[n], expected) < (1e-5 if dtype is torch.float32 else 1e-2)
 
 
-def test_stacked_adapters() -> None:
-    from fttt.engine.ops.triton import add_lora
+@pytest.mark.parametrize(("inputs", "rank"), [(576, 4), (2500, 5), (700, 64)])
+def test_stacked_adapters(inputs: int, rank: int) -> None:
+    from fttt.engine.ops.triton import add_lora, lora_inputs
 
     torch.manual_seed(0)
-    a_at, b_at = 10, 10 + 4 * 576
-    weights = torch.randn(5, b_at + 4 * 1536 + 3, device=DEVICE)
-    x = torch.randn(7, 576, device=DEVICE)
-    out = torch.randn(7, 1536, device=DEVICE)
+    outputs, scale = 1536, 4 / rank
+    a_at = [10, 10 + rank * (inputs + outputs)]
+    b_at = [at + rank * inputs for at in a_at]
+    weights = torch.randn(5, b_at[-1] + rank * outputs + 3, device=DEVICE)
+    x = torch.randn(7, inputs, device=DEVICE)
     slot = torch.tensor([0, -1, 4, 2, 2, -1, 3], device=DEVICE)
-    expected = out.double()
-    for n, s in enumerate(slot.tolist()):
-        if s >= 0:
-            a = weights[s, a_at:b_at].view(4, 576).double()
-            b = weights[s, b_at : b_at + 4 * 1536].view(1536, 4).double()
-            expected[n] += b @ (a @ x[n].double()) * 4.0
-    add_lora(x, out, weights, slot, a_at=a_at, b_at=b_at, rank=4, scale=4.0)
-    assert error(out, expected) < 1e-6
+    hidden = lora_inputs(x, weights, slot, torch.tensor(a_at, device=DEVICE), rank)
+    for own, at, b in zip(hidden, a_at, b_at, strict=True):
+        out = torch.randn(7, outputs, device=DEVICE)
+        expected = out.double()
+        for n, s in enumerate(slot.tolist()):
+            if s >= 0:
+                a_RI = weights[s, at:b].view(rank, inputs).double()
+                b_OR = weights[s, b : b + rank * outputs].view(outputs, rank).double()
+                expected[n] += b_OR @ (a_RI @ x[n].double()) * scale
+        add_lora(own, out, weights, slot, b_at=b, rank=rank, scale=scale)
+        assert error(out, expected) < 1e-6
 
 
 def kept_in_float64(

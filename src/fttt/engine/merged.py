@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from fttt.models.quantized import is_plain
 
-__all__ = ["merged_linears"]
+__all__ = ["GROUPS", "merged_linears"]
 
 GROUPS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("w1", "w3"))
 """Names of layers of one module that are given one input in most models."""

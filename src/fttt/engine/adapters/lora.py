@@ -27,6 +27,7 @@ from fttt.engine.adapters.bank import AdapterNeeds, Bank, Fill, Learned, decoder
 from fttt.engine.adapters.product import InputScale, add_low_rank
 from fttt.engine.batch import Batch
 from fttt.engine.cache import KVCache
+from fttt.engine.merged import GROUPS
 from fttt.engine.ops.sampling import derive_key
 from fttt.engine.request import LoRASpec, TrainRequest
 from fttt.engine.train_step import train_step
@@ -53,6 +54,18 @@ class TargetLayer:
     b_at: int
     inputs: int
     outputs: int
+    group: int
+    """The number of its :class:`SharedInput`."""
+
+
+@dataclass(frozen=True, slots=True)
+class SharedInput:
+    """Layers of one module that are given one input in most models, q, k and v say."""
+
+    layers: list[int]
+    """Their numbers."""
+    a_at_G: Tensor
+    """Where their A begin in the flat row, on the device."""
 
 
 def target_layers(model: Any, spec: LoRASpec) -> dict[str, nn.Linear]:
@@ -144,13 +157,23 @@ class LoRABank(Bank):
         self._scale_1 = torch.tensor([self.scale], device=device)
         self._layers: list[TargetLayer] = []
         at = 0
-        for index, module in enumerate(target_layers(model, spec).values()):
+        groups: dict[tuple[str, int, object], list[int]] = {}
+        for index, (name, module) in enumerate(target_layers(model, spec).items()):
             inputs, outputs = module.in_features, module.out_features
-            layer = TargetLayer(index, at, at + spec.rank * inputs, inputs, outputs)
+            owner, _, own = name.rpartition(".")
+            together = next((names for names in GROUPS if own in names), own)
+            members = groups.setdefault((owner, inputs, together), [])
+            members.append(index)
+            group = list(groups.values()).index(members)
+            layer = TargetLayer(index, at, at + spec.rank * inputs, inputs, outputs, group)
             self._layers.append(layer)
             at = layer.b_at + spec.rank * outputs
             self.hooks.append(module.register_forward_hook(self._hook(layer)))
         self.parameters = at
+        self._groups = [
+            SharedInput(own, torch.tensor([self._layers[n].a_at for n in own], device=device))
+            for own in groups.values()
+        ]
         self.weights_SP = torch.zeros(slots, at, device=device)
         self.moment_SP = torch.zeros_like(self.weights_SP)
         self.square_SP = torch.zeros_like(self.weights_SP)
@@ -159,6 +182,8 @@ class LoRABank(Bank):
         self._updates = [0] * slots
         self._batch: Batch | None = None
         self._parts: tuple[Tensor, ...] | None = None
+        self._shared: tuple[Tensor, int, dict[int, Tensor]] | None = None
+        """The last input, its version, and ``x Aᵀ`` of the layers to come that are given it."""
         self._dropout_key_B: Tensor | None = None
         self._dropout_key_N: Tensor | None = None
         self._cached: tuple[tuple[int, ...], tuple[Tensor, ...]] | None = None
@@ -191,7 +216,8 @@ class LoRABank(Bank):
         try:
             yield
         finally:
-            self._batch = self._parts = self._dropout_key_B = self._dropout_key_N = None
+            self._batch = self._parts = self._shared = None
+            self._dropout_key_B = self._dropout_key_N = None
 
     def drop_out(self, targets: Sequence[tuple[int, int]], batch: Batch) -> None:
         """Seed the dropout of a train pass: a question's own stream, its update, its positions.
@@ -294,9 +320,10 @@ class LoRABank(Bank):
             if batch is None:
                 return None
             if self._parts is None:
+                hidden_NSR = self._of_inputs(inputs[0], batch, layer)
                 ops.gpu.add_lora(
-                    inputs[0].flatten(0, -2), output.flatten(0, -2), self.weights_SP, batch.slot_B,
-                    a_at=layer.a_at, b_at=layer.b_at, rank=self.spec.rank, scale=self.scale,
+                    hidden_NSR, output.flatten(0, -2), self.weights_SP, batch.slot_B,
+                    b_at=layer.b_at, rank=self.spec.rank, scale=self.scale,
                 )  # fmt: skip
                 return output
             a_URI, b_UOR = self._factors(self._parts, layer)
@@ -321,6 +348,17 @@ class LoRABank(Bank):
             return add_low_rank(output, x, a_URI, b_UOR, batch.groups, scale)
 
         return add
+
+    def _of_inputs(self, x: Tensor, batch: Batch, layer: TargetLayer) -> Tensor:
+        """``x Aᵀ`` of a layer, computed at once for all layers that are given this very input."""
+        held, group = self._shared, self._groups[layer.group]
+        known = held is not None and held[0] is x and held[1] == x._version
+        if not known or held is None or layer.index not in held[2]:
+            hidden_GNSR = ops.gpu.lora_inputs(
+                x.flatten(0, -2), self.weights_SP, batch.slot_B, group.a_at_G, self.spec.rank
+            )
+            held = self._shared = x, x._version, dict(zip(group.layers, hidden_GNSR, strict=True))
+        return held[2].pop(layer.index)
 
     def _add_inside(
         self,

@@ -20,7 +20,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from fttt.engine.batch import Batch
 
-__all__ = ["add_delta", "add_lora", "decode_attention", "drop_out", "keep_mask"]
+__all__ = ["add_delta", "add_lora", "decode_attention", "drop_out", "keep_mask", "lora_inputs"]
 
 _SPLIT = 256
 """Cached tokens that one program of the attention kernel reads at the least."""
@@ -230,57 +230,101 @@ def _merge_kernel(
     tl.store(out_ptr + index * dim + d, out.to(out_ptr.dtype.element_ty), mask=d < dim)
 
 
+_SPAN = 1024
+"""Inputs of which a program sums up ``x Aᵀ``: short enough that a batch of a few rows has work for
+all of a GPU."""
+
+
+def lora_inputs(
+    x_NI: Tensor, weights_SP: Tensor, slot_N: Tensor, a_at_G: Tensor, rank: int
+) -> Tensor:
+    """``x Aᵀ`` of each row under each of G matrices A ``[rank, I]``, by the row's slot.
+
+    Returns:
+        ``[G, N, parts, rank]`` float32, the rank padded to a power of two: sums over a part of the
+        inputs each, to be added up. Rows of slot -1 hold anything.
+    """
+    rows, inputs = x_NI.shape
+    rank_pad, parts = triton.next_power_of_2(rank), triton.cdiv(inputs, _SPAN)
+    out = torch.empty(len(a_at_G), rows, parts, rank_pad, dtype=torch.float32, device=x_NI.device)
+    block = min(_SPAN, triton.next_power_of_2(inputs), 8192 // rank_pad)
+    _lora_inputs_kernel[(rows, parts, len(a_at_G))](
+        x_NI, out, weights_SP, slot_N, a_at_G, x_NI.stride(0), weights_SP.stride(0), inputs,
+        RANK=rank, RANK_PAD=rank_pad, SPAN=_SPAN, BLOCK=block, num_warps=4,
+    )  # fmt: skip
+    return out
+
+
+@triton.jit
+def _lora_inputs_kernel(
+    x_ptr, out_ptr, weights_ptr, slot_ptr, at_ptr, x_row, slot_row, inputs,
+    RANK: tl.constexpr, RANK_PAD: tl.constexpr, SPAN: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    lane = tl.program_id(0)
+    part = tl.program_id(1)
+    group = tl.program_id(2)
+    slot = tl.load(slot_ptr + lane).to(tl.int64)
+    if slot >= 0:
+        r = tl.arange(0, RANK_PAD)
+        base = weights_ptr + slot * slot_row + tl.load(at_ptr + group)
+        hidden = tl.zeros([RANK_PAD], tl.float32)
+        for start in range(0, SPAN, BLOCK):
+            i = part * SPAN + start + tl.arange(0, BLOCK)
+            x = tl.load(x_ptr + lane * x_row + i, mask=i < inputs, other=0.0).to(tl.float32)
+            a = tl.load(
+                base + r[:, None] * inputs + i[None, :],
+                mask=(r < RANK)[:, None] & (i < inputs)[None, :], other=0.0,
+            )  # fmt: skip
+            hidden += tl.sum(a * x[None, :], 1)
+        row = (group * tl.num_programs(0) + lane) * tl.num_programs(1) + part
+        tl.store(out_ptr + row * RANK_PAD + r, hidden)
+
+
 def add_lora(
-    x_NI: Tensor,
+    hidden_NSR: Tensor,
     out_NO: Tensor,
     weights_SP: Tensor,
     slot_N: Tensor,
     *,
-    a_at: int,
     b_at: int,
     rank: int,
     scale: float,
 ) -> None:
     """Add ``(x Aᵀ) Bᵀ · scale`` to each row's output in place, by the row's slot.
 
-    A ``[rank, I]`` begins at ``a_at`` of a slot's flat weights, B ``[O, rank]`` at ``b_at``.
+    ``hidden_NSR`` is one matrix's part of what :func:`lora_inputs` returns; B ``[O, rank]`` begins
+    at ``b_at`` of a slot's flat weights.
     """
-    (rows, inputs), outputs = x_NI.shape, out_NO.shape[1]
-    rank_pad = triton.next_power_of_2(rank)
-    block = min(triton.next_power_of_2(inputs), 8192 // rank_pad)
-    _lora_kernel[(rows, triton.cdiv(outputs, 1024))](
-        x_NI, out_NO, weights_SP, slot_N, scale,
-        x_NI.stride(0), out_NO.stride(0), weights_SP.stride(0), a_at, b_at, inputs, outputs,
-        RANK=rank, RANK_PAD=rank_pad, BLOCK=block, CHUNK=1024, num_warps=8,
+    rows, parts, rank_pad = hidden_NSR.shape
+    outputs = out_NO.shape[1]
+    chunk = min(512, 16384 // rank_pad)
+    _lora_kernel[(rows, triton.cdiv(outputs, chunk))](
+        hidden_NSR, out_NO, weights_SP, slot_N, scale, out_NO.stride(0), weights_SP.stride(0),
+        b_at, outputs, parts,
+        RANK=rank, RANK_PAD=rank_pad, PARTS_PAD=triton.next_power_of_2(parts), CHUNK=chunk,
+        num_warps=4,
     )  # fmt: skip
 
 
 @triton.jit
 def _lora_kernel(
-    x_ptr, out_ptr, weights_ptr, slot_ptr, scale, x_row, out_row, slot_row, a_at, b_at,
-    inputs, outputs,
-    RANK: tl.constexpr, RANK_PAD: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
+    hidden_ptr, out_ptr, weights_ptr, slot_ptr, scale, out_row, slot_row, b_at, outputs, parts,
+    RANK: tl.constexpr, RANK_PAD: tl.constexpr, PARTS_PAD: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     lane = tl.program_id(0)
-    chunk = tl.program_id(1)
     slot = tl.load(slot_ptr + lane).to(tl.int64)
     if slot >= 0:
         r = tl.arange(0, RANK_PAD)
-        in_r = r < RANK
-        base = weights_ptr + slot * slot_row
-        hidden = tl.zeros([RANK_PAD], tl.float32)
-        for start in range(0, inputs, BLOCK):
-            i = start + tl.arange(0, BLOCK)
-            x = tl.load(x_ptr + lane * x_row + i, mask=i < inputs, other=0.0).to(tl.float32)
-            a = tl.load(
-                base + a_at + r[:, None] * inputs + i[None, :],
-                mask=in_r[:, None] & (i < inputs)[None, :], other=0.0,
-            )  # fmt: skip
-            hidden += tl.sum(a * x[None, :], 1)
-        o = chunk * CHUNK + tl.arange(0, CHUNK)
+        s = tl.arange(0, PARTS_PAD)
+        hidden_SR = tl.load(
+            hidden_ptr + (lane * parts + s[:, None]) * RANK_PAD + r[None, :],
+            mask=(s < parts)[:, None], other=0.0,
+        )  # fmt: skip
+        hidden = tl.sum(hidden_SR, 0)
+        o = tl.program_id(1) * CHUNK + tl.arange(0, CHUNK)
         b = tl.load(
-            base + b_at + o[:, None] * RANK + r[None, :],
-            mask=(o < outputs)[:, None] & in_r[None, :], other=0.0,
+            weights_ptr + slot * slot_row + b_at + o[:, None] * RANK + r[None, :],
+            mask=(o < outputs)[:, None] & (r < RANK)[None, :], other=0.0,
         )  # fmt: skip
         delta = tl.sum(b * hidden[None, :], 1) * scale
         at = out_ptr + lane * out_row + o
