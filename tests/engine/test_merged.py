@@ -106,6 +106,31 @@ def test_layers_that_are_trained_shared_watched_or_of_other_inputs_run_alone() -
             torch.testing.assert_close(crossed(x), expected)
 
 
+def test_parts_may_be_changed_in_place_and_have_a_gradient() -> None:
+    """As OLMo clips what its attention is given."""
+
+    class Clipped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w1, self.w3 = nn.Linear(8, 4), nn.Linear(8, 6)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.cat([self.w1(x).clamp_(-0.3, 0.3), self.w3(x) * 2], -1)
+
+    model = Clipped().requires_grad_(False)
+    x = torch.randn(3, 8, requires_grad=True)
+    up = torch.randn(3, 10)
+    expected = model(x)
+    (gradient,) = torch.autograd.grad(expected, x, up)
+    merged = Replacements(merged_linears(model))
+    merged.enable()
+    found = model(x)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(torch.autograd.grad(found, x, up)[0], gradient)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), expected)
+
+
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3n_text"])
 def test_adapters_learn_and_answer_as_without(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = LoRASpec(rank=4, alpha=8, lr=1e-2, targets=("q_proj", "v_proj", "up_proj"))

@@ -25,6 +25,7 @@ from fttt.engine import (
 )
 from fttt.engine.adapters.lora import LoRABank
 from fttt.engine.batch import by_length, cache_keyword
+from fttt.engine.cache import KVCache
 from fttt.engine.request import Kept
 from fttt.errors import RunError, UsageError
 from fttt.models import LoadedModel
@@ -327,6 +328,35 @@ def test_a_form_is_its_formula(one: Target, monkeypatch: pytest.MonkeyPatch) -> 
     assert losses == pytest.approx([expected], rel=1e-4, abs=1e-6)
     scale = float(expected_gradient.abs().max())
     torch.testing.assert_close(gradient.double(), expected_gradient, rtol=1e-3, atol=1e-4 * scale)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt_oss"])
+def test_attention_is_computed_again_only_where_its_inputs_have_no_room(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What layers read of the cache is held for the gradient, or read again: the same step."""
+    loaded = tiny_model(family)
+    lesson = Lesson(tuple(range(40, 52)), tuple(FORMS))
+    again: list[bool] = []
+    pack = train_step.Batch.pack
+
+    def noted(mode: Any, *rest: Any) -> Any:
+        batch = pack(mode, *rest)
+        batches.extend([batch] if mode == "train" else [])
+        return batch
+
+    steps = []
+    for size in (1, 10**12):
+        batches: list[Any] = []
+        with monkeypatch.context() as patched:
+            patched.setattr(train_step.Batch, "pack", noted)
+            patched.setattr(KVCache, "read_bytes", size)
+            steps.append(one_step(loaded, [lesson], monkeypatch))
+        again += [batch.recompute for batch in batches]
+    assert again == [False, True]
+    (losses, gradient, _), (losses_again, gradient_again, _) = steps
+    assert losses == pytest.approx(losses_again, rel=1e-5)
+    torch.testing.assert_close(gradient, gradient_again, rtol=1e-4, atol=1e-6)
 
 
 def test_what_is_certain_has_a_finite_loss_and_gradient(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ values.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -95,9 +95,9 @@ def attend(
         out_NHE = _decode(q_NHD, own)
     elif batch.mode == "prefill":
         out_NHE = _prefill(q_NHD, k_NKD, v_NKE, own)
-    elif _fused(q_NHD, own) and not batch.recompute:
-        out_NHE = _causal(q_NHD, k_NKD, v_NKE, own)
-    else:
+    elif not batch.recompute and softcap is None and slopes is None:
+        out_NHE = _train(q_NHD, k_NKD, v_NKE, own)
+    else:  # also scores that are written out, one layer's at a time
         out_NHE = checkpoint(
             _train, q_NHD, k_NKD, v_NKE, own,
             use_reentrant=False, preserve_rng_state=False, determinism_check="none",
@@ -237,6 +237,23 @@ class Seen:
     visible: Tensor
     key_at: Tensor
     query_at: Tensor
+    biases: dict[tuple[int, torch.dtype, bool], Tensor] = field(default_factory=dict)
+
+    def bias(self, heads: int, dtype: torch.dtype, *, sink: bool) -> Tensor:
+        """What is added to the scores of so many heads' queries, as the fused kernels take it.
+
+        A truth value for each key would be made into this by each layer, forward and backward.
+        Rows are aligned for those kernels. ``sink``: a key that all see comes before the others.
+        """
+        key = heads, dtype, sink
+        if key not in self.biases:
+            visible = self.visible.repeat(1, 1, heads, 1) if heads > 1 else self.visible
+            keys = visible.shape[-1] + sink
+            visible = F.pad(visible, (int(sink), 0), value=True)
+            zero, never = torch.tensor([0.0, float("-inf")]).to(visible.device, dtype)
+            bias = torch.where(F.pad(visible, (0, -keys % 8), value=True), zero, never)
+            self.biases[key] = bias[..., :keys]
+        return self.biases[key]
 
 
 def _decode(q_NHD: Tensor, own: _Own) -> Tensor:
@@ -365,8 +382,6 @@ def _softmax_attention(
     kv_heads, queries = q_BKQD.shape[1:3]
     visible, tokens = seen.visible, seen.visible.shape[2]
     heads = queries // tokens if tokens > 1 else 1  # one query position of all is broadcast
-    if heads > 1:
-        visible = visible.repeat(1, 1, heads, 1)
     if own.softcap is not None or own.slopes_H is not None:
         scores = (q_BKQD.float() @ k_BKSD.float().transpose(-1, -2)) * own.scaling
         if own.softcap is not None:
@@ -374,16 +389,15 @@ def _softmax_attention(
         if own.slopes_H is not None:
             distance = (seen.query_at - seen.key_at).repeat(1, 1, heads, 1)
             scores = scores - _by_query(own.slopes_H, kv_heads, queries)[..., None] * distance
+        visible = visible.repeat(1, 1, heads, 1) if heads > 1 else visible
         scores = scores.masked_fill(~visible, float("-inf"))
         out: Tensor = (scores.softmax(-1) @ v_BKSE.float()).to(v_BKSE.dtype)
         return out
     if own.sinks_H is not None:
         sinks_KQ = _by_query(own.sinks_H, kv_heads, queries)
         q_BKQD, k_BKSD, v_BKSE = _with_sink(q_BKQD, k_BKSD, v_BKSE, sinks_KQ, own.scaling)
-        visible = F.pad(visible, (1, 0), value=True)
-    return F.scaled_dot_product_attention(
-        q_BKQD, k_BKSD, v_BKSE, attn_mask=visible, scale=own.scaling
-    )
+    bias = seen.bias(heads, q_BKQD.dtype, sink=own.sinks_H is not None)
+    return F.scaled_dot_product_attention(q_BKQD, k_BKSD, v_BKSE, attn_mask=bias, scale=own.scaling)
 
 
 def _by_query(x_H: Tensor, kv_heads: int, queries: int) -> Tensor:

@@ -271,6 +271,12 @@ class KVCache:
         return sum(not kept.awaited for kept in self._kept.values())
 
     @property
+    def read_bytes(self) -> int:
+        """Of a token's keys and values, as all layers read them."""
+        held = [*self.keys.values(), *self.values.values()]
+        return sum(part.shape[1] * part.shape[3] * part.element_size() for part in held)
+
+    @property
     def whole(self) -> bool:
         """Whether a row is one page."""
         return self.table_RP.shape[1] == 1

@@ -74,6 +74,8 @@ class MemoryPlan:
     """Tokens of one prefill pass."""
     train_tokens: int
     """Tokens of one train pass, whose activations are held for the gradient."""
+    train_bytes: int
+    """What their activations take, padding included."""
     train_longest: int
     """Tokens of the longest target of a train step."""
     train_questions: int
@@ -211,6 +213,7 @@ def plan_memory(
         hidden=needs.hidden,
         prefill_tokens=taken.prefill_tokens,
         train_tokens=taken.train_tokens,
+        train_bytes=taken.train_bytes,
         train_longest=taken.train_longest,
         train_questions=taken.train_questions,
         search_lanes=sizes.searched if beams else 0,
@@ -432,6 +435,7 @@ class _Passes:
 
     prefill_tokens: int
     train_tokens: int
+    train_bytes: int
     train_longest: int
     train_questions: int
     working: int
@@ -473,7 +477,8 @@ def _passes(
     trains = 1.25 * tokens + logits + questions * needs.question if adapters else 0
     working = int(max(1.25 * prefill * layer_bytes, trains)) + 2**28
     working += max(_dequantized_bytes(loaded.model), default=0)
-    return _Passes(prefill, train, max(train, longest), questions, working)
+    held = int(1.25 * train * token_bytes) if adapters else 0
+    return _Passes(prefill, train, held, max(train, longest), questions, working)
 
 
 def _dequantized_bytes(model: Any) -> Iterator[int]:

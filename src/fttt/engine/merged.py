@@ -80,22 +80,26 @@ class _Merged:
         if layers[0].bias is not None:
             self._bias_O = _end_to_end([layer.bias for layer in layers])
         self._places = self._where()
-        self._input: tuple[Tensor, int] | None = None
+        self._input: tuple[Tensor, tuple[int, bool]] | None = None
         self._parts: dict[int, Tensor] = {}
         self._apart = False
 
     def run(self, n: int, x: Tensor) -> Tensor:
         """The output of layer ``n``."""
         layer = self._layers[n]
-        if self._apart or torch.is_grad_enabled() or self._where() != self._places:
+        if self._apart or self._where() != self._places:
             return F.linear(x, layer.weight, layer.bias)
-        held = self._input is not None and self._input[0] is x and self._input[1] == x._version
+        learns = torch.is_grad_enabled()
+        now = x._version, learns
+        held = self._input is not None and self._input[0] is x and self._input[1] == now
         if not held or n not in self._parts:
             if self._parts:  # not all of them were asked for: they are no layers of one input
                 self._apart, self._input, self._parts = True, None, {}
                 return F.linear(x, layer.weight, layer.bias)
             out = self._product(self._layers, x, self._weight_OI, self._bias_O)
-            self._input, self._parts = (x, x._version), dict(enumerate(out.split(self._sizes, -1)))
+            # parts that models may change in place, also where they have a gradient
+            parts = out.unsafe_split_with_sizes(self._sizes, -1)
+            self._input, self._parts = (x, now), dict(enumerate(parts))
         part = self._parts.pop(n)
         if not self._parts:
             self._input = None

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
+from math import inf
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
@@ -119,10 +120,12 @@ def train_step(
     requests: Sequence[TrainRequest],
     tokens: int,
     fill: Fill,
+    room: int = 0,
 ) -> list[tuple[float, ...]]:
     """Update each request's adapter once; return its targets' losses before the step.
 
-    Contexts take rows of the cache, as many at once as it has and as ``tokens`` allow. Targets of
+    Contexts take rows of the cache, as many at once as it has and as ``tokens`` allow; ``room`` is
+    the memory that such a pass was planned with. Targets of
     very different lengths are differentiated one length after the other, since attention pads the
     segments of a pass. A gradient that is not finite leaves that question's weights as they were.
     """
@@ -144,7 +147,9 @@ def train_step(
                 weights_UP = weights_QP
                 if questions != list(range(len(slots))):
                     weights_UP = weights_QP[torch.tensor(questions, device=cache.device)]
-            again = _rerun(model) if len(part) * batch.longest > 1.25 * tokens else nullcontext()
+            share = len(part) * batch.longest / (1.25 * tokens)
+            again = _rerun(model) if share > 1 else nullcontext()
+            batch.recompute = _read_bytes(batch) > (1 - share) * room
             with torch.enable_grad(), bank.applied(batch, weights_UP), again:
                 bank.drop_out([(owned[n][0].slot, owned[n][1]) for n in part], batch)
                 total, loss_B = _losses(model, batch, [owned[n][2] for n in part])
@@ -157,6 +162,13 @@ def train_step(
     assert weights_QP.grad is not None
     bank.step(slots, weights_QP.grad)
     return [tuple(own) for own in losses]
+
+
+def _read_bytes(batch: Batch) -> float:
+    """What all layers' keys and values take where each is held for the gradient as it is read."""
+    if batch.cache.states is not None:  # whose scans take more
+        return inf
+    return len(batch.lengths) * (max(batch.pasts) + batch.longest) * batch.cache.read_bytes
 
 
 @contextmanager

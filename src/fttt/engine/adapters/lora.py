@@ -424,6 +424,7 @@ class LoRALearner:
                 [job.request for job in jobs],
                 plan.train_tokens,
                 self._fill,
+                plan.train_bytes,
             )
         except Exception:
             queue.extendleft(reversed(jobs))
