@@ -315,7 +315,8 @@ def reference(
             term = -log_p[t, token]
         loss = loss + weight * term
     loss.backward()
-    parts = [p.grad.flatten() for pair in alone.pairs for p in pair if p.grad is not None]
+    first_all_a = [p for kind in zip(*alone.pairs, strict=True) for p in kind]
+    parts = [p.grad.flatten() for p in first_all_a if p.grad is not None]
     return float(loss.detach()), torch.cat(parts)
 
 

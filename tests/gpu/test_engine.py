@@ -17,6 +17,8 @@ from fttt.engine import (
     Target,
     TrainRequest,
 )
+from fttt.engine.adapters import draws, lora
+from fttt.engine.adapters.lora import LoRABank
 from fttt.engine.memory_plan import MemoryPlan, plan_memory
 from fttt.engine.request import ThoughtBudget
 from fttt.models import LoadedModel
@@ -189,6 +191,32 @@ def test_any_gpu_gives_what_the_first_one_does(run: Callable[[LoadedModel], list
     for one, other in zip(second, first, strict=True):  # sums of a batch that met otherwise differ
         assert one == (pytest.approx(other, abs=1e-3) if isinstance(other, float) else other)
     assert torch.cuda.current_device() == 0
+
+
+def test_adapters_that_are_drawn_in_threads_are_those_that_are_drawn_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """While graphs are captured, and where few rows of pinned memory go round."""
+    at_once = trials(on_gpu(tiny_model("llama")), 8, 0.7)
+    monkeypatch.setattr(lora, "DRAWN_AT_ONCE", 0)
+    monkeypatch.setattr(draws, "_MOST_ROWS", 2)
+    in_threads = trials(on_gpu(tiny_model("llama")), 8, 0.7)
+    for one, other in zip(in_threads, at_once, strict=True):
+        assert one == (pytest.approx(other, abs=1e-3) if isinstance(other, float) else other)
+
+    async def main() -> None:
+        model: Any = on_gpu(tiny_model("llama")).model
+        bank = LoRABank(model, SPEC, 40, model.device)
+        slots = await asyncio.gather(*(bank.open(seed) for seed in range(40)))
+        fresh_SP = bank.weights_SP[[slot.index for slot in slots]].clone()
+        for seed, slot in enumerate(slots):
+            bank.fill(slot.index, seed)  # at once
+        assert torch.equal(bank.weights_SP[[slot.index for slot in slots]], fresh_SP)
+        assert bank.draws is not None
+        assert bank.draws._made == 2
+        bank.detach()
+
+    asyncio.run(main())
 
 
 def test_penalties_and_top_k_in_captured_steps_are_those_of_the_cpu() -> None:

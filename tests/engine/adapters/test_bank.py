@@ -12,6 +12,7 @@ import torch
 
 from fttt.engine import BatchedEngine, GenerateRequest, Lesson, LoRASpec, Target, TrainRequest
 from fttt.engine.adapters.bank import AdapterNeeds, Bank, Learner
+from fttt.engine.adapters.draws import DrawnRow
 from fttt.engine.batch import Batch
 from fttt.errors import RunError
 from fttt.testing import tiny_model
@@ -29,7 +30,7 @@ class Places(Bank):
     def learner(self, *_: Any) -> Learner:
         raise NotImplementedError
 
-    def fill(self, index: int, seed: int) -> None:
+    def fill(self, index: int, seed: int, row: DrawnRow | None = None) -> None:
         pass
 
     def copy(self, source: int, target: int) -> None:

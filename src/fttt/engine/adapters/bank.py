@@ -19,6 +19,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from fttt.engine.adapters.draws import DrawnRow, RowDraws
 from fttt.engine.batch import Batch, Segment, decoder_of
 from fttt.engine.request import AdapterSlot, AdapterSpec, TrainRequest
 from fttt.errors import RunError, UsageError, first_line
@@ -127,6 +128,8 @@ class Bank(ABC):
     """All slots of one kind of adapter, hooked into one model's layers."""
 
     spec: AdapterSpec
+    draws: RowDraws | None = None
+    """Draws what fresh slots begin with, where that takes long."""
 
     @staticmethod
     @abstractmethod
@@ -155,8 +158,12 @@ class Bank(ABC):
         self._changes = 0
 
     @abstractmethod
-    def fill(self, index: int, seed: int) -> None:
-        """Reset a slot to its state before any train step, with the base model's outputs."""
+    def fill(self, index: int, seed: int, row: DrawnRow | None = None) -> None:
+        """Reset a slot to its state before any train step, with the base model's outputs.
+
+        ``row`` is what ``draws`` has drawn by ``seed``, and is given back; without one it is drawn
+        now.
+        """
 
     @abstractmethod
     def copy(self, source: int, target: int) -> None:
@@ -173,18 +180,10 @@ class Bank(ABC):
             RunError: ``copy_of`` is closed, or a slot of another bank.
             Exception: what :meth:`fail` was given before one came free.
         """
-        if copy_of is not None:
-            self.index_of(copy_of)
-        if self._free:
-            index = self._free.popleft()
-        else:
-            future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-            self._waiting.append(future)
-            index = await handed_over(future, self.give)
         if copy_of is None:
-            self.fill(index, seed)
-            self._versions[index] = 0
-            return Slot(self, index)
+            return await self._open_fresh(seed)
+        self.index_of(copy_of)
+        index = await self._place()
         try:
             source = self.index_of(copy_of)  # which may have been closed in the meantime
         except RunError:
@@ -193,6 +192,31 @@ class Bank(ABC):
         self.copy(source, index)
         self._versions[index] = self._versions[source]
         return Slot(self, index)
+
+    async def _open_fresh(self, seed: int) -> Slot:
+        drawing = self.draws.ask(seed) if self.draws is not None else None  # while it waits
+        try:
+            index = await self._place()
+        except BaseException:
+            if drawing is not None:
+                drawing.drop()
+            raise
+        try:
+            row = await drawing.row() if drawing is not None else None
+        except BaseException:
+            self.give(index)
+            raise
+        self.fill(index, seed, row)
+        self._versions[index] = 0
+        return Slot(self, index)
+
+    async def _place(self) -> int:
+        """Wait for a free place."""
+        if self._free:
+            return self._free.popleft()
+        future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._waiting.append(future)
+        return await handed_over(future, self.give)
 
     def index_of(self, slot: AdapterSlot) -> int:
         """The place of an open slot.
@@ -228,7 +252,9 @@ class Bank(ABC):
         self._free.append(index)
 
     def fail(self, error: BaseException) -> None:
-        """Answer all requests that wait for a slot with an error."""
+        """Answer all requests that wait for a slot, or for what it begins with, with an error."""
+        if self.draws is not None:
+            self.draws.fail(error)
         for future in self._waiting:
             if not future.done():
                 future.set_exception(error)
@@ -236,6 +262,8 @@ class Bank(ABC):
 
     def detach(self) -> None:
         """Take the adapters off the model's layers."""
+        if self.draws is not None:
+            self.draws.close()
         for hook in self.hooks:
             hook.remove()
 

@@ -34,6 +34,7 @@ from fttt.engine.adapters.bank import (
     layers_by_name,
     slot_index,
 )
+from fttt.engine.adapters.draws import DrawnRow
 from fttt.engine.batch import Batch
 from fttt.engine.cache import KeptRow, KVCache
 from fttt.engine.hidden_cache import HiddenCache, upper_part
@@ -326,7 +327,7 @@ class DeltaBank(Bank):
             self.hooks.append(below.hook)  # which is taken off with the others
         return DeltaLearner(self, cache, plan, below)
 
-    def fill(self, index: int, seed: int) -> None:
+    def fill(self, index: int, seed: int, row: DrawnRow | None = None) -> None:
         """Set the change to zero."""
         for delta_SOI in self.delta_SOI.values():
             delta_SOI[index] = 0

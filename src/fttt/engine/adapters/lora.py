@@ -1,9 +1,10 @@
 """Low-rank weights, stacked, with a per-question AdamW, stacked.
 
 A slot is one question's place. All its numbers, over all layers, are one row of a flat float32
-matrix ``[slots, P]``; a layer's A and B are views of that row. So a batch of slots is one gather,
-its gradient is one tensor, and AdamW for any number of questions is the same few elementwise
-operations. State: 12 bytes a parameter and slot (weights and two moments), 4 more while training.
+matrix ``[slots, P]``, first every layer's A, then every B; a layer's A and B are views of that row.
+So what is drawn is its beginning, a batch of slots is one gather, its gradient is one tensor, and
+AdamW for any number of questions is the same few elementwise operations. State: 12 bytes a
+parameter and slot (weights and two moments), 4 more while training.
 
 Axes: S slots, Q slots of one train step, P parameters of a slot, B segments, T tokens, R rank,
 I inputs and O outputs of a layer.
@@ -17,6 +18,9 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,6 +28,7 @@ from torch import Tensor, nn
 
 from fttt.engine import ops
 from fttt.engine.adapters.bank import AdapterNeeds, Bank, Fill, Learned, decoder_layers
+from fttt.engine.adapters.draws import DrawnRow, RowDraws
 from fttt.engine.adapters.product import InputScale, add_low_rank
 from fttt.engine.batch import Batch
 from fttt.engine.cache import KVCache
@@ -41,6 +46,9 @@ __all__ = ["LoRABank", "LoRALearner", "target_layers"]
 
 STEP_NUMBERS = 2**26
 """Parameters, of all questions together, that a step updates at once."""
+DRAWN_AT_ONCE = 2**18
+"""Numbers of a fresh slot that are drawn when it is opened, in about a millisecond; more are drawn
+in a thread, whose answer may wait for a pass to end."""
 ALL_LINEAR = "all-linear"
 """Among the targets of a spec, as PEFT has it: every linear layer within the decoder layers."""
 
@@ -156,25 +164,30 @@ class LoRABank(Bank):
         self.scale = spec.alpha / spec.rank
         self._scale_1 = torch.tensor([self.scale], device=device)
         self._layers: list[TargetLayer] = []
-        at = 0
+        targets = target_layers(model, spec)
+        a_at, b_at = 0, spec.rank * sum(module.in_features for module in targets.values())
+        self._drawn = b_at
         groups: dict[tuple[str, int, object], list[int]] = {}
-        for index, (name, module) in enumerate(target_layers(model, spec).items()):
+        for index, (name, module) in enumerate(targets.items()):
             inputs, outputs = module.in_features, module.out_features
             owner, _, own = name.rpartition(".")
             together = next((names for names in GROUPS if own in names), own)
             members = groups.setdefault((owner, inputs, together), [])
             members.append(index)
             group = list(groups.values()).index(members)
-            layer = TargetLayer(index, at, at + spec.rank * inputs, inputs, outputs, group)
+            layer = TargetLayer(index, a_at, b_at, inputs, outputs, group)
             self._layers.append(layer)
-            at = layer.b_at + spec.rank * outputs
+            a_at, b_at = a_at + spec.rank * layer.inputs, b_at + spec.rank * layer.outputs
             self.hooks.append(module.register_forward_hook(self._hook(layer)))
-        self.parameters = at
+        self.parameters = b_at
         self._groups = [
             SharedInput(own, torch.tensor([self._layers[n].a_at for n in own], device=device))
             for own in groups.values()
         ]
-        self.weights_SP = torch.zeros(slots, at, device=device)
+        self._draw = partial(draw_first, [(x.inputs, spec.rank * x.inputs) for x in self._layers])
+        if self._drawn > DRAWN_AT_ONCE:
+            self.draws = RowDraws(self._draw, self._drawn, slots, device)
+        self.weights_SP = torch.zeros(slots, self.parameters, device=device)
         self.moment_SP = torch.zeros_like(self.weights_SP)
         self.square_SP = torch.zeros_like(self.weights_SP)
         self.steps_S = torch.zeros(slots, device=device)
@@ -268,15 +281,16 @@ class LoRABank(Bank):
             self._updates[slot] += 1
             self.changed(slot)
 
-    def fill(self, index: int, seed: int) -> None:
+    def fill(self, index: int, seed: int, row: DrawnRow | None = None) -> None:
         """A as PEFT draws it (Kaiming uniform: within ``1 / sqrt(in)``), B zero, no moments."""
-        generator = torch.Generator().manual_seed(seed & (2**63 - 1))
-        row = torch.zeros(1, self.parameters)
-        parts = self._split(row)
-        for layer in self._layers:
-            bound = 1 / math.sqrt(layer.inputs)
-            self._factors(parts, layer)[0].uniform_(-bound, bound, generator=generator)
-        self.weights_SP[index] = row[0].to(self.weights_SP.device)
+        first_P = self.weights_SP[index, : self._drawn]
+        if row is not None and self.draws is not None:
+            self.draws.upload(row, first_P)
+        else:
+            numbers_P = torch.empty(self._drawn)
+            self._draw(seed, numbers_P)
+            first_P.copy_(numbers_P)
+        self.weights_SP[index, self._drawn :] = 0
         self.moment_SP[index] = 0
         self.square_SP[index] = 0
         self.steps_S[index] = 0
@@ -302,16 +316,15 @@ class LoRABank(Bank):
         return self._cached[1]
 
     def _split(self, weights_BP: Tensor) -> tuple[Tensor, ...]:
-        """Each layer's A and B, flat, in turn: one split, so that one backward joins them."""
-        rank = self.spec.rank
-        sizes = [rank * n for layer in self._layers for n in (layer.inputs, layer.outputs)]
-        parts: tuple[Tensor, ...] = weights_BP.split(sizes, dim=1)
+        """Each layer's A, then each one's B, flat: one split, so that one backward joins them."""
+        sizes = [layer.inputs for layer in self._layers] + [layer.outputs for layer in self._layers]
+        parts: tuple[Tensor, ...] = weights_BP.split([self.spec.rank * n for n in sizes], dim=1)
         return parts
 
     def _factors(self, parts: tuple[Tensor, ...], layer: TargetLayer) -> tuple[Tensor, Tensor]:
         """A ``[B, rank, in]`` and B ``[B, out, rank]`` of a layer."""
-        a = parts[2 * layer.index].unflatten(1, (self.spec.rank, layer.inputs))
-        b = parts[2 * layer.index + 1].unflatten(1, (layer.outputs, self.spec.rank))
+        a = parts[layer.index].unflatten(1, (self.spec.rank, layer.inputs))
+        b = parts[len(self._layers) + layer.index].unflatten(1, (layer.outputs, self.spec.rank))
         return a, b
 
     def _hook(self, layer: TargetLayer):  # type: ignore[no-untyped-def]
@@ -390,6 +403,20 @@ class LoRABank(Bank):
         """Dropout's factors, drawn by question, update, layer, position and feature."""
         token_BT = token_BT * len(self._layers) + layer.index
         return ops.keep_mask(key_B, token_BT, layer.inputs, self.spec.dropout)
+
+
+def draw_first(layers: Sequence[tuple[int, int]], seed: int, row_P: Tensor) -> None:
+    """Draw the A of all layers, of each its inputs and its size, as one layer after the other.
+
+    Layers of the same bound are drawn at once, which gives the same numbers: between two draws a
+    thread waits for Python's lock.
+    """
+    generator = torch.Generator().manual_seed(seed & (2**63 - 1))
+    at = 0
+    for inputs, same in groupby(layers, key=itemgetter(0)):
+        bound, size = 1 / math.sqrt(inputs), sum(size for _, size in same)
+        row_P[at : at + size].uniform_(-bound, bound, generator=generator)
+        at += size
 
 
 class LoRALearner:
