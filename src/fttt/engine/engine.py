@@ -488,6 +488,10 @@ class BatchedEngine:
             lane, request = job.lane, job.request
             assert lane is not None
             drawn = lane.tokens
+            if len(drawn) < lane.limit and lane.stop_ids.isdisjoint(drawn[-fresh:]):
+                self.generated_tokens += fresh  # neither at an end nor at that of a thought
+                still.append(job)
+                continue
             first = len(drawn) - fresh
             end = next(
                 (i + 1 for i in range(first, len(drawn)) if drawn[i] in request.stop_ids), None

@@ -80,4 +80,9 @@ class Pages:
 
     @staticmethod
     def _of(owners: list[int]) -> Standing:
-        return next((s for s in Standing if s < Standing.FREE and owners[s]), Standing.FREE)
+        running, awaited, spare = owners
+        if running:
+            return Standing.RUNNING
+        if awaited:
+            return Standing.AWAITED
+        return Standing.SPARE if spare else Standing.FREE

@@ -112,7 +112,7 @@ def lane_for(request: GenerateRequest) -> Lane:
         key=key - 2**64 if key >= 2**63 else key,
         length=len(request.prompt_ids),
         logprobs=request.logprobs,
-        stop_ids=request.stop_ids,
+        stop_ids=frozenset(request.stop_ids),
         limit=most if request.thought is None else min(most, request.thought.tokens),
         top_k=request.top_k,
         min_p=request.min_p,
