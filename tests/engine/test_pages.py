@@ -154,14 +154,31 @@ class Rows:
 def test_no_page_is_lost_or_written_by_two(page: int, pages: int, prefix: int) -> None:
     for seed in range(6):
         rows = Rows(page, pages, prefix, Random(seed))
-        for _ in range(80):
+        for n in range(80):
             rows.step()
-            rows.check()
+            if seed % 2 or n % 4 == 3:  # copies of copies wait for one another
+                rows.check()
+        rows.check()
         for row in [*rows.running]:
             rows.cache.give(row)
         for kept in rows.kept:
             kept.close()
         assert (rows.cache.free, rows.cache.free_pages) == (6, pages)
+
+
+def test_a_copy_of_a_copy_holds_what_the_first_sequence_wrote() -> None:
+    rows = Rows(4, 14, 0, Random(0))
+    cache, last = rows.cache, rows.cache.take(3)
+    assert last is not None
+    rows.running[last] = []
+    rows.write(last, 3)
+    for _ in range(2):  # nothing is copied before the next pass
+        made = cache.fork(last, 3, 4)
+        assert made is not None
+        cache.copy([(last, made, 3)])
+        rows.running[made] = list(rows.running[last])
+        last = made
+    rows.check()
 
 
 class SeveralSteps(CPUDecoder):

@@ -204,6 +204,8 @@ class KVCache:
             (rows + 1, columns), self._spare_page, dtype=torch.int32, device=device
         )
         self._changed: dict[int, int] = {}
+        self._copies: dict[int, tuple[int, int]] = {}
+        """Of pages that are still to be copied to: the source, and how many positions."""
         self._pages_of: list[list[int]] = [[] for _ in range(rows + 1)]
         self._set(rows, 0, range(pages, pages + fixed))
         if prefix:
@@ -295,7 +297,7 @@ class KVCache:
         row = self.fork(self.rows, 0, tokens)
         at, part = divmod(self.prefix, self.page)
         if row is not None and part:
-            self._copy([self._pages_of[self.rows][at]], [self._pages_of[row][at]], part)
+            self._copy(self._pages_of[self.rows][at], self._pages_of[row][at], part)
         return row
 
     def fork(self, source: int, held: int, tokens: int) -> int | None:
@@ -342,7 +344,7 @@ class KVCache:
             if not self._evict(rows=0, pages=1):
                 return False
             page = self._pages.take()
-            self._copy([behind[0]], [page], part)
+            self._copy(behind[0], page, part)
             self._set(row, at, [page])
         elif part:
             behind = behind[1:]
@@ -404,26 +406,28 @@ class KVCache:
 
     def copy(self, forks: Sequence[tuple[int, int, int]]) -> None:
         """Copy what forks share beyond the last full page: ``(source, target, held)`` each."""
-        sources: list[int] = []
-        targets: list[int] = []
-        longest = 0
         for source, target, held in forks:
             at, part = divmod(self.prefix + held, self.page)
             if part:
-                sources.append(self._pages_of[source][at])
-                targets.append(self._pages_of[target][at])
-                longest = max(longest, part)
-        if longest:
-            self._copy(sources, targets, longest)
+                self._copy(self._pages_of[source][at], self._pages_of[target][at], part)
         if self.states is not None:
             self.states.copy([(source, target) for source, target, _ in forks])
 
     def sync(self) -> None:
-        """Bring the table on the device up to date; each pass begins with it."""
+        """Bring table and pages on the device up to date; each pass begins with it."""
         if self._changed:
             at, page = torch.tensor([[*self._changed], [*self._changed.values()]]).to(self.device)
             self.table_RP.view(-1)[at] = page.to(torch.int32)
             self._changed.clear()
+        if self._copies:
+            sources, positions = zip(*self._copies.values(), strict=True)
+            source_B, target_B = torch.tensor([sources, [*self._copies]]).to(self.device)
+            most = max(positions)  # nobody has written to a target yet
+            for part in self._own:
+                part[target_B, :, :most] = part[source_B, :, :most]
+            if self.hidden is not None:
+                self.hidden[target_B, :most] = self.hidden[source_B, :most]
+            self._copies.clear()
 
     def serves(self, held: int, whole: int) -> bool:
         """Whether keys of a sequence of ``held`` tokens are those that one of ``whole`` has."""
@@ -464,13 +468,15 @@ class KVCache:
         first = row * self.table_RP.shape[1] + at
         self._changed.update(enumerate(pages, first))
 
-    def _copy(self, sources: Sequence[int], targets: Sequence[int], positions: int) -> None:
-        """Copy the first positions of pages to others."""
-        source_B, target_B = torch.tensor([sources, targets], device=self.device)
-        for part in self._own:
-            part[target_B, :, :positions] = part[source_B, :, :positions]
-        if self.hidden is not None:
-            self.hidden[target_B, :positions] = self.hidden[source_B, :positions]
+    def _copy(self, source: int, target: int, positions: int) -> None:
+        """Copy the first positions of a page to another one, with all others at :meth:`sync`.
+
+        Launching a copy for each layer takes a millisecond, for one page as for hundreds. All are
+        read before any is written, so a source that is itself still to be copied to stands for its
+        own source.
+        """
+        source, _ = self._copies.get(source, (source, 0))
+        self._copies[target] = (source, positions)
 
 
 class KeptRow:

@@ -485,29 +485,25 @@ class BatchedEngine:
         """Answer the jobs that ended among their last ``fresh`` tokens; return the others."""
         still: list[GenerateJob] = []
         for job in jobs:
-            lane, request = job.lane, job.request
+            lane, request, most = job.lane, job.request, job.request.max_new_tokens
             assert lane is not None
-            drawn = lane.tokens
-            if len(drawn) < lane.limit and lane.stop_ids.isdisjoint(drawn[-fresh:]):
+            drawn, stops = lane.tokens, lane.stop_ids
+            if len(drawn) < lane.limit and stops.isdisjoint(drawn[-fresh:]):
                 self.generated_tokens += fresh  # neither at an end nor at that of a thought
                 still.append(job)
                 continue
             first = len(drawn) - fresh
-            end = next(
-                (i + 1 for i in range(first, len(drawn)) if drawn[i] in request.stop_ids), None
-            )
-            spent = lane.limit < min(len(drawn) + 1, request.max_new_tokens)
+            end = next((i + 1 for i in range(first, len(drawn)) if drawn[i] in stops), None)
+            spent = lane.limit < min(len(drawn) + 1, most)
             if spent and request.thought is not None and (end is None or end > lane.limit):
-                end = None
                 lane.cut(lane.limit)
-                lane.limit = request.max_new_tokens
+                end, lane.limit = None, most
                 lane.forced = request.thought.closes(drawn)
-            if end is None and len(drawn) < request.max_new_tokens:
+            if end is None and len(drawn) < most:
                 self.generated_tokens += len(drawn) - first
                 still.append(job)
                 continue
-            stopped = end is not None and end <= request.max_new_tokens
-            end = end if stopped and end is not None else request.max_new_tokens
+            stopped, end = end is not None and end <= most, min(end or most, most)
             self.generated_tokens += end - first
             self._finish(job, end, stopped=stopped)
         return still
