@@ -88,7 +88,9 @@ def attend(
         )  # fmt: skip
         return out_NHE.unsqueeze(0), None
     # under autocast rotary positions leave queries and keys in float32
-    q_NHD, k_NKD, v_NKE = (x[0].transpose(0, 1).to(value.dtype) for x in (query, key, value))
+    q_NHD, k_NKD, v_NKE = (  # not x[0], whose gradient is written into zeros
+        x.squeeze(0).transpose(0, 1).to(value.dtype) for x in (query, key, value)
+    )
     if batch.mode != "train":
         batch.cache.write(layer, *batch.place_N, k_NKD, v_NKE)
     if batch.mode == "decode":
@@ -250,9 +252,9 @@ class Seen:
             visible = self.visible.repeat(1, 1, heads, 1) if heads > 1 else self.visible
             keys = visible.shape[-1] + sink
             visible = F.pad(visible, (int(sink), 0), value=True)
-            zero, never = torch.tensor([0.0, float("-inf")]).to(visible.device, dtype)
-            bias = torch.where(F.pad(visible, (0, -keys % 8), value=True), zero, never)
-            self.biases[key] = bias[..., :keys]
+            hidden = ~F.pad(visible, (0, -keys % 8), value=True)
+            bias = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device)
+            self.biases[key] = bias.masked_fill_(hidden, float("-inf"))[..., :keys]
         return self.biases[key]
 
 
@@ -417,5 +419,5 @@ def _with_sink(
     sinks_HQ1 = (sinks_HQ / scaling).to(q.dtype)[..., None]
     more = F.pad(sinks_HQ1, (0, 7)).expand(q.shape[0], -1, -1, -1)
     k = F.pad(k, (0, 8, 1, 0))
-    k[:, :, 0, -8] = 1
+    k[:, :, 0, -8].fill_(1)
     return torch.cat([q, more], -1), k, F.pad(v, (0, 0, 1, 0))

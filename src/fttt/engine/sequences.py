@@ -131,7 +131,7 @@ def weighted_loss(
         log-probability of all other tokens, zero where no position asks for it.
     """
     output = run_layers(model, batch)
-    hidden_MD = output.last_hidden_state[0, where_M]
+    hidden_MD = output.last_hidden_state[0].index_select(0, where_M)
     apply: Any = _ChunkedLoss.apply
     loss, log_MK, rest_M = apply(hidden_MD, id_MK, weight_MK, tail_M, model, batch, type(output))
     return loss, log_MK, rest_M

@@ -32,7 +32,14 @@ from fttt.errors import UsageError
 if TYPE_CHECKING:
     from fttt.engine.adapters.lora import LoRABank
 
-__all__ = ["check_targets", "train_step", "worth_padding"]
+__all__ = [
+    "LossTerms",
+    "check_targets",
+    "pass_loss",
+    "read_bytes",
+    "train_step",
+    "worth_padding",
+]
 
 _WORTH_A_PASS = 1024
 """Tokens of padding that cost about as much as the launches of one more pass."""
@@ -125,14 +132,16 @@ def train_step(
     """Update each request's adapter once; return its targets' losses before the step.
 
     Contexts take rows of the cache, as many at once as it has and as ``tokens`` allow; ``room`` is
-    the memory that such a pass was planned with. Targets of
-    very different lengths are differentiated one length after the other, since attention pads the
-    segments of a pass. A gradient that is not finite leaves that question's weights as they were.
+    the memory that such a pass was planned with. Targets of very different lengths are
+    differentiated one length after the other, since attention pads the segments of a pass. A
+    gradient that is not finite leaves that question's weights as they were. The device is not
+    waited for before all passes are launched.
     """
-    model, slots = bank.model, [slot_index(request.adapter) for request in requests]
-    index_Q = torch.tensor(slots, device=cache.device)
-    weights_QP = bank.weights_SP[index_Q].requires_grad_()
+    slots = [slot_index(request.adapter) for request in requests]
+    question_of = {slot: q for q, slot in enumerate(slots)}
+    gradient_QP: Tensor | None = None
     losses = [[0.0] * len(request.targets) for request in requests]
+    found: list[tuple[list[tuple[ContextTargets, int, Target]], Tensor]] = []
     waiting = _contexts(requests, slots)
     while waiting:
         now = _place(waiting, bank, cache, tokens, fill)
@@ -140,31 +149,53 @@ def train_step(
         owned = [(lesson, n, target) for lesson in now for n, target in lesson.targets]
         segments = [lesson.segment(target) for lesson, _, target in owned]
         for part in _parts(cache, [lesson for lesson, _, _ in owned], segments, tokens, fill):
-            batch = Batch.pack("train", [segments[n] for n in part], cache)
-            owner = {slots[owned[n][0].question]: owned[n][0].question for n in part}
-            questions = [owner[slot] for slot in batch.groups.slots]
-            with torch.enable_grad():
-                weights_UP = weights_QP
-                if questions != list(range(len(slots))):
-                    weights_UP = weights_QP[torch.tensor(questions, device=cache.device)]
-            share = len(part) * batch.longest / (1.25 * tokens)
-            again = _rerun(model) if share > 1 else nullcontext()
-            batch.recompute = _read_bytes(batch) > (1 - share) * room
-            with torch.enable_grad(), bank.applied(batch, weights_UP), again:
-                bank.drop_out([(owned[n][0].slot, owned[n][1]) for n in part], batch)
-                total, loss_B = _losses(model, batch, [owned[n][2] for n in part])
-                total.backward()
-            for n, loss in zip(part, loss_B.tolist(), strict=True):
-                losses[owned[n][0].question][owned[n][1]] = loss
+            own = [owned[n] for n in part]
+            given = [segments[n] for n in part], [x for _, _, x in own], [n for _, n, _ in own]
+            loss_B, gradient_UP = _run_pass(bank, cache, *given, tokens, room)
+            found.append((own, loss_B))
+            questions = [question_of[x] for x in dict.fromkeys(x.slot for x in given[0])]
+            if questions == list(range(len(slots))) and gradient_QP is None:
+                gradient_QP = gradient_UP
+                continue
+            if gradient_QP is None:
+                gradient_QP = gradient_UP.new_zeros(len(slots), gradient_UP.shape[1])
+            gradient_QP.index_add_(0, torch.tensor(questions, device=cache.device), gradient_UP)
         for lesson in now:
             if lesson.held:
                 cache.give(lesson.row)
-    assert weights_QP.grad is not None
-    bank.step(slots, weights_QP.grad)
-    return [tuple(own) for own in losses]
+    assert gradient_QP is not None
+    bank.step(slots, gradient_QP)
+    for own, loss_B in found:
+        for (lesson, n, _), loss in zip(own, loss_B.tolist(), strict=True):
+            losses[lesson.question][n] = loss
+    return [tuple(all_of_one) for all_of_one in losses]
 
 
-def _read_bytes(batch: Batch) -> float:
+def _run_pass(
+    bank: LoRABank,
+    cache: KVCache,
+    segments: Sequence[Segment],
+    targets: Sequence[Target],
+    numbers: Sequence[int],
+    tokens: int,
+    room: int,
+) -> tuple[Tensor, Tensor]:
+    """The losses of targets ``[B]``, and their gradient ``[U, P]``, in the order of their slots."""
+    batch = Batch.pack("train", segments, cache)
+    share = len(segments) * batch.longest / (1.25 * tokens)
+    again = _rerun(bank.model) if share > 1 else nullcontext()
+    batch.recompute = read_bytes(batch) > (1 - share) * room
+    weights_UP = bank.weights_SP[torch.tensor(batch.groups.slots, device=cache.device)]
+    weights_UP.requires_grad_()
+    key_B = bank.dropout_keys([s.slot for s in segments], numbers)
+    terms = _terms(batch, targets)
+    with torch.enable_grad(), bank.applied(batch, weights_UP, key_B), again:
+        total, loss_B = pass_loss(bank.model, batch, terms)
+        (gradient_UP,) = torch.autograd.grad(total, weights_UP)
+    return loss_B, gradient_UP
+
+
+def read_bytes(batch: Batch) -> float:
     """What all layers' keys and values take where each is held for the gradient as it is read."""
     if batch.cache.states is not None:  # whose scans take more
         return inf
@@ -299,8 +330,31 @@ def _with_one_past(
     return [n for n in waiting if segments[n].past in {0, chosen[id(owners[n])]}]
 
 
-def _losses(model: nn.Module, batch: Batch, targets: Sequence[Target]) -> tuple[Tensor, Tensor]:
-    """The sum of the losses, differentiable, and that of each segment's target, ``[B]``.
+@dataclass(frozen=True, slots=True)
+class LossTerms:
+    """What a pass's loss is made of: ``log p`` of tokens at packed positions, with weights."""
+
+    where_M: Tensor
+    segment_M: Tensor
+    id_MK: Tensor
+    weight_MK: Tensor
+    tail_M: Tensor | None = None
+
+
+def pass_loss(model: nn.Module, batch: Batch, terms: LossTerms) -> tuple[Tensor, Tensor]:
+    """The sum of the losses, differentiable, and that of each segment's target, ``[B]``."""
+    weight_MK, tail_M = terms.weight_MK, terms.tail_M
+    total, log_MK, rest_M = weighted_loss(
+        model, batch, terms.where_M, terms.id_MK, weight_MK, tail_M
+    )
+    loss_M = -(weight_MK * log_MK).sum(-1)
+    if tail_M is not None:
+        loss_M -= tail_M * rest_M
+    return total, loss_M.new_zeros(len(batch.lengths)).index_add_(0, terms.segment_M, loss_M)
+
+
+def _terms(batch: Batch, targets: Sequence[Target]) -> LossTerms:
+    """The terms of targets' losses.
 
     Every form is a teacher's: a label has its own token with a weight of 1, and what is unlearned
     has it with none and a tail of 1.
@@ -336,8 +390,4 @@ def _losses(model: nn.Module, batch: Batch, targets: Sequence[Target]) -> tuple[
     weight_MK = torch.tensor(padded, device=device).view(len(ids), widest)
     # Known here, so that the device need not be asked while the pass is launched.
     tail_M = torch.tensor(tails, device=device) if any(tails) else None
-    total, log_MK, rest_M = weighted_loss(model, batch, where_M, id_MK, weight_MK, tail_M)
-    loss_M = -(weight_MK * log_MK).sum(-1)
-    if tail_M is not None:
-        loss_M -= tail_M * rest_M
-    return total, torch.zeros(len(targets), device=device).index_add(0, segment_M, loss_M)
+    return LossTerms(where_M, segment_M, id_MK, weight_MK, tail_M)

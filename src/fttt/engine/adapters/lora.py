@@ -212,16 +212,20 @@ class LoRABank(Bank):
         return [(a_BRI[0], b_BOR[0]) for a_BRI, b_BOR in shaped]
 
     @contextmanager
-    def applied(self, batch: Batch, weights_UP: Tensor | None = None) -> Iterator[None]:
+    def applied(
+        self, batch: Batch, weights_UP: Tensor | None = None, key_B: Tensor | None = None
+    ) -> Iterator[None]:
         """Add each segment's adapter to the model's layers for one forward pass.
 
         ``weights_UP`` replaces the stored weights where gradients are wanted, in the order of
-        ``batch.groups``.
+        ``batch.groups``. ``key_B`` are the :meth:`dropout_keys` of segments whose inputs drop out.
         """
         if not batch.adapted:
             yield
             return
         self._batch = batch
+        if key_B is not None:
+            self._dropout_key_B, self._dropout_key_N = key_B, key_B[batch.segment_N]
         if weights_UP is not None:
             self._parts = self._split(weights_UP)
         elif not (batch.mode == "decode" and batch.token_ids_N.is_cuda):
@@ -232,19 +236,18 @@ class LoRABank(Bank):
             self._batch = self._parts = self._shared = None
             self._dropout_key_B = self._dropout_key_N = None
 
-    def drop_out(self, targets: Sequence[tuple[int, int]], batch: Batch) -> None:
-        """Seed the dropout of a train pass: a question's own stream, its update, its positions.
+    def dropout_keys(self, slots: Sequence[int], numbers: Sequence[int]) -> Tensor | None:
+        """The streams of a train pass's dropout: each a question's own, of its update.
 
-        ``targets`` are the slot of each segment and its number among the step's targets.
+        ``slots`` are those of the segments, ``numbers`` theirs among a step's targets.
         """
         if self.spec.dropout == 0:
-            return
+            return None
         keys = [
             derive_key("dropout", self._seeds[slot], self._updates[slot], *([n] if n else []))
-            for slot, n in targets
+            for slot, n in zip(slots, numbers, strict=True)
         ]
-        self._dropout_key_B = torch.tensor(keys, device=batch.token_ids_N.device)
-        self._dropout_key_N = self._dropout_key_B[batch.segment_N]
+        return torch.tensor(keys, device=self.weights_SP.device)
 
     def step(self, slots: Sequence[int], gradient_QP: Tensor) -> None:
         """One AdamW step (Loshchilov and Hutter 2019) of each slot's own weights.
