@@ -31,6 +31,7 @@ from fttt.errors import UsageError
 
 if TYPE_CHECKING:
     from fttt.engine.adapters.lora import LoRABank
+    from fttt.engine.captured_pass import CapturedPasses
 
 __all__ = [
     "LossTerms",
@@ -128,6 +129,7 @@ def train_step(
     tokens: int,
     fill: Fill,
     room: int = 0,
+    captured: CapturedPasses | None = None,
 ) -> list[tuple[float, ...]]:
     """Update each request's adapter once; return its targets' losses before the step.
 
@@ -136,6 +138,9 @@ def train_step(
     differentiated one length after the other, since attention pads the segments of a pass. A
     gradient that is not finite leaves that question's weights as they were. The device is not
     waited for before all passes are launched.
+
+    Args:
+        captured: runs the passes that it has captured.
     """
     slots = [slot_index(request.adapter) for request in requests]
     question_of = {slot: q for q, slot in enumerate(slots)}
@@ -151,7 +156,8 @@ def train_step(
         for part in _parts(cache, [lesson for lesson, _, _ in owned], segments, tokens, fill):
             own = [owned[n] for n in part]
             given = [segments[n] for n in part], [x for _, _, x in own], [n for _, n, _ in own]
-            loss_B, gradient_UP = _run_pass(bank, cache, *given, tokens, room)
+            done = captured.run(*given) if captured is not None else None
+            loss_B, gradient_UP = done or _run_pass(bank, cache, *given, tokens, room)
             found.append((own, loss_B))
             questions = [question_of[x] for x in dict.fromkeys(x.slot for x in given[0])]
             if questions == list(range(len(slots))) and gradient_QP is None:

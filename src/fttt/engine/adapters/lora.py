@@ -32,6 +32,7 @@ from fttt.engine.adapters.draws import DrawnRow, RowDraws
 from fttt.engine.adapters.product import InputScale, add_low_rank
 from fttt.engine.batch import Batch
 from fttt.engine.cache import KVCache
+from fttt.engine.captured_pass import CapturedPasses, captures_training
 from fttt.engine.merged import GROUPS
 from fttt.engine.ops.sampling import derive_key
 from fttt.engine.request import LoRASpec, TrainRequest
@@ -427,6 +428,9 @@ class LoRALearner:
 
     def __init__(self, bank: LoRABank, cache: KVCache, plan: MemoryPlan, fill: Fill) -> None:
         self._bank, self._cache, self._plan, self._fill = bank, cache, plan, fill
+        self._captured: CapturedPasses | None = None
+        if captures_training(bank.model, cache):
+            self._captured = CapturedPasses(bank, cache, plan.train_tokens, plan.train_bytes)
 
     def check(self, request: TrainRequest) -> None:
         """Accept any request."""
@@ -455,6 +459,7 @@ class LoRALearner:
                 plan.train_tokens,
                 self._fill,
                 plan.train_bytes,
+                self._captured,
             )
         except Exception:
             queue.extendleft(reversed(jobs))

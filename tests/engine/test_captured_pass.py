@@ -1,0 +1,148 @@
+"""Captured train passes against plain ones, with a stand-in for a GPU's graphs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from fttt.engine import (
+    BatchedEngine,
+    GenerateRequest,
+    Lesson,
+    LoRASpec,
+    Target,
+    TrainRequest,
+    captured_pass,
+)
+from fttt.engine.adapters.lora import LoRALearner
+from fttt.engine.captured_pass import CapturedPasses, _up
+from fttt.testing import tiny_model
+from fttt.types import Teacher
+
+ASKS_THE_HOST = {"lift_fresh", "_local_scalar_dense", "nonzero", "masked_select", "unique_dim"}
+SPEC = LoRASpec(dropout=0.2, lr=1e-2)
+
+
+class Recorder(TorchDispatchMode):
+    """Records a step's operations and runs them again on the same tensors, as a graph does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Any, Any, Any, Any]] = []
+        self.replays = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        assert name not in ASKS_THE_HOST, f"a captured step may not run {name}"
+        out = func(*args, **(kwargs or {}))
+        self.calls.append((func, args, kwargs or {}, out))
+        return out
+
+    def __call__(self, step: Callable[[], None]) -> Callable[[], None]:
+        step()
+        with self:
+            step()
+        return self.replay
+
+    def replay(self) -> None:
+        self.replays += 1
+        for func, args, kwargs, out in self.calls:
+            for old, new in zip(tree_leaves(out), tree_leaves(func(*args, **kwargs)), strict=True):
+                if isinstance(old, torch.Tensor) and old.data_ptr() != new.data_ptr():
+                    old.copy_(new)
+
+
+def learned(
+    family: str, patch: pytest.MonkeyPatch, *, capture: bool, page: Callable[[], None]
+) -> tuple[list[float], torch.Tensor, list[CapturedPasses]]:
+    """Losses of all steps of eight questions, and the weights after them."""
+    loaded = tiny_model(family)
+    made: list[CapturedPasses] = []
+    init = LoRALearner.__init__
+
+    def with_captures(self: Any, bank: Any, cache: Any, plan: Any, fill: Any) -> None:
+        init(self, bank, cache, plan, fill)
+        if capture:
+            recorders: list[Recorder] = []
+
+            def one(step: Callable[[], None]) -> Callable[[], None]:
+                recorders.append(Recorder())
+                return recorders[-1](step)
+
+            self._captured = CapturedPasses(bank, cache, 8192, 2**30, lambda: one)
+            self._captured.recorders = recorders
+            made.append(self._captured)
+
+    async def main() -> tuple[list[float], torch.Tensor]:
+        engine = BatchedEngine(loaded, max_length=200, batch_size=8, concurrency=8, adapter=SPEC)
+        slots = [await engine.open_adapter(SPEC, seed=n) for n in range(8)]
+        for slot in slots:
+            for _, b in slot.bank.factors(slot.index):
+                torch.nn.init.normal_(
+                    b, std=0.05, generator=torch.Generator().manual_seed(slot.index)
+                )
+        losses: list[float] = []
+        for wave in range(8):
+            count = (8, 7, 8, 3, 6, 8, 5, 7)[wave]
+            asked = [
+                GenerateRequest(tuple(range(20, 25 + 3 * n)), 4 + wave, adapter=slots[n], keep=True)
+                for n in range(count)
+            ]
+            answers = await asyncio.gather(*map(engine.generate, asked))
+            requests = []
+            for n, answer in enumerate(answers):
+                assert answer.kept is not None
+                length = 9 if wave % 2 else 6 + (n + wave) % 5
+                weights = [0.1 * (1 + t % 3) for t in range(length)]
+                weights[2] = 0.0
+                one = Target(tuple(range(40 + n, 40 + n + length)), tuple(weights))
+                if wave == 4 and n == 1:  # which only a plain pass knows
+                    teacher = Teacher(((5, 6),) * length, ((0.6, 0.3),) * length, (0.1,) * length)
+                    one = replace(one, teacher=teacher)
+                requests.append(TrainRequest(slots[n], (Lesson(answer.kept, (one,)),)))
+            trained = await asyncio.gather(*map(engine.train, requests))
+            losses += [one.loss for one in trained]
+        weights_SP = slots[0].bank.weights_SP.clone()
+        await engine.close()
+        return losses, weights_SP
+
+    with patch.context() as patched:
+        patched.setattr(LoRALearner, "__init__", with_captures)
+        patched.setattr(captured_pass, "AFTER", 1)
+        page()
+        losses, weights_SP = asyncio.run(main())
+    return losses, weights_SP, made
+
+
+@pytest.mark.parametrize(("family", "pages"), [("llama", None), ("gemma3", 16), ("gemma2", None)])
+def test_replayed_passes_learn_what_plain_ones_do(
+    family: str, pages: int | None, monkeypatch: pytest.MonkeyPatch, paged: Callable[..., None]
+) -> None:
+    """Fewer questions, shorter targets and shorter contexts than those of the capture included."""
+    found = [
+        learned(family, monkeypatch, capture=capture, page=lambda: paged(pages))
+        for capture in (False, True)
+    ]
+    (losses, weights_SP, _), (losses_captured, weights_captured_SP, (passes,)) = found
+    assert losses_captured == pytest.approx(losses, rel=2e-4, abs=1e-5)
+    torch.testing.assert_close(weights_captured_SP, weights_SP, rtol=2e-3, atol=1e-4)
+    recorders: list[Recorder] = passes.recorders  # type: ignore[attr-defined]
+    assert sum(recorder.replays for recorder in recorders) >= 4
+    assert len(recorders) < 4
+
+
+@given(st.integers(1, 5000), st.sampled_from([1, 2, 4]))
+def test_shapes_are_few_and_hold_what_they_are_for(number: int, sizes: int) -> None:
+    rounded = _up(number, sizes)
+    assert number <= rounded <= max(number, (1 + 1 / sizes) * number)
+    assert _up(rounded, sizes) == rounded
+    assert len({_up(n, sizes) for n in range(1025, 2049)}) == sizes
