@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from fttt.config import resolve
 from fttt.engine.request import GenerateRequest, Generation
 from fttt.experiment.executor import make_engine
-from fttt.experiment.held_sequences import Lookahead
+from fttt.experiment.held_sequences import Lookahead, TrialCounts
 from fttt.experiment.plan import plan_run, settle
 from fttt.methods.base import MethodSettings
 from fttt.methods.best_of_n import BestOfN
@@ -59,7 +59,7 @@ class Rounds:
         """Whether a round ever ends."""
         self._end: asyncio.Future[None] | None = None
 
-    async def generate(self, request: GenerateRequest) -> Generation:
+    async def generate(self, request: GenerateRequest, *, alone: bool = True) -> Generation:
         loop = asyncio.get_running_loop()
         if self._end is None or self._end.done():
             self._end = loop.create_future()
@@ -84,7 +84,7 @@ def request(n: int) -> GenerateRequest:
 def test_thirty_two_answers_take_six_rounds() -> None:
     async def main() -> tuple[list[int], list[int]]:
         engine = Rounds()
-        ahead = Lookahead(lambda: 100, engine.generate)
+        ahead = Lookahead(lambda: 100, engine.generate, TrialCounts())
         rounds = []
         for n in range(32):
             if n not in engine.ended:
@@ -97,10 +97,29 @@ def test_thirty_two_answers_take_six_rounds() -> None:
     assert len(rounds) <= 7
 
 
+@pytest.mark.parametrize(
+    ("failed", "solved", "idle", "begun"),
+    [(0, 0, 100, 1), (40, 50, 100, 1), (40, 3, 100, 11), (40, 3, 4, 4), (40, 0, 100, 32)],
+)
+def test_the_runs_other_questions_say_how_many_answers_to_begin(
+    failed: int, solved: int, idle: int, begun: int
+) -> None:
+    async def main() -> None:
+        engine = Rounds()
+        counts = TrialCounts(failed, solved)
+        ahead = Lookahead(lambda: idle, engine.generate, counts)
+        await ahead.take(0, request, 31)
+        assert engine.asked == list(range(begun))
+        ahead.close()
+        await asyncio.sleep(0)
+
+    asyncio.run(main())
+
+
 def test_what_nobody_asks_for_is_stopped_and_errors_are_raised_once() -> None:
     async def main() -> None:
         engine = Rounds(fails=5)
-        ahead = Lookahead(lambda: 100, engine.generate)
+        ahead = Lookahead(lambda: 100, engine.generate, TrialCounts())
         for n in range(4):
             await ahead.take(n, request, 31)
         # it has failed, and nobody has asked for it

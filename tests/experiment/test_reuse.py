@@ -97,3 +97,16 @@ def test_a_step_after_an_older_sequence_is_given_its_own_tokens() -> None:
         assert last.closed
 
     asyncio.run(main())
+
+
+def test_answers_that_are_begun_together_share_a_pass_over_their_prompt() -> None:
+    async def main() -> None:
+        engine = FakeEngine(["1", "2", "3", "4"])
+        sequences = HeldSequences(engine, None)
+        request = GenerateRequest((3, 4), 9, keep=True)
+        for alone in (True, False, False, True):
+            await sequences.generate(request, alone=alone)
+        assert [asked.reuse is not None for asked in engine.generations] == [0, 0, 0, 1]
+        sequences.close()
+
+    asyncio.run(main())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from fttt.engine.request import (
     AdapterSlot,
@@ -15,8 +16,16 @@ from fttt.engine.request import (
     Kept,
     LoRASpec,
 )
+from fttt.types import Verdict
 
-__all__ = ["Conversation", "HeldSequence", "HeldSequences", "Lookahead", "OwnAdapter"]
+__all__ = [
+    "Conversation",
+    "HeldSequence",
+    "HeldSequences",
+    "Lookahead",
+    "OwnAdapter",
+    "TrialCounts",
+]
 
 
 @dataclass(eq=False)
@@ -30,37 +39,57 @@ class OwnAdapter:
     """Changes of the weights so far: keys and values are those of the weights after as many."""
 
 
+@dataclass
+class TrialCounts:
+    """Trials of all questions of a run so far, which tell how many a question may need."""
+
+    failed: int = 0
+    solved: int = 0
+
+    def judge(self, verdict: Verdict) -> None:
+        """Count a trial."""
+        self.solved += verdict.correct
+        self.failed += not verdict.correct
+
+    def failed_each(self, own: int) -> int:
+        """Failures for each question that is solved, without ``own`` ones of the question asked."""
+        return max(0, self.failed - own) // (self.solved + 1)
+
+
+class Generate(Protocol):
+    """Writes an answer, as :meth:`HeldSequences.generate` does."""
+
+    def __call__(
+        self, request: GenerateRequest, *, alone: bool = True
+    ) -> Coroutine[None, None, Generation]: ...
+
+
 class Lookahead:
     """A question's next answers, begun early while the engine has idle lanes.
 
     That is for methods whose every trial asks the same anew: a draw is named by its number, so an
     answer is the same whenever it is written, and one that is not needed in the end leaves no
-    trace. As many are under way as trials have failed so far, so that at most twice what was needed
-    is ever written, and a hard question takes its trials in a few rounds.
+    trace. As many are under way as the question is expected to need: as many as its own trials have
+    failed so far, and as many as fail for each other question of the run that is solved. So at
+    least about half of what is written is needed, and a hard question's trials take a few rounds.
     """
 
-    def __init__(
-        self,
-        idle: Callable[[], int],
-        generate: Callable[[GenerateRequest], Coroutine[None, None, Generation]],
-    ) -> None:
-        """Take the engine's count of idle lanes, and what writes an answer."""
-        self._idle = idle
-        self._generate = generate
+    def __init__(self, idle: Callable[[], int], generate: Generate, counts: TrialCounts) -> None:
+        """Take the engine's count of idle lanes, what writes an answer, and the run's trials."""
+        self._idle, self._generate, self._counts = idle, generate, counts
         self._begun: dict[int, asyncio.Task[Generation]] = {}
 
     async def take(
         self, number: int, request: Callable[[int], GenerateRequest], last: int
     ) -> Generation:
         """The answer of a number; those after it, up to ``last``, are begun."""
-        lanes = self._idle()
-        for n in range(number, max(number, min(last, 2 * number)) + 1):
-            if n in self._begun:
-                continue
-            if n > number and lanes < 1:
-                break
-            lanes -= 1
-            self._begun[n] = asyncio.create_task(self._generate(request(n)))
+        reach = max(number, min(last, 2 * number + self._counts.failed_each(own=number)))
+        wanted = [n for n in range(number, reach + 1) if n not in self._begun]
+        idle = max(0, self._idle())
+        fresh = wanted[: max(idle, 1)] if number not in self._begun else wanted[:idle]
+        for n in fresh:
+            writing = self._generate(request(n), alone=len(fresh) == 1)
+            self._begun[n] = asyncio.create_task(writing)
         return await self._begun.pop(number)
 
     def close(self) -> None:
@@ -108,11 +137,17 @@ class HeldSequences:
         """Whether train steps read what the adapter wrote, or what the base model did."""
         return self._spec is not None and self._spec.learns_from(adapted=adapted)
 
-    async def generate(self, request: GenerateRequest) -> Generation:
-        """Generate; the base model's last sequence may begin as this one does."""
+    async def generate(self, request: GenerateRequest, *, alone: bool = True) -> Generation:
+        """Generate; the base model's last sequence may begin as this one does.
+
+        Where others that ask the same are begun beside it, all of them share a pass over their
+        prompt instead: what reads a held sequence needs a pass of its own.
+        """
         if request.adapter is not None:
             return await self._engine.generate(request)
-        last, self._last = self._last, None
+        last: Kept | None = None
+        if alone:
+            last, self._last = self._last, None
         try:
             again = request if last is None else replace(request, reuse=last)
             generation = await self._engine.generate(again)

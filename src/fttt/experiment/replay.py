@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from fttt.config import BudgetSection, SamplingSection
@@ -33,6 +33,7 @@ from fttt.experiment.held_sequences import (
     HeldSequences,
     Lookahead,
     OwnAdapter,
+    TrialCounts,
 )
 from fttt.experiment.ledger import Ledger
 from fttt.experiment.waves import SharedAdapter
@@ -94,6 +95,8 @@ class RunContext:
     """All that the run asks."""
     number: int = 0
     """Of the run, among those that are asked together."""
+    counts: TrialCounts = field(default_factory=TrialCounts)
+    """Its trials so far, in this process."""
 
 
 MethodAdapter = OwnAdapter | SharedAdapter
@@ -114,7 +117,7 @@ class Replay:
         self._generations = 0
         self._scorings = 0
         self._divergences = 0
-        self._ahead = Lookahead(lambda: run.engine.idle, self._sequences.generate)
+        self._ahead = Lookahead(lambda: run.engine.idle, self._sequences.generate, run.counts)
         self._judged = asyncio.Event()
 
     async def generate(
@@ -312,6 +315,7 @@ class Replay:
     def count(self, verdict: Verdict) -> None:
         """Count a trial's verdict and wake whoever waits for room in the budget."""
         self.ledger.judge(verdict)
+        self.run.counts.judge(verdict)
         self._judged.set()
 
     async def next_verdict(self) -> None:
