@@ -23,9 +23,10 @@ from torch import Tensor
 __all__ = ["Drawing", "DrawnRow", "RowDraws"]
 
 _MOST_THREADS = 8
-_ROW_BYTES = 2**27
+_ROW_BYTES = 2**28
 """Of all rows that are in memory at once, unless two are larger."""
 _MOST_ROWS = 64
+"""So many that a turn of the engine finds enough drawn for a prefill pass."""
 _LOOK_SECONDS = 0.002
 """Between two looks whether a row has reached the GPU, where all are on their way."""
 
