@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from fttt.engine.batch import READ_PLACES, Batch, Ragged, Segment
 from fttt.engine.cache import KVCache
@@ -40,6 +42,8 @@ PART = 4
 """Of the memory that a train pass was planned with, what that pool may hold is this part."""
 
 Replay = Callable[[], None]
+Capture = Callable[[Replay], Replay | None]
+"""``None``: the step cannot be captured."""
 
 
 class PassShape(NamedTuple):
@@ -61,11 +65,42 @@ class PassShape(NamedTuple):
 def captures_training(model: Any, cache: KVCache) -> bool:
     """Whether a model's train passes can be captured where its cache lies.
 
-    Layers that carry a state, and experts, ask the host in the middle of a pass.
+    Layers that carry a state, and experts, ask the host in the middle of a pass. What else does is
+    found when a step is first captured (:class:`HostCalls`).
     """
     experts = any(hasattr(type(module), "_apply_gate") for module in model.modules())
     on_gpu = cache.device.type == "cuda" and capturable(model)
     return on_gpu and not experts and cache.states is None
+
+
+HOST = frozenset({"_local_scalar_dense", "lift_fresh", "masked_select", "nonzero"})
+"""Operations in which the host takes part wherever their tensors are."""
+
+
+class HostCalls(TorchDispatchMode):
+    """Notes which operations of a step a graph cannot have, since the host takes part in them.
+
+    A model's own code may make a tensor of a list, say, or read one.
+    """
+
+    def __init__(self, *, gpu: bool = True) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._gpu = gpu
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        tensors = [x for x in tree_leaves((args, kwargs, out)) if isinstance(x, Tensor)]
+        homes = {x.device.type for x in tensors if x.dim()}
+        by_mask = name in {"index", "index_put", "index_put_"} and any(
+            isinstance(x, Tensor) and x.dtype == torch.bool for x in tree_leaves(args[1])
+        )
+        if name in HOST or by_mask or (self._gpu and "cpu" in homes):
+            self.names.add(name)
+        return out
 
 
 class GraphCapture:
@@ -75,13 +110,15 @@ class GraphCapture:
         self._stream = torch.cuda.Stream()
         self._pool: Any = None
 
-    def __call__(self, step: Replay) -> Replay:
+    def __call__(self, step: Replay) -> Replay | None:
         """Run a step once, which compiles what is compiled on first use, and capture it."""
         stream = self._stream
         stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
+        with torch.cuda.stream(stream), HostCalls() as calls:
             step()
         torch.cuda.current_stream().wait_stream(stream)
+        if calls.names:
+            return None
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool, stream=stream):
             step()
@@ -98,13 +135,14 @@ class CapturedPasses:
         cache: KVCache,
         tokens: int,
         room: int,
-        capture: Callable[[], Callable[[Replay], Replay]] = GraphCapture,
+        capture: Callable[[], Capture] = GraphCapture,
     ) -> None:
         """``tokens`` and ``room`` are those of the largest pass and its memory, as planned."""
         self._bank, self._cache = bank, cache
         self._tokens, self._room = tokens, room
         self._make = capture
-        self._capture: Callable[[Replay], Replay] | None = None
+        self._capture: Capture | None = None
+        self._off = False
         self._seen: Counter[PassShape] = Counter()
         self._passes: dict[PassShape, _CapturedPass] = {}
 
@@ -124,7 +162,7 @@ class CapturedPasses:
         prefix = self._cache.prefix
         past = prefix + max(segment.past for segment in segments)
         needed = PassShape(len(segments), longest, past)
-        if not self._simple(segments, targets):
+        if self._off or not self._simple(segments, targets):
             return None
         serving = [shape for shape in self._passes if shape.serves(needed)]
         if serving:
@@ -138,6 +176,9 @@ class CapturedPasses:
                 del self._passes[next(iter(self._passes))]
             self._capture = self._capture or self._make()
             own = _CapturedPass(self._bank, self._cache, rounded, self._capture)
+            self._off = own.replay is None
+            if self._off:
+                return None
             self._passes[rounded] = own
         keys_B = self._bank.dropout_keys([segment.slot for segment in segments], numbers)
         return own.run(segments, targets, keys_B)
@@ -171,7 +212,7 @@ class _CapturedPass:
         bank: LoRABank,
         cache: KVCache,
         shape: PassShape,
-        capture: Callable[[Replay], Replay],
+        capture: Capture,
     ) -> None:
         self._bank, self._cache, self._shape = bank, cache, shape
         device, count, tokens = cache.device, shape.segments, shape.segments * shape.tokens
@@ -188,7 +229,7 @@ class _CapturedPass:
         self._gradient_BP = torch.zeros_like(self._weights_BP)
         self._loss_B = torch.zeros(count, device=device)
         self._note((), ())
-        self._replay = capture(self._step)
+        self.replay = capture(self._step)
 
     def run(
         self, segments: Sequence[Segment], targets: Sequence[Target], keys_B: Tensor | None
@@ -200,7 +241,8 @@ class _CapturedPass:
             self._key_B[: len(segments)] = keys_B
         slot_B = self._by_segment[2]
         torch.index_select(self._bank.weights_SP, 0, slot_B, out=self._weights_BP)
-        self._replay()
+        assert self.replay is not None
+        self.replay()
         count = len(segments)
         return self._loss_B[:count].clone(), self._gradient_BP[:count].clone()
 
