@@ -126,6 +126,7 @@ def _read_gold(gold: str) -> Number | None:
     return found[-1] if found else None
 
 
+@lru_cache(maxsize=8)  # a vote asks for the answer that was judged just before
 def find_numbers(
     completion: str, *, prompt: str = "", cut: bool = False, rule: NumberRule = "value"
 ) -> tuple[Number, ...] | None:

@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from inspect import signature
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
@@ -102,9 +103,14 @@ def _only_thought(completion: str, thought: str | None) -> bool:
 def _cut_argument(method: Callable[..., Any], cut: bool) -> dict[str, Any]:
     if not cut:
         return {}
-    parameters = signature(method).parameters.values()
-    asks = any(one.name == "cut" or one.kind is one.VAR_KEYWORD for one in parameters)
-    return {"cut": True} if asks else {}
+    return {"cut": True} if _takes_cut(getattr(method, "__func__", method)) else {}
+
+
+@lru_cache(maxsize=64)
+def _takes_cut(function: Callable[..., Any]) -> bool:
+    """Whether a function takes the argument; its signature is read once, not for each answer."""
+    parameters = signature(function).parameters.values()
+    return any(one.name == "cut" or one.kind is one.VAR_KEYWORD for one in parameters)
 
 
 def timed_verdict(
