@@ -4,6 +4,7 @@ They also run under Triton's interpreter (``TRITON_INTERPRET=1``), without a GPU
 """
 
 import os
+from functools import partial
 from typing import Any
 
 import pytest
@@ -338,8 +339,8 @@ def test_gradients_through_fused_operations() -> None:
     q, k = (torch.randn(1, h, 5, 64, device=DEVICE, requires_grad=True) for h in (3, 1))
     cos, sin = (torch.randn(1, 5, 64, device=DEVICE) for _ in range(2))
     ups = [torch.randn_like(q), torch.randn_like(k)]
-    for x, out, up in zip((q, k), rotary(q, k, cos, sin), ups, strict=True):
-        out.backward(up)
+    torch.autograd.backward(rotary(q, k, cos, sin), ups)
+    for x, up in zip((q, k), ups, strict=True):
         wide = x.detach().double().requires_grad_()
         first, second = wide.chunk(2, -1)
         plain = (
@@ -372,16 +373,24 @@ def test_gated_products(dtype: torch.dtype) -> None:
 
     torch.manual_seed(0)
     both = (torch.randn(1, 7, 2 * 1100, device=DEVICE) * 2).to(dtype)
-    gate, up = both.split(1100, -1)  # parts of one product
-    wide = gate.double()
-    for kind, active in (
-        (SILU, F.silu(wide)), (GELU, F.gelu(wide)), (GELU_TANH, F.gelu(wide, approximate="tanh"))
+    gradient = torch.randn(1, 7, 1100, device=DEVICE).to(dtype)
+    close = 1e-6 if dtype is torch.float32 else 5e-3
+    for kind, activation in (
+        (SILU, F.silu), (GELU, F.gelu), (GELU_TANH, partial(F.gelu, approximate="tanh"))
     ):  # fmt: skip
+        gate, up = (x.detach().requires_grad_() for x in both.split(1100, -1))  # of one product
         out = gated_product(gate, up, kind)
         assert out.is_contiguous()
         assert out.dtype == dtype
-        close = 1e-6 if dtype is torch.float32 else 5e-3
-        assert error(out, active * up.double()) < close
+        wide = [x.detach().double().requires_grad_() for x in (gate, up)]
+        expected = activation(wide[0]) * wide[1]
+        assert error(out.detach(), expected.detach()) < close
+        found = torch.autograd.grad(out, (gate, up), gradient)
+        for mine, own in zip(
+            found, torch.autograd.grad(expected, wide, gradient.double()), strict=True
+        ):
+            assert mine.dtype == dtype
+            assert error(mine, own) < close
 
 
 def test_dropout_is_that_of_the_cpu() -> None:

@@ -196,11 +196,7 @@ def _gated_for(module: Any) -> Callable[[Tensor], Tensor] | None:
         for kind in _ACTIVATIONS:
 
             def replacement(x: Tensor, kind: int = kind) -> Tensor:
-                gate, up = module.gate_proj(x), module.up_proj(x)
-                if torch.is_grad_enabled():
-                    product = module.act_fn(gate) * up
-                else:
-                    product = gated_product(gate, up, kind)
+                product = gated_product(module.gate_proj(x), module.up_proj(x), kind)
                 out: Tensor = module.down_proj(product)
                 return out
 
@@ -340,51 +336,75 @@ def rotary(
         q, k = (torch.cat(parts, -1) for parts in zip(turned, rest, strict=True))
         return q, k
     apply: Any = _Rotary.apply
-    return apply(query, cos, sin), apply(key, cos, sin)
+    q, k = apply(query, key, cos, sin)
+    return q, k
 
 
 class _Rotary(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, cos: Tensor, sin: Tensor
+    ) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(cos, sin)
-        return _rotated(x, cos, sin, back=False)
+        return _rotated(query, key, cos, sin, back=False)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        return _rotated(gradients[0], *ctx.saved_tensors, back=True), None, None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        return *_rotated(*gradients, *ctx.saved_tensors, back=True), None, None
 
 
-def _rotated(x: Tensor, cos: Tensor, sin: Tensor, *, back: bool) -> Tensor:
-    _, heads, tokens, dim = x.shape
-    if x.stride(3) != 1:
-        x = x.contiguous()
-    out = torch.empty(1, tokens, heads, dim, dtype=x.dtype, device=x.device).transpose(1, 2)
-    half = dim // 2
+def _rotated(
+    query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, *, back: bool
+) -> tuple[Tensor, Tensor]:
+    q, k = (x if x.stride(3) == 1 else x.contiguous() for x in (query, key))
+    tokens, half = q.shape[2], q.shape[3] // 2
+    found = [
+        torch.empty(1, tokens, x.shape[1], x.shape[3], dtype=x.dtype, device=x.device)
+        for x in (q, k)
+    ]
     _rotary_kernel[(tokens,)](
-        x, cos, sin, out, x.stride(1), x.stride(2), cos.stride(1), out.stride(1), out.stride(2),
-        heads, half, BACK=back,
-        HEADS=triton.next_power_of_2(heads), HALF=triton.next_power_of_2(half), num_warps=4,
+        q, k, cos, sin, *found, q.stride(1), q.stride(2), k.stride(1), k.stride(2), cos.stride(1),
+        q.shape[1], k.shape[1], half, BACK=back, QUERIES=triton.next_power_of_2(q.shape[1]),
+        KEYS=triton.next_power_of_2(k.shape[1]), HALF=triton.next_power_of_2(half), num_warps=4,
     )  # fmt: skip
-    return out
+    return found[0].transpose(1, 2), found[1].transpose(1, 2)
 
 
 @triton.jit
 def _rotary_kernel(
-    x_ptr, cos_ptr, sin_ptr, out_ptr, x_head, x_token, angle_token, out_head, out_token,
-    heads, half, HEADS: tl.constexpr, HALF: tl.constexpr, BACK: tl.constexpr,
+    q_ptr, k_ptr, cos_ptr, sin_ptr, q_out_ptr, k_out_ptr, q_head, q_token, k_head, k_token,
+    angle_token, queries, keys, half,
+    BACK: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr, HALF: tl.constexpr,
 ):  # fmt: skip
     token = tl.program_id(0).to(tl.int64)
-    h = tl.arange(0, HEADS)[:, None]
     d = tl.arange(0, HALF)[None, :]
-    mask = (h < heads) & (d < half)
-    at = x_ptr + h * x_head + token * x_token + d
-    first = tl.load(at, mask=mask, other=0.0)
-    second = tl.load(at + half, mask=mask, other=0.0)
     angle = token * angle_token + d
     cos_1 = tl.load(cos_ptr + angle, mask=d < half, other=0.0).to(tl.float32)
     cos_2 = tl.load(cos_ptr + angle + half, mask=d < half, other=0.0).to(tl.float32)
     sin_1 = tl.load(sin_ptr + angle, mask=d < half, other=0.0).to(tl.float32)
     sin_2 = tl.load(sin_ptr + angle + half, mask=d < half, other=0.0).to(tl.float32)
+    _turn(
+        q_ptr + token * q_token, q_head, q_out_ptr + token * queries * 2 * half, queries, half,
+        cos_1, cos_2, sin_1, sin_2, BACK, QUERIES, HALF,
+    )  # fmt: skip
+    _turn(
+        k_ptr + token * k_token, k_head, k_out_ptr + token * keys * 2 * half, keys, half,
+        cos_1, cos_2, sin_1, sin_2, BACK, KEYS, HALF,
+    )  # fmt: skip
+
+
+@triton.jit
+def _turn(
+    x_ptr, x_head, out_ptr, heads, half, cos_1, cos_2, sin_1, sin_2,
+    BACK: tl.constexpr, HEADS: tl.constexpr, HALF: tl.constexpr,
+):  # fmt: skip
+    """Rotate all heads of a token."""
+    h = tl.arange(0, HEADS)[:, None]
+    d = tl.arange(0, HALF)[None, :]
+    mask = (h < heads) & (d < half)
+    at = x_ptr + h * x_head + d
+    first = tl.load(at, mask=mask, other=0.0)
+    second = tl.load(at + half, mask=mask, other=0.0)
     first_wide = first.to(tl.float32)
     second_wide = second.to(tl.float32)
     if BACK:
@@ -393,7 +413,7 @@ def _rotary_kernel(
     else:
         out_1 = first_wide * cos_1 - second_wide * sin_1
         out_2 = second_wide * cos_2 + first_wide * sin_2
-    to = out_ptr + h * out_head + token * out_token + d
+    to = out_ptr + h * 2 * half + d
     tl.store(to, out_1.to(first.dtype), mask=mask)
     tl.store(to + half, out_2.to(first.dtype), mask=mask)
 
@@ -435,15 +455,40 @@ _ACTIVATIONS = (SILU, GELU, GELU_TANH)
 
 
 def gated_product(gate: Tensor, up: Tensor, kind: int) -> Tensor:
-    """``activation(gate) * up`` in float32 inside; no gradient passes."""
-    gate_NI, up_NI = gate.flatten(0, -2), up.flatten(0, -2)
-    rows, width = gate_NI.shape
-    out = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
-    _gated_kernel[(rows, triton.cdiv(width, 1024))](
-        gate_NI, up_NI, out, gate_NI.stride(0), up_NI.stride(0), width, KIND=kind, BLOCK=1024,
-        num_warps=4,
-    )  # fmt: skip
+    """``activation(gate) * up`` in float32 inside, differentiable."""
+    apply: Any = _GatedProduct.apply
+    out: Tensor = apply(gate, up, kind)
     return out
+
+
+class _GatedProduct(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor, kind: int) -> Tensor:
+        gate_NI, up_NI = gate.flatten(0, -2), up.flatten(0, -2)
+        rows, width = gate_NI.shape
+        out = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
+        _gated_kernel[(rows, triton.cdiv(width, 1024))](
+            gate_NI, up_NI, out, gate_NI.stride(0), up_NI.stride(0), width, KIND=kind, BLOCK=1024,
+            num_warps=4,
+        )  # fmt: skip
+        ctx.save_for_backward(gate_NI, up_NI)
+        ctx.kind = kind
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+        gate_NI, up_NI = ctx.saved_tensors
+        shape = gradients[0].shape
+        out_NI = gradients[0].reshape(gate_NI.shape).contiguous()
+        rows, width = gate_NI.shape
+        found = [
+            torch.empty(shape, dtype=gate_NI.dtype, device=gate_NI.device) for _ in ("gate", "up")
+        ]
+        _gated_backward_kernel[(rows, triton.cdiv(width, 1024))](
+            gate_NI, up_NI, out_NI, *found, gate_NI.stride(0), up_NI.stride(0), width,
+            KIND=ctx.kind, BLOCK=1024, num_warps=4,
+        )  # fmt: skip
+        return found[0], found[1], None
 
 
 @triton.jit
@@ -456,10 +501,43 @@ def _gated_kernel(
     gate = tl.load(gate_ptr + row * gate_row + i, mask=mask, other=0.0)
     up = tl.load(up_ptr + row * up_row + i, mask=mask, other=0.0).to(tl.float32)
     x = gate.to(tl.float32)
+    out = x * _share(x, KIND) * up
+    tl.store(out_ptr + row * width + i, out.to(gate.dtype), mask=mask)
+
+
+@triton.jit
+def _gated_backward_kernel(
+    gate_ptr, up_ptr, gradient_ptr, gate_gradient_ptr, up_gradient_ptr, gate_row, up_row, width,
+    KIND: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    i = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    mask = i < width
+    gate = tl.load(gate_ptr + row * gate_row + i, mask=mask, other=0.0)
+    up = tl.load(up_ptr + row * up_row + i, mask=mask, other=0.0).to(tl.float32)
+    at = row * width + i
+    gradient = tl.load(gradient_ptr + at, mask=mask, other=0.0).to(tl.float32)
+    x = gate.to(tl.float32)
+    share = _share(x, KIND)
     if KIND == 0:
-        active = x * tl.sigmoid(x)
+        slope = share * (1.0 - share)
     elif KIND == 1:
-        active = 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
+        slope = 0.3989422804014327 * tl.exp(-0.5 * x * x)
+    else:
+        inner = 1.5957691216057308 * (1.0 + 3.0 * 0.044715 * x * x)
+        slope = share * (1.0 - share) * inner
+    gate_gradient = gradient * up * (share + x * slope)
+    tl.store(gate_gradient_ptr + at, gate_gradient.to(gate.dtype), mask=mask)
+    tl.store(up_gradient_ptr + at, (gradient * x * share).to(gate.dtype), mask=mask)
+
+
+@triton.jit
+def _share(x, KIND: tl.constexpr):
+    """What an activation is of its input."""
+    if KIND == 0:
+        share = tl.sigmoid(x)
+    elif KIND == 1:
+        share = 0.5 * (1.0 + tl.erf(x * 0.7071067811865476))
     else:  # 1 + tanh(y) is twice the logistic function of 2 y
-        active = x * tl.sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
-    tl.store(out_ptr + row * width + i, (active * up).to(gate.dtype), mask=mask)
+        share = tl.sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
+    return share
