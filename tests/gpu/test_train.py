@@ -62,7 +62,8 @@ def test_captured_steps_are_plain_ones_and_those_of_the_cpu(
         for loaded, after in ((cpu, 0), (gpu, 10**9), (gpu, 0))
     ]
     assert [shapes for *_, shapes in found][:2] == [0, 0]
-    assert 1 <= found[2][2] < len(COUNTS)
+    least = 0 if family == "gemma2" else 1  # whose code may make a tensor of a number in each pass
+    assert least <= found[2][2] < len(COUNTS)
     losses, weights_SP, _ = found[0]
     for other, other_SP, _ in found[1:]:
         assert other == pytest.approx(losses, rel=1e-3, abs=1e-4)

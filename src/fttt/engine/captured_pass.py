@@ -32,8 +32,9 @@ if TYPE_CHECKING:
 
 __all__ = ["CapturedPasses", "GraphCapture", "captures_training"]
 
-AFTER = 2
-"""Passes of a shape that run uncaptured, before it is worth a capture."""
+AFTER = 8
+"""Passes of a shape that run uncaptured, before it is worth a capture, which costs about as much:
+so it never loses more than twice the best possible."""
 TOKENS = 4096
 """Of the largest pass that is captured: a larger one keeps the GPU busy while it is launched."""
 SHAPES = 8

@@ -26,6 +26,8 @@ _SPLIT = 256
 """Cached tokens that one program of the attention kernel reads at the least."""
 _PROGRAMS = 1024
 """Programs of the attention kernel that keep a GPU busy; with more of them rows are not split."""
+_MANY = 2048
+"""Programs that are so many that smaller ones, of which more run side by side, are quicker."""
 
 
 def decode_attention(
@@ -60,6 +62,7 @@ def decode_attention(
     splits = min(splits, triton.cdiv(cache.capacity, _SPLIT))
     dim_pad, value_pad = (max(16, triton.next_power_of_2(n)) for n in (dim, value_dim))
     large = max(dim_pad, value_pad) * k_cache.element_size() > 512  # few fit shared memory
+    many = rows * kv_heads * splits >= _MANY and max(dim_pad, value_pad) <= 128
     out = torch.empty(rows, heads, value_dim, dtype=query_HND.dtype, device=query_HND.device)
     partial = scale_sum = out
     if splits > 1:
@@ -79,8 +82,9 @@ def decode_attention(
         SCATTERED=batch.row_of_BS is not None, SLOPED=slopes is not None, SUNK=sinks is not None,
         GROUPS=groups, GROUPS_PAD=max(16, triton.next_power_of_2(groups)),
         DIM_PAD=dim_pad, VALUE_PAD=value_pad, SPLITS=splits, SPLIT=_SPLIT, PAGE=cache.page,
-        BLOCK=min(32 if large else 64, cache.page), num_warps=4,
-        num_stages=3 if large else 5,  # one or two of them for a block's page, as many for its keys
+        BLOCK=min(32 if large or many else 64, cache.page), num_warps=2 if many else 4,
+        # one or two of them for a block's page, as many for its keys
+        num_stages=3 if large else 4 if many else 5,
     )  # fmt: skip
     if splits > 1:
         _merge_kernel[(rows, heads)](
