@@ -117,7 +117,9 @@ class Replay:
         self._generations = 0
         self._scorings = 0
         self._divergences = 0
-        self._ahead = Lookahead(lambda: run.engine.idle, self._sequences.generate, run.counts)
+        # a server may charge for its answers, and those that it is asked for at once share a seed
+        counts = run.counts if isinstance(run.chat, ChatFormat) else TrialCounts()
+        self._ahead = Lookahead(lambda: run.engine.idle, self._sequences.generate, counts)
         self._judged = asyncio.Event()
 
     async def generate(
