@@ -13,6 +13,7 @@ from fttt.engine.ops.sampling import derive_key
 from fttt.engine.request import Engine
 from fttt.errors import FTTTError
 from fttt.experiment.environment import describe_environment
+from fttt.experiment.held_sequences import TrialCounts
 from fttt.experiment.plan import Plan, Settled, check_fits
 from fttt.experiment.replay import Observer, RunContext
 from fttt.experiment.session import AdapterRoom, QuestionSession
@@ -127,6 +128,7 @@ def make_context(
         ablate=config.ablate,
         questions=plan.questions,
         number=number,
+        counts=TrialCounts() if loaded.device.startswith("cuda") else None,
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from fttt.config import BudgetSection, SamplingSection
@@ -95,8 +95,12 @@ class RunContext:
     """All that the run asks."""
     number: int = 0
     """Of the run, among those that are asked together."""
-    counts: TrialCounts = field(default_factory=TrialCounts)
-    """Its trials so far, in this process."""
+    counts: TrialCounts | None = None
+    """Its trials so far, in this process, where answers may be written ahead by them.
+
+    That is on a GPU, whose idle lanes cost little. A CPU's do not, and a server may charge for its
+    answers, of which those that it is asked for at once share a seed.
+    """
 
 
 MethodAdapter = OwnAdapter | SharedAdapter
@@ -117,9 +121,9 @@ class Replay:
         self._generations = 0
         self._scorings = 0
         self._divergences = 0
-        # a server may charge for its answers, and those that it is asked for at once share a seed
-        counts = run.counts if isinstance(run.chat, ChatFormat) else TrialCounts()
-        self._ahead = Lookahead(lambda: run.engine.idle, self._sequences.generate, counts)
+        self._ahead = Lookahead(
+            lambda: run.engine.idle, self._sequences.generate, run.counts or TrialCounts()
+        )
         self._judged = asyncio.Event()
 
     async def generate(
@@ -317,7 +321,8 @@ class Replay:
     def count(self, verdict: Verdict) -> None:
         """Count a trial's verdict and wake whoever waits for room in the budget."""
         self.ledger.judge(verdict)
-        self.run.counts.judge(verdict)
+        if self.run.counts is not None:
+            self.run.counts.judge(verdict)
         self._judged.set()
 
     async def next_verdict(self) -> None:
