@@ -183,7 +183,8 @@ class Cluster:
         """
         environ = {name: os.environ[name] for name in _PASSED if name in os.environ}
         remote = self.ray.remote(Replica).options(**self._options)
-        actor = RayReplica(self.ray, remote.remote(str(Path.cwd()), environ))
+        threads = max(1, int(self._options["num_cpus"]))
+        actor = RayReplica(self.ray, remote.remote(str(Path.cwd()), environ, threads=threads))
         self._actors.append(actor)
         try:
             async with asyncio.timeout(_START_SECONDS):

@@ -18,6 +18,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from fttt.config import RunConfig, build
 from fttt.errors import FTTTError
 from fttt.experiment.environment import code_fingerprint, package_versions
@@ -210,7 +212,11 @@ class Replica:
     """
 
     def __init__(
-        self, folder: str, environ: Mapping[str, str], make_engine: MakeEngine = make_engine
+        self,
+        folder: str,
+        environ: Mapping[str, str],
+        make_engine: MakeEngine = make_engine,
+        threads: int | None = None,
     ) -> None:
         """Work in the driver's folder, where there is one, with its variables of the environment.
 
@@ -218,8 +224,12 @@ class Replica:
             folder: the driver's working directory.
             environ: variables to set.
             make_engine: as for :class:`LocalExecutor`.
+            threads: most that an operation on the CPU has, whatever ``OMP_NUM_THREADS`` says of the
+                whole machine: replicas whose threads share cores wait for each other.
         """
         os.environ.update(environ)
+        if threads is not None:
+            torch.set_num_threads(min(threads, torch.get_num_threads()))
         if Path(folder).is_dir():
             os.chdir(folder)
         if "" not in sys.path:
