@@ -1,10 +1,13 @@
-"""The figure of docs/results.md: questions solved against trials, one small multiple a benchmark.
+"""The figure of docs/results.md, questions solved against trials, and what lies behind it.
 
     python benchmarks/multiples.py outputs/temperatures outputs/learners-test --out FIGURE.png
 
 Runs of a task that differ only in the seed are pooled. Each line ends where a question of its side
 had no further trial, so that all its points speak of the same questions; the band is the 95 %
-interval. The lines of `best-of-n` are grey, those of learners coloured.
+interval. The lines of `best-of-n` are grey, those of learners coloured. A line a side is printed:
+questions solved after so many trials; of the trials 1 to 4, 5 to 8 and so on at a question that was
+not solved before, how many solve it; their tokens; and of questions that 16 trials leave unsolved,
+how many different answers these gave.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from fttt.report.plots import LIGHT, MARKERS, SIDE_COLOURS, STYLE, Curve, curves
 from fttt.report.sides import Side, form_sides
 from fttt.store import Run, solved_within
 
+SHOWN = (1, 4, 8, 12, 16, 20, 24, 32)
 GREYS = ("#c3c8ce", "#969da6", "#1b2026", "#b0a08a")
 
 
@@ -30,6 +34,33 @@ def whole(side: Side, curve: Curve) -> int:
     records = [r for run in side.runs for r in run.records if r.question.id in ids]
     had = [len(r.trials) for r in records if not solved_within(r.trials)]
     return min([*had, len(curve.budgets)])
+
+
+def say(task: str, side: Side) -> None:
+    """Print what a side solved, by trials, and how its attempts changed on the way."""
+    ids = set(side.ids)
+    tried = [r.trials for run in side.runs for r in run.records if r.question.id in ids]
+    cells = []
+    for trials in SHOWN:
+        solved = [bool(solved_within(own[:trials])) for own in tried]
+        missing = any(
+            len(own) < trials and not done for own, done in zip(tried, solved, strict=True)
+        )
+        cells.append("    -" if missing else f"{100 * np.mean(solved):5.1f}")
+    print(f"{task}, {side.label}: solved @{'/'.join(map(str, SHOWN))} {' '.join(cells)}")
+    groups: dict[int, list[tuple[bool, int]]] = defaultdict(list)
+    for own in tried:
+        for n, trial in enumerate(own):
+            groups[n // 4].append((bool(solved_within([trial])), trial.usage.generated_tokens))
+            if groups[n // 4][-1][0]:
+                break
+    means = [np.mean(groups[n], 0) for n in sorted(groups)]
+    print("  solved by a trial, four by four:", *(f"{100 * share:.1f} %" for share, _ in means))
+    print("  tokens a trial:", *(f"{tokens:.0f}" for _, tokens in means))
+    unsolved = [own[:16] for own in tried if len(own) >= 16 and not solved_within(own[:16])]
+    different = [len({(t.extracted or t.completion).strip() for t in own}) for own in unsolved]
+    if different:
+        print(f"  different answers of 16 to {len(different)} unsolved: {np.mean(different):.2f}")
 
 
 def draw(tasks: dict[str, list[Run]]) -> Figure:
@@ -42,6 +73,7 @@ def draw(tasks: dict[str, list[Run]]) -> Figure:
             shared = [q.id for q in runs[0].questions if all(q.id in own for own in questions)]
             plain = learning = 0
             for side in form_sides(runs, shared):
+                say(task, side)
                 (curve,) = curves([side], "trials")
                 end, curve = whole(side, curve), curve.in_percent()
                 if side.method == "best-of-n":
