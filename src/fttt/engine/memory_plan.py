@@ -174,10 +174,11 @@ def plan_memory(
         needs = bank_of(adapter).needs(loaded.model, adapter, activation_bytes(loaded.model))
     mixers = Mixers(loaded.model)
     slots = (concurrency if adapters is None else max(adapters, least_adapters)) if adapter else 0
-    passes = tuple(
+    sized = (
         _passes(loaded, device, needs, max_length, mixers.token_bytes, part, slots)
         for part in PASSES
     )
+    passes = tuple(dict.fromkeys(sized))  # on a CPU, or where the memory is small, some are equal
     _check_width(beams, batch_size)
     wanted = max(1, beams, min(batch_size or DEFAULT_BATCH[device.type], concurrency))
     cache = _cache_size(loaded, needs, mixers, max_length, wanted, concurrency)

@@ -33,14 +33,7 @@ if TYPE_CHECKING:
     from fttt.engine.adapters.lora import LoRABank
     from fttt.engine.captured_pass import CapturedPasses
 
-__all__ = [
-    "LossTerms",
-    "check_targets",
-    "pass_loss",
-    "read_bytes",
-    "train_step",
-    "worth_padding",
-]
+__all__ = ["LossTerms", "check_targets", "pass_loss", "train_step", "worth_padding"]
 
 _WORTH_A_PASS = 1024
 """Tokens of padding that cost about as much as the launches of one more pass."""
@@ -190,7 +183,7 @@ def _run_pass(
     batch = Batch.pack("train", segments, cache)
     share = len(segments) * batch.longest / (1.25 * tokens)
     again = _rerun(bank.model) if share > 1 else nullcontext()
-    batch.recompute = read_bytes(batch) > (1 - share) * room
+    batch.recompute = _read_bytes(batch) > (1 - share) * room
     weights_UP = bank.weights_SP[torch.tensor(batch.groups.slots, device=cache.device)]
     weights_UP.requires_grad_()
     key_B = bank.dropout_keys([s.slot for s in segments], numbers)
@@ -201,7 +194,7 @@ def _run_pass(
     return loss_B, gradient_UP
 
 
-def read_bytes(batch: Batch) -> float:
+def _read_bytes(batch: Batch) -> float:
     """What all layers' keys and values take where each is held for the gradient as it is read."""
     if batch.cache.states is not None:  # whose scans take more
         return inf

@@ -168,22 +168,23 @@ class LoRABank(Bank):
         targets = target_layers(model, spec)
         a_at, b_at = 0, spec.rank * sum(module.in_features for module in targets.values())
         self._drawn = b_at
-        groups: dict[tuple[str, int, object], list[int]] = {}
+        groups: dict[tuple[str, int, object], int] = {}
         for index, (name, module) in enumerate(targets.items()):
             inputs, outputs = module.in_features, module.out_features
             owner, _, own = name.rpartition(".")
             together = next((names for names in GROUPS if own in names), own)
-            members = groups.setdefault((owner, inputs, together), [])
-            members.append(index)
-            group = list(groups.values()).index(members)
+            group = groups.setdefault((owner, inputs, together), len(groups))
             layer = TargetLayer(index, a_at, b_at, inputs, outputs, group)
             self._layers.append(layer)
             a_at, b_at = a_at + spec.rank * layer.inputs, b_at + spec.rank * layer.outputs
             self.hooks.append(module.register_forward_hook(self._hook(layer)))
         self.parameters = b_at
+        members: list[list[TargetLayer]] = [[] for _ in groups]
+        for layer in self._layers:
+            members[layer.group].append(layer)
         self._groups = [
-            SharedInput(own, torch.tensor([self._layers[n].a_at for n in own], device=device))
-            for own in groups.values()
+            SharedInput([x.index for x in own], torch.tensor([x.a_at for x in own], device=device))
+            for own in members
         ]
         self._draw = partial(draw_first, [(x.inputs, spec.rank * x.inputs) for x in self._layers])
         if self._drawn > DRAWN_AT_ONCE:
@@ -344,16 +345,6 @@ class LoRABank(Bank):
                 )  # fmt: skip
                 return output
             a_URI, b_UOR = self._factors(self._parts, layer)
-            if batch.inside is not None:
-                return self._add_inside(inputs[0], output, batch, layer, a_URI, b_UOR)
-            x = inputs[0]
-            tokens = x.shape[:-1].numel()
-            if tokens != len(batch.position_N):
-                raise UsageError(
-                    f"A layer that carries an adapter is given {tokens} of the "
-                    f"{len(batch.position_N)} tokens of a pass, as an expert of a mixture is; "
-                    "choose other target layers."
-                )
             scale = InputScale(
                 self._scale_1,
                 self.spec.dropout,
@@ -362,6 +353,16 @@ class LoRABank(Bank):
                 len(self._layers),
                 layer.index,
             )
+            x = inputs[0]
+            if batch.inside is not None:
+                return self._add_inside(x, output, batch, scale, a_URI, b_UOR)
+            tokens = x.shape[:-1].numel()
+            if tokens != len(batch.position_N):
+                raise UsageError(
+                    f"A layer that carries an adapter is given {tokens} of the "
+                    f"{len(batch.position_N)} tokens of a pass, as an expert of a mixture is; "
+                    "choose other target layers."
+                )
             return add_low_rank(output, x, a_URI, b_UOR, batch.groups, scale)
 
         return add
@@ -382,7 +383,7 @@ class LoRABank(Bank):
         x: Tensor,
         output: Tensor,
         batch: Batch,
-        layer: TargetLayer,
+        scale: InputScale,
         a_URI: Tensor,
         b_UOR: Tensor,
     ) -> Tensor:
@@ -397,16 +398,12 @@ class LoRABank(Bank):
         if self._dropout_key_B is not None:
             segment_B = torch.tensor(batch.inside, device=x.device)
             token_BT = batch.past_B[segment_B, None] + torch.arange(x_BTI.shape[1], device=x.device)
-            x_BTI = x_BTI * self._mask(self._dropout_key_B[segment_B], token_BT, layer)
+            key_B = self._dropout_key_B[segment_B]
+            x_BTI = x_BTI * scale.mask(key_B, token_BT, x_BTI.shape[-1])
         delta = (x_BTI[own_B] @ a_URI[group_B].transpose(1, 2)) @ b_UOR[group_B].transpose(1, 2)
         out_BTO = output.view(*x_BTI.shape[:2], -1)
         delta = (delta * self.scale).to(output.dtype)
         return out_BTO.index_add(0, own_B, delta).view_as(output)
-
-    def _mask(self, key_B: Tensor, token_BT: Tensor, layer: TargetLayer) -> Tensor:
-        """Dropout's factors, drawn by question, update, layer, position and feature."""
-        token_BT = token_BT * len(self._layers) + layer.index
-        return ops.keep_mask(key_B, token_BT, layer.inputs, self.spec.dropout)
 
 
 def draw_first(layers: Sequence[tuple[int, int]], seed: int, row_P: Tensor) -> None:

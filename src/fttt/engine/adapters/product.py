@@ -45,8 +45,11 @@ class InputScale:
         """All factors of these inputs where a CPU draws them; a GPU draws them as it multiplies."""
         if self.key_N is None or self.token_N is None or x_NI.is_cuda:
             return None
-        token_N1 = (self.token_N * self.layers + self.layer)[:, None]
-        return ops.keep_mask(self.key_N, token_N1, x_NI.shape[1], self.rate)[:, 0] * self.scale_1
+        return self.mask(self.key_N, self.token_N[:, None], x_NI.shape[1])[:, 0] * self.scale_1
+
+    def mask(self, key_B: Tensor, token_BT: Tensor, width: int) -> Tensor:
+        """Dropout's factors of tokens in the streams of their segments, ``[B, T, width]``."""
+        return ops.keep_mask(key_B, token_BT * self.layers + self.layer, width, self.rate)
 
     def times(self, x_NI: Tensor, factor_NI: Tensor | None, dtype: torch.dtype) -> Tensor:
         """The product with :meth:`factors`, computed in float32, in one launch."""
