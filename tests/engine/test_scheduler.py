@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -141,7 +142,7 @@ def test_rows_held_for_a_next_turn_give_way_at_once(
 ) -> None:
     """They are no reason to let a lane stand idle; what was taken back is computed again."""
     # which else waits as long as the clock says, and the other sequence may end meanwhile
-    monkeypatch.setattr(Patience, "ready", lambda patience, waiting, running: waiting > 0)
+    monkeypatch.setattr(Patience, "ready", lambda _, waiting, *_args, **_more: waiting > 0)
 
     async def work(engine: BatchedEngine) -> None:
         beside = asyncio.create_task(engine.generate(GenerateRequest((9, 4), 150)))
@@ -205,3 +206,24 @@ def test_a_pass_runs_once_waiting_has_cost_as_much() -> None:
             break
     assert patience._lost == pytest.approx(8.0)
     assert patience.ready(1, 0)  # nothing runs: nothing to wait for
+    patience.ran(1.0)
+    assert patience.ready(2, 8, full=True)  # nobody else would fit
+
+
+def test_requests_that_fill_passes_begin_one_pass_behind_the_other() -> None:
+    """A turn lies between two full passes, so that all sequences run and end together."""
+
+    async def steps(prompts: int) -> int:
+        engine = BatchedEngine(tiny_model(), max_length=200, batch_size=8, concurrency=8)
+        try:
+            engine.plan = replace(engine.plan, prefill_tokens=20)
+            engine._patience["prefill"].ran(1e6)  # a pass that is dear enough to wait for long
+            requests = [GenerateRequest((5 + n,) * 10, 12, noise_key=n) for n in range(prompts)]
+            await asyncio.gather(*map(engine.generate, requests))
+            return engine.decode_steps
+        finally:
+            await engine.close()
+
+    together = asyncio.run(steps(2))
+    assert asyncio.run(steps(6)) == together + 2
+    assert asyncio.run(steps(3)) == 2 * together  # the third could have company, and waits

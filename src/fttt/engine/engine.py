@@ -111,7 +111,9 @@ class BatchedEngine:
         _check_length(loaded, max_length, beams)
         self._device = torch.device(loaded.device)
         with current_device(loaded.device), taking_memory(self._device), ExitStack() as undo:
-            _check_model(loaded, learns=adapter is not None)
+            check_outputs(loaded.model, loaded.name)
+            if adapter is not None:
+                check_gradients(loaded.model)
             self.plan = plan_memory(
                 loaded,
                 max_length=max_length,
@@ -333,8 +335,11 @@ class BatchedEngine:
             self._timed("beam", lambda: self._searcher.admit(searches, self._fill))
         elif self._searcher.waiting and not self._searcher.active:
             pass  # no new sequences, so that rows come free for its beams
-        elif self._patience["prefill"].ready(self._admissible(), running):
-            self._timed("prefill", self._prefill)
+        else:
+            due = self._admissible()
+            full = self._waiting.fills(due, self.plan.prefill_tokens)
+            if self._patience["prefill"].ready(due, running, full=full):
+                self._timed("prefill", self._prefill)
         self._launch()
 
     def _timed(self, kind: str, run: Callable[[], None]) -> None:
@@ -568,17 +573,6 @@ class BatchedEngine:
         self._searcher.clear()
         if self._bank is not None:
             self._bank.fail(error)
-
-
-def _check_model(loaded: LoadedModel, *, learns: bool) -> None:
-    """Refuse a model whose outputs, or gradients where it ``learns``, are not right here.
-
-    Raises:
-        UsageError: it is such.
-    """
-    check_outputs(loaded.model, loaded.name)
-    if learns:
-        check_gradients(loaded.model)
 
 
 def _check_length(loaded: LoadedModel, max_length: int, beams: int) -> None:

@@ -3,7 +3,8 @@
 Prefill, train and score passes cost about the same for one sequence as for many, so requests wait
 for company; but while they wait, lanes stand idle. The rule is that of the ski rental problem: a
 pass runs as soon as the lane time that was lost by waiting equals what the pass costs all running
-lanes, which never loses more than twice the best possible.
+lanes, which never loses more than twice the best possible. A pass that is full runs at once: there
+is no room for company, and sequences that begin close to each other end so.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Generic, TypeVar
 
 from fttt.engine.adapters.bank import slot_index
@@ -180,6 +182,15 @@ class PrefillQueue(deque[GenerateJob]):
         if count * first > pages - AHEAD * len(running):
             count = min(count, max(0, pages - ahead(cache, running)) // first)
         return count
+
+    def fills(self, count: int, tokens: int) -> bool:
+        """Whether the first ``count`` requests have as many tokens as a pass takes."""
+        total = 0
+        for job in islice(self, count):
+            total += len(job.request.prompt_ids)
+            if total >= tokens:
+                return True
+        return False
 
     def next_pass(self, cache: KVCache, count: int, tokens: int, pages: int) -> PrefillPass:
         """Take up to ``count`` requests until ``tokens`` or ``pages`` are reached, one at least.
@@ -350,11 +361,14 @@ class Patience:
         self._lost = 0.0
         self._cost: float | None = None
 
-    def ready(self, waiting: int, running: int) -> bool:
-        """Whether to run the pass now, for so many waiting requests and running lanes."""
+    def ready(self, waiting: int, running: int, *, full: bool = False) -> bool:
+        """Whether to run the pass now, for so many waiting requests and running lanes.
+
+        ``full``: no more requests than those that wait would fit the pass.
+        """
         if waiting == 0:
             return False
-        if running == 0 or self._cost is None:
+        if full or running == 0 or self._cost is None:
             return True
         return self._lost >= self._cost * running
 
