@@ -137,6 +137,47 @@ def test_samples_of_one_prompt_are_prefilled_once(family: str, prefilled: list[i
     assert together == alone
 
 
+@pytest.mark.parametrize(("family", "page"), [("llama", None), ("gemma3", 4), ("qwen3_5", 4)])
+def test_attempts_under_one_adapter_are_prefilled_once(
+    family: str, page: int | None, prefilled: list[int], paged: Callable[..., None]
+) -> None:
+    """Each adapter's keys are its own; a step on a group's rows learns what it learns alone."""
+    paged(page)
+    prompt, target = (5, 6, 7, 8, 9, 5), Target((7, 8), (0.5, 0.5))
+    spec = LoRASpec(lr=0.1)
+
+    async def work(engine: BatchedEngine) -> Any:
+        slots = [await engine.open_adapter(spec, n) for n in range(2)]
+        for slot in slots:  # fresh ones are all the base model
+            await engine.train(TrainRequest(slot, (Lesson((5, 6), (target,)),)))
+        prefilled.clear()
+        asked = [
+            GenerateRequest(prompt, 9, 0.9, 0.95, n, adapter=slot, keep=slot is not None)
+            for n, slot in enumerate((*slots, None) * 3)
+        ]
+        answers = await asyncio.gather(*map(engine.generate, asked))
+        filled = list(prefilled)
+        losses = [
+            (
+                await engine.train(
+                    TrainRequest(slot, tuple(Lesson(a.kept, (target,)) for a in group if a.kept))
+                )
+            ).losses
+            for slot, group in zip(slots, (answers[::3], answers[1::3]), strict=True)
+        ]
+        return filled, [a.token_ids for a in answers], losses
+
+    together, alone = (
+        run(tiny_model(family), work, batch_size=rows, concurrency=9, adapter=spec, adapters=2)
+        for rows in (9, 1)
+    )
+    assert together[0] == [6, 6, 6]
+    assert together[1] == alone[1]
+    for ours, theirs in zip(together[2], alone[2], strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-5)
+    assert len({*together[1]}) > 3
+
+
 def test_rows_held_for_a_next_turn_give_way_at_once(
     prefilled: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -125,7 +125,10 @@ def lane_for(request: GenerateRequest) -> Lane:
 
 @dataclass(frozen=True, slots=True)
 class PrefillPass:
-    """Requests that begin, or are resumed, together. Those of one prompt share a segment."""
+    """Requests that begin, or are resumed, together.
+
+    Those of one prompt and the same adapter, or none, share a segment.
+    """
 
     jobs: list[GenerateJob]
     segments: list[Segment]
@@ -184,10 +187,16 @@ class PrefillQueue(deque[GenerateJob]):
         return count
 
     def fills(self, count: int, tokens: int) -> bool:
-        """Whether the first ``count`` requests have as many tokens as a pass takes."""
+        """Whether the first ``count`` requests have as many tokens as a pass takes.
+
+        A prompt that is asked for several times in a row counts once.
+        """
         total = 0
+        before: tuple[int, ...] = ()
         for job in islice(self, count):
-            total += len(job.request.prompt_ids)
+            prompt = job.request.prompt_ids
+            total += 0 if prompt == before else len(prompt)
+            before = prompt
             if total >= tokens:
                 return True
         return False
@@ -200,7 +209,7 @@ class PrefillQueue(deque[GenerateJob]):
         """
         taken = PrefillPass([], [], [])
         others: list[GenerateJob] = []
-        segment_of: dict[tuple[int, ...], int] = {}
+        segment_of: dict[tuple[int, tuple[int, ...]], int] = {}
         total, reuses = 0, False
         while self and len(taken.jobs) < count:
             job = self.popleft()
@@ -210,7 +219,8 @@ class PrefillQueue(deque[GenerateJob]):
             ids = written(job)
             past = 0 if job.lane else _held_tokens(request)
             reuses = reuses if taken.jobs else past > 0
-            twin = segment_of.get(ids) if request.adapter is None else None
+            same = slot_index(request.adapter), ids
+            twin = segment_of.get(same)
             if reuses != (past > 0):
                 others.append(job)
                 continue
@@ -229,8 +239,8 @@ class PrefillQueue(deque[GenerateJob]):
             taken.jobs.append(job)
             taken.segment_of.append(len(taken.segments) if twin is None else twin)
             if twin is None:
-                if request.adapter is None and not reuses:
-                    segment_of[ids] = len(taken.segments)
+                if not reuses:
+                    segment_of[same] = len(taken.segments)
                 begun = _begun(request, len(ids), cache)
                 taken.segments.append(Segment(ids[past:], lane.row, past, lane.slot, begun))
         self.extendleft(reversed(others))
