@@ -120,6 +120,47 @@ def test_a_job_that_resists_is_ended_all_the_same() -> None:
     assert run(job, None, time_limit=0.3) == ["took longer than its limit of 0.3 s"]
 
 
+SPIN = "import os\nos.sched_setaffinity(0, [{place}])\nprint(flush=True)\nwhile True: pass"
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_what_a_job_waits_for_a_processor_does_not_count(apart: bool) -> None:
+    """It runs for less than its limit, and much longer by the clock; also in a child of its own."""
+    place = min(os.sched_getaffinity(0))
+
+    def work() -> None:
+        os.sched_setaffinity(0, [place])
+        begun = time.process_time()
+        while time.process_time() - begun < 0.8:
+            pass
+
+    def job(_: Any) -> str:
+        if not apart:
+            work()
+        elif (child := os.fork()) == 0:
+            work()
+            os._exit(0)
+        else:
+            os.waitpid(child, 0)
+        return "done"
+
+    words = [sys.executable, "-c", SPIN.format(place=place)]
+    others = [subprocess.Popen(words, stdout=subprocess.PIPE) for _ in range(4)]
+    try:
+        for other in others:
+            assert other.stdout is not None
+            other.stdout.readline()
+        begun = time.monotonic()
+        assert run(job, None, time_limit=1.0) == ["done"]
+        assert time.monotonic() - begun > 1.0
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+            assert other.stdout is not None
+            other.stdout.close()
+
+
 @pytest.mark.parametrize("hang", [False, True])
 def test_no_process_of_a_job_outlives_it(tmp_path: Path, hang: bool) -> None:
     """A child, and a daemon that left its session and its parents."""

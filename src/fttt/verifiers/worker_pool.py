@@ -13,7 +13,7 @@ What a job runs may be written by a model, so its environment has no variable th
 key, a token or a password.
 
 A thread of the caller's process waits for each running job, so a busy event loop never makes a
-job look late.
+job look late. Nor does a busy machine: what a job waits for a processor does not count.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ import time
 import warnings
 import weakref
 from collections import deque
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -49,6 +49,11 @@ _STARTUP_SECONDS = 120.0
 """For a zygote to import its job's modules, on a busy machine."""
 _STOP_SECONDS = 5.0
 """For a zygote to end its workers once it is asked to end; after that it is killed."""
+
+_MOST_WAITING = 10.0
+"""Times its limit, that a job may wait for a processor."""
+_LEAST_GRANT = 0.001
+"""Seconds of waiting that are given back; a job that ran without a break has waited for less."""
 
 _SECRET = re.compile(
     r"(API|ACCESS|PRIVATE|SECRET|SIGNING|ENCRYPTION)_?KEY|(^|_)KEYS?$|TOKEN(_PATH)?S?$|SECRETS?($|_)"
@@ -86,7 +91,8 @@ class WorkerPool:
 
         Args:
             job: a function, or the name of one; its argument and result are JSON values.
-            time_limit: seconds for one run of the job, by the wall clock.
+            time_limit: seconds for one run of the job, by the wall clock but for those in which it
+                waited for a processor.
             workers: how many run at once, in places of the pool's own; by default all pools of
                 this process share one place a processor, at most 16.
             memory_mb: address space of a worker, in MiB.
@@ -166,6 +172,7 @@ class WorkerPool:
                 return crew, worker
             reply = worker.hear(_STARTUP_SECONDS)
             if reply is not None and "ready" in reply:
+                worker.process = reply["ready"]
                 return crew, worker
             crew.put(worker, again=False)
             self._check_open()  # which would have ended the worker
@@ -327,6 +334,8 @@ class _Worker:
     def __init__(self, zygote: _ZygoteHandle, number: int, connection: socket.socket) -> None:
         self.zygote = zygote
         self.idle_since = 0.0
+        self.process = 0
+        """Its number, once it is ready."""
         self._number = number
         self._connection = connection
         self._requests = 0
@@ -345,9 +354,18 @@ class _Worker:
     def ask(self, request: Any, seconds: float) -> dict[str, Any] | None:
         """The worker's reply to this request, how it died, or ``None`` after the time limit."""
         self._requests += 1
+        before, granted = _waited(self.process), 0.0
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             send(self._connection, {"job": request, "number": self._requests})
-        return self.hear(seconds)
+        reply = self.hear(seconds)
+        while reply is None:
+            waited = max(_waited(self.process) - before, *map(_waited, _below(self.process)), 0.0)
+            more = min(waited, _MOST_WAITING * seconds) - granted
+            if more < _LEAST_GRANT:
+                break
+            granted += more
+            reply = self.hear(more)
+        return reply
 
     def hear(self, seconds: float) -> dict[str, Any] | None:
         """The next message for the current request; a fork of the worker may have sent others."""
@@ -511,6 +529,26 @@ def _fork(ours: socket.socket, theirs: socket.socket, job: Job, memory_mb: int |
         serve(theirs, job, memory_mb)
 
     return _Forked(pid)
+
+
+def _waited(process: int) -> float:
+    """Seconds that a process was ready and had no processor; 0 where the system does not tell."""
+    try:
+        text = Path(f"/proc/{process}/schedstat").read_text(encoding="ascii")
+    except OSError:
+        return 0.0
+    return int(text.split()[1]) / 1e9
+
+
+def _below(process: int) -> Iterator[int]:
+    """All descendants of a process, as far as the system tells."""
+    try:
+        text = Path(f"/proc/{process}/task/{process}/children").read_text(encoding="ascii")
+    except OSError:
+        return
+    for child in map(int, text.split()):
+        yield child
+        yield from _below(child)
 
 
 def _describe(code: int | None) -> str:

@@ -187,7 +187,7 @@ class _Zygote:
 def _work(connection: socket.socket, job: Job, memory_mb: int | None) -> None:
     """Answer requests one by one until the caller closes, or memory runs short."""
     worker = os.getpid()
-    send(connection, {"ready": True})
+    send(connection, {"ready": worker})
     last = False
     while not last and (request := receive(connection)) is not None:
         reply: dict[str, Any]
