@@ -2,9 +2,9 @@
 
     python benchmarks/graded_demo.py --seeds 1 2 3 4 5
 
-Two sides on the same eight questions of ``sorting``: the frozen model drawn again (``best-of-n``)
-at its own best temperature, and ``policy --shared``, one adapter that learns from the scores of
-groups of eight attempts. Printed are the mean score of each round of eight trials, the best score
+Two sides on the same eight questions of ``optimise/packing`` (``--task``): the frozen model drawn
+again (``best-of-n``) at its own best temperature, and ``policy --shared``, one adapter that learns
+from the scores of groups of eight attempts. Printed are the mean score of each round of eight trials, the best score
 a question, the processor time, and the paired difference of the best scores at equal tokens; at the
 end a paired t test of these differences over the seeds.
 
@@ -38,7 +38,7 @@ def side(method: dict[str, Any], seed: int, given: argparse.Namespace) -> SweepC
     """One side under one seed."""
     values = {
         "methods": [method],
-        "tasks": ["sorting"],
+        "tasks": [given.task],
         "seeds": [seed],
         "base": {
             "model": "smollm2-135m",
@@ -82,13 +82,14 @@ def rounds(run: Run, trials: int) -> str:
 def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
+    parser.add_argument("--task", default="optimise/packing")
     parser.add_argument("--split", default="test")
     parser.add_argument("--trials", type=int, default=40)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--advantage", default="grpo")
     parser.add_argument("--ahead", type=int, default=0)
     parser.add_argument("--temperature", type=float, default=1.0, help="of the learner")
-    parser.add_argument("--frozen-temperature", type=float, default=0.4)
+    parser.add_argument("--frozen-temperature", type=float, default=1.0)
     given = parser.parse_args(words)
     loaded: list[LoadedModel] = []
 
