@@ -4,9 +4,9 @@
 
 Two sides on the same eight questions of ``optimise/packing`` (``--task``): the frozen model drawn
 again (``best-of-n``) at its own best temperature, and ``policy --shared``, one adapter that learns
-from the scores of groups of eight attempts. Printed are the mean score of each round of eight trials, the best score
-a question, the processor time, and the paired difference of the best scores at equal tokens; at the
-end a paired t test of these differences over the seeds.
+from the scores of groups of eight attempts. Printed are the mean score of each round of eight
+trials, the best score a question, the processor time, and the paired difference of the best scores
+at equal tokens; at the end a paired t test of these differences over the seeds.
 
 Temperatures and rate were chosen on the training split (``--split train``).
 """
