@@ -14,7 +14,7 @@ from fttt.report.compare import compare
 from fttt.report.page import build_page, gather
 from fttt.report.scores import best_scores
 from fttt.report.sides import form_sides
-from fttt.report.text import render
+from fttt.report.text import conclusions, render, shown_pairs
 from fttt.store import Run
 
 MakeRun = Callable[..., Run]
@@ -102,3 +102,25 @@ def test_runs_without_scores_have_none(make_run: MakeRun) -> None:
     comparison, _ = compare(runs)
     assert comparison.scores is None
     assert "Best score" not in build_page(gather(runs))
+
+
+def test_scores_are_told_in_words_alone_where_nobody_solved_a_question(make_run: MakeRun) -> None:
+    rising = {f"q{n}": [0.1, 0.5 + n / 100, 0.2, 0.3] for n in range(8)}
+    flat = {f"q{n}": [0.1, 0.2, 0.1, 0.1] for n in range(8)}
+    still = run(make_run, "a", flat)
+    comparison, _ = compare([still, run(make_run, "b", rising, method="fttt")])
+    (sentence,) = conclusions(comparison)
+    assert sentence.startswith("fttt reached better scores than best-of-n at 4 trials: by 0.335 a")
+    assert "solved" not in sentence
+    assert sentence.count("reached better scores") == 2  # at equal tokens, too
+    assert shown_pairs(comparison) == 1
+
+    solving = rising | {"q7": [0.1, 1.0, 0.2, 0.3]}
+    comparison, _ = compare([run(make_run, "c", solving, method="fttt"), still])
+    (sentence,) = conclusions(comparison)
+    assert sentence.startswith("No difference was shown: at 4 trials, fttt solved 12.5 %")
+    assert "fttt reached better scores than best-of-n at 4 trials: by 0.3" in sentence
+
+    comparison, _ = compare([still, run(make_run, "d", flat, method="fttt")])
+    assert "No difference of the best scores was shown at 4 trials" in conclusions(comparison)[0]
+    assert shown_pairs(comparison) == 0

@@ -68,6 +68,7 @@ from fttt.report.text import (
     points,
     quantity,
     seconds,
+    shown_pairs,
 )
 from fttt.store import History, QuestionTexts, Run
 from fttt.types import FEEDBACK, JSON, Question, Trial, filled_in
@@ -266,7 +267,7 @@ def _view(section: ReportSection, number: int) -> dict[str, Any]:
         "results": section.results,
         "comparison": section.comparison,
         "follows": conclusions(section.comparison) if section.comparison else [],
-        "shown": _pairs_shown(section.comparison) if section.comparison else 0,
+        "shown": shown_pairs(section.comparison) if section.comparison else 0,
         "brief": len(first_pairs(section.comparison)) if section.comparison else 0,
         "caveats": caveats(section.comparison) if section.comparison else [],
         "ks": ks,
@@ -316,11 +317,6 @@ def legend(labels: Sequence[str]) -> list[dict[str, str]]:
 
 def _scored(section: ReportSection) -> bool:
     return all(outcomes.scored for side in section.sides for outcomes in side.outcomes)
-
-
-def _pairs_shown(comparison: Comparison) -> int:
-    """How many pairs showed a difference at either budget; their sentences come first."""
-    return len({(pair.first, pair.second) for pair in comparison.pairs if pair.shown})
 
 
 def _title(sections: Sequence[ReportSection]) -> str:

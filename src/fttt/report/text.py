@@ -44,6 +44,7 @@ __all__ = [
     "seconds",
     "show_folders",
     "show_runs",
+    "shown_pairs",
 ]
 
 MINUS = "\N{MINUS SIGN}"
@@ -143,8 +144,34 @@ def conclusion(at_trials: PairResult, at_tokens: PairResult) -> str:
 
 
 def conclusions(comparison: Comparison) -> list[str]:
-    """One item a pair; pairs that showed a difference come first."""
-    return [conclusion(at_trials, at_tokens) for at_trials, at_tokens in _by_pair(comparison)]
+    """One item a pair; pairs that showed a difference come first.
+
+    Where answers have scores these are told as well, and alone where nobody solved a question.
+    """
+    return [_told(both, _scored(comparison, both)) for both in _by_pair(comparison)]
+
+
+def shown_pairs(comparison: Comparison) -> int:
+    """How many pairs showed a difference at either budget, in questions solved or in scores."""
+    return sum(_shows(comparison, both) for both in _by_pair(comparison))
+
+
+def _told(both: Sequence[PairResult], scored: Sequence[ScorePair]) -> str:
+    """What is said of one pair."""
+    solved = any(pair.first_accuracy or pair.second_accuracy for pair in both)
+    words = [conclusion(*both)] if solved or not scored else []
+    return " ".join([*words, *map(_score_sentence, scored)])
+
+
+def _scored(comparison: Comparison, both: Sequence[PairResult]) -> list[ScorePair]:
+    """The tests of a pair's best scores, if there are scores."""
+    sides = both[0].first, both[0].second
+    pairs = comparison.scores.pairs if comparison.scores is not None else ()
+    return [pair for pair in pairs if (pair.first, pair.second) == sides]
+
+
+def _shows(comparison: Comparison, both: Sequence[PairResult]) -> bool:
+    return any(p.shown for p in both) or any(p.shown for p in _scored(comparison, both))
 
 
 def first_pairs(comparison: Comparison) -> list[tuple[str, str]]:
@@ -153,8 +180,7 @@ def first_pairs(comparison: Comparison) -> list[tuple[str, str]]:
     They are the first of :func:`conclusions`, and at least four.
     """
     ordered = _by_pair(comparison)
-    shown = sum(any(pair.shown for pair in both) for both in ordered)
-    told = len(ordered) if len(ordered) <= _FEW else max(shown, _AT_LEAST)
+    told = len(ordered) if len(ordered) <= _FEW else max(shown_pairs(comparison), _AT_LEAST)
     return [(both[0].first, both[0].second) for both in ordered[:told]]
 
 
@@ -163,7 +189,10 @@ def _by_pair(comparison: Comparison) -> list[list[PairResult]]:
     by_pair: dict[tuple[str, str], list[PairResult]] = {}
     for pair in comparison.pairs:
         by_pair.setdefault((pair.first, pair.second), []).append(pair)
-    return sorted(by_pair.values(), key=lambda both: [not pair.shown for pair in both])
+    return sorted(
+        by_pair.values(),
+        key=lambda both: (not _shows(comparison, both), [not pair.shown for pair in both]),
+    )
 
 
 def _leads(pair: PairResult) -> bool:
@@ -202,6 +231,24 @@ def _sentence(pair: PairResult) -> str:
         f"No difference was shown: at {budget_name(pair)}, {pair.first} solved "
         f"{percent(pair.first_accuracy)} and {pair.second} {percent(pair.second_accuracy)} of the "
         f"same questions ({_basis(pair)}); {_blind(pair)}."
+    )
+
+
+def _score_sentence(pair: ScorePair) -> str:
+    low, high, difference = pair.difference.low, pair.difference.high, pair.difference.value
+    ahead, behind = pair.first, pair.second
+    if difference < 0:
+        low, high, difference, ahead, behind = -high, -low, -difference, behind, ahead
+    corrected = "" if pair.p_holm == pair.p else " after Holm's correction"
+    basis = f"95 % interval {decimal(low)} to {decimal(high)}, {p_value(pair.p_holm)}{corrected}"
+    if pair.shown:
+        return (
+            f"{ahead} reached better scores than {behind} at {budget_name(pair)}: by "
+            f"{decimal(difference)} a question ({basis})."
+        )
+    return (
+        f"No difference of the best scores was shown at {budget_name(pair)}: {ahead} was ahead by "
+        f"{decimal(difference)} a question ({basis})."
     )
 
 
