@@ -2,11 +2,12 @@
 
     python benchmarks/graded_demo.py --seeds 1 2 3 4 5
 
-Two sides on the same eight questions of ``optimise/packing`` (``--task``): the frozen model drawn
-again (``best-of-n``) at its own best temperature, and ``policy --shared``, one adapter that learns
-from the scores of groups of eight attempts. Printed are the mean score of each round of eight
-trials, the best score a question, the processor time, and the paired difference of the best scores
-at equal tokens; at the end a paired t test of these differences over the seeds.
+The two runs of ``fttt demo``, on eight questions of ``optimise/packing`` a seed: the frozen model
+drawn again (``best-of-n``) at its own best temperature, and ``policy --shared``, one adapter that
+learns from the scores of groups of eight attempts; options change them. Printed are the mean score
+of each round of eight trials, the best score a question, the processor time, and the paired
+difference of the best scores at equal tokens; at the end a paired t test of these differences over
+the seeds.
 
 Temperatures and rate were chosen on the training split (``--split train``).
 """
@@ -18,14 +19,13 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from scipy.stats import ttest_1samp
 
 from fttt.config import RunConfig, build
 from fttt.experiment.executor import Executor, LocalExecutor
 from fttt.experiment.plan import load_weights
-from fttt.experiment.sweep import SweepConfig, run_sweep
+from fttt.experiment.sweep import DEMO, SweepConfig, run_sweep
 from fttt.models import LoadedModel
 from fttt.progress import Quiet
 from fttt.report.compare import compare
@@ -34,46 +34,29 @@ from fttt.store import Run
 GROUP = 8
 
 
-def side(method: dict[str, Any], seed: int, given: argparse.Namespace) -> SweepConfig:
-    """One side under one seed."""
-    values = {
-        "methods": [method],
-        "tasks": [given.task],
-        "seeds": [seed],
-        "base": {
-            "model": "smollm2-135m",
-            "save_correct_cases": False,
-            "data": {"limit": 8, "seed": seed, "split": given.split},
-            "budget": {"trials": given.trials},
-            "sampling": {"max_new_tokens": 24, "top_p": 1.0},
-            "engine": {"batch_size": 64},
-        },
-    }
-    return build(SweepConfig, values, "the benchmark")
-
-
 def sides(seed: int, given: argparse.Namespace) -> list[SweepConfig]:
-    """The frozen model, and the learner."""
-    settings = {
-        "shared": True,
-        "group": GROUP,
-        "ahead": given.ahead,
-        "lr": given.lr,
-        "advantage": given.advantage,
-    }
-    frozen = {"method": "best-of-n", "sampling": {"temperature": given.frozen_temperature}}
-    learner = {
-        "method": "policy",
-        "settings": settings,
-        "sampling": {"temperature": given.temperature},
-    }
-    return [side(method, seed, given) for method in (frozen, learner)]
+    """The frozen model, and the learner: the demo's two runs under one seed."""
+    values = DEMO.model_dump()
+    frozen, learner = (dict(m) if isinstance(m, dict) else {"method": m} for m in values["methods"])
+    changed = {name: getattr(given, name) for name in ("lr", "advantage", "ahead")}
+    learner["settings"] |= {name: value for name, value in changed.items() if value is not None}
+    temperatures = given.frozen_temperature, given.temperature
+    for method, temperature in zip((frozen, learner), temperatures, strict=True):
+        if temperature is not None:
+            method["sampling"] = {"temperature": temperature}
+    values["base"]["data"] |= {"seed": seed, "split": given.split}
+    if given.trials is not None:
+        values["base"]["budget"]["trials"] = given.trials
+    values |= {"tasks": [given.task] if given.task else values["tasks"], "seeds": [seed]}
+    return [
+        build(SweepConfig, {**values, "methods": [m]}, "the benchmark") for m in (frozen, learner)
+    ]
 
 
-def rounds(run: Run, trials: int) -> str:
+def rounds(run: Run) -> str:
     """Mean score of each round of a group's trials, of the questions that are still open."""
     means = []
-    for first in range(0, trials, GROUP):
+    for first in range(0, max(trial.trial for trial in run.trials) + 1, GROUP):
         scores = [t.score or 0.0 for t in run.trials if first <= t.trial < first + GROUP]
         means.append(f"{sum(scores) / len(scores):.3f}" if scores else "-")
     return " ".join(means)
@@ -82,14 +65,14 @@ def rounds(run: Run, trials: int) -> str:
 def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
-    parser.add_argument("--task", default="optimise/packing")
+    parser.add_argument("--task")
     parser.add_argument("--split", default="test")
-    parser.add_argument("--trials", type=int, default=40)
-    parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--advantage", default="grpo")
-    parser.add_argument("--ahead", type=int, default=0)
-    parser.add_argument("--temperature", type=float, default=1.0, help="of the learner")
-    parser.add_argument("--frozen-temperature", type=float, default=1.0)
+    parser.add_argument("--trials", type=int)
+    parser.add_argument("--lr", type=float)
+    parser.add_argument("--advantage")
+    parser.add_argument("--ahead", type=int)
+    parser.add_argument("--temperature", type=float, help="of the learner")
+    parser.add_argument("--frozen-temperature", type=float)
     given = parser.parse_args(words)
     loaded: list[LoadedModel] = []
 
@@ -112,7 +95,7 @@ def main(words: Sequence[str] | None = None) -> None:
                 print(
                     f"{seed:4}  {run.method:10} {sum(best) / len(best):5.3f} "
                     f"{run.summary['solved']:7} {run.summary['usage']['generated_tokens']:7} "
-                    f"{spent:12.0f}  {rounds(run, given.trials)}",
+                    f"{spent:12.0f}  {rounds(run)}",
                     flush=True,
                 )
                 runs.append(run)

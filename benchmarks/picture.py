@@ -1,7 +1,7 @@
 """The picture of the README: the live page over a run, with another beside it.
 
     fttt demo --out outputs/demo
-    python benchmarks/picture.py outputs/demo --run fttt --beside best-of-n [--out docs/live.png]
+    python benchmarks/picture.py outputs/demo --run policy --beside best-of-n [--out docs/live.png]
 
 Starts `fttt view` as a process, opens it in headless Chromium, chooses the runs by the beginnings
 of their folders' names and a question that took several trials, and writes what is seen as PNG.
@@ -27,7 +27,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--run", default="fttt")
+    parser.add_argument("--run", default="policy")
     parser.add_argument("--beside", default="best-of-n")
     parser.add_argument("--out", type=Path, default=Path("docs/live.png"))
     options = parser.parse_args()

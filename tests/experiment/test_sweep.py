@@ -227,9 +227,10 @@ def test_a_run_whose_beginning_was_killed_begins_again(play: Play) -> None:
     assert again.finished
 
 
-def test_the_demo_is_greedy_then_two_methods_on_what_it_failed(tmp_path: Path) -> None:
-    places = Grid(DEMO, tmp_path).places
-    assert [place.config.method for place in places] == ["greedy", "best-of-n", "fttt"]
-    assert {place.config.model for place in places} == {"smollm2-135m"}
-    assert [place.config.budget.trials for place in places] == [1, 8, 8]
-    assert DEMO.hard_only
+def test_the_demo_draws_the_frozen_model_again_and_learns_from_scores(tmp_path: Path) -> None:
+    frozen, learner = (place.config for place in Grid(DEMO, tmp_path).places)
+    assert (frozen.method, learner.method) == ("best-of-n", "policy")
+    assert learner.settings["shared"]
+    for name in ("model", "task", "seed", "data", "budget", "sampling", "engine"):
+        assert getattr(frozen, name) == getattr(learner, name)
+    assert (frozen.model, frozen.budget.trials) == ("smollm2-135m", 40)

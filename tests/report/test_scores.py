@@ -124,3 +124,14 @@ def test_scores_are_told_in_words_alone_where_nobody_solved_a_question(make_run:
     comparison, _ = compare([still, run(make_run, "d", flat, method="fttt")])
     assert "No difference of the best scores was shown at 4 trials" in conclusions(comparison)[0]
     assert shown_pairs(comparison) == 0
+
+
+def test_a_page_draws_scores_alone_where_nobody_solved_a_question(make_run: MakeRun) -> None:
+    rows = {f"q{n}": [0.1, 0.4, 0.2] for n in range(4)}
+    unsolved = run(make_run, "a", rows), run(make_run, "b", rows, method="fttt")
+    page = build_page(gather(unsolved))
+    assert "Accuracy against the budget" not in page
+    assert page.count("Best score so far") == 3
+    assert page.count('class="legend"') == 1
+    solved = run(make_run, "c", rows | {"q3": [0.1, 1.0, 1.0]}, method="optune")
+    assert "Accuracy against the budget" in build_page(gather([*unsolved, solved]))

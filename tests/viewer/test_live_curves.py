@@ -53,10 +53,23 @@ def test_two_runs_share_their_questions_or_are_not_drawn(grow: Grow, tmp_path: P
     curves = LiveCurves(watcher)
     drawn = curves.draw(keys["one"], keys["two"])
     assert len(drawn["legend"]) == 2
-    assert len(drawn["scores"]) == 3
+    assert len(drawn["figures"]) == len(drawn["scores"]) == 3
     assert drawn["said"].startswith("Over the 1 of 3 questions that both runs have begun.")
     assert "The lower row is the best score" in drawn["said"]
     assert "Not to be compared" in drawn["said"]
     drawn = curves.draw(keys["one"], keys["foreign"])
     assert drawn["figures"] == []
     assert "no question in common" in drawn["said"]
+
+
+def test_scores_alone_are_drawn_where_nobody_has_solved_a_question(
+    grow: Grow, tmp_path: Path
+) -> None:
+    run = grow("one")
+    run.trials("q/0", "ii", score=0.5)
+    watcher = Watcher(tmp_path / "runs")
+    drawn = LiveCurves(watcher).draw(settle(watcher)["one"], "")
+    assert len(drawn["figures"]) == 3
+    assert drawn["scores"] == []
+    assert all("best score" in figure for figure in drawn["figures"])
+    assert "Each figure is the best score" in drawn["said"]

@@ -328,12 +328,13 @@ def carry_out_sweep(
 
 
 def demo_command(
-    out: Annotated[Path | None, typer.Option(help="folder of the three runs")] = None,
+    out: Annotated[Path | None, typer.Option(help="folder of the two runs")] = None,
     as_json: AsJSON = False,
 ) -> None:
-    """Greedy decoding first; best-of-n and FTTT then try the questions that it fails.
+    """Watch a small model learn from scores, beside the same model drawn again.
 
-    All with the embedded model on generated word problems: nothing is downloaded.
+    Eight packing problems, each answer scored from 0 to 1: best-of-n draws 40 answers a problem,
+    policy learns after each eight. The embedded model, so nothing is downloaded.
     """
     from fttt.experiment.sweep import DEMO
 

@@ -115,15 +115,9 @@ class BatchedEngine:
             if adapter is not None:
                 check_gradients(loaded.model)
             self.plan = plan_memory(
-                loaded,
-                max_length=max_length,
-                batch_size=batch_size,
-                concurrency=concurrency,
-                adapter=adapter,
-                beams=beams,
-                adapters=adapters,
-                least_adapters=least_adapters,
-            )
+                loaded, max_length=max_length, batch_size=batch_size, concurrency=concurrency,
+                adapter=adapter, beams=beams, adapters=adapters, least_adapters=least_adapters,
+            )  # fmt: skip
             self.max_length = max_length
             self.reset_counters()
             self._model: Any = loaded.model

@@ -41,6 +41,7 @@ from fttt.report.plots import (
     curves,
     inline_svg,
     legend_mark,
+    measures,
     outcome_figure,
     save,
     spending,
@@ -214,12 +215,12 @@ def save_plots(sections: Sequence[ReportSection], folder: Path, kind: str) -> li
     for n, section in enumerate(sections):
         prefix = f"{n + 1}-" if len(sections) > 1 else ""
         figures = {
-            f"accuracy-{axis}": curve_figure(curves(section.sides, axis), axis) for axis in AXES
+            f"{'accuracy' if measure == 'solved' else measure}-{axis}": curve_figure(
+                curves(section.sides, axis, measure), axis, measure=measure
+            )
+            for measure in measures(section.sides)
+            for axis in AXES
         }
-        if _scored(section):
-            for axis in AXES:
-                lines = curves(section.sides, axis, "score")
-                figures[f"score-{axis}"] = curve_figure(lines, axis, measure="score")
         figures["tokens"] = token_figure(spending(section.sides))
         figures["generated"] = outcome_figure(spending(section.sides))
         for name, figure in figures.items():
@@ -255,11 +256,25 @@ def _results(sides: Sequence[Side]) -> list[SideResult]:
     return [describe(side) for side in sides]
 
 
+_TITLES = {"solved": "Accuracy", "score": "Best score"}
+
+
 def _view(section: ReportSection, number: int) -> dict[str, Any]:
     """What the template shows of a section."""
     spendings = spending(section.sides)
-    figures = {axis: curve_figure(curves(section.sides, axis), axis, legend=False) for axis in AXES}
     tag = f"section {number}"
+    drawn = {
+        measure: [
+            Markup(
+                inline_svg(
+                    curve_figure(curves(section.sides, axis, measure), axis, False, measure),
+                    f"{_TITLES[measure]} against {axis}, {tag}",
+                )
+            )
+            for axis in AXES
+        ]
+        for measure in measures(section.sides)
+    }
     ks = sorted({k for result in section.results for k in result.accuracy_at})
     return {
         "title": section.title,
@@ -272,20 +287,9 @@ def _view(section: ReportSection, number: int) -> dict[str, Any]:
         "caveats": caveats(section.comparison) if section.comparison else [],
         "ks": ks,
         "legend": legend([side.label for side in section.sides]),
-        "curves": [
-            Markup(inline_svg(figure, f"Accuracy against {axis}, {tag}"))
-            for axis, figure in figures.items()
-        ],
+        "curves": drawn.get("solved", []),
         "scores": section.comparison.scores if section.comparison else None,
-        "score_curves": [
-            Markup(
-                inline_svg(
-                    curve_figure(curves(section.sides, axis, "score"), axis, False, "score"),
-                    f"Best score against {axis}, {tag}",
-                )
-            )
-            for axis in (AXES if _scored(section) else ())
-        ],
+        "score_curves": drawn.get("score", []),
         "tokens": [
             _both_widths(outcome_figure, spendings, f"Generated tokens by outcome, {tag}"),
             _both_widths(token_figure, spendings, f"Tokens by kind, {tag}"),
@@ -313,10 +317,6 @@ def legend(labels: Sequence[str]) -> list[dict[str, str]]:
         }
         for n, label in enumerate(labels)
     ]
-
-
-def _scored(section: ReportSection) -> bool:
-    return all(outcomes.scored for side in section.sides for outcomes in side.outcomes)
 
 
 def _title(sections: Sequence[ReportSection]) -> str:

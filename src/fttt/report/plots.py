@@ -45,6 +45,7 @@ __all__ = [
     "curves",
     "inline_svg",
     "legend_mark",
+    "measures",
     "outcome_figure",
     "save",
     "spending",
@@ -139,6 +140,17 @@ class Spending:
 
 Measure = Literal["solved", "score"]
 """What a curve shows: the share of questions solved, or their mean best score."""
+
+
+def measures(sides: Sequence[Side]) -> tuple[Measure, ...]:
+    """What there is to draw of sides: scores where all have them, and questions solved.
+
+    These are left away where there are scores and nobody has solved a question.
+    """
+    outcomes = [one for side in sides for one in side.outcomes]
+    if not all(one.scored for one in outcomes):
+        return ("solved",)
+    return ("solved", "score") if any(one.right.any() for one in outcomes) else ("score",)
 
 
 def curves(sides: Sequence[Side], axis: Axis, measure: Measure = "solved") -> list[Curve]:

@@ -8,7 +8,7 @@ from typing import Any
 from fttt.errors import UsageError
 from fttt.report.outcomes import AXES
 from fttt.report.page import legend
-from fttt.report.plots import curve_figure, curves, inline_svg
+from fttt.report.plots import curve_figure, curves, inline_svg, measures
 from fttt.report.sides import Side, check_rules
 from fttt.report.text import count
 from fttt.store import FollowedRun
@@ -17,6 +17,7 @@ from fttt.viewer.watcher import Watcher
 
 __all__ = ["LiveCurves"]
 
+NAMES = {"solved": "", "score": "best score, "}
 _LEAST, _SHARE = 4.0, 12
 """Seconds until curves are drawn again: at least so many, and so many times what drawing took."""
 
@@ -61,27 +62,27 @@ class LiveCurves:
         sides = [
             Side(label, (run,), tuple(ids)) for label, run in zip(labels, partial, strict=True)
         ]
-        scored = all(outcomes.scored for side in sides for outcomes in side.outcomes)
-        figures = [
-            inline_svg(curve_figure(curves(sides, axis), axis, legend=False), f"Live, {axis}")
-            for axis in AXES
-        ]
-        scores = [
-            inline_svg(
-                curve_figure(curves(sides, axis, "score"), axis, False, "score"),
-                f"Live, best score, {axis}",
-            )
-            for axis in (AXES if scored else ())
+        drawn = measures(sides)
+        rows = [
+            [
+                inline_svg(
+                    curve_figure(curves(sides, axis, measure), axis, False, measure),
+                    f"Live, {NAMES[measure]}{axis}",
+                )
+                for axis in AXES
+            ]
+            for measure in drawn
         ]
         total = len(runs[0].questions)
         of = "" if len(ids) == total else f" of {count(total)}"
         both = " that both runs have begun" if len(runs) > 1 else " that have begun"
         said = f"Over the {count(len(ids))}{of} questions{both if of or len(runs) > 1 else ''}."
-        if scores:
-            said += " The lower row is the best score of a question so far, mean over questions."
+        if "score" in drawn:
+            lower = "The lower row" if len(rows) > 1 else "Each figure"
+            said += f" {lower} is the best score of a question so far, mean over questions."
         return {
-            "figures": figures,
-            "scores": scores,
+            "figures": rows[0],
+            "scores": rows[1] if len(rows) > 1 else [],
             "legend": [dict(entry) for entry in legend(labels)],
             "said": f"{said} {beside}".strip(),
         }
