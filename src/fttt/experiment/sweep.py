@@ -474,7 +474,7 @@ DEMO = build(
             "save_correct_cases": False,
             "data": {"limit": 8},
             "budget": {"trials": 40},
-            "sampling": {"temperature": 1.0, "max_new_tokens": 24},
+            "sampling": {"temperature": 1.0, "top_p": 1.0, "max_new_tokens": 24},
             "engine": {"batch_size": 64},
         },
     },
