@@ -73,3 +73,18 @@ def test_scores_alone_are_drawn_where_nobody_has_solved_a_question(
     assert drawn["scores"] == []
     assert all("best score" in figure for figure in drawn["figures"])
     assert "Each figure is the best score" in drawn["said"]
+
+
+def test_a_finished_run_that_is_still_to_be_read_is_not_said_to_have_no_trial(
+    grow: Grow, tmp_path: Path
+) -> None:
+    for name in ("one", "two"):
+        grow(name).finish()
+    watcher = Watcher(tmp_path / "runs")
+    watcher.step()  # reads of one of them
+    said = [LiveCurves(watcher).draw(key, "")["said"] for key in watcher.runs]
+    assert "Reading its trials." in said
+    assert "No trial yet." not in said
+    settle(watcher)
+    said = [LiveCurves(watcher).draw(key, "")["said"] for key in watcher.runs]
+    assert said == ["Over the 3 questions."] * 2

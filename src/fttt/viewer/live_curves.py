@@ -57,7 +57,9 @@ class LiveCurves:
             partial = [run.partial(ids) for run in runs]
         beside = "" if len(runs) < 2 else _beside(partial, len(ids))
         if not ids:
-            return {"figures": [], "scores": [], "legend": [], "said": beside or "No trial yet."}
+            ended = any(run.summary is not None for run in runs)
+            said = beside or ("Reading its trials." if ended else "No trial yet.")
+            return {"figures": [], "scores": [], "legend": [], "said": said}
         labels = told_apart(partial)
         sides = [
             Side(label, (run,), tuple(ids)) for label, run in zip(labels, partial, strict=True)
