@@ -113,6 +113,11 @@ def test_scores_are_told_in_words_alone_where_nobody_solved_a_question(make_run:
     assert sentence.startswith("fttt reached better scores than best-of-n at 4 trials: by 0.335 a")
     assert "solved" not in sentence
     assert sentence.count("reached better scores") == 2  # at equal tokens, too
+    console = Console(width=100)
+    with console.capture() as text:
+        console.print(render(comparison))
+    assert "Won : lost" not in text.get()
+    assert "Best score, first" in text.get()
     assert shown_pairs(comparison) == 1
 
     solving = rising | {"q7": [0.1, 1.0, 0.2, 0.3]}

@@ -158,8 +158,7 @@ def shown_pairs(comparison: Comparison) -> int:
 
 def _told(both: Sequence[PairResult], scored: Sequence[ScorePair]) -> str:
     """What is said of one pair."""
-    solved = any(pair.first_accuracy or pair.second_accuracy for pair in both)
-    words = [conclusion(*both)] if solved or not scored else []
+    words = [conclusion(*both)] if _solves(both) or not scored else []
     return " ".join([*words, *map(_score_sentence, scored)])
 
 
@@ -168,6 +167,11 @@ def _scored(comparison: Comparison, both: Sequence[PairResult]) -> list[ScorePai
     sides = both[0].first, both[0].second
     pairs = comparison.scores.pairs if comparison.scores is not None else ()
     return [pair for pair in pairs if (pair.first, pair.second) == sides]
+
+
+def _solves(pairs: Sequence[PairResult]) -> bool:
+    """Whether a question was solved by anyone."""
+    return any(pair.first_accuracy or pair.second_accuracy for pair in pairs)
 
 
 def _shows(comparison: Comparison, both: Sequence[PairResult]) -> bool:
@@ -292,9 +296,10 @@ def _ran_out(pairs: Sequence[PairResult]) -> list[str]:
 
 
 def render(comparison: Comparison) -> RenderableType:
-    """Two tables and the sentences that say what follows.
+    """Tables and the sentences that say what follows.
 
-    Of many sides, only the pairs that showed a difference have a line of their own.
+    Of many sides, only the pairs that showed a difference have a line of their own. Where nobody
+    solved a question and answers have scores, these are compared alone.
     """
     title = f"{comparison.task} with {comparison.model}, {count(comparison.questions)} questions"
     parts: list[RenderableType] = [Text(title, style="bold")]
@@ -302,7 +307,8 @@ def render(comparison: Comparison) -> RenderableType:
     parts.append(_sides(comparison.sides))
     brief, follows = first_pairs(comparison), conclusions(comparison)
     left = len(follows) - len(brief)
-    parts.append(_pairs([p for p in comparison.pairs if (p.first, p.second) in brief], left))
+    if comparison.scores is None or _solves(comparison.pairs):
+        parts.append(_pairs([p for p in comparison.pairs if (p.first, p.second) in brief], left))
     if comparison.scores is not None:
         parts += [Text("\nBest scores", style="bold"), *_scores(comparison.scores, brief)]
     parts.append(Text("\nWhat follows", style="bold"))
