@@ -183,7 +183,7 @@ def test_rows_held_for_a_next_turn_give_way_at_once(
 ) -> None:
     """They are no reason to let a lane stand idle; what was taken back is computed again."""
     # which else waits as long as the clock says, and the other sequence may end meanwhile
-    monkeypatch.setattr(Patience, "ready", lambda _, waiting, *_args, **_more: waiting > 0)
+    monkeypatch.setattr(Patience, "ready", lambda patience, waiting, running: waiting > 0)
 
     async def work(engine: BatchedEngine) -> None:
         beside = asyncio.create_task(engine.generate(GenerateRequest((9, 4), 150)))
@@ -247,8 +247,20 @@ def test_a_pass_runs_once_waiting_has_cost_as_much() -> None:
             break
     assert patience._lost == pytest.approx(8.0)
     assert patience.ready(1, 0)  # nothing runs: nothing to wait for
-    patience.ran(1.0)
-    assert patience.ready(2, 8, full=True)  # nobody else would fit
+
+
+def test_requests_fill_a_pass_by_their_prompts() -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        prompts = [(5,) * 6, (5,) * 6, (7,) * 6, (5,) * 6]
+        queue = PrefillQueue(Job(GenerateRequest(p, 4), loop.create_future()) for p in prompts)
+        assert not PrefillQueue().fills(0, 1)
+        assert not queue.fills(2, 7)  # the same prompt twice is computed once
+        assert queue.fills(3, 12)
+        assert not queue.fills(3, 13)
+        assert queue.fills(4, 13)
+
+    asyncio.run(main())
 
 
 def test_requests_that_fill_passes_begin_one_pass_behind_the_other() -> None:

@@ -329,11 +329,8 @@ class BatchedEngine:
             self._timed("beam", lambda: self._searcher.admit(searches, self._fill))
         elif self._searcher.waiting and not self._searcher.active:
             pass  # no new sequences, so that rows come free for its beams
-        else:
-            due = self._admissible()
-            full = self._waiting.fills(due, self.plan.prefill_tokens)
-            if self._patience["prefill"].ready(due, running, full=full):
-                self._timed("prefill", self._prefill)
+        elif self._prefill_due(running):
+            self._timed("prefill", self._prefill)
         self._launch()
 
     def _timed(self, kind: str, run: Callable[[], None]) -> None:
@@ -354,6 +351,12 @@ class BatchedEngine:
         """
         busy = self._running or self._lessons or self._searcher.active
         return self._cache.room(awaited=not busy)
+
+    def _prefill_due(self, running: int) -> bool:
+        """Whether waiting requests begin now: they have waited long enough, or fill a pass."""
+        due = self._admissible()
+        ready = self._patience["prefill"].ready(due, running)
+        return ready or self._waiting.fills(due, self.plan.prefill_tokens)
 
     def _prefill(self) -> None:
         """Start as many waiting requests as one pass takes, and draw their first tokens."""

@@ -3,8 +3,8 @@
 Prefill, train and score passes cost about the same for one sequence as for many, so requests wait
 for company; but while they wait, lanes stand idle. The rule is that of the ski rental problem: a
 pass runs as soon as the lane time that was lost by waiting equals what the pass costs all running
-lanes, which never loses more than twice the best possible. A pass that is full runs at once: there
-is no room for company, and sequences that begin close to each other end so.
+lanes, which never loses more than twice the best possible. A full prefill pass runs at once: it has
+no room for company, and sequences that begin close to each other end so.
 """
 
 from __future__ import annotations
@@ -371,14 +371,11 @@ class Patience:
         self._lost = 0.0
         self._cost: float | None = None
 
-    def ready(self, waiting: int, running: int, *, full: bool = False) -> bool:
-        """Whether to run the pass now, for so many waiting requests and running lanes.
-
-        ``full``: no more requests than those that wait would fit the pass.
-        """
+    def ready(self, waiting: int, running: int) -> bool:
+        """Whether to run the pass now, for so many waiting requests and running lanes."""
         if waiting == 0:
             return False
-        if full or running == 0 or self._cost is None:
+        if running == 0 or self._cost is None:
             return True
         return self._lost >= self._cost * running
 

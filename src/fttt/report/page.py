@@ -36,12 +36,10 @@ from fttt.report.plots import (
     LIGHT,
     SIDE_COLOURS,
     Spending,
+    budget_figures,
     css_variables,
-    curve_figure,
-    curves,
     inline_svg,
     legend_mark,
-    measures,
     outcome_figure,
     save,
     spending,
@@ -215,11 +213,9 @@ def save_plots(sections: Sequence[ReportSection], folder: Path, kind: str) -> li
     for n, section in enumerate(sections):
         prefix = f"{n + 1}-" if len(sections) > 1 else ""
         figures = {
-            f"{'accuracy' if measure == 'solved' else measure}-{axis}": curve_figure(
-                curves(section.sides, axis, measure), axis, measure=measure
-            )
-            for measure in measures(section.sides)
-            for axis in AXES
+            f"{'accuracy' if measure == 'solved' else measure}-{axis}": figure
+            for measure, drawn in budget_figures(section.sides).items()
+            for axis, figure in zip(AXES, drawn, strict=True)
         }
         figures["tokens"] = token_figure(spending(section.sides))
         figures["generated"] = outcome_figure(spending(section.sides))
@@ -265,15 +261,10 @@ def _view(section: ReportSection, number: int) -> dict[str, Any]:
     tag = f"section {number}"
     drawn = {
         measure: [
-            Markup(
-                inline_svg(
-                    curve_figure(curves(section.sides, axis, measure), axis, False, measure),
-                    f"{_TITLES[measure]} against {axis}, {tag}",
-                )
-            )
-            for axis in AXES
+            Markup(inline_svg(figure, f"{_TITLES[measure]} against {axis}, {tag}"))
+            for axis, figure in zip(AXES, figures, strict=True)
         ]
-        for measure in measures(section.sides)
+        for measure, figures in budget_figures(section.sides, legend=False).items()
     }
     ks = sorted({k for result in section.results for k in result.accuracy_at})
     return {

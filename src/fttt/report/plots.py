@@ -27,7 +27,7 @@ from matplotlib.markers import MarkerStyle
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
-from fttt.report.outcomes import Axis, trials_by_question
+from fttt.report.outcomes import AXES, Axis, trials_by_question
 from fttt.report.scores import best_scores, score_intervals
 from fttt.report.sides import Side
 from fttt.report.statistics import mean_intervals
@@ -40,12 +40,12 @@ __all__ = [
     "SIDE_COLOURS",
     "Curve",
     "Spending",
+    "budget_figures",
     "css_variables",
     "curve_figure",
     "curves",
     "inline_svg",
     "legend_mark",
-    "measures",
     "outcome_figure",
     "save",
     "spending",
@@ -142,7 +142,7 @@ Measure = Literal["solved", "score"]
 """What a curve shows: the share of questions solved, or their mean best score."""
 
 
-def measures(sides: Sequence[Side]) -> tuple[Measure, ...]:
+def _measures(sides: Sequence[Side]) -> tuple[Measure, ...]:
     """What there is to draw of sides: scores where all have them, and questions solved.
 
     These are left away where there are scores and nobody has solved a question.
@@ -272,6 +272,16 @@ def curve_figure(
         if legend:
             axes.legend(loc="best", fontsize=8)
     return figure
+
+
+def budget_figures(sides: Sequence[Side], legend: bool = True) -> dict[Measure, list[Figure]]:
+    """What there is to draw of sides against each budget: a figure an axis, of each measure."""
+    return {
+        measure: [
+            curve_figure(curves(sides, axis, measure), axis, legend, measure) for axis in AXES
+        ]
+        for measure in _measures(sides)
+    }
 
 
 def token_figure(spendings: Sequence[Spending], narrow: bool = False) -> Figure:

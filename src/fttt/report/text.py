@@ -205,20 +205,26 @@ def _leads(pair: PairResult) -> bool:
 
 
 def _basis(pair: PairResult) -> str:
-    difference = pair.difference
-    if pair.shown and not _leads(pair):  # the sentence names the better side first
-        difference = replace(
-            difference,
-            value=-difference.value,
-            low=-difference.high,
-            high=-difference.low,
-        )
+    # the sentence names the better side first
+    turned = pair.shown and not _leads(pair)
+    difference = _turned(pair.difference) if turned else pair.difference
     low, high = points(difference.low), points(difference.high)
-    corrected = "" if pair.p_holm == pair.p else " after Holm's correction"
     return (
         f"difference {points(difference.value)} points, 95 % interval {low} to {high}, "
-        f"{p_value(pair.p_holm)}{corrected}"
+        f"{_corrected(pair)}"
     )
+
+
+def _turned(difference: Estimate) -> Estimate:
+    """Second minus first."""
+    low, high = -difference.high, -difference.low
+    return replace(difference, value=-difference.value, low=low, high=high)
+
+
+def _corrected(pair: PairResult | ScorePair) -> str:
+    """The p value, and whether other tests were counted in."""
+    after = "" if pair.p_holm == pair.p else " after Holm's correction"
+    return f"{p_value(pair.p_holm)}{after}"
 
 
 def _sentence(pair: PairResult) -> str:
@@ -239,21 +245,16 @@ def _sentence(pair: PairResult) -> str:
 
 
 def _score_sentence(pair: ScorePair) -> str:
-    low, high, difference = pair.difference.low, pair.difference.high, pair.difference.value
-    ahead, behind = pair.first, pair.second
-    if difference < 0:
-        low, high, difference, ahead, behind = -high, -low, -difference, behind, ahead
-    corrected = "" if pair.p_holm == pair.p else " after Holm's correction"
-    basis = f"95 % interval {decimal(low)} to {decimal(high)}, {p_value(pair.p_holm)}{corrected}"
+    difference, ahead, behind = pair.difference, pair.first, pair.second
+    if difference.value < 0:
+        difference, ahead, behind = _turned(difference), behind, ahead
+    by = f"by {decimal(difference.value)} a question"
+    low, high = decimal(difference.low), decimal(difference.high)
+    basis = f"95 % interval {low} to {high}, {_corrected(pair)}"
+    at = budget_name(pair)
     if pair.shown:
-        return (
-            f"{ahead} reached better scores than {behind} at {budget_name(pair)}: by "
-            f"{decimal(difference)} a question ({basis})."
-        )
-    return (
-        f"No difference of the best scores was shown at {budget_name(pair)}: {ahead} was ahead by "
-        f"{decimal(difference)} a question ({basis})."
-    )
+        return f"{ahead} reached better scores than {behind} at {at}: {by} ({basis})."
+    return f"No difference of the best scores was shown at {at}: {ahead} was ahead {by} ({basis})."
 
 
 def caveats(comparison: Comparison) -> list[str]:

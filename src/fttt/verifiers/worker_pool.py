@@ -37,7 +37,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from fttt.errors import RunError
-from fttt.verifiers.worker_process import ORDER, Job, receive, send, serve
+from fttt.verifiers.worker_process import ORDER, Job, children, receive, send, serve
 
 __all__ = ["JobError", "WorkerPool"]
 
@@ -542,11 +542,7 @@ def _waited(process: int) -> float:
 
 def _below(process: int) -> Iterator[int]:
     """All descendants of a process, as far as the system tells."""
-    try:
-        text = Path(f"/proc/{process}/task/{process}/children").read_text(encoding="ascii")
-    except OSError:
-        return
-    for child in map(int, text.split()):
+    for child in children(process):
         yield child
         yield from _below(child)
 

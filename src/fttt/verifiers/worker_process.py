@@ -26,7 +26,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-__all__ = ["ORDER", "Job", "main", "receive", "send", "serve"]
+__all__ = ["ORDER", "Job", "children", "main", "receive", "send", "serve"]
 
 Job = Callable[[Any], Any]
 """A function from a JSON value to a JSON value."""
@@ -149,7 +149,7 @@ class _Zygote:
     def _reap(self) -> None:
         """Report dead workers and kill the processes that they left."""
         while True:
-            for pid in _children():
+            for pid in children(os.getpid()):
                 if pid not in self._workers:
                     _kill(pid)
             try:
@@ -225,10 +225,12 @@ def _kill_group(pid: int) -> None:
         os.killpg(pid, signal.SIGKILL)
 
 
-def _children() -> list[int]:
-    """Direct children, those inherited from dead descendants included (Linux only)."""
+def children(process: int) -> list[int]:
+    """Direct children of a process with one thread, those inherited from dead descendants included
+    (Linux only).
+    """
     try:
-        text = Path(f"/proc/self/task/{os.getpid()}/children").read_text(encoding="ascii")
+        text = Path(f"/proc/{process}/task/{process}/children").read_text(encoding="ascii")
     except OSError:
         return []
     return [int(pid) for pid in text.split()]
@@ -236,8 +238,8 @@ def _children() -> list[int]:
 
 def _kill_children() -> None:
     """Kill and reap every descendant; orphans become children, so this ends with none."""
-    while children := _children():
-        for pid in children:
+    while left := children(os.getpid()):
+        for pid in left:
             _kill(pid)
         with contextlib.suppress(ChildProcessError):
             os.waitpid(-1, 0)

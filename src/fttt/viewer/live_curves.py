@@ -8,7 +8,7 @@ from typing import Any
 from fttt.errors import UsageError
 from fttt.report.outcomes import AXES
 from fttt.report.page import legend
-from fttt.report.plots import curve_figure, curves, inline_svg, measures
+from fttt.report.plots import budget_figures, inline_svg
 from fttt.report.sides import Side, check_rules
 from fttt.report.text import count
 from fttt.store import FollowedRun
@@ -17,7 +17,7 @@ from fttt.viewer.watcher import Watcher
 
 __all__ = ["LiveCurves"]
 
-NAMES = {"solved": "", "score": "best score, "}
+_NAMES = {"solved": "", "score": "best score, "}
 _LEAST, _SHARE = 4.0, 12
 """Seconds until curves are drawn again: at least so many, and so many times what drawing took."""
 
@@ -64,17 +64,14 @@ class LiveCurves:
         sides = [
             Side(label, (run,), tuple(ids)) for label, run in zip(labels, partial, strict=True)
         ]
-        drawn = measures(sides)
-        rows = [
-            [
-                inline_svg(
-                    curve_figure(curves(sides, axis, measure), axis, False, measure),
-                    f"Live, {NAMES[measure]}{axis}",
-                )
-                for axis in AXES
+        drawn = {
+            measure: [
+                inline_svg(figure, f"Live, {_NAMES[measure]}{axis}")
+                for axis, figure in zip(AXES, figures, strict=True)
             ]
-            for measure in drawn
-        ]
+            for measure, figures in budget_figures(sides, legend=False).items()
+        }
+        rows = list(drawn.values())
         total = len(runs[0].questions)
         of = "" if len(ids) == total else f" of {count(total)}"
         both = " that both runs have begun" if len(runs) > 1 else " that have begun"
