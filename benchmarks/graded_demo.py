@@ -20,6 +20,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from multiples import rounds
 from scipy.stats import ttest_1samp
 
 from fttt.config import RunConfig, build
@@ -29,9 +30,6 @@ from fttt.experiment.sweep import DEMO, SweepConfig, run_sweep
 from fttt.models import LoadedModel
 from fttt.progress import Quiet
 from fttt.report.compare import compare
-from fttt.store import Run
-
-GROUP = 8
 
 
 def sides(seed: int, given: argparse.Namespace) -> list[SweepConfig]:
@@ -51,15 +49,6 @@ def sides(seed: int, given: argparse.Namespace) -> list[SweepConfig]:
     return [
         build(SweepConfig, {**values, "methods": [m]}, "the benchmark") for m in (frozen, learner)
     ]
-
-
-def rounds(run: Run) -> str:
-    """Mean score of each round of a group's trials, of the questions that are still open."""
-    means = []
-    for first in range(0, max(trial.trial for trial in run.trials) + 1, GROUP):
-        scores = [t.score or 0.0 for t in run.trials if first <= t.trial < first + GROUP]
-        means.append(f"{sum(scores) / len(scores):.3f}" if scores else "-")
-    return " ".join(means)
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -95,7 +84,7 @@ def main(words: Sequence[str] | None = None) -> None:
                 print(
                     f"{seed:4}  {run.method:10} {sum(best) / len(best):5.3f} "
                     f"{run.summary['solved']:7} {run.summary['usage']['generated_tokens']:7} "
-                    f"{spent:12.0f}  {rounds(run)}",
+                    f"{spent:12.0f}  {rounds(run.trials)}",
                     flush=True,
                 )
                 runs.append(run)

@@ -7,13 +7,15 @@ had no further trial, so that all its points speak of the same questions; the ba
 interval. The lines of `best-of-n` are grey, those of learners coloured. A line a side is printed:
 questions solved after so many trials; of the trials 1 to 4, 5 to 8 and so on at a question that was
 not solved before, how many solve it; their tokens; and of questions that 16 trials leave unsolved,
-how many different answers these gave.
+how many different answers these gave. Where all answers have scores: their mean by rounds of eight
+trials, and the best score of a question, mean over questions.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 
 import matplotlib as mpl
@@ -21,9 +23,12 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from fttt.report.plots import LIGHT, MARKERS, SIDE_COLOURS, STYLE, Curve, curves, save
+from fttt.report.scores import best_scores
 from fttt.report.sides import Side, form_sides
 from fttt.store import Run, solved_within
+from fttt.types import Trial
 
+ROUND = 8
 SHOWN = (1, 4, 8, 12, 16, 20, 24, 32)
 GREYS = ("#c3c8ce", "#969da6", "#1b2026", "#b0a08a")
 
@@ -34,6 +39,14 @@ def whole(side: Side, curve: Curve) -> int:
     records = [r for run in side.runs for r in run.records if r.question.id in ids]
     had = [len(r.trials) for r in records if not solved_within(r.trials)]
     return min([*had, len(curve.budgets)])
+
+
+def rounds(trials: Iterable[Trial]) -> str:
+    """Mean score of each round of eight trials of a question, of those that are still open."""
+    scores: dict[int, list[float]] = defaultdict(list)
+    for trial in trials:
+        scores[trial.trial // ROUND].append(trial.score or 0.0)
+    return " ".join(f"{np.mean(scores[n]):.3f}" for n in sorted(scores))
 
 
 def say(task: str, side: Side) -> None:
@@ -57,6 +70,10 @@ def say(task: str, side: Side) -> None:
     means = [np.mean(groups[n], 0) for n in sorted(groups)]
     print("  solved by a trial, four by four:", *(f"{100 * share:.1f} %" for share, _ in means))
     print("  tokens a trial:", *(f"{tokens:.0f}" for _, tokens in means))
+    if all(outcomes.scored for outcomes in side.outcomes):
+        best = best_scores(side, "trials", [max(map(len, tried))])
+        print(f"  mean score, eight by eight: {rounds(t for own in tried for t in own)}")
+        print(f"  best score of a question: {best.mean():.3f}")
     unsolved = [own[:16] for own in tried if len(own) >= 16 and not solved_within(own[:16])]
     different = [len({(t.extracted or t.completion).strip() for t in own}) for own in unsolved]
     if different:
