@@ -320,6 +320,20 @@ def test_a_malformed_line_is_named(tmp_path: Path, task: str, lines: list[str], 
         load(task, data_dir=tmp_path)
 
 
+def test_all_parts_of_a_file_are_read(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    for number in range(2):
+        row = {**HUMANEVAL, "task_id": f"HumanEval/{number}"}
+        path = tmp_path / f"test-0000{number}-of-00002.parquet"
+        parquet.write_table(pyarrow.Table.from_pylist([row]), path)
+    questions = load("humaneval", data_dir=tmp_path)
+    assert [question.id for question in questions] == ["HumanEval/0", "HumanEval/1"]
+    (tmp_path / "test-00001-of-00002.parquet").unlink()
+    with pytest.raises(UsageError, match="has 2 parts, of which 1 are there"):
+        load("humaneval", data_dir=tmp_path)
+
+
 def test_a_file_that_is_no_parquet(tmp_path: Path) -> None:
     (tmp_path / "test-00000-of-00001.parquet").write_text("hello")
     for task in ("humaneval", "mbpp"):

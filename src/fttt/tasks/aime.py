@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import ClassVar
 
 from fttt.errors import UsageError
-from fttt.tasks.benchmark_data import Row, check_split, read_hub, read_local
+from fttt.tasks.benchmark_data import Row, check_split, find_local, read_file, read_hub, read_local
 from fttt.tasks.task import TaskOptions, fill_prompt
 from fttt.types import Question
 from fttt.verifiers.number import NumberVerifier
@@ -26,6 +28,14 @@ NAMES = {
     "solution": ("solution", "Solution"),
 }
 """What copies of the examination call a field."""
+_FILES = ("*.jsonl", "*.parquet")
+"""Names of no form, where a folder has none of the usual ones."""
+_YEAR = re.compile(r"aime[-_ ]?(?:20)?(\d\d)(?!\d)", re.IGNORECASE)
+"""The year that a file's name has."""
+_HALF = re.compile(r"(.*[-_ ])(II?|[12])", re.IGNORECASE)
+"""The name of one of the two examinations of a year, which some copies have in a file each."""
+_DEGREES = re.compile(r"\^\s*\{?\s*\\circ\s*\}?|\\degree|[$°]")
+"""What copies write behind an answer that is an angle (``336^\\circ``), and around it."""
 
 
 class AimeTask:
@@ -47,17 +57,42 @@ class AimeTask:
     def published_places(self, split: str) -> list[str]:
         """Where a folder of all benchmarks has the year."""
         folders = (f"aime_{self.year}", f"aime{self.year}", self.name, f"AIME_{self.year}")
-        files = ("data/train-*.parquet", f"{split}.jsonl", "train.jsonl", "*.jsonl", "*.parquet")
+        files = ("data/train-*.parquet", f"{split}.jsonl", "train.jsonl", *_FILES)
         return [f"{folder}/{file}" for folder in folders for file in files]
 
     def _rows(self, options: TaskOptions) -> list[tuple[str, Row]]:
         if options.data_dir is None:
             return read_hub(self.hub, None, "train", ("problem", "answer"))
-        others = ["data/train-*.parquet", "data/test-*.parquet", "*.jsonl", "*.parquet"]
-        return read_local(self, options, others, ())
+        others = ["data/train-*.parquet", "data/test-*.parquet", "test.jsonl", "train.jsonl"]
+        places = [*self.published_places(options.split), *others, *_FILES]
+        found = find_local(self.name, options.data_dir, places)
+        if found.stem in ("test", "train") or "-of-" in found.name:
+            return read_local(self, options, [*others, *_FILES], ())
+        files = self._of_the_year(sorted(found.parent.glob(f"*{found.suffix}")))
+        return [row for file in files for row in read_file(file, ())]
+
+    def _of_the_year(self, files: Sequence[Path]) -> list[Path]:
+        """The files of the year's examination: one, or both halves.
+
+        Raises:
+            UsageError: none of them is of the year, or it is not known which is.
+        """
+        named = {file: _YEAR.search(file.name) for file in files}
+        own = [file for file in files if (year := named[file]) and int(year[1]) == self.year % 100]
+        own = own or [file for file in files if named[file] is None]
+        halves = [match for file in own if (match := _HALF.fullmatch(file.stem))]
+        both = len({half[1] for half in halves}) == 1 and len(halves) == len(own) == 2
+        if len(own) == 1 or both:
+            return own
+        listed = ", ".join(repr(str(file)) for file in own or files)
+        raise UsageError(
+            f"Which file has the problems of {self.name!r} is not known ({listed}); put it into a "
+            f"folder of its own, or call it aime{self.year}{files[0].suffix}."
+        )
 
     def _question(self, index: int, where: str, row: Row, template: str) -> Question:
         problem, answer = (_field(row, NAMES[name], where) for name in ("problem", "answer"))
+        answer = _DEGREES.sub("", answer).strip()
         if not (answer.isascii() and answer.isdigit() and int(answer) <= 999):
             raise UsageError(
                 f"{where} has the answer {answer!r}; an answer of AIME is an integer from 0 to 999."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,6 +20,7 @@ __all__ = [
     "hub_file",
     "local_data",
     "local_note",
+    "read_file",
     "read_hub",
     "read_jsonl",
     "read_local",
@@ -74,15 +76,44 @@ def read_local(
         fields: the fields that each row must have.
 
     Raises:
-        UsageError: no file is in any of the places, or it cannot be read (:func:`read_jsonl`).
+        UsageError: no file is in any of the places, one of its parts is missing, or it cannot be
+            read (:func:`read_jsonl`).
     """
     assert options.data_dir is not None
     places = [*task.published_places(options.split), *other_places]
-    path = find_local(task.name, options.data_dir, places)
+    found = find_local(task.name, options.data_dir, places)
+    return [row for path in _parts(task.name, found) for row in read_file(path, fields)]
+
+
+def read_file(path: Path, fields: Sequence[str]) -> list[tuple[str, Row]]:
+    """Rows of one file, each with a description of its place.
+
+    Raises:
+        UsageError: it cannot be read (:func:`read_jsonl`).
+    """
     reader = {".parquet": _parquet, ".csv": _csv, ".json": _json}.get(path.suffix)
     if reader is not None:
         return [(f"Row {n} of {str(path)!r}", row) for n, row in enumerate(reader(path, fields))]
     return [(f"Line {n} of {str(path)!r}", row) for n, row in read_jsonl(path, fields)]
+
+
+_PART = re.compile(r"(.*)-\d{5}-of-(\d{5})(?!\d).*")
+"""The name of one of the parts that the hub splits a file into."""
+
+
+def _parts(task: str, path: Path) -> list[Path]:
+    """All parts of a file of which one was found; the first alone would be a part of the data."""
+    match = _PART.fullmatch(path.name)
+    if match is None:
+        return [path]
+    named = f"{match[1]}-*-of-{match[2]}*{path.suffix}"
+    parts = [other for other in sorted(path.parent.glob(named)) if _PART.fullmatch(other.name)]
+    if len(parts) != int(match[2]):
+        raise UsageError(
+            f"The data of {task!r} in {str(path.parent)!r} has {int(match[2])} parts, of which "
+            f"{len(parts)} are there; put all of them there, each once."
+        )
+    return parts
 
 
 def find_local(task: str, data_dir: Path, places: Sequence[str]) -> Path:
