@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ from torch import Tensor
 
 from fttt.engine import BatchedEngine, attention, check_outputs, selfcheck
 from fttt.engine.adapters.lora import LoRABank
-from fttt.engine.batch import Batch
-from fttt.engine.cache import KVCache
+from fttt.engine.batch import Batch, Segment
+from fttt.engine.cache import KVCache, read_heads
 from fttt.engine.selfcheck import find_difference
+from fttt.engine.states import States
 from fttt.errors import UsageError
 from fttt.testing import tiny_model
 from fttt.testing.tiny_models import random_family
@@ -121,6 +123,62 @@ def _past_unseen_in_train_passes(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(attention, "_train", train)
 
 
+def _table_unread(patch: pytest.MonkeyPatch) -> None:
+    right = attention._decode_scattered
+
+    def decode(q: Tensor, own: Any) -> Tensor:
+        own.batch.row_of_BS = own.batch.row_B[:, None].expand_as(own.batch.row_of_BS)
+        return right(q, own)
+
+    patch.setattr(attention, "_decode_scattered", decode)
+
+
+def _state_of_its_own_row(patch: pytest.MonkeyPatch) -> None:
+    right = States.read
+
+    def read(self: States, number: int, row_B: Tensor, begins: Any = ()) -> Any:
+        own = torch.arange(len(row_B)) if not begins else row_B  # whatever the table says
+        return right(self, number, own, begins)
+
+    patch.setattr(States, "read", read)
+
+
+def _ends_unseen(patch: pytest.MonkeyPatch) -> None:
+    """Sequences laid end to end see the one before."""
+    right = attention._train
+
+    def train(q: Tensor, k: Tensor, v: Tensor, own: Any) -> Tensor:
+        if max(own.batch.pasts) == 0:
+            ids = tuple(own.batch.token_ids_N.tolist())
+            whole = Batch.pack("train", [Segment(ids, -1, 0)], own.batch.cache)
+            own = replace(own, batch=whole)
+        return right(q, k, v, own)
+
+    patch.setattr(attention, "_train", train)
+
+
+def _low_rank_weights_lost(patch: pytest.MonkeyPatch) -> None:
+    """In decode steps beside a row without any."""
+    right = Batch.pack
+
+    def pack(mode: Any, segments: Any, cache: KVCache) -> Batch:
+        if mode == "decode":
+            segments = [replace(segment, slot=-1) for segment in segments]
+        return right(mode, segments, cache)
+
+    patch.setattr(Batch, "pack", pack)
+
+
+def _no_chunk(patch: pytest.MonkeyPatch) -> None:
+    """In decode steps: a token that begins a chunk sees the one before."""
+    right = attention._decode
+
+    def decode(q: Tensor, own: Any) -> Tensor:
+        return right(q, replace(own, reach=replace(own.reach, chunk=None)))
+
+    patch.setattr(attention, "_decode", decode)
+
+
 @pytest.mark.parametrize(
     ("make", "spoil", "named"),
     [
@@ -131,6 +189,11 @@ def _past_unseen_in_train_passes(patch: pytest.MonkeyPatch) -> None:
         (lambda: tiny_model().model, _neighbours_share_a_row, "beside a longer one"),
         (lambda: tiny_model().model, _adapters_for_all, "low-rank weights"),
         (lambda: tiny_model().model, _past_unseen_in_train_passes, "a train pass"),
+        (lambda: tiny_model().model, _table_unread, "decoding through a table of rows"),
+        (lambda: tiny_model("lfm2").model, _state_of_its_own_row, "through a table of rows"),
+        (lambda: tiny_model().model, _ends_unseen, "two sequences end to end"),
+        (lambda: tiny_model().model, _low_rank_weights_lost, "decoding with low-rank weights"),
+        (lambda: random_family("llama4_text"), _no_chunk, "decoding after a prompt alone"),
     ],
 )
 def test_what_the_engine_does_wrong_is_found_and_named(
@@ -219,9 +282,13 @@ def test_a_cache_that_cannot_be_written_stops_nothing(
 
 def test_the_check_is_quick() -> None:
     model = tiny_model().model
+    read_heads(model)  # a pass over two tokens, once a process
+    passes: list[Any] = []
+    model.model.register_forward_hook(lambda *_: passes.append(1))
     begun = time.process_time()
     find_difference(model)
     assert time.process_time() - begun < 2
+    assert len(passes) == 9  # each costs a reading of all weights
 
 
 def test_another_choice_of_experts_is_rounding_and_no_fault(

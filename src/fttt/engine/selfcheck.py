@@ -3,12 +3,16 @@
 A few log-probabilities of two random prompts are taken through every way that the engine has for
 tokens, and held against the model's own forward pass over whole sequences:
 
-- prefill and decode of the long prompt alone, and of both in the same passes, where a neighbour
-  must change nothing;
-- decode steps whose earlier tokens are read through a table of rows, as those of a beam search;
+- prefill and decode of the long prompt alone;
+- prefill and decode of both and of the long one with a question's own low-rank weights, all in the
+  same passes, where a neighbour must change nothing;
+- a decode step whose earlier tokens are read through a table of rows, as those of a beam search:
+  the last of the step before, where one more row continues another's sequence;
 - one pass over whole sequences laid end to end, as learners take it;
-- with one question's own low-rank weights, in prefill, decode and train passes, beside a question
-  without any.
+- a train pass after cached tokens, with one question's low-rank weights, beside a question without.
+
+A pass over a few tokens takes as long as reading the model's weights, or as launching its kernels,
+so what counts is how many passes there are: nine, the model's own among them.
 
 The model's own pass takes its ``eager`` attention, since ``sdpa`` drops what it cannot do (as Gemma
 2's softcap).
@@ -37,7 +41,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -62,8 +66,11 @@ from fttt.models.quantized import is_plain, stored_tensors
 
 __all__ = ["check_outputs", "find_difference"]
 
-LONG, SHORT, NEW = 22, 5, 3
-"""Tokens of the two prompts, and of what follows each of them."""
+LONG, SHORT, NEW = 23, 5, 2
+"""Tokens of the two prompts, and of what follows each of them; the last token of the long one
+begins a chunk."""
+TRAINED = 20
+"""The place in the long text from which a train pass takes it."""
 ROWS = 4
 """Of the model's own pass: both texts, and the long one shaken and with low-rank weights."""
 SHAKEN, ADAPTED_ROW = 2, 3
@@ -193,26 +200,31 @@ class _Check:
     ) -> Iterator[tuple[str, list[tuple[Tensor, Tensor]]]]:
         """Each way through the engine, and what it gives beside what is right."""
         long, short = self._both
-        after = [slice(text.prompt - 1, None) for text in self._both]
-        right = [outputs[part] for outputs, part in zip(base, after, strict=True)]
-        for way, texts, wanted, steps in (
-            ("a prompt alone", [long], right[:1], NEW),
-            ("a prompt beside a longer one", [short, long], right[::-1], NEW - 1),
-        ):
-            got = self._generated(texts, cache, steps)
-            yield f"prefill of {way}", [(g[:1], w[:1]) for g, w in zip(got, wanted, strict=True)]
-            yield f"decoding after {way}", _pairs(got, wanted)
-        yield "decoding through a table of rows", [(self._scattered(cache), base[0][-1:])]
+        right, right_short, right_adapted = (
+            outputs[text.prompt - 1 :]
+            for text, outputs in ((long, base[0]), (short, base[1]), (long, adapted))
+        )
+        way = "a prompt alone"
+        (got,) = self._generated([(long, -1)], cache)
+        yield f"prefill of {way}", [(got[:1], right[:1])]
+        yield f"decoding after {way}", [(got, right)]
+        texts, way = [(short, -1), (long, -1)], "a prompt beside a longer one"
+        if self._bank is not None:
+            texts.append((long, 0))
+            way += " and one with low-rank weights"
+        got_short, got, *own, other = self._generated(texts, cache, scattered=True)
+        both = [(got_short, right_short), (got, right)]
+        yield f"prefill of {way}", [(g[:1], w[:1]) for g, w in both]
+        yield f"decoding after {way}", [(g[:NEW], w[:NEW]) for g, w in both]
+        yield "decoding through a table of rows", [*both, (other, right[-1:])]
+        if own:
+            yield "decoding with low-rank weights", [(own[0], right_adapted)]
         batch = pack_sequences(self._model, [text.ids for text in self._both])
         logits = run_model(self._model, batch, slice(None)).split(batch.lengths)
         yield "a pass over two sequences end to end", list(zip(logits, base, strict=True))
-        got = self._generated([long, short], cache, NEW - 1, adapted=0)
-        if self._bank is not None:
-            wanted = [adapted[after[0]], right[1]]
-            yield "decoding with low-rank weights", _pairs(got, wanted)
-        got = self._trained(cache)
-        wanted = [adapted[long.prompt - 2 :], base[1][2:]]
-        yield "a train pass after cached tokens", list(zip(got, wanted, strict=True))
+        wanted = [adapted[TRAINED:], base[1][2:]]
+        trained = self._trained(cache)
+        yield "a train pass after cached tokens", list(zip(trained, wanted, strict=True))
 
     def _own(self) -> list[Tensor]:
         """Logits of the model's own code in one pass, ``[T, V]`` each: both texts', then the long
@@ -229,56 +241,61 @@ class _Check:
 
     def _run(self, mode: Mode, segments: Sequence[Segment], cache: KVCache) -> list[Tensor]:
         """Logits of each segment."""
-        batch = Batch.pack(mode, segments, cache)
+        return self._logits(Batch.pack(mode, segments, cache))
+
+    def _logits(self, batch: Batch) -> list[Tensor]:
+        """Logits of each segment of a pass."""
         with self._bank.applied(batch) if self._bank else nullcontext():
             return list(run_model(self._model, batch, slice(None)).split(batch.lengths))
 
     def _generated(
-        self, texts: Sequence[_Text], cache: KVCache, count: int, adapted: int = -1
+        self, texts: Sequence[tuple[_Text, int]], cache: KVCache, *, scattered: bool = False
     ) -> list[Tensor]:
-        """Logits after each prompt and each of its next ``count`` tokens, ``[1 + count, V]``."""
-        slots = [0 if n == adapted else -1 for n in range(len(texts))]
-        prompts = [Segment(t.ids[: t.prompt], n, 0, slots[n]) for n, t in enumerate(texts)]
-        steps = [[logits[-1:] for logits in self._run("prefill", prompts, cache)]]
-        for past in range(count):
-            tokens = [
-                Segment(t.ids[t.prompt + past :][:1], n, t.prompt + past, slots[n])
-                for n, t in enumerate(texts)
-            ]
-            steps.append(self._run("decode", tokens, cache))
-        return [torch.cat(logits) for logits in zip(*steps, strict=True)]
+        """Logits after each prompt and each of its next tokens, ``[1 + NEW, V]``.
 
-    def _scattered(self, cache: KVCache) -> Tensor:
-        """Logits of the long text's last token, whose earlier ones lie in another row, the second.
-
-        It takes what :meth:`_generated` left there.
+        Each text is in the row of its number, and has the weights of the slot beside it.
+        ``scattered``: the last step reads its rows through a table, and one more row takes it,
+        whose earlier tokens lie in the second row; what that gives, ``[1, V]``, comes last.
         """
-        past = len(self._long.ids) - 1
-        if cache.states is not None:  # a row's state stands after all that it has seen
-            self._run("prefill", [Segment(self._long.ids[:past], 1, 0)], cache)
-            cache.states.saw(3, past)
-        batch = Batch.pack("decode", [Segment(self._long.ids[-1:], 3, past)], cache)
-        batch.row_of_BS = torch.full((1, cache.capacity), 1, dtype=torch.int32, device=cache.device)
-        batch.source_B = torch.ones_like(batch.row_B)
-        return run_model(self._model, batch, slice(None))
+        prompts = [Segment(t.ids[: t.prompt], n, 0, slot) for n, (t, slot) in enumerate(texts)]
+        steps = [[logits[-1:] for logits in self._run("prefill", prompts, cache)]]
+        for past in range(NEW):
+            tokens = [
+                Segment(t.ids[t.prompt + past :][:1], n, t.prompt + past, slot)
+                for n, (t, slot) in enumerate(texts)
+            ]
+            if scattered and past == NEW - 1:
+                steps.append(self._scattered(tokens, cache))
+            else:
+                steps.append(self._run("decode", tokens, cache))
+        further = steps[-1][len(texts) :]
+        return [torch.cat(logits) for logits in zip(*steps, strict=False)] + further
+
+    def _scattered(self, tokens: list[Segment], cache: KVCache) -> list[Tensor]:
+        """Logits of a decode step whose last row continues the second row's sequence."""
+        source, token = tokens[1].row, replace(tokens[1], row=cache.rows - 1)
+        if cache.states is not None:  # the row's state is that of its source
+            cache.states.saw(token.row, token.past)
+        batch = Batch.pack("decode", [*tokens, token], cache)
+        source_B = batch.row_B.clone()
+        source_B[-1] = source
+        batch.source_B = source_B
+        batch.row_of_BS = source_B[:, None].expand(-1, cache.capacity).int().contiguous()
+        return self._logits(batch)
 
     def _trained(self, cache: KVCache) -> list[Tensor]:
-        """Logits of a train pass over both texts from within their prompts on.
+        """Logits of a train pass over both texts from within their prompts on, the long one with
+        the weights of its own.
 
         It takes the earlier tokens that :meth:`_generated` left in the cache.
         """
-        slot = -1 if self._bank is None else 0
-        parts = list(enumerate(((self._long, LONG - 2, slot), (self._short, 2, -1))))
+        slot, row = (-1, 1) if self._bank is None else (0, 2)
+        parts = (self._long, row, TRAINED, slot), (self._short, 0, 2, -1)
         if cache.states is not None:  # a row's state stands after all that it has seen
-            before = [Segment(t.ids[:past], row, 0, own) for row, (t, past, own) in parts]
+            before = [Segment(t.ids[:past], row, 0, own) for t, row, past, own in parts]
             self._run("prefill", before, cache)
-        segments = [Segment(t.ids[past:], row, past, own) for row, (t, past, own) in parts]
+        segments = [Segment(t.ids[past:], row, past, own) for t, row, past, own in parts]
         return self._run("train", segments, cache)
-
-
-def _pairs(got: Sequence[Tensor], wanted: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
-    """Outputs beside what is right, as far as they were made."""
-    return [(g, w[: len(g)]) for g, w in zip(got, wanted, strict=True)]
 
 
 def _distance(got: Tensor, wanted: Tensor) -> float:
