@@ -82,6 +82,8 @@ def test_a_torn_model_is_refused_before_it_is_loaded(tmp_path: Path) -> None:
         ({"model_type": "new", "is_encoder_decoder": True}, "encoder-decoder"),
         ({"model_type": "bert"}, "later tokens"),
         ({"model_type": "deepseek_v32"}, "index"),
+        ({"model_type": "zamba2"}, "carry a state in a way"),
+        ({"model_type": "dory"}, "run in loops"),
         ({"model_type": "phimoe", "rope_scaling": {"rope_type": "longrope"}}, "longest sequence"),
     ],
 )

@@ -306,6 +306,7 @@ _ENCODER = "its attention sees later tokens, or its masks are its own"
 _SEVERAL = "it is one part of a model that reads or writes other than text"
 _SPARSE = "its attention chooses the tokens that it sees by an index that the engine does not keep"
 _STATE = "its layers carry a state in a way that the engine does not know"
+_BIASES = "its attention has biases of positions that the engine does not keep"
 _OLD = "its attention is written out in its own code, which the engine does not know"
 
 
@@ -327,19 +328,20 @@ REFUSED: dict[str, str] = {
         _ENCODER,
     ),
     **_each(
-        "blt git got_ocr2 mllama moshi musicgen musicgen_melody trocr whisper gemma4_assistant"
-        " gemma4_unified_assistant fuyu cpmant",
+        "blt git got_ocr2 mllama moshi moss_transcribe_diarize musicgen musicgen_melody trocr"
+        " whisper gemma4_assistant gemma4_unified_assistant fuyu cpmant",
         _SEVERAL,
     ),
     **_each(
-        "axk2 deepseek_v32 deepseek_v4 glm_moe_dsa hy_v4 minimax_m3_vl_text qwen4_exp"
-        " qwen4_exp_text doge",
+        "axk2 deepseek_v32 deepseek_v4 dots3_note dots3_note_text glm_moe_dsa hy_v4"
+        " minimax_m3_vl_text qwen4_exp qwen4_exp_text doge",
         _SPARSE,
     ),
-    **_each("rwkv xlstm hrm_text", _STATE),
+    **_each("rwkv xlstm hrm_text zamba zamba2 zaya", _STATE),
     **_each("openai-gpt xglm gpt_neox_japanese", _OLD),
-    "inkling_text": "its attention has biases of positions that the engine does not keep",
+    **_each("inkling_text inkling2_text inkling2_loop_text", _BIASES),
     "diffllama": "each of its layers attends twice",
+    "dory": "its layers run in loops, each with keys and values of its own",
 }
 """Model types that the engine cannot run, and why."""
 

@@ -11,7 +11,6 @@ import torch
 
 from fttt.engine import BatchedEngine, Lesson, LoRASpec, Target, TrainRequest
 from fttt.engine.adapters.lora import target_layers
-from fttt.engine.batch import cache_keyword
 from fttt.models import LoadedModel
 
 __all__ = ["learn_beside_peft"]
@@ -62,7 +61,11 @@ def learn_beside_peft(
 def _peft_losses(
     model: Any, spec: LoRASpec, start: Any, context: tuple[int, ...], target: tuple[int, ...]
 ) -> Losses:
-    """Of three steps of PEFT's layers from ``start``; the context takes no gradient."""
+    """Of three steps of PEFT's layers from ``start``, over whole sequences without any cache.
+
+    The adapter's outputs before the target are constants, and so are all keys, values and states
+    that come of them: the context takes no gradient.
+    """
     from peft import LoraConfig, get_peft_model
 
     names = list(target_layers(model, spec))
@@ -74,14 +77,22 @@ def _peft_losses(
             layer.lora_A["default"].weight.copy_(a)
             layer.lora_B["default"].weight.copy_(b)
     parameters = [p for p in tuned.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=spec.lr, weight_decay=spec.weight_decay)
-    ids = torch.tensor([context[-1:] + target])
-    losses, name = [], cache_keyword(model.forward)
+    optimizer = torch.optim.AdamW(
+        parameters, lr=spec.lr, betas=spec.betas, eps=spec.eps, weight_decay=spec.weight_decay
+    )
+    past = len(context) - 1
+
+    def constant_before(_: Any, __: Any, out: torch.Tensor) -> torch.Tensor:
+        rows = out.flatten(0, -2)  # of one sequence, some layers are given without a batch's axis
+        return torch.cat([rows[:past].detach(), rows[past:]]).view_as(out)
+
+    for layer in layers:
+        layer.register_forward_hook(constant_before)
+    ids = torch.tensor([context + target])
+    losses = []
     for _ in range(3):
-        with torch.no_grad():
-            held = {name: tuned(torch.tensor([context[:-1]]), use_cache=True)[name]}
-        logits = tuned(ids[:, :-1], **held).logits[0]
-        loss = torch.nn.functional.cross_entropy(logits, ids[0, 1:])
+        logits = tuned(input_ids=ids[:, :-1], use_cache=False).logits[0, past:]
+        loss = torch.nn.functional.cross_entropy(logits, ids[0, past + 1 :])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -278,6 +278,28 @@ PER_LAYER = {
 }
 MORE: dict[str, dict[str, Any]] = {
     "axk1": {**LATENT, "qk_head_dim": 16},
+    "bailing_hybrid": {
+        **LATENT,
+        "linear_head_dim": 8,
+        "linear_num_heads": 4,
+        "num_expert_group": 1,
+        "layer_group_size": 2,
+    },
+    "bamba": {**_MAMBA2, "attn_layer_indices": [1, 3]},
+    "ctrl": {"dff": 64},
+    "dots3_note_text": {**LATENT, "per_layer_config": {}},
+    "dots1": {"n_shared_experts": 1},
+    "falcon_h1": {**_MAMBA2, "mamba_d_ssm": 64},
+    "falcon_mamba": {"state_size": 8},
+    "granitemoehybrid": {**_MAMBA2, "layer_types": ["mamba", "attention"] * (LAYERS // 2)},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "mamba_d_state": 8},
+    "kimi_linear": {**LATENT, "linear_head_dim": 8, "linear_num_heads": 4},
+    "lfm2": {"layer_types": ["conv", "full_attention"] * (LAYERS // 2)},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"] * (LAYERS // 2)},
+    "longcat_flash": {**LATENT, "expert_ffn_hidden_size": 32, "zero_expert_num": 2},
+    "mamba": {"state_size": 8},
+    "mamba2": {"state_size": 8, "num_heads": 8, "head_dim": 8, "n_groups": 2, "chunk_size": 8},
+    "zaya": {"num_experts_per_tok": 1},
     **dict.fromkeys(("deepseek_v2", "deepseek_v3", "glm4_moe_lite", "minicpm3", "youtu"), LATENT),
     "codegen": {"rotary_dim": 4},
     "gptj": {"rotary_dim": 4},
@@ -315,8 +337,12 @@ def random_family(model_type: str, *, vocab_size: int = 272, seed: int = 0, **mo
     import torch
 
     transformers: Any = import_module("transformers")
-    config = _config(transformers, model_type, {"vocab_size": vocab_size, **more})
     kind = getattr(transformers, family_types()[model_type])
+    known = transformers.models.auto.configuration_auto.CONFIG_MAPPING[model_type]
+    own = kind.config_class or known
+    if own is not known and own in known.sub_configs.values():  # its text model, as it is loaded
+        model_type = own.model_type
+    config = _config(transformers, model_type, {"vocab_size": vocab_size, **more})
     with torch.device("meta"):
         size = sum(p.numel() for p in kind(config).parameters())
     if size > 2**21:
@@ -343,7 +369,8 @@ def _config(transformers: Any, model_type: str, more: dict[str, Any]) -> Any:
     for name in LEFT_OUT.get(model_type, ()):
         sizes.pop(name, None)
     kinds = list(dict.fromkeys(getattr(usual, "layer_types", None) or ()))
-    if kinds:
+    held = usual.attribute_map.get("layer_types", "layer_types")
+    if kinds and not isinstance(getattr(type(usual), held, None), property):
         sizes["layer_types"] = [kinds[n % len(kinds)] for n in range(LAYERS)]
     return kind(**{**sizes, **MORE.get(model_type, {}), **more})
 
