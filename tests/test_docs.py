@@ -41,6 +41,18 @@ def test_methods_are_described_with_their_settings(method: str) -> None:
     assert rows == expected
 
 
+def test_each_method_says_whether_it_trains_on_thoughts() -> None:
+    table = page("thoughts.md").partition("## What is trained on")[2]
+    rows = dict(re.findall(r"^\| (.*`.*) \| (.*) \|$", table, flags=re.MULTILINE))
+    for name, method in METHODS.items():
+        said = [text for names, text in rows.items() if f"`{name}`" in names]
+        assert len(said) == 1, name
+        takes = "train_on_thoughts" in method.Settings.model_fields
+        settings = "`fttt --reflection`" if name == "fttt" else f"`{name}`"
+        named = next(text for names, text in rows.items() if settings in names)
+        assert ("--no-train-on-thoughts" in named) == takes, name
+
+
 @pytest.mark.parametrize(
     ("name_of_page", "config"),
     [("run-folder.md", RunConfig), ("finetuning.md", FinetuneConfig), ("optune.md", OpTuneConfig)],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fttt.engine.request import LoRASpec
+from fttt.errors import UsageError
 from fttt.methods.fttt import FTTT, FTTTSettings
 from fttt.testing import FakeKept, play, tiny_tokenizer
 from fttt.types import Question
@@ -106,6 +107,25 @@ def test_reflection_adds_the_critique_of_the_base_model() -> None:
     assert all(isinstance(lesson.context, FakeKept) for lesson in request.lessons)
     assert [trial.generation for trial in scene.trials] == [0, 2]
     assert scene.trials[0].usage.generations == 2
+
+
+@pytest.mark.parametrize("on_thoughts", [True, False])
+def test_the_thought_of_a_critique_is_trained_on_or_left_out(on_thoughts: bool) -> None:
+    settings = FTTTSettings(reflection=True, train_on_thoughts=on_thoughts)
+    wrote = "<think>\nHm.\n</think>\n\n"
+    scene = play(FTTT(settings), ["1", wrote + "No.", "7"], trials=2, template="qwen3")
+    (_, written) = (lesson.targets[0] for lesson in scene.engine.trainings[0].lessons)
+    loud = sum(1 for weight in written.weights if weight)
+    ids = tiny_tokenizer("qwen3")(wrote, add_special_tokens=False)["input_ids"]
+    assert loud == len("No.") + 1 + on_thoughts * len(ids)
+    assert sum(written.weights) == pytest.approx(1)
+    scene = play(FTTT(settings), ["1", "<think>Hm", "7"], trials=2, template="qwen3")
+    assert len(scene.engine.trainings[0].lessons) == 1 + on_thoughts  # no text, nothing of it
+
+
+def test_leaving_out_thoughts_that_nobody_trains_on_is_refused() -> None:
+    with pytest.raises(UsageError, match="does nothing without --reflection"):
+        FTTTSettings(train_on_thoughts=False).settled()
 
 
 @pytest.mark.parametrize("reflection", [False, True])

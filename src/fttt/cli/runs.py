@@ -107,7 +107,7 @@ def run_command(
         bool | None,
         typer.Option(
             help="unlearn, policy, self-distill: learn from an attempt's thought too (on), or from "
-            "its answer alone",
+            "its answer alone; fttt --reflection: likewise of a critique",
             show_default=False,
         ),
     ] = None,

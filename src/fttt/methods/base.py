@@ -200,6 +200,16 @@ class BoundedSettings(LoRASettings):
         return {"divergence": self.bound is not None, "bound": self.bound or None}
 
 
+def answer_weights(said: Completion, weights: Sequence[float]) -> tuple[float, ...]:
+    """Weights of a text's tokens, without those of its thought.
+
+    The others grow as the mean has fewer tokens.
+    """
+    skipped = said.thought_tokens
+    scale = len(weights) / max(1, len(weights) - skipped)
+    return (0.0,) * skipped + tuple(weight * scale for weight in weights[skipped:])
+
+
 class AttemptSettings(BoundedSettings):
     """Settings of a method whose steps are on the tokens of its own attempts."""
 
@@ -220,9 +230,7 @@ class AttemptSettings(BoundedSettings):
 
         The others grow as the mean has fewer tokens; an attempt without an answer teaches nothing.
         """
-        skipped = 0 if self.whole(attempt) else attempt.thought_tokens
-        scale = len(weights) / max(1, len(weights) - skipped)
-        return (0.0,) * skipped + tuple(weight * scale for weight in weights[skipped:])
+        return tuple(weights) if self.whole(attempt) else answer_weights(attempt, weights)
 
     def whole(self, attempt: Completion) -> bool:
         """Whether all tokens of an attempt are trained on."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Self
+
 from pydantic import Field
 
-from fttt.methods.base import PRAISE, LoRASettings, Method, Session
-from fttt.types import Example, Judged, Question, user
+from fttt.errors import UsageError
+from fttt.methods.base import PRAISE, LoRASettings, Method, Session, answer_weights
+from fttt.types import Completion, Example, Judged, Question, user
 
 __all__ = ["FTTT"]
 
@@ -28,6 +31,29 @@ class FTTTSettings(LoRASettings):
         description="what asks for that critique",
     )
     critique_tokens: int = Field(256, ge=1, description="the longest critique, in tokens")
+    train_on_thoughts: bool = Field(
+        True,
+        description="with reflection: whether the thought of a critique is trained on too; else "
+        "its text alone",
+    )
+
+    def settled(self) -> Self:
+        """The settings as they are.
+
+        Raises:
+            UsageError: thoughts of critiques are left out, and there are no critiques.
+        """
+        if not (self.train_on_thoughts or self.reflection):
+            raise UsageError(
+                "The method 'fttt' trains on the feedback, which has no thought, so "
+                "--no-train-on-thoughts does nothing without --reflection; leave it away."
+            )
+        return self
+
+    def critique_weights(self, critique: Completion) -> tuple[float, ...]:
+        """The weights of a critique's tokens in the loss, whose mean is taken."""
+        weights = (1.0,) * len(critique.token_ids)
+        return weights if self.train_on_thoughts else answer_weights(critique, weights)
 
 
 class FTTT(Method):
@@ -71,5 +97,7 @@ class FTTT(Method):
             critique = await session.generate(
                 attempt, request, max_new_tokens=self.settings.critique_tokens
             )
-            said.append(Example(critique, after=(attempt, request)))
+            weights = self.settings.critique_weights(critique)
+            if any(weights):  # else all of it is a thought
+                said.append(Example(critique, after=(attempt, request), weight=weights))
         return said
