@@ -168,3 +168,21 @@ def test_one_question_from_python(serve: Serve) -> None:
     assert result.usage.generated_tokens == 20
     with pytest.raises(UsageError, match="The method 'fttt' needs the model's weights"):
         fttt.solve("Which?", **ask, endpoint=server.url)
+
+
+def test_the_endpoint_of_a_judging_model(
+    model: str, serve: Serve, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("openai", reason="asks servers: pip install 'fttt[endpoint]'")
+    Path("q.jsonl").write_text('{"question": "What is 3 + 4?"}\n')
+    server = serve(lambda body: completion("Verdict: yes"))
+    asked = ["--task", "jsonl", "--data-dir", "q.jsonl", "--max-new-tokens", "8", "--trials", "1"]
+    judged = ["--verifier", "llm:judge", "--endpoint", server.url]
+    assert call("run", "best-of-n", "--model", model, "--device", "cpu", *asked, *judged) == 0
+    assert "A judging model is no oracle" in capsys.readouterr().err
+    (folder,) = Path("outputs").iterdir()
+    run = Run.open(folder)
+    assert run.environment["judges"][0]["url"] == server.url
+    assert (run.trials[0].verdict, run.trials[0].usage.verifier_tokens) == ("correct", 17)
+    assert call("run", "best-of-n", "--model", "openai:w", *asked, *judged, "--out", "w") == 0
+    assert {body["model"] for body in server.asked} == {"judge", "w"}

@@ -454,10 +454,13 @@ def test_faults_of_thinking_are_one_sentence(
         (["--think-tokens", "8"], "leaves no room for an answer within --max-new-tokens 8"),
         (["--think-tokens", "0"], "--think-tokens cannot be 0"),
         (["--model", thinker, "--think-tokens", "5"], "and 4 more that close it, leaves"),
+        (["--model", thinker, "--max-new-tokens", "32768"], "within the context of 2048 tokens"),
         (["--no-train-on-thoughts"], "Unknown key 'train_on_thoughts' in the settings of"),
     ):
         assert call("run", "best-of-n", "--model", model, *COMMON, *words) == 2
-        assert says in capsys.readouterr().err
+        told = capsys.readouterr().err
+        assert says in told
+        assert "is ready" not in told, "it is said before weights are loaded"
     assert not Path("outputs").exists()
 
 

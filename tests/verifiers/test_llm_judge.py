@@ -14,7 +14,7 @@ from fttt.testing.scripted_server import Reply, ScriptedServer, completion, refu
 from fttt.types import Question, Verdict
 from fttt.verifiers.combined import all_of, weighted
 from fttt.verifiers.llm_judge import JudgeChoice, LLMVerifier
-from fttt.verifiers.verifier import Verifier, cautions, check_choice, judge_facts
+from fttt.verifiers.verifier import Verifier, cautions, check_choice, judge_facts, with_server
 
 Serve = Callable[[Callable[[dict[str, Any]], Any]], ScriptedServer]
 QUESTION = Question("q", "Which city is the capital of France?", "Paris")
@@ -188,3 +188,18 @@ def test_how_it_is_named(serve: Serve) -> None:
     assert judge_facts("number") == []
     assert "A judging model is no oracle" in cautions(both)[0]
     assert cautions("all(number, regex:x)") == ()
+
+
+def test_an_endpoint_is_the_server_of_those_that_name_none() -> None:
+    url = "http://h/v1"
+    for choice, there in (
+        ("llm:m", "llm:m@http://h/v1"),
+        ("llm:org/m@v2@0.5", "llm:org/m@v2@http://h/v1@0.5"),
+        (
+            "weighted(2*llm:m@0.5, 1*any(number, 'llm:mm'))@0.9",
+            "weighted(2*llm:m@http://h/v1@0.5, 1*any(number, 'llm:mm@http://h/v1'))@0.9",
+        ),
+        ("all(llm:m, llm:m@http://other/v1)", "all(llm:m@http://h/v1, llm:m@http://other/v1)"),
+        ("all(number, regex:llm)", "all(number, regex:llm)"),
+    ):
+        assert with_server(choice, url) == there

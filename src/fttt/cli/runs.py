@@ -83,7 +83,8 @@ def run_command(
         typer.Option(
             help="how answers are judged, for the task jsonl: number, math, choice, code, regex, "
             "regex:PATTERN, command:LINE, python:MODULE:FUNCTION, reward:MODEL@SCORE or "
-            "llm:NAME@URL; or several: all(A, B), any(A, B), weighted(2*A, 1*B)@SCORE",
+            "llm:NAME@URL (or llm:NAME at the --endpoint); or several: all(A, B), any(A, B), "
+            "weighted(2*A, 1*B)@SCORE",
             rich_help_panel=DATA,
             show_default=False,
         ),

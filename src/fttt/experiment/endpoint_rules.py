@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from fttt.config import RunConfig
+from fttt.config import RunConfig, build, merge
 from fttt.errors import UsageError
 from fttt.files import SERVED
 from fttt.methods import METHODS, Method, MethodSettings
+from fttt.verifiers.verifier import with_server
 
-__all__ = ["check_endpoint"]
+__all__ = ["check_endpoint", "with_judge_server"]
 
 
 def check_endpoint(config: RunConfig, kind: type[Method]) -> None:
@@ -76,3 +77,20 @@ def _needs_weights(kind: type[Method]) -> bool:
     """Whether a method searches, trains or starts from a checkpoint."""
     trains = kind.Settings.adapter is not MethodSettings.adapter
     return kind.searches or kind.needs_checkpoint or trains
+
+
+def with_judge_server(config: RunConfig) -> RunConfig:
+    """The settings with ``--endpoint`` as the server of judging models that name none.
+
+    Where the model that answers runs here, that is all that the endpoint is for.
+    """
+    choice = config.data.options.get("verifier")
+    if config.endpoint is None or not isinstance(choice, str):
+        return config
+    asked = with_server(choice, config.endpoint)
+    if asked == choice:
+        return config
+    values = merge(config.to_toml(), {"data": {"options": {"verifier": asked}}})
+    if not config.model.startswith(SERVED):
+        del values["endpoint"]
+    return build(RunConfig, values, "the settings")

@@ -14,9 +14,9 @@ from fttt.config import RunConfig, build, merge
 from fttt.config.run_config import NO_CASES
 from fttt.errors import UsageError
 from fttt.experiment.cases import cases_file, chosen, found_cases, in_order, without_cases
-from fttt.experiment.endpoint_rules import check_endpoint
+from fttt.experiment.endpoint_rules import check_endpoint, with_judge_server
 from fttt.experiment.replica_rules import check_replicas
-from fttt.experiment.thought_rules import check_chat, check_thoughts
+from fttt.experiment.thought_rules import check_chat, check_length, check_thoughts
 from fttt.files import file_name, model_label
 from fttt.methods import METHODS, Method, MethodSettings, find_method
 from fttt.store import Run, fingerprint
@@ -88,6 +88,7 @@ class Settled:
 
             check_checkpoint(self.config.adapter, self.config.model, quantize)
         self.settings.check_model(self.config.model)
+        check_length(self.config)
         if self.config.template_args or self.config.sampling.think_tokens is not None:
             from fttt.models import read_chat
 
@@ -157,6 +158,7 @@ def settle(config: RunConfig, *, method: Method | None = None, task: Task | None
             checkpoint, or a budget that the method cannot spend.
     """
     given_objects = {"method": method, "task": task}
+    config = with_judge_server(config)
     check_endpoint(config, find_method(config.method) if method is None else type(method))
     if method is None:
         kind = find_method(config.method)

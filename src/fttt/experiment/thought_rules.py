@@ -1,4 +1,4 @@
-"""What a thinking budget and a template's arguments go with; said before weights are loaded."""
+"""What lengths and a template's arguments go with; said before weights are loaded."""
 
 from __future__ import annotations
 
@@ -11,7 +11,31 @@ from fttt.methods import Method
 if TYPE_CHECKING:
     from fttt.models import ChatFormat
 
-__all__ = ["check_chat", "check_thoughts"]
+__all__ = ["check_chat", "check_length", "check_thoughts"]
+
+_SHORT = 2048
+"""Tokens of an answer up to which no configuration is read in advance: contexts are longer."""
+
+
+def check_length(config: RunConfig) -> None:
+    """Refuse answers as long as the model's context, by its configuration alone.
+
+    Raises:
+        UsageError: they are.
+    """
+    new = config.sampling.max_new_tokens
+    if new <= _SHORT:
+        return
+    from fttt.models import context_of, load_config
+
+    limit = context_of(load_config(config.model))
+    if config.engine.max_length is not None:
+        limit = min(limit, config.engine.max_length)
+    if new >= limit:
+        raise UsageError(
+            f"--max-new-tokens {new} leaves no room for a question within the context of {limit} "
+            f"tokens of {config.model!r}; lower it."
+        )
 
 
 def check_thoughts(config: RunConfig, method: Method) -> None:

@@ -86,7 +86,8 @@ class JudgeChoice:
         if found is None:
             raise UsageError(
                 f"The verifier 'llm:{value}' has no server; {_FORM}, such as "
-                f"llm:{value.partition('@')[0]}@http://localhost:8000/v1."
+                f"llm:{value.partition('@')[0]}@http://localhost:8000/v1, or give a run --endpoint "
+                "URL."
             )
         url, sign, mark = found["url"].rpartition("@")
         if not sign:

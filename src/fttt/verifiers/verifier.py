@@ -35,6 +35,7 @@ __all__ = [
     "split_mark",
     "timed_verdict",
     "verify_completion",
+    "with_server",
 ]
 
 _SHOWN = 200
@@ -289,6 +290,22 @@ def single_choices(choice: str) -> tuple[str, ...]:
         split_choice(choice)
         return (choice,)
     return tuple(single for member in combined.members for single in single_choices(member))
+
+
+def with_server(choice: str, url: str) -> str:
+    """A choice whose judging models without a server of their own are those at ``url``.
+
+    Raises:
+        UsageError: one of its verifiers does not exist.
+    """
+    for single in dict.fromkeys(single_choices(choice)):
+        kind, value = split_choice(single)
+        name, mark = split_mark(value or "")
+        if kind == "llm" and "@http" not in name:
+            there = f"llm:{name}@{url}" + ("" if mark is None else single[len(f"llm:{name}") :])
+            own = rf"(?<![\w:/.@-]){re.escape(single)}(?=\s*(?:[,)\"']|\Z))"
+            choice = there.join(re.split(own, choice))
+    return choice
 
 
 def split_mark(value: str) -> tuple[str, float | None]:
