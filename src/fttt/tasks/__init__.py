@@ -101,6 +101,12 @@ def get_task(name: str, **options: Any) -> Task:
     taken = task_options(kind)
     any_other = any(p.kind is p.VAR_KEYWORD for p in signature(kind).parameters.values())
     unknown = [option for option in options if not any_other and option not in taken]
+    if "verifier" in unknown:
+        raise UsageError(
+            f"The task {name!r} has a verifier of its own and does not take the option 'verifier' "
+            f"({options['verifier']}); leave --verifier away, or put its questions into a file for "
+            "--task jsonl."
+        )
     if unknown:
         raise UsageError(
             f"The task {name!r} does not take the option {unknown[0]!r}; "
