@@ -62,6 +62,7 @@ def test_inspect_reads_what_was_written(tmp_path: Path, ending: str) -> None:
     first, code = found["q/0", 1], found["q/1", 1]
     assert (first.input, first.target) == ("What is 1 + 1?", "2")
     assert first.output.completion == "answer 0"  # its thought apart
+    assert first.output.usage.reasoning_tokens == 1
     assert first.messages[1].content[0].reasoning == "Hm."
     assert code.scores["score"].value == 0.25
     assert code.target == '{"test": "f()"}'

@@ -32,6 +32,20 @@ def shown(number: int, category: str = "physics") -> dict[str, Any]:
     return row(number, category, cot_content=working)
 
 
+def test_an_option_without_a_text_hides_none_behind_it(hub: Any) -> None:
+    hub[HUB, None, "test"] = [row(19, options=[*"abc", " ", *"efghij"])]
+    (question,) = get_task("mmlupro").load(TaskOptions())
+    assert list(read_options(question.prompt)) == list("ABCDEFGHIJ")
+    report = asyncio.run(check_task(get_task("mmlupro"), TaskOptions()))
+    assert report.as_expected, report
+
+
+def test_an_answer_that_is_no_option_is_refused(hub: Any) -> None:
+    hub[HUB, None, "test"] = [row(19, options=["a", "b", "c"])]
+    with pytest.raises(UsageError, match="has the answer 'J', which is none of its options"):
+        get_task("mmlupro").load(TaskOptions())
+
+
 def test_ten_options_and_their_letters(hub: Any) -> None:
     hub[HUB, None, "test"] = [row(19), row(3, options=["a", "b", "c", "d", "N/A", "N/A"])]
     first, second = get_task("MMLU-Pro").load(TaskOptions())

@@ -85,7 +85,7 @@ def test_a_task_takes_what_its_class_takes() -> None:
     assert numbers.rule == "strict"
     with pytest.raises(UsageError, match="no rule 'loose' for numbers; choose from value, strict"):
         get_task("gsm8k", rule="loose")
-    with pytest.raises(UsageError, match="does not take the option 'verifier' .* --task jsonl"):
+    with pytest.raises(UsageError, match=r"does not take the option 'verifier' .* --task jsonl"):
         get_task("gsm8k", verifier="number")
     with pytest.raises(UsageError, match="does not take the option 'rle'; it takes rule"):
         get_task("math500", rle="strict")

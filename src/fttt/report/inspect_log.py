@@ -133,6 +133,7 @@ def _sample(question: Question, trial: Trial, model: str) -> Any:
         input_tokens=trial.usage.prompt_tokens,
         output_tokens=trial.usage.generated_tokens,
         total_tokens=trial.usage.prompt_tokens + trial.usage.generated_tokens,
+        reasoning_tokens=trial.thought_tokens or None,
     )
     stop = "max_tokens" if trial.finish_reason == "length" else "stop"
     told = {"failed": trial.failed, "tests_passed": trial.tests_passed,

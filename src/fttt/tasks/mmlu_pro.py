@@ -8,7 +8,7 @@ from fttt.errors import UsageError
 from fttt.tasks.benchmark_data import Row, check_split, read_hub, read_local
 from fttt.tasks.task import CHOICE_PROMPT, TaskOptions, fill_prompt, lettered
 from fttt.types import Question
-from fttt.verifiers.choice import ChoiceVerifier, gold_letter
+from fttt.verifiers.choice import ChoiceVerifier, gold_letter, read_options
 from fttt.verifiers.verifier import Verifier
 
 __all__ = ["MMLUProTask"]
@@ -75,10 +75,13 @@ class MMLUProTask:
     def _question(
         self, where: str, row: Row, shown: dict[str, list[str]], options: TaskOptions
     ) -> Question:
-        if gold_letter(row["answer"]) is None:
+        letter = gold_letter(row["answer"])
+        if letter is None:
             raise UsageError(f"{where} has the answer {row['answer']!r}, which is no letter.")
         examples = shown.get(row["category"], [])[: self.shots]
         asked = _asked(where, row)
+        if letter not in read_options(asked):
+            raise UsageError(f"{where} has the answer {letter!r}, which is none of its options.")
         if examples:
             asked = "\n\n".join([*examples, f"Question: {asked}"])
         return Question(

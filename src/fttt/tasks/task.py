@@ -93,6 +93,8 @@ def fenced(code: str) -> str:
 
 
 def lettered(options: Sequence[str]) -> str:
-    """Options one a line, by their letters: ``(A) text``."""
-    lines = zip(LETTERS, options, strict=False)
-    return "\n".join(f"({letter}) {' '.join(option.split())}" for letter, option in lines)
+    """Options one a line, by their letters: ``(A) text``; one without a text is ``(empty)``."""
+    lines = zip(
+        LETTERS, (" ".join(option.split()) or "(empty)" for option in options), strict=False
+    )
+    return "\n".join(f"({letter}) {text}" for letter, text in lines)
