@@ -48,7 +48,8 @@ def find(family: str) -> Row:
     try:
         model = random_family(family)
     except Exception as error:
-        return Row(family, f"not tried: {type(error).__name__}")
+        print(f"{family}: {type(error).__name__}: {error}", file=sys.stderr)
+        return Row(family, "not tried")
     fault = find_difference(model)
     if fault is not None:
         return Row(family, f"refused: {fault}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.metadata
 import json
 import re
 from pathlib import Path
@@ -17,7 +18,9 @@ from fttt.cli import app
 from fttt.config import FinetuneConfig, RunConfig, field_help
 from fttt.config.training_configs import OpTuneConfig
 from fttt.methods import METHODS
+from fttt.models.locate import refusal
 from fttt.tasks import get_task
+from fttt.testing.tiny_models import family_types
 
 DOCS = Path(__file__).parents[1] / "docs"
 NOTEBOOKS = sorted((DOCS.parent / "notebooks").glob("*.ipynb"))
@@ -25,6 +28,21 @@ NOTEBOOKS = sorted((DOCS.parent / "notebooks").glob("*.ipynb"))
 
 def page(name: str) -> str:
     return (DOCS / name).read_text(encoding="utf-8")
+
+
+def test_every_family_of_the_library_has_a_row() -> None:
+    """A later version of the library: run ``benchmarks/families.py --write``."""
+    text = page("models.md")
+    version = re.search(r"every model type that `transformers` (\d+\.\d+) loads", text)
+    assert version is not None
+    table = text.split("<!-- families -->")[1]
+    rows = re.findall(r"^\| `([\w-]+)` \| (.*?) \|", table, flags=re.MULTILINE)
+    for family, found in rows:
+        why = refusal({"model_type": family})
+        assert why is None or found == f"refused: {why}"
+        assert found.split(":")[0] in {"equal", "refused", "not tried"}
+    if importlib.metadata.version("transformers").startswith(f"{version[1]}."):
+        assert sorted(family for family, _ in rows) == sorted(family_types())
 
 
 @pytest.mark.parametrize("method", METHODS)

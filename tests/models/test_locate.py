@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fttt.errors import UsageError
-from fttt.models import check_model, find_model, load_model
+from fttt.models import check_model, find_model, load_model, loader
 from fttt.models.locate import find_fault, refusal, same_model
 from fttt.testing import save_tiny_model
 from fttt.testing.tiny_models import family_types
@@ -98,6 +98,32 @@ def test_a_model_is_refused_by_its_configuration(
         with pytest.raises(UsageError, match=why) as refused:
             refuse(str(folder))
         assert str(refused.value).count(";") == 1
+
+
+@pytest.mark.parametrize(
+    ("config", "why"),
+    [
+        ({"model_type": "brandnew"}, "'brandnew', which transformers .* does not have; install"),
+        (
+            {"model_type": "brandnew", "auto_map": {"AutoConfig": "own.Config"}},
+            "does not have, and its own code is never run; install",
+        ),
+        ({"model_type": "mistral3"}, "does not load as a causal language model"),
+    ],
+)
+def test_a_type_that_the_library_does_not_load_is_refused_before_weights(
+    tmp_path: Path, config: dict[str, object], why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def asked(*_: object) -> str:
+        raise AssertionError("the user was asked whether to run a model's code")
+
+    monkeypatch.setattr("builtins.input", asked)
+    folder = save_tiny_model(tmp_path / "model")
+    file = folder / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **config}))
+    monkeypatch.setattr(loader, "_read_weights", asked)
+    with pytest.raises(UsageError, match=why):
+        load_model(str(folder))
 
 
 def test_a_usual_model_is_not() -> None:

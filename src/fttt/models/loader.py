@@ -186,11 +186,35 @@ def _chat_of(source: ModelSource) -> ChatFormat:
     if source.kind == "gguf":
         tokenizer = read_tokenizer(source.path)
     else:
+        _check_type(source)
         with _refusals(source), from_hub(source.path):
-            tokenizer = AutoTokenizer.from_pretrained(source.path)
+            tokenizer = AutoTokenizer.from_pretrained(source.path, trust_remote_code=False)
     chat = ChatFormat(tokenizer)
     check_tokenizer(chat, source.name)
     return chat
+
+
+def _check_type(source: ModelSource) -> None:
+    """Refuse a type that ``transformers`` does not load as a causal language model."""
+    auto: Any = import_module("transformers.models.auto.modeling_auto")
+    known: Any = import_module("transformers.models.auto.configuration_auto").CONFIG_MAPPING
+    with _refusals(source), from_hub(source.path):
+        config, _ = import_module("transformers").PreTrainedConfig.get_config_dict(source.path)
+    check_supported(config, source.name)
+    kind = config.get("model_type")
+    if kind is None or kind in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        return
+    version = f"transformers {import_module('transformers').__version__}"
+    if kind in known:
+        raise UsageError(
+            f"The model {source.name!r} is of type {kind!r}, which {version} does not load as a "
+            "causal language model; docs/models.md names the types that are supported."
+        )
+    own = ", and its own code is never run" if config.get("auto_map") else ""
+    raise UsageError(
+        f"The model {source.name!r} is of type {kind!r}, which {version} does not have{own}; "
+        "install a later version or choose another model."
+    )
 
 
 def _read_weights(

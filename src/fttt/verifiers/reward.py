@@ -121,7 +121,7 @@ class RewardVerifier:
         self._name, self._mark = model, mark
         try:
             with without_bars(), from_hub(path):
-                self._tokenizer = tokenizers.from_pretrained(path)
+                self._tokenizer = tokenizers.from_pretrained(path, trust_remote_code=False)
                 self._model = _LOADED.get(own) or classifiers.from_pretrained(
                     path, dtype=own[2], use_safetensors=True, trust_remote_code=False
                 )
