@@ -148,6 +148,8 @@ def test_weights_and_marks_are_read() -> None:
         ("all('number, regex:x)", "a bracket or a quote that is not closed"),
         ("weighted(number, 2*math)", "has 'number' for a number"),
         ("weighted(0*number)", "without a positive weight"),
+        ("weighted(1*number)@0", "the score 0, which every answer reaches"),
+        ("weighted(1*any(number, math))@2", "the score 2, which no answer reaches"),
         ("weighted(1*number)@much", "has 'much' for a number"),
         ("any(numbr)", "no verifier 'numbr'; did you mean 'number'"),
         ("all(number, reward:m)", "write reward:m@SCORE"),

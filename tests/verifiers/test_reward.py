@@ -154,3 +154,9 @@ def test_what_is_no_reward_model_is_refused_by_its_config(kind: str, tmp_path: P
     for check in (check_reward_model, lambda name: check_choice(f"any(number, reward:{name}@1)")):
         with pytest.raises(UsageError, match=says):
             check(name)
+
+
+@pytest.mark.parametrize("mark", ["nan", "inf"])
+def test_a_score_that_nothing_reaches_is_refused(mark: str) -> None:
+    with pytest.raises(UsageError, match=f"'reward:m@{mark}' has no finite score after @"):
+        check_choice(f"any(number, reward:m@{mark})")

@@ -161,6 +161,8 @@ CHOICES = {
 
 _WITH_VALUE = {"regex": False, "command": True, "python": True, "reward": True, "llm": True}
 """Kinds that take a value after a colon, and whether they need it."""
+_ANY_SCORE = frozenset({"reward", "python"})
+"""Kinds whose scores may be any number; those of others are from 0 to 1."""
 _MODELS = {"reward": "a reward model", "llm": "a judging model"}
 """Kinds that ask a model."""
 
@@ -230,7 +232,21 @@ def read_combination(choice: str) -> Combination | None:
             f"The verifier {choice!r} has a member without a positive weight; {_FORMS}."
         )
     mark = None if found[3] is None else _number(found[3], choice)
-    return Combination(rule, tuple(_unquoted(own) for _, _, own in pairs), weights, mark)
+    members = [_unquoted(own) for _, _, own in pairs]
+    if mark is not None and not 0 < mark <= 1:
+        _refuse_pointless(choice, mark, members)
+    return Combination(rule, tuple(members), weights, mark)
+
+
+def _refuse_pointless(choice: str, mark: float, members: Sequence[str]) -> None:
+    """Refuse a mark that every answer reaches, or none, where all scores are from 0 to 1."""
+    kinds = {one.partition(":")[0] for member in members for one in single_choices(member)}
+    if kinds.isdisjoint(_ANY_SCORE):
+        reached = "every answer reaches" if mark <= 0 else "no answer reaches"
+        raise UsageError(
+            f"The verifier {choice!r} has the score {mark:g}, which {reached}, since its members "
+            "give 0 to 1; give one above 0 and at most 1."
+        )
 
 
 def _refuse_endless(members: Sequence[str]) -> None:
@@ -327,7 +343,13 @@ def check_choice(choice: str) -> None:
         if kind == "reward":
             from fttt.verifiers.reward import check_reward_model
 
-            check_reward_model(split_mark(value or "")[0])
+            name, mark = split_mark(value or "")
+            if mark is not None and not math.isfinite(mark):
+                raise UsageError(
+                    f"The verifier {f'reward:{value}'!r} has no finite score after @; write "
+                    f"reward:{name}@SCORE."
+                )
+            check_reward_model(name)
         elif kind == "llm":
             from fttt.verifiers.llm_judge import JudgeChoice
 
