@@ -17,8 +17,10 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from torch.utils._pytree import tree_leaves
 
 from fttt.config import SETTINGS, build
+from fttt.engine.captured_pass import HostCalls
 from fttt.finetune.metadata import FinetuneInfo, Method, model_shape, write_info
 from fttt.finetune.parameters import count_trained, export, prepare
 from fttt.models import LoadedModel
@@ -227,3 +229,37 @@ def stop_run() -> StopRun:
         return done.returncode, done.stderr
 
     return run
+
+
+class Recorder(HostCalls):
+    """Records a step's operations and runs them on the same tensors, as a GPU's graph does."""
+
+    def __init__(self) -> None:
+        super().__init__(gpu=False)
+        self.calls: list[tuple[Any, Any, Any, Any]] = []
+        self.replays = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = super().__torch_dispatch__(func, types, args, kwargs)
+        self.calls.append((func, args, kwargs or {}, out))
+        return out
+
+    def __call__(self, step: Callable[[], None]) -> Callable[[], None] | None:
+        step()
+        with self:
+            step()
+        return None if self.names else self.replay
+
+    @torch.no_grad()
+    def replay(self) -> None:
+        self.replays += 1
+        for func, args, kwargs, out in self.calls:
+            for old, new in zip(tree_leaves(out), tree_leaves(func(*args, **kwargs)), strict=True):
+                if isinstance(old, torch.Tensor) and old.data_ptr() != new.data_ptr():
+                    old.copy_(new)
+
+
+@pytest.fixture
+def graph_recorder() -> type[Recorder]:
+    """A stand-in for :class:`fttt.engine.captured_pass.GraphCapture` on a CPU; one a step."""
+    return Recorder

@@ -11,7 +11,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.utils._pytree import tree_leaves
 
 from fttt.engine import (
     BatchedEngine,
@@ -23,42 +22,20 @@ from fttt.engine import (
     captured_pass,
 )
 from fttt.engine.adapters.lora import LoRALearner
-from fttt.engine.captured_pass import CapturedPasses, HostCalls, _up
+from fttt.engine.captured_pass import CapturedPasses, HostCalls, round_up
 from fttt.testing import tiny_model
 from fttt.types import Teacher
 
 SPEC = LoRASpec(dropout=0.2, lr=1e-2)
 
 
-class Recorder(HostCalls):
-    """Records a step's operations and runs them again on the same tensors, as a graph does."""
-
-    def __init__(self) -> None:
-        super().__init__(gpu=False)
-        self.calls: list[tuple[Any, Any, Any, Any]] = []
-        self.replays = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = super().__torch_dispatch__(func, types, args, kwargs)
-        self.calls.append((func, args, kwargs or {}, out))
-        return out
-
-    def __call__(self, step: Callable[[], None]) -> Callable[[], None] | None:
-        step()
-        with self:
-            step()
-        return None if self.names else self.replay
-
-    def replay(self) -> None:
-        self.replays += 1
-        for func, args, kwargs, out in self.calls:
-            for old, new in zip(tree_leaves(out), tree_leaves(func(*args, **kwargs)), strict=True):
-                if isinstance(old, torch.Tensor) and old.data_ptr() != new.data_ptr():
-                    old.copy_(new)
-
-
 def learned(
-    family: str, patch: pytest.MonkeyPatch, *, capture: bool, page: Callable[[], None]
+    family: str,
+    patch: pytest.MonkeyPatch,
+    recorder: Any,
+    *,
+    capture: bool,
+    page: Callable[[], None],
 ) -> tuple[list[float], torch.Tensor, list[CapturedPasses]]:
     """Losses of all steps of eight questions, and the weights after them."""
     loaded = tiny_model(family)
@@ -68,10 +45,10 @@ def learned(
     def with_captures(self: Any, bank: Any, cache: Any, plan: Any, fill: Any) -> None:
         init(self, bank, cache, plan, fill)
         if capture:
-            recorders: list[Recorder] = []
+            recorders: list[Any] = []
 
             def one(step: Callable[[], None]) -> Callable[[], None] | None:
-                recorders.append(Recorder())
+                recorders.append(recorder())
                 return recorders[-1](step)
 
             self._captured = CapturedPasses(bank, cache, 8192, 2**30, lambda: one)
@@ -121,17 +98,21 @@ def learned(
 
 @pytest.mark.parametrize(("family", "pages"), [("llama", None), ("gemma3", 16), ("gemma2", None)])
 def test_replayed_passes_learn_what_plain_ones_do(
-    family: str, pages: int | None, monkeypatch: pytest.MonkeyPatch, paged: Callable[..., None]
+    family: str,
+    pages: int | None,
+    monkeypatch: pytest.MonkeyPatch,
+    paged: Callable[..., None],
+    graph_recorder: Any,
 ) -> None:
     """Fewer questions, shorter targets and shorter contexts than those of the capture included."""
     found = [
-        learned(family, monkeypatch, capture=capture, page=lambda: paged(pages))
+        learned(family, monkeypatch, graph_recorder, capture=capture, page=lambda: paged(pages))
         for capture in (False, True)
     ]
     (losses, weights_SP, _), (losses_captured, weights_captured_SP, (passes,)) = found
     assert losses_captured == pytest.approx(losses, rel=2e-4, abs=1e-5)
     torch.testing.assert_close(weights_captured_SP, weights_SP, rtol=2e-3, atol=1e-4)
-    recorders: list[Recorder] = passes.recorders  # type: ignore[attr-defined]
+    recorders: list[Any] = passes.recorders  # type: ignore[attr-defined]
     assert sum(recorder.replays for recorder in recorders) >= 4
     assert len(recorders) < 4
 
@@ -152,7 +133,7 @@ def test_a_step_that_asks_the_host_is_known_by_its_operations() -> None:
 
 @given(st.integers(1, 5000), st.sampled_from([1, 2, 4]))
 def test_shapes_are_few_and_hold_what_they_are_for(number: int, sizes: int) -> None:
-    rounded = _up(number, sizes)
+    rounded = round_up(number, sizes)
     assert number <= rounded <= max(number, (1 + 1 / sizes) * number)
-    assert _up(rounded, sizes) == rounded
-    assert len({_up(n, sizes) for n in range(1025, 2049)}) == sizes
+    assert round_up(rounded, sizes) == rounded
+    assert len({round_up(n, sizes) for n in range(1025, 2049)}) == sizes

@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fttt.config import SETTINGS
-from fttt.finetune.packing import MOST_PADDING, PackedPasses, SampleGroup, groups
+from fttt.finetune.packing import (
+    MOST_PADDING,
+    PackedPasses,
+    PaddedPass,
+    PaddedShape,
+    SampleGroup,
+    groups,
+)
 from fttt.finetune.parameters import prepare
 from fttt.testing import tiny_model
 from fttt.training import GoldExample
@@ -104,3 +111,51 @@ def test_the_gradient_is_that_of_each_sample_alone(method: str, family: str) -> 
             size = max(1.0, float(other.abs().max()))
             # a chunked scan and a step at a time round apart by up to 4e-5, over eight seeds
             torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4 * size)
+
+
+@pytest.mark.parametrize(
+    ("method", "family"),
+    [
+        *((method, "llama") for method in SETTINGS if method != "prefix"),
+        ("full", "mistral"),  # which sees a window
+        ("full", "gemma3"),
+        ("full", "gemma2"),  # with softcaps
+        ("lora", "gpt2"),
+    ],
+)
+def test_padding_changes_neither_loss_nor_gradient(method: str, family: str) -> None:
+    settings = SETTINGS[method]()
+    if family == "gpt2":
+        settings = SETTINGS[method](targets=("c_attn",))
+    model = prepare(tiny_model(family, layers=4).model, settings)
+    model.eval()
+    learned = [p for p in model.parameters() if p.requires_grad]
+    with torch.no_grad():
+        for parameter in learned:
+            parameter += 0.1 * torch.randn(parameter.shape)
+    with PackedPasses(model) as packed:
+        group = SampleGroup(tuple(SAMPLES))
+        padded = PaddedPass(PaddedShape(6, 64, 40, 32), torch.device("cpu"))
+        for one in (SampleGroup(tuple(SAMPLES[:2])), group):  # filled twice
+            padded.fill(one, 0.5)
+        wanted = 0.5 * group.loss(packed(model, group))
+        found = padded.loss(packed(model, padded))
+    assert found.item() == pytest.approx(wanted.item(), rel=1e-5)
+    expected = torch.autograd.grad(wanted, learned, allow_unused=True)
+    for one, other in zip(
+        torch.autograd.grad(found, learned, allow_unused=True), expected, strict=True
+    ):
+        assert (one is None) == (other is None)
+        if one is not None:
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+@given(st.lists(st.tuples(st.integers(1, 90), st.integers(1, 90)), min_size=1, max_size=30))
+def test_a_shape_has_room_for_its_group(lengths: list[tuple[int, int]]) -> None:
+    group = SampleGroup(tuple(example(*one) for one in lengths))
+    shape = PaddedShape.of(group)
+    tokens = sum(e.length - 1 for e in group.samples)
+    assert len(group.samples) <= shape.samples
+    assert tokens <= shape.tokens <= 1.125 * tokens + 1
+    assert max(e.length for e in group.samples) <= shape.longest
+    assert len(group.where) <= shape.trained <= 1.5 * len(group.where) + 1

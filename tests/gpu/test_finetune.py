@@ -6,15 +6,19 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from fttt.config import FinetuneConfig, build
+from fttt.finetune import captured_step, solution_trainer
+from fttt.finetune.captured_step import CapturedSteps
 from fttt.finetune.finetune_plan import plan_finetune
 from fttt.finetune.metadata import METHODS, FinetuneInfo, read_info
 from fttt.finetune.train import train
+from fttt.progress import StepProgress
 from fttt.testing import save_tiny_model
 
 pytestmark = [
@@ -46,6 +50,67 @@ def test_a_gpu_learns_what_a_cpu_learns(method: str, tmp_path: Path) -> None:
         assert {value.dtype for value in load_file(weights).values()} == {torch.float32}
     assert losses["cuda", "float32"] == pytest.approx(losses["cpu", "float32"], rel=1e-2)
     assert losses["cuda", "bfloat16"] == pytest.approx(losses["cpu", "float32"], rel=5e-2)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "prefix"])
+def test_replayed_steps_learn_what_plain_ones_do(
+    method: str, dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """LoRA's dropout included; with evaluation in between, in several passes a step."""
+    model = save_tiny_model(tmp_path / "tiny", layers=4)
+    values = {
+        "method": method,
+        "model": str(model),
+        "data": {"limit": 24, "held_out": 0.2},
+        "training": {"samples": 5, "max_steps": 12, "every": 4, "lr": 1e-3, "batch_tokens": 400},
+        "engine": {"device": "cuda", "dtype": dtype},
+    }
+    plan = plan_finetune(build(FinetuneConfig, values, "the test"))
+    made: list[CapturedSteps] = []
+    init = CapturedSteps.__init__
+
+    def noted(self: CapturedSteps, *args: Any) -> None:
+        init(self, *args)
+        made.append(self)
+
+    monkeypatch.setattr(CapturedSteps, "__init__", noted)
+    losses: dict[str, list[float]] = {"replayed": [], "padded": [], "plain": []}
+    for name, own in losses.items():
+        monkeypatch.setattr(
+            StepProgress, "stepped", lambda _, step, loss, rate, own=own: own.append(loss)
+        )
+        if name == "padded":
+            monkeypatch.setattr(captured_step, "AFTER", 10**6)
+        if name == "plain":
+            monkeypatch.setattr(solution_trainer, "captures_steps", lambda *_: False)
+        own.append(train(plan, tmp_path / name).validation_loss)
+    assert [len(steps._passes) > 0 for steps in made] == [True, False]
+    assert losses["replayed"] == pytest.approx(losses["padded"], rel=1e-5)
+    states = {name: load_file(next((tmp_path / name).glob("*.safetensors"))) for name in losses}
+    for key, value in states["padded"].items():
+        torch.testing.assert_close(states["replayed"][key], value, rtol=1e-3, atol=2e-5)
+    if method != "lora":  # whose dropout falls otherwise where there is padding
+        near = 1e-4 if dtype == "float32" else 2e-2
+        assert losses["plain"] == pytest.approx(losses["padded"], rel=near)
+
+
+def test_bfloat16_weights_learn_about_the_same_by_replayed_steps(tmp_path: Path) -> None:
+    pytest.importorskip("torchao", reason="the 8-bit optimizer: pip install torchao")
+    model = save_tiny_model(tmp_path / "tiny", layers=4)
+    found = []
+    for eight_bit in ({}, {"weights": "bfloat16", "optimizer": "adamw-8bit"}):
+        values = {
+            "method": "full",
+            "model": str(model),
+            "data": {"limit": 24, "held_out": 0.2},
+            "training": {"samples": 5, "max_steps": 12, "every": 4, "lr": 1e-3},
+            "engine": {"device": "cuda", "dtype": "bfloat16"},
+            "settings": eight_bit,
+        }
+        plan = plan_finetune(build(FinetuneConfig, values, "the test"))
+        found.append(train(plan, tmp_path / f"{len(found)}").validation_loss)
+    assert found[1] == pytest.approx(found[0], rel=5e-2)
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")

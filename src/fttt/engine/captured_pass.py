@@ -30,7 +30,7 @@ from fttt.engine.train_step import LossTerms, pass_loss
 if TYPE_CHECKING:
     from fttt.engine.adapters.lora import LoRABank
 
-__all__ = ["CapturedPasses", "GraphCapture", "captures_training"]
+__all__ = ["Capture", "CapturedPasses", "GraphCapture", "Replay", "captures_training", "round_up"]
 
 AFTER = 8
 """Passes of a shape that run uncaptured, before it is worth a capture, which costs about as much:
@@ -169,7 +169,9 @@ class CapturedPasses:
         if serving:
             own = self._passes[min(serving)]
         else:
-            rounded = PassShape(_up(len(segments), 2), _up(longest, 4), _up(max(past, 64), 2))
+            rounded = PassShape(
+                round_up(len(segments), 2), round_up(longest, 4), round_up(max(past, 64), 2)
+            )
             self._seen[rounded] += 1
             if self._seen[rounded] <= AFTER or not self._affords(rounded):
                 return None
@@ -199,7 +201,7 @@ class CapturedPasses:
         return tokens <= TOKENS and places <= READ_PLACES and held <= self._room / PART
 
 
-def _up(number: int, sizes: int) -> int:
+def round_up(number: int, sizes: int) -> int:
     """The next larger of so many numbers between each power of two and the next."""
     step = max(1, (1 << max(0, (number - 1).bit_length() - 1)) // sizes)
     return -(-number // step) * step

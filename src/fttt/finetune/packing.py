@@ -5,7 +5,11 @@ One batch holds all samples of a step. They run as one row of tokens, as the eng
 than fit into one pass is divided into groups, whose gradients are added up, so that the division
 does not change the result.
 
-Axes: B samples, M tokens that carry a loss, D width, V vocabulary.
+Where passes are captured as graphs (:mod:`fttt.finetune.captured_step`), their tensors are padded
+to a few shapes, which changes neither losses nor gradients.
+
+Axes: N packed tokens, B samples, T tokens of the longest, M tokens that carry a loss, D width, V
+vocabulary.
 """
 
 from __future__ import annotations
@@ -13,19 +17,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fttt.engine.batch import CACHE_KEYWORDS, by_length
+from fttt.engine.batch import CACHE_KEYWORDS, Batch, Ragged, by_length
+from fttt.engine.cache import KVCache
+from fttt.engine.captured_pass import round_up
 from fttt.engine.sequences import pack_sequences, prepared
 from fttt.models.loader import Prefix
 from fttt.training import GoldExample
 
-__all__ = ["PackedPasses", "SampleGroup", "collate", "groups"]
+__all__ = ["PackedPasses", "PaddedPass", "PaddedShape", "SampleGroup", "collate", "groups"]
 
 MOST_PADDING = 4
 """The largest ratio of padded to real tokens in attention, which alone pads a group's samples to
@@ -59,14 +67,123 @@ class SampleGroup:
             found += range(end - len(e.solution_ids), end)
         return found
 
+    @property
+    def labels(self) -> list[int]:
+        """The tokens that are predicted there."""
+        return [i for e in self.samples for i in e.solution_ids]
+
+    @property
+    def weights(self) -> list[float]:
+        """The share of each in the mean of its solution."""
+        return [1 / len(e.solution_ids) for e in self.samples for _ in e.solution_ids]
+
     def loss(self, logits_MV: Tensor) -> Tensor:
         """The sum over samples of the mean cross-entropy of their solutions."""
-        labels = [i for e in self.samples for i in e.solution_ids]
-        weights = [1 / len(e.solution_ids) for e in self.samples for _ in e.solution_ids]
-        label_M = torch.tensor(labels).to(logits_MV.device, non_blocking=True)
-        weight_M = torch.tensor(weights).to(logits_MV.device, non_blocking=True)
-        ce_M = F.cross_entropy(logits_MV.float(), label_M, reduction="none")
-        return (ce_M * weight_M).sum()
+        label_M = torch.tensor(self.labels).to(logits_MV.device, non_blocking=True)
+        weight_M = torch.tensor(self.weights).to(logits_MV.device, non_blocking=True)
+        return _weighted_loss(logits_MV, label_M, weight_M)
+
+
+def _weighted_loss(logits_MV: Tensor, label_M: Tensor, weight_M: Tensor) -> Tensor:
+    ce_M = F.cross_entropy(logits_MV.float(), label_M, reduction="none")
+    return (ce_M * weight_M).sum()
+
+
+class PaddedShape(NamedTuple):
+    """The sizes B, N, T and M of a pass."""
+
+    samples: int
+    tokens: int
+    longest: int
+    trained: int
+
+    @classmethod
+    def of(cls, group: SampleGroup) -> PaddedShape:
+        """The shape that a group's pass is padded to.
+
+        It depends on nothing but the group, so that a resumed training computes the same. There is
+        at least one place of padding in attention, which the packed padding is given.
+        """
+        lengths = [e.length - 1 for e in group.samples]
+        return cls(
+            round_up(len(lengths), 4),
+            round_up(sum(lengths), 8),
+            round_up(max(lengths) + 1, 2),
+            round_up(len(group.where), 2),
+        )
+
+
+class PaddedPass:
+    """The tensors of a pass, padded to a shape; they stay where they are when they are filled.
+
+    Tokens behind the last sample are seen by none, and carry no loss.
+    """
+
+    def __init__(self, shape: PaddedShape, device: torch.device) -> None:
+        self.shape = shape
+        count, tokens, longest, trained = shape
+        self._by_token = torch.zeros(4, tokens, dtype=torch.int64, device=device)
+        self._pad_BT = torch.zeros(count, longest, dtype=torch.int64, device=device)
+        self._by_label = torch.zeros(2, trained, dtype=torch.int64, device=device)
+        self._weight_M = torch.zeros(trained, device=device)
+        self._by_sample = torch.zeros(2, count, dtype=torch.int64, device=device)
+
+    def fill(self, group: SampleGroup, scale: float) -> None:
+        """Tell the device what the pass is about; ``scale`` is a factor of its loss."""
+        count, tokens, longest, trained = self.shape
+        lengths = [e.length - 1 for e in group.samples]
+        padding = np.zeros(tokens - sum(lengths), dtype=np.int64)
+        more = [0] * (trained - len(group.where))
+        length_B = np.array(lengths + [0] * (count - len(lengths)))
+        end_B = length_B.cumsum()
+        at_T = np.arange(longest)
+        real_BT = at_T < length_B[:, None]
+        position_N = np.broadcast_to(at_T, real_BT.shape)[real_BT]
+        # behind the first sample, where no gradient comes from
+        nowhere = np.full_like(padding, longest - 1)
+        by_token = (
+            np.append([i for own in group.sequences for i in own], padding),
+            np.append(position_N, padding),
+            np.append(length_B.repeat(length_B), np.ones_like(padding)),
+            np.append(np.flatnonzero(real_BT), nowhere),
+        )
+        _copy(self._by_token, np.stack(by_token))
+        _copy(self._pad_BT, np.where(real_BT, (end_B - length_B)[:, None] + at_T, 0))
+        _copy(self._by_label, np.array([group.where + more, group.labels + more]))
+        _copy(self._weight_M, scale * np.array(group.weights + more))
+
+    @property
+    def ids_N(self) -> Tensor:
+        """The token ids."""
+        return self._by_token[0]
+
+    @property
+    def where_M(self) -> Tensor:
+        """The packed positions that predict a token of a solution."""
+        return self._by_label[0]
+
+    def batch(self, cache: KVCache) -> Batch:
+        """What attention needs to know, for one pass; ``cache`` holds nothing."""
+        count, _, longest, _ = self.shape
+        ids_N, position_N, whole_N, unpad_N = self._by_token
+        row_B, past_B = self._by_sample
+        batch = Batch(
+            "train", cache, ids_N, position_N, row_B, past_B, row_B, lengths=(longest,) * count,
+            pasts=(0,) * count, rows=(0,) * count, adapted=False, recompute=False,
+        )  # fmt: skip
+        batch.ragged = ragged = Ragged(batch.lengths, ids_N.device)
+        ragged.uniform, ragged.pad_BT, ragged.unpad_N = False, self._pad_BT, unpad_N
+        batch.whole_N = whole_N
+        return batch
+
+    def loss(self, logits_MV: Tensor) -> Tensor:
+        """As :meth:`SampleGroup.loss`, times the scale."""
+        return _weighted_loss(logits_MV, self._by_label[1], self._weight_M)
+
+
+def _copy(to: Tensor, numbers: np.ndarray[Any, Any]) -> None:
+    made = torch.from_numpy(numbers).to(to.dtype)
+    to.copy_(made.pin_memory() if to.is_cuda else made, non_blocking=True)
 
 
 def groups(samples: Sequence[GoldExample], most: int, at_least: int = 1) -> list[SampleGroup]:
@@ -109,7 +226,7 @@ class PackedPasses:
         self._inner: Any = getattr(model, "get_base_model", lambda: model)()
         self._dtype = dtype
         self._fused = fused
-        self._group: SampleGroup | None = None
+        self._pass: SampleGroup | PaddedPass | None = None
         self._open = ExitStack()
 
     def __enter__(self) -> PackedPasses:
@@ -132,35 +249,51 @@ class PackedPasses:
     ) -> None:
         self._open.close()
 
-    def __call__(self, model: Any, group: SampleGroup) -> Tensor:
+    def __call__(self, model: Any, group: SampleGroup | PaddedPass) -> Tensor:
         """Logits ``[M, V]`` of ``model``: the one given before, or a wrapper of it."""
-        ids = torch.tensor([[i for own in group.sequences for i in own]])
-        self._group = group
+        if isinstance(group, PaddedPass):
+            ids_N = group.ids_N
+        else:
+            ids = torch.tensor([i for own in group.sequences for i in own])
+            ids_N = ids.to(self._inner.device)
+        self._pass = group
         try:
-            logits_MV: Tensor = model(input_ids=ids.to(self._inner.device), use_cache=False).logits
+            logits_MV: Tensor = model(input_ids=ids_N[None], use_cache=False).logits
         finally:
-            self._group = None
+            self._pass = None
         return logits_MV
+
+    @cached_property
+    def _nothing(self) -> KVCache:
+        """The cache of passes that begin with none."""
+        return KVCache.of(self._inner, rows=0, capacity=0, dtype=self._dtype)
 
     def _begin(self, inner: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Add the borders of samples; PEFT's keys and values become each sample's prefix."""
-        if self._group is None:
+        if self._pass is None:
             return None
         # PEFT may know the cache by another name than the model does
         given = [kwargs.pop(name, None) for name in CACHE_KEYWORDS]
-        prefix = None
-        for layers in (cache.layers for cache in given if cache is not None):
-            prefix = Prefix(
-                tuple(layer.keys[0] for layer in layers), tuple(layer.values[0] for layer in layers)
-            )
-        batch = pack_sequences(inner, self._group.sequences, prefix=prefix, dtype=self._dtype)
-        batch.recompute = prefix is not None  # masks take more memory than what they come from
+        if isinstance(self._pass, PaddedPass):
+            batch = self._pass.batch(self._nothing)
+        else:
+            prefix = None
+            for layers in (cache.layers for cache in given if cache is not None):
+                prefix = Prefix(
+                    tuple(layer.keys[0] for layer in layers),
+                    tuple(layer.values[0] for layer in layers),
+                )
+            batch = pack_sequences(inner, self._pass.sequences, prefix=prefix, dtype=self._dtype)
+            batch.recompute = prefix is not None  # masks take more memory than what they come from
         own = {"position_ids": batch.position_N[None], "fttt_batch": batch}
         return args, {**kwargs, **own}
 
     def _pick(self, _: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-        if self._group is None:
+        if self._pass is None:
             return None
+        if isinstance(self._pass, PaddedPass):
+            where_M = self._pass.where_M
+        else:
+            where_M = torch.tensor(self._pass.where).to(inputs[0].device, non_blocking=True)
         # by index_select, whose gradient is a plain addition where a mask's would sort
-        where_M = torch.tensor(self._group.where).to(inputs[0].device, non_blocking=True)
         return (inputs[0].flatten(0, 1).index_select(0, where_M),)

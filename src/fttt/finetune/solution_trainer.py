@@ -27,6 +27,7 @@ from transformers import Trainer, TrainerCallback, TrainerState
 from fttt.config.run_config import Section
 from fttt.config.training_configs import FullSettings
 from fttt.errors import DivergedError
+from fttt.finetune.captured_step import CapturedSteps, captures_steps
 from fttt.finetune.metadata import INFO_FILE, FinetuneInfo, cannot_save, write_info
 from fttt.finetune.packing import PackedPasses, SampleGroup, collate, groups
 from fttt.finetune.parameters import export, read_trained, write_trained
@@ -120,6 +121,9 @@ class SolutionTrainer(Trainer):
         half = torch.bfloat16 if self.args.bf16 else None
         # FSDP replaces the weights that fused kernels would hold
         self._packed = PackedPasses(whole, dtype=half, fused=not self.is_fsdp_enabled)
+        self._captured: CapturedSteps | None = None
+        if captures_steps(whole, settings, self.args):
+            self._captured = CapturedSteps(whole, self._packed, self.compute_loss_context_manager)
         self._bound = 2 * math.log(whole.config.get_text_config().vocab_size)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
@@ -140,7 +144,14 @@ class SolutionTrainer(Trainer):
         passes = self._passes(own, inputs["samples"][0])
         scale = self.args.world_size / everyone  # processes take the mean of their gradients
         total = torch.zeros((), device=self.args.device)
+        if self._captured is not None:
+            self._captured.begin()
         for i, (group, counts) in enumerate(passes):
+            if self._captured is not None:
+                found = self._captured.run(group, scale * counts)
+                if found is not None:
+                    total += found
+                    continue
             waits = i + 1 < len(passes) and not self.is_fsdp_enabled
             with self.accelerator.no_sync(model) if waits else nullcontext():
                 with self.compute_loss_context_manager():
@@ -186,10 +197,11 @@ class SolutionTrainer(Trainer):
     def _count(self, samples: list[GoldExample]) -> None:
         solutions = sum(len(e.solution_ids) for e in samples)
         both = sum(e.length for e in samples)
-        own = torch.tensor([both, solutions], device=self.args.device)
-        tokens, trained = self.accelerator.reduce(own, "sum").tolist()
-        self.counts.tokens += tokens
-        self.counts.trained_tokens += trained
+        if self.args.world_size > 1:
+            own = torch.tensor([both, solutions], device=self.args.device)
+            both, solutions = self.accelerator.reduce(own, "sum").tolist()
+        self.counts.tokens += both
+        self.counts.trained_tokens += solutions
 
     def _check(self, loss: float, what: str) -> None:
         """Refuse a loss above twice that of a uniform guess, ln V, or above twice the first."""
