@@ -310,6 +310,7 @@ def test_no_pass_reads_more_of_the_rows_than_is_planned(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(Batch, "pack", packed)
     monkeypatch.setattr("fttt.engine.batch.READ_PLACES", 36)
+    monkeypatch.setattr("fttt.engine.scheduler.LEAST_SHARED", 4)  # so that several read at once
     same(everything(loaded), expected)
     assert {mode for mode, _ in read} == {"prefill", "train"}
     assert max(places for _, places in read) <= 36

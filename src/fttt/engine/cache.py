@@ -39,13 +39,13 @@ from transformers import AttentionInterface
 
 from fttt.engine.attention import layer_of
 from fttt.engine.batch import Current
-from fttt.engine.families import attention_replacements, edge_of, interface
+from fttt.engine.families import attention_replacements, edge_of, follows_length, interface
 from fttt.engine.pages import Pages, Standing
 from fttt.engine.states import Mixers, States
 from fttt.errors import UsageError
 from fttt.models.loader import Prefix
 
-__all__ = ["Heads", "KVCache", "KeptRow", "read_heads"]
+__all__ = ["Heads", "KVCache", "KeptRow", "common_beginning", "read_heads"]
 
 LOOK = "fttt-heads"
 
@@ -156,6 +156,7 @@ class KVCache:
         hidden: int = 0,
         states: States | None = None,
         edge: int | None = None,
+        by_length: bool = False,
     ) -> None:
         """Take the memory.
 
@@ -177,6 +178,8 @@ class KVCache:
         self.capacity = capacity
         self.device = device
         self.edge = edge
+        self.divisible = states is None and not by_length
+        """Whether a row's first tokens serve any sequence that begins with them."""
         self.states = states
         self.page = page or max(1, capacity)
         self.prefix = prefix.length if prefix else 0
@@ -249,6 +252,7 @@ class KVCache:
             prefix=prefix,
             hidden=hidden,
             edge=edge_of(model),
+            by_length=follows_length(model),
             states=States(tuple(mixers), rows, model.device) if mixers else None,
         )
 
@@ -479,6 +483,18 @@ class KVCache:
         self._copies[target] = (source, positions)
 
 
+def common_beginning(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many of the first tokens are the same, found by halves, whose comparison is fast."""
+    low, high = 0, min(len(a), len(b))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if a[low:middle] == b[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
 class KeptRow:
     """The engine's :class:`fttt.engine.request.Kept`."""
 
@@ -529,9 +545,7 @@ class KeptRow:
         Of either, the last token is left: its own is not held, and theirs has to be run. A state
         cannot be cut back, so where layers carry one it is all of the row or nothing.
         """
-        most = min(len(self._token_ids), len(ids)) - 1
-        pairs = zip(self._token_ids[:most], ids, strict=False)
-        same = next((n for n, (a, b) in enumerate(pairs) if a != b), most)
+        same = common_beginning(self._token_ids[:-1], ids[:-1])
         if self._cache.states is not None and same < len(self._token_ids) - 1:
             return 0
         return same

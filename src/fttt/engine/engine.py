@@ -59,7 +59,7 @@ from fttt.engine.scheduler import (
     written,
 )
 from fttt.engine.selfcheck import check_outputs
-from fttt.engine.sequences import Scorer, run_model
+from fttt.engine.sequences import Scorer, in_order, run_model
 from fttt.engine.states import Mixers
 from fttt.engine.train_step import check_targets
 from fttt.errors import RunError, UsageError
@@ -361,7 +361,8 @@ class BatchedEngine:
     def _prefill(self) -> None:
         """Start as many waiting requests as one pass takes, and draw their first tokens."""
         count, pages = self._admissible(), self._room()[1] - ahead(self._cache, self._running)
-        due = self._waiting.next_pass(self._cache, count, self.plan.prefill_tokens, pages)
+        same = [job for job in self._running if job.lane and self._version(job.lane) is not None]
+        due = self._waiting.next_pass(self._cache, count, self.plan.prefill_tokens, pages, same)
         if not due.jobs:
             return
         if self._bank is not None:
@@ -370,7 +371,11 @@ class BatchedEngine:
                 job.lane.version = self._bank.version(job.lane.slot)
         before = list(self._running)
         self._running.extend(due.jobs)  # an error answers all that run
-        logits = self._run_prefill(due.segments)
+        parts, place = [], list[int]()
+        for turn in due.turns(self._cache):
+            place += turn
+            parts.append(self._run_prefill([due.segments[n] for n in turn]))
+        logits = in_order(parts, place)
         lanes = [job.lane for job in due.jobs if job.lane]
         if len(due.segments) < len(lanes):  # samples of one prompt
             owners = [due.segments[n].row for n in due.segment_of]
@@ -392,8 +397,7 @@ class BatchedEngine:
         reads = any(segment.past for segment in ends)
         parts = by_context([(x.past + len(x.token_ids)) * reads for x in ends])
         logits = [self._run_pass([ends[n] for n in part]) for part in parts]
-        place = [n for part in parts for n in part]
-        return logits[0] if len(parts) == 1 else torch.cat(logits)[torch.tensor(place).argsort()]
+        return in_order(logits, [n for part in parts for n in part])
 
     def _end_of_long(self, segment: Segment) -> Segment:
         """The end of a segment that is longer than a pass, once passes have filled what is before.

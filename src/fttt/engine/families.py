@@ -43,6 +43,7 @@ __all__ = [
     "Replacements",
     "attention_replacements",
     "edge_of",
+    "follows_length",
     "has_experts",
     "interface",
     "replacements_for",
@@ -243,6 +244,11 @@ def edge_of(model: nn.Module) -> int | None:
         if (parameters := _parameters(module, layer_type))["rope_type"] == "longrope"
     ]
     return min(edges, default=None)
+
+
+def follows_length(model: nn.Module) -> bool:
+    """Whether a token's rotary frequencies depend on how long its sequence is."""
+    return bool(_scaled(model))
 
 
 def rotary_replacements(model: nn.Module, current: Current) -> list[tuple[Any, str, Any]]:

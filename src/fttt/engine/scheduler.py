@@ -11,15 +11,16 @@ from __future__ import annotations
 
 import asyncio
 import time
+from bisect import bisect_left, insort
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Generic, TypeVar
 
 from fttt.engine.adapters.bank import slot_index
 from fttt.engine.batch import Segment
-from fttt.engine.cache import KeptRow, KVCache
+from fttt.engine.cache import KeptRow, KVCache, common_beginning
 from fttt.engine.decoder import Lane
 from fttt.engine.request import (
     BeamRequest,
@@ -51,6 +52,8 @@ __all__ = [
 AHEAD = 2
 """Pages that are left to each running sequence where others begin, so that none is paused again at
 once."""
+LEAST_SHARED = 16
+"""Tokens of the shortest beginning that is shared: a second pass takes about as long as these."""
 
 Request = TypeVar("Request")
 Answer = TypeVar("Answer")
@@ -127,13 +130,69 @@ def lane_for(request: GenerateRequest) -> Lane:
 class PrefillPass:
     """Requests that begin, or are resumed, together.
 
-    Those of one prompt and the same adapter, or none, share a segment.
+    Those of one prompt and the same adapter, or none, share a segment. Segments that begin within
+    their rows run after all others, since the beginning may be that of another one.
     """
 
-    jobs: list[GenerateJob]
-    segments: list[Segment]
-    segment_of: list[int]
+    jobs: list[GenerateJob] = field(default_factory=list)
+    segments: list[Segment] = field(default_factory=list)
+    segment_of: list[int] = field(default_factory=list)
     """Of each request."""
+    forks: list[tuple[int, int, int]] = field(default_factory=list)
+    """What to copy before those run that begin within their rows, as :meth:`KVCache.copy` takes
+    it."""
+
+    def turns(self, cache: KVCache) -> Iterator[list[int]]:
+        """Numbers of the segments that run together; what the later ones read is there by then."""
+        fresh = [n for n, segment in enumerate(self.segments) if not segment.past]
+        if fresh:
+            yield fresh
+        if self.forks:
+            cache.copy(self.forks)
+        if len(fresh) < len(self.segments):
+            yield [n for n, segment in enumerate(self.segments) if segment.past]
+
+
+class Beginnings:
+    """Sequences that hold their prompts, in the order of those, to find what begins alike.
+
+    The longest common beginning is that with a neighbour in the order.
+    """
+
+    def __init__(self) -> None:
+        self._jobs: list[GenerateJob] = []
+
+    def retain(self, jobs: Sequence[GenerateJob]) -> None:
+        """Let these be all that there are."""
+        wanted, known = set(jobs), set(self._jobs)
+        self._jobs = [job for job in self._jobs if job in wanted]
+        for job in jobs:
+            if job not in known:
+                self.add(job)
+
+    def add(self, job: GenerateJob) -> None:
+        """Note a sequence that has a row."""
+        insort(self._jobs, job, key=_beginning)
+
+    def longest(self, slot: int, ids: tuple[int, ...]) -> tuple[int, int]:
+        """The row that shares most of the first tokens under a slot's weights, and how many.
+
+        The last of ``ids`` is left, since it has to be run.
+        """
+        best = (-1, 0)
+        at = bisect_left(self._jobs, (slot, ids), key=_beginning)
+        for job in self._jobs[max(0, at - 1) : at + 1]:
+            lane = job.lane
+            assert lane is not None
+            held = common_beginning(ids[:-1], job.request.prompt_ids) if lane.slot == slot else 0
+            if held > best[1]:
+                best = (lane.row, held)
+        return best
+
+
+def _beginning(job: GenerateJob) -> tuple[int, tuple[int, ...]]:
+    assert job.lane is not None
+    return job.lane.slot, job.request.prompt_ids
 
 
 class PrefillQueue(deque[GenerateJob]):
@@ -141,6 +200,10 @@ class PrefillQueue(deque[GenerateJob]):
 
     pauses = 0
     """How often a running sequence was paused."""
+
+    def __init__(self, jobs: Iterable[GenerateJob] = ()) -> None:
+        super().__init__(jobs)
+        self._beginnings = Beginnings()
 
     def pause(self, job: GenerateJob, running: list[GenerateJob], cache: KVCache) -> None:
         """Free a running sequence's pages; it is the first to be resumed."""
@@ -201,49 +264,59 @@ class PrefillQueue(deque[GenerateJob]):
                 return True
         return False
 
-    def next_pass(self, cache: KVCache, count: int, tokens: int, pages: int) -> PrefillPass:
+    def next_pass(
+        self,
+        cache: KVCache,
+        count: int,
+        tokens: int,
+        pages: int,
+        running: Sequence[GenerateJob] = (),
+    ) -> PrefillPass:
         """Take up to ``count`` requests until ``tokens`` or ``pages`` are reached, one at least.
 
-        Those that continue a kept row, whose attention has keys to read, and those that do not
-        take passes of their own; the first that waits says whose turn it is.
+        What a prompt has in common with that of a ``running`` sequence, whose weights must be those
+        that it was written under, or with one taken before it, is not computed again.
         """
-        taken = PrefillPass([], [], [])
-        others: list[GenerateJob] = []
+        taken = PrefillPass()
         segment_of: dict[tuple[int, tuple[int, ...]], int] = {}
-        total, reuses = 0, False
+        shares, total = _shares(cache), 0
+        self._beginnings.retain(running if shares else ())
         while self and len(taken.jobs) < count:
             job = self.popleft()
             request = job.request
             if job.answer.cancelled():
                 continue
-            ids = written(job)
+            ids, slot = written(job), slot_index(request.adapter)
             past = 0 if job.lane else _held_tokens(request)
-            reuses = reuses if taken.jobs else past > 0
-            same = slot_index(request.adapter), ids
-            twin = segment_of.get(same)
-            if reuses != (past > 0):
-                others.append(job)
-                continue
+            twin = segment_of.get((slot, ids))
+            source: tuple[int, int] | None = None
+            if twin is not None:
+                source = taken.segments[twin].row, len(ids)
+            elif not past:
+                row, held = self._beginnings.longest(slot, ids)
+                if held >= LEAST_SHARED:
+                    source, past = (row, held), held
             needed = cache.count(len(ids) + 1)
-            if twin is None:
-                total += len(ids)
-            else:
-                needed -= (cache.prefix + len(ids)) // cache.page
+            if source is not None:
+                needed -= (cache.prefix + source[1]) // cache.page
+            total += len(ids) if twin is None else 0
             if taken.jobs and (total > tokens or needed > pages):
-                others.append(job)
+                self.appendleft(job)
                 break
             pages -= needed
             lane = job.lane = job.lane or lane_for(request)
-            source = None if twin is None else taken.segments[twin].row
             lane.row, lane.length = _row(request, cache, past, len(ids), source), len(ids)
             taken.jobs.append(job)
             taken.segment_of.append(len(taken.segments) if twin is None else twin)
-            if twin is None:
-                if not reuses:
-                    segment_of[same] = len(taken.segments)
-                begun = _begun(request, len(ids), cache)
-                taken.segments.append(Segment(ids[past:], lane.row, past, lane.slot, begun))
-        self.extendleft(reversed(others))
+            if twin is not None:
+                continue
+            segment_of[slot, ids] = len(taken.segments)
+            begun = _begun(request, len(ids), cache)
+            taken.segments.append(Segment(ids[past:], lane.row, past, slot, begun))
+            if source is not None:
+                taken.forks.append((source[0], lane.row, source[1]))
+            elif not past and shares:
+                self._beginnings.add(job)
         return taken
 
 
@@ -292,17 +365,31 @@ def _held_tokens(request: GenerateRequest) -> int:
     return same if 2 * same >= len(prompt) else 0
 
 
+def _shares(cache: KVCache) -> bool:
+    """Whether prompts take what they begin with from other rows.
+
+    On a CPU all attention is masked, and reading a row costs nothing more. On a GPU a fused kernel
+    serves prompts that read nothing.
+    """
+    return cache.divisible and cache.device.type == "cpu"
+
+
 def _row(
-    request: GenerateRequest, cache: KVCache, past: int, tokens: int, source: int | None
+    request: GenerateRequest,
+    cache: KVCache,
+    past: int,
+    tokens: int,
+    source: tuple[int, int] | None,
 ) -> int:
     """A row for a request of so many tokens and the next one.
 
-    It shares the pages of a ``source`` of the same tokens. Where ``past`` tokens of a kept row are
-    reused, it shares that one's, or is that one where nothing else is free.
+    It shares the pages of a ``source``, as far as that row has the same tokens. Where ``past``
+    tokens of a kept row are reused, it shares that one's, or is that one where nothing else is
+    free.
     """
     kept, row = request.reuse, None
     if source is not None:
-        row = cache.fork(source, tokens, tokens + 1)
+        row = cache.fork(*source, tokens + 1)
     elif past and isinstance(kept, KeptRow) and kept.row is not None:
         if cache.free and cache.free_pages >= cache.count(tokens + 1):
             row = cache.fork(kept.row, past, tokens + 1)

@@ -31,6 +31,7 @@ from fttt.models.loader import Prefix
 
 __all__ = [
     "Scorer",
+    "in_order",
     "pack_sequences",
     "prepared",
     "run_layers",
@@ -135,6 +136,11 @@ def weighted_loss(
     apply: Any = _ChunkedLoss.apply
     loss, log_MK, rest_M = apply(hidden_MD, id_MK, weight_MK, tail_M, model, batch, type(output))
     return loss, log_MK, rest_M
+
+
+def in_order(parts: list[Tensor], place: list[int]) -> Tensor:
+    """What several passes gave, in the order of the places that it belongs to."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts)[torch.tensor(place).argsort()]
 
 
 class Scorer:
