@@ -1,11 +1,14 @@
 """What the driver of replicas costs: facts a second that it takes, and the seconds of a start.
 
     python benchmarks/driver.py --tokens 256 --batches 1 10 100
+    python benchmarks/driver.py --tokens 2048 --costs 1.7 0.19 --rates 13600
 
 A process sends the facts of made-up trials (an answer of ``--tokens`` tokens, its verdict, the
 trial), ``--batches`` trials in an exchange, as fast as the driver takes them; the driver writes a
 run folder on the disk of ``--folder``. Processor time says what one core of the driver can do,
-whatever else the machine does; the time by the clock, what it did.
+whatever else the machine does; the time by the clock, what it did. From it follow rows of the table
+of a large cluster in ``docs/scale.md``, one for each of ``--rates``, the tokens a second of one
+GPU; ``--costs`` takes milliseconds of an exchange and of a fact that were measured before.
 """
 
 from __future__ import annotations
@@ -68,8 +71,25 @@ class Sender:
         return time.process_time()
 
 
-async def measure(handle: Any, asking: Asking, trials: int, wanted: int) -> None:
-    """Take ``wanted`` trials in exchanges of ``trials``."""
+GPUS, FACTS, TRIALS = 64, 3, 8
+"""Of the cluster; of a trial; of a question."""
+
+
+def cluster_row(tokens: int, rate: float, exchange_ms: float, fact_ms: float) -> str:
+    """What a cluster asks of one driver, as a row of a table, and the questions a second."""
+    trials = GPUS * rate / tokens
+    facts = FACTS * trials
+    busy = facts * fact_ms / 1e3
+    rest = f"{(1 - busy) * 1e3 / exchange_ms / GPUS:.0f}" if busy < 1 else ""
+    questions = min(facts, 1e3 / fact_ms) / FACTS / TRIALS
+    return (
+        f"| {rate:,.0f} tokens/s, {tokens:,} | {round(trials / GPUS, 1 if trials < 10 * GPUS else None):,} | {trials:,.0f} "
+        f"| {facts:,.0f} | {busy * 100:.0f} % | {rest} | {questions:,.0f} |"
+    )
+
+
+async def measure(handle: Any, asking: Asking, trials: int, wanted: int) -> float:
+    """Take ``wanted`` trials in exchanges of ``trials``; milliseconds of an exchange."""
     seat, taken = Seat(), 0
     theirs = await handle.call("seconds")
     own, clock = time.process_time(), time.perf_counter()
@@ -87,16 +107,28 @@ async def measure(handle: Any, asking: Asking, trials: int, wanted: int) -> None
         f"processor time, {1e3 * own / rounds:.2f} ms an exchange; {taken / clock:,.0f} facts/s "
         f"and {1e3 * clock / rounds:.2f} ms by the clock; the sender's own {taken / theirs:,.0f}/s"
     )
+    return 1e3 * own / rounds
 
 
 def main() -> None:
-    """Measure the start, then each size of an exchange."""
+    """Measure the start and each size of an exchange, and print what a cluster would ask."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 10, 100])
     parser.add_argument("--trials", type=int, default=2000, help="of each measurement")
     parser.add_argument("--folder", type=Path)
+    parser.add_argument("--rates", type=float, nargs="+", default=[13_600, 120_000])
+    parser.add_argument("--costs", type=float, nargs=2, metavar=("EXCHANGE", "FACT"))
     options = parser.parse_args()
+    exchange_ms, fact_ms = options.costs or measured(options)
+    print(f"{exchange_ms:.2f} ms an exchange, {fact_ms:.3f} ms a fact")
+    for rate in options.rates:
+        print(cluster_row(options.tokens, rate, exchange_ms, fact_ms))
+
+
+def measured(options: argparse.Namespace) -> tuple[float, float]:
+    """Milliseconds of an exchange and of a fact in it, by the smallest and the largest exchange."""
+    costs: dict[int, float] = {}
     plan = plan_run(settle(resolve({"method": "best-of-n", "data": {"limit": 64}})))
     questions = [question.id for question in plan.questions]
     with tempfile.TemporaryDirectory(dir=options.folder) as place:
@@ -121,9 +153,14 @@ def main() -> None:
                     asking.assignment(one)
                 sender = connected.ray.remote(Sender).remote(questions, options.tokens)
                 handle = RayReplica(connected.ray, sender)
-                asyncio.run(measure(handle, asking, trials, options.trials))
+                costs[trials] = asyncio.run(measure(handle, asking, trials, options.trials))
                 handle.kill()
                 writer.close()
+    few, many = min(costs), max(costs)
+    if few == many:
+        raise SystemExit("--batches: two sizes or more tell an exchange's cost from a fact's")
+    fact_ms = (costs[many] - costs[few]) / (FACTS * (many - few))
+    return costs[few] - FACTS * few * fact_ms, fact_ms
 
 
 if __name__ == "__main__":

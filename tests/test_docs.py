@@ -6,6 +6,7 @@ import asyncio
 import importlib.metadata
 import json
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,19 @@ def test_every_family_of_the_library_has_a_row() -> None:
         assert found.split(":")[0] in {"equal", "refused", "not tried"}
     if importlib.metadata.version("transformers").startswith(f"{version[1]}."):
         assert sorted(family for family, _ in rows) == sorted(family_types())
+
+
+def test_the_table_of_a_large_cluster_follows_from_the_measured_costs() -> None:
+    driver = runpy.run_path(str(DOCS.parent / "benchmarks" / "driver.py"))
+    rows = re.findall(r"^\| .*, [\d,]+ .*\| [\d.]+ \| .* \|$", page("scale.md"), flags=re.MULTILINE)
+    assert len(rows) == 3
+    for row, tokens, rate, fact_ms in zip(
+        rows, (256, 2048, 256), (13_600, 13_600, 120_000), (0.045, 0.19, 0.045), strict=True
+    ):
+        made = driver["cluster_row"](tokens, rate, 1.7, fact_ms)
+        said, follows = (text.split("|")[2:] for text in (row, made))
+        for got, right in zip(said[:4], follows[:4], strict=True):
+            assert got.strip().startswith(right.strip())
 
 
 @pytest.mark.parametrize("method", METHODS)
