@@ -20,7 +20,7 @@ import reasoning_gym
 from fttt.errors import UsageError
 from fttt.tasks import get_task
 from fttt.tasks.gold_check import check_task
-from fttt.tasks.gym import EVALUATING, GRADED, GymTask
+from fttt.tasks.gym import EVALUATING, GRADED, LENIENT, GymTask
 from fttt.tasks.task import TaskOptions
 from fttt.types import Verdict
 
@@ -156,3 +156,17 @@ def test_a_graded_scorer_tells_a_near_miss_from_a_wrong_answer(family: str) -> N
         for text in near_misses(entry["answer"])[:60]
     }
     assert any(0.05 < score < 1 for score in scores) == (family in GRADED)
+
+
+@pytest.mark.parametrize("family", sorted({*GRADED, *LENIENT} - {"boxnet", "rubiks_cube"}))
+def test_what_passes_with_words_behind_it_is_said(family: str) -> None:
+    """Of the families whose problems come with an answer."""
+    problems = reasoning_gym.create_dataset(family, seed=1, size=3)
+    longer = []
+    for entry in problems:
+        assert problems.score_answer(entry["answer"], entry) == 1
+        behind = (" and more", "\nx")
+        longer += [problems.score_answer(f"{entry['answer']}{text}", entry) for text in behind]
+    takes_names = family == "knights_knaves"  # its scorer looks for what it says of each person
+    assert (max(longer) >= 1) == (family in LENIENT or takes_names)
+    assert ("whatever follows it" in "".join(GymTask(family).cautions)) == (family in LENIENT)

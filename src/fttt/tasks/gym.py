@@ -21,7 +21,7 @@ from fttt.verifiers.answer_extraction import after_thought
 from fttt.verifiers.verifier import Verifier, feedback_on
 from fttt.verifiers.worker_pool import JobError, WorkerPool
 
-__all__ = ["EVALUATING", "GRADED", "GymTask", "GymVerifier", "score_answer"]
+__all__ = ["EVALUATING", "GRADED", "LENIENT", "GymTask", "GymVerifier", "score_answer"]
 
 GRADED = (
     "word_sorting",
@@ -56,6 +56,19 @@ EVALUATING = frozenset(
 )
 """Families whose scorers evaluate the answer as Python, which nothing outside the judge's sandbox
 may do."""
+
+LENIENT = frozenset(
+    {
+        "game_of_life_halting",
+        "gsm_symbolic",
+        "kakurasu",
+        "letter_jumble",
+        "quantum_lock",
+        "sokoban",
+        "survo",
+    }
+)
+"""Families whose scorers pass a right answer with anything behind it."""
 
 SIZES = {"test": 100, "train": 200}
 _TRAIN_SEED = 1_000_003
@@ -119,6 +132,16 @@ class GymTask:
         self._size = size
         self._answer = answer
         self._config = _settings(family, level, config)
+
+    @property
+    def cautions(self) -> tuple[str, ...]:
+        """What is to be known of the family's scorer before its scores are trusted."""
+        if self.family not in LENIENT:
+            return ()
+        return (
+            f"the scorer of {self.family} passes a right answer whatever follows it, so that some "
+            "answers count as correct which say more",
+        )
 
     def load(self, options: TaskOptions) -> list[Question]:
         """Make the split's problems from ``options.seed``."""
