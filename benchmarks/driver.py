@@ -82,8 +82,10 @@ def cluster_row(tokens: int, rate: float, exchange_ms: float, fact_ms: float) ->
     busy = facts * fact_ms / 1e3
     rest = f"{(1 - busy) * 1e3 / exchange_ms / GPUS:.0f}" if busy < 1 else ""
     questions = min(facts, 1e3 / fact_ms) / FACTS / TRIALS
+    own = rate / tokens
+    shown = f"{own:.1f}" if own < 10 else f"{own:,.0f}"
     return (
-        f"| {rate:,.0f} tokens/s, {tokens:,} | {round(trials / GPUS, 1 if trials < 10 * GPUS else None):,} | {trials:,.0f} "
+        f"| {rate:,.0f} tokens/s, {tokens:,} | {shown} | {trials:,.0f} "
         f"| {facts:,.0f} | {busy * 100:.0f} % | {rest} | {questions:,.0f} |"
     )
 
