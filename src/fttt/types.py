@@ -285,8 +285,9 @@ class Verdict:
     tests_total: int | None = None
     """Of a program's tests; ``None`` where none were run."""
     failed: bool = False
-    """Whether the verifier itself failed (it raised, hung or could not be run), so that nothing was
-    said of the answer; such a verdict is ``incorrect``, and ``detail`` says what happened."""
+    """Whether the verifier itself failed (it raised, hung, could not be run or could not read the
+    gold answer), so that nothing was said of the answer; such a verdict is ``incorrect``, and
+    ``detail`` says what happened. An answer that cannot be read is the model's own failure."""
     tokens: int = 0
     """That a judging model read and wrote for it."""
 

@@ -244,6 +244,12 @@ def verify(text: str, gold: str = "B") -> tuple[str, str | None]:
     return verdict.outcome, verdict.extracted
 
 
+def test_a_gold_that_is_no_letter_is_a_failure_of_the_verifier() -> None:
+    question = Question("q", PROMPT, "42")
+    verdict = asyncio.run(ChoiceVerifier().verify(question, "The answer is (B)."))
+    assert (verdict.outcome, verdict.failed) == ("incorrect", True)
+
+
 def test_verdicts() -> None:
     assert verify("The answer is (B)") == ("correct", "B")
     assert verify("The answer is (B)", "(b)") == ("correct", "B")

@@ -326,8 +326,9 @@ def test_different_by_value(gold: JSON, completion: str) -> None:
 @pytest.mark.parametrize("gold", ["none", None, True, "", "11:30"])
 def test_a_gold_without_a_number_is_said(gold: JSON) -> None:
     verdict = judge(gold, "18")
-    assert verdict.outcome == "incorrect"
+    assert (verdict.outcome, verdict.failed) == ("incorrect", True)
     assert "holds no number" in verdict.detail
+    assert not judge("18", "The answer is none.").failed
 
 
 @given(

@@ -292,7 +292,8 @@ class ChoiceVerifier:
         start = time.perf_counter()
         found = find_choice(completion, prompt=question.prompt, cut=cut)
         outcome, detail = _judged(question.gold, found)
-        return timed_verdict(start, outcome, _text(found), detail)
+        failed = gold_letter(question.gold) is None
+        return timed_verdict(start, outcome, _text(found), detail, failed=failed)
 
     def extract(self, question: Question, completion: str, *, cut: bool = False) -> str | None:
         """The letter, for votes."""

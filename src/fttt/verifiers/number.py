@@ -337,7 +337,7 @@ class NumberVerifier:
         gold = read_number(question.gold)
         found = find_numbers(completion, prompt=question.prompt, cut=cut, rule=self.rule)
         outcome, detail = _judged(question.gold, gold, found)
-        return timed_verdict(start, outcome, _text(found), detail)
+        return timed_verdict(start, outcome, _text(found), detail, failed=gold is None)
 
     def extract(self, question: Question, completion: str, *, cut: bool = False) -> str | None:
         """The number in its shortest exact form, so that ``18`` and ``$18.00`` vote together."""

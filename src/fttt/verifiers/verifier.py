@@ -47,7 +47,9 @@ class Verifier(Protocol):
     """Judges a model's completions.
 
     A verifier bounds its own time and never raises because of a completion: a check that raised or
-    hung is an ``incorrect`` verdict that is ``failed`` and whose ``detail`` says why. It raises
+    hung is an ``incorrect`` verdict that is ``failed`` and whose ``detail`` says why. So is one
+    against a gold answer that cannot be read. An *answer* that cannot be read or computed is the
+    model's own fault: ``incorrect``, and not ``failed``. The verifier raises
     :class:`fttt.errors.RunError` only where judging itself is impossible (the judge is down).
 
     ``verify`` and ``extract`` may also take a keyword ``cut: bool = False``: whether a completion

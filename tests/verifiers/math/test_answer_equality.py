@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fttt.verifiers.math import judge_quickly
-from fttt.verifiers.math.answer_equality import equivalent
+from fttt.verifiers.math.comparison import GoldError, equivalent, judged
 from fttt.verifiers.math.evaluation import UndecidedError
 from fttt.verifiers.math.lexer import NotUnderstoodError
 
@@ -27,7 +27,7 @@ def same(gold: str, answer: str) -> bool:
     quick = judge_quickly(gold, answer)
     try:
         return equivalent((gold, answer)) if quick is None else quick
-    except (NotUnderstoodError, UndecidedError):
+    except (GoldError, NotUnderstoodError, UndecidedError):
         return False
 
 
@@ -152,16 +152,45 @@ def test_of_an_ambiguous_slash_both_readings_count() -> None:
     assert not same(r"\frac{2}{x}", "1/2x")
 
 
+@pytest.mark.parametrize("answer", [r"\sum_{i=1}^{10^{9}} i", r"\sin(10^{10^{10}})", "(10^{10})!"])
+def test_what_is_too_large_is_not_decided(answer: str) -> None:
+    with pytest.raises(UndecidedError):
+        equivalent(("1", answer))
+    assert equivalent((answer, answer))
+    assert judged(("1", answer))[::2] == (False, True)
+    assert judged((answer, "1"))[::2] == (False, False)
+
+
 @pytest.mark.parametrize(
-    ("gold", "answer"),
+    ("gold", "answer", "why"),
     [
-        ("9^{9^{9^{9}}}", "9^{9^{9^{9}}}+1"),
-        ("1", r"\sum_{i=1}^{10^{9}} i"),
-        ("1", r"\sin(10^{10^{10}})"),
-        ("1", "(10^{10})!"),
+        ("13535", r"\sqrt{35} \approx 8.162", "an approximation that is none"),
+        ("p - q", r"S = q^2 = 2q", "a chain of values that are not equal"),
+        (r"\sqrt{51}", r"\frac{\text{exact}}{0.7}", "a text in an expression"),
+        ("7", "62125: This", "an expression that is missing"),
+        ("7", r"\frac{7", "a brace that is not closed"),
+        ("7", "1" + "/2" * 900, "an expression that is too deep"),
     ],
 )
-def test_what_is_too_large_is_not_decided(gold: str, answer: str) -> None:
-    with pytest.raises(UndecidedError):
-        equivalent((gold, answer))
-    assert equivalent((answer, answer))
+def test_whose_fault_it_is_that_answers_cannot_be_compared(
+    gold: str, answer: str, why: str
+) -> None:
+    """An answer without a meaning is wrong; against a gold answer without one nothing is known."""
+    assert judged((gold, answer)) == (False, why, True)
+    assert judged((answer, gold)) == (False, why, False)
+
+
+def test_one_reading_of_an_ambiguous_answer_is_enough() -> None:
+    assert same("11033", r"\frac{22,066}{2}")
+    assert same(r"10\sqrt{10}", r"\sqrt{1,000}")
+    assert not same("3", r"\frac{1,2}{3}")
+    assert not same("10", r"\frac{22,066.67}{P} - 1")
+
+
+def test_a_limit_without_variables_is_computed_once() -> None:
+    """It was computed at every point of the other answer, until the time or the steps ran out."""
+    for limit in (r"\sum_{l=2}^\infty \frac{1}{l}", r"\lim_{x \to 0} \frac{1}{x}"):
+        assert judged(("p - q", limit)) == (False, "", True)
+    assert same(r"p \cdot \frac{\pi^2}{6}", r"p \sum_{k=1}^\infty \frac{1}{k^2}")
+    assert not same(r"\int_0^1 x dx", r"\int_0^2 x dx")
+    assert not same(r"x + \int_0^x x dx", r"x + \int_0^1 x dx")

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from fttt.types import Question, Verdict
 from fttt.verifiers.math import MathVerifier
 from fttt.verifiers.verifier import Verifier
+from fttt.verifiers.worker_pool import WorkerPool
 
 QUESTION = Question("q", "")
 
@@ -61,7 +62,31 @@ def test_it_is_a_verifier(verifier: MathVerifier) -> None:
 def test_what_cannot_be_read_is_incorrect(verifier: MathVerifier, answer: str) -> None:
     verdict = judge(verifier, r"\sqrt{2}+1", answer)
     assert verdict.outcome in ("incorrect", "unanswered")
+    assert not verdict.failed, verdict.detail
     assert "\n" not in verdict.detail
+
+
+@pytest.mark.parametrize("gold", [r"\frac{1}{", r"\unknowncommand{3}", "9^{9^{9^{9}}}"])
+def test_a_gold_that_cannot_be_read_or_computed_is_a_failure(
+    verifier: MathVerifier, gold: str
+) -> None:
+    verdict = judge(verifier, gold, r"\sqrt{3}")
+    assert (verdict.outcome, verdict.failed) == ("incorrect", True)
+    assert verdict.detail.startswith("the gold answer ")
+    assert judge(verifier, gold, gold).correct or gold.count("{") != gold.count("}")
+
+
+def test_an_error_of_the_comparison_itself_is_a_failure() -> None:
+    async def run() -> Verdict:
+        verifier = MathVerifier()
+        verifier._pool = WorkerPool(lambda request: request["no list"], time_limit=60.0)
+        verdict = await verifier.verify(Question("q", "", r"\sqrt{2}"), r"\boxed{\sqrt{3}}")
+        await verifier.close()
+        return verdict
+
+    verdict = asyncio.run(run())
+    assert (verdict.outcome, verdict.failed) == ("incorrect", True)
+    assert "raised TypeError" in verdict.detail
 
 
 @pytest.mark.parametrize(
@@ -76,7 +101,7 @@ def test_no_answer(verifier: MathVerifier, completion: str) -> None:
 @pytest.mark.parametrize("gold", ["", None, r"\boxed{}"])
 def test_an_empty_gold_is_said(verifier: MathVerifier, gold: str | None) -> None:
     verdict = asyncio.run(verifier.verify(Question("q", "", gold), r"\boxed{5}"))
-    assert verdict.outcome == "incorrect"
+    assert (verdict.outcome, verdict.failed) == ("incorrect", True)
     if not gold:
         assert verdict.detail == "the gold answer is empty"
 
@@ -119,6 +144,7 @@ def test_hostile_answers_cost_no_time_and_no_neighbour_its_verdict() -> None:
     assert {verdict.outcome for verdict in hostile} <= {"incorrect", "unanswered"}
     assert [verdict.correct for verdict in others] == [True] * 20 + [False] * 20
     late = [verdict for verdict in hostile if "took longer" in verdict.detail]
+    assert [verdict for verdict in hostile if verdict.failed] == late
     assert len(late) <= 3, late  # on a busy machine: none takes more than a second of its own
 
 

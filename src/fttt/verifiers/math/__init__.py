@@ -1,8 +1,9 @@
 """Answers of competition mathematics, compared as mathematics or by the benchmark's string rule.
 
 Text -> tokens (``lexer``) -> syntax tree (``answer_parser`` and its parent ``expression_parser``,
-with ``units``) -> comparison in a worker process (``answer_equality`` over ``value_equality`` over
-``evaluation``); beside it, in the caller's process, a text for votes (``normal_forms``).
+with ``units``) -> comparison in a worker process (``comparison`` over ``answer_equality`` over
+``value_equality`` over ``evaluation``); beside it, in the caller's process, a text for votes
+(``normal_forms``).
 """
 
 from __future__ import annotations
@@ -37,9 +38,12 @@ class MathVerifier:
     r"""Compares the answer of a completion with the gold answer.
 
     By the rule ``equivalence``, two numbers, and answers with the same tokens, are judged at once.
-    All others are compared as mathematics in a worker process with a time and a memory limit; an
-    answer that reaches a limit is ``incorrect`` and ``failed``, with a detail that says so. By the
-    rule ``strict``, the string rule of the MATH benchmark decides.
+    All others are compared as mathematics in a worker process with a time and a memory limit. By
+    the rule ``strict``, the string rule of the MATH benchmark decides.
+
+    An answer that cannot be read or computed is ``incorrect``, and a detail says why. The verdict
+    is ``failed`` too where nothing is known of the answer: the comparison reached a limit or raised
+    an error of its own, or the *gold* answer is empty or cannot be read or computed.
     """
 
     def __init__(
@@ -70,7 +74,7 @@ class MathVerifier:
             )
         self.rule: MathRule = rule
         self._pool = WorkerPool(
-            "fttt.verifiers.math.answer_equality:equivalent",
+            "fttt.verifiers.math.comparison:judged",
             time_limit=time_limit,
             workers=workers,
             memory_mb=memory_mb,
@@ -86,35 +90,37 @@ class MathVerifier:
         if answer is None:
             detail = "no \\boxed{} and no other answer in the completion"
             return timed_verdict(start, "unanswered", None, detail)
-        right, detail, failed = False, "the gold answer is empty", False
+        right, detail, known = False, "the gold answer is empty", False
         if gold:
             try:
-                right, detail = await self._compare(gold, answer)
+                right, detail, known = await self._compare(gold, answer)
             except JobError as error:
-                reason, failed = str(error).partition("\n")[0], True
+                reason = str(error).partition("\n")[0]
                 detail = f"the comparison of {answer[:200]} with {gold[:200]} {reason}"
         outcome: Outcome = "correct" if right else "incorrect"
-        return timed_verdict(start, outcome, self._normal(answer), detail, failed=failed)
+        return timed_verdict(start, outcome, self._normal(answer), detail, failed=not known)
 
-    async def _compare(self, gold: str, answer: str) -> tuple[bool, str]:
-        """Whether both are the same, and a detail if not.
+    async def _compare(self, gold: str, answer: str) -> tuple[bool, str, bool]:
+        """Whether both are the same, a detail if not, and whether that is known.
 
         Raises:
-            JobError: the comparison reached a limit.
+            JobError: the comparison reached a limit, or raised what no answer may raise.
         """
         differ = f"{answer[:200]} is not {gold[:200]}"
         if self.rule == "strict":
             alike = strict_form(gold) == strict_form(answer)
-            return alike, "" if alike else differ
+            return alike, "" if alike else differ, True
         if gold == answer:
-            return True, ""
+            return True, "", True
         if len(answer) > _LONGEST:
-            return False, f"the answer is longer than {_LONGEST} characters"
+            return False, f"the answer is longer than {_LONGEST} characters", True
         quick = judge_quickly(gold, answer)
         if quick is not None:
-            return quick, "" if quick else differ
-        same = bool(await self._pool.run([gold, answer]))
-        return same, "" if same else differ
+            return quick, "" if quick else differ, True
+        alike, why, known = await self._pool.run([gold, answer])
+        if not known:
+            return False, f"the gold answer {gold[:200]} cannot be compared with any: {why}", False
+        return alike, "" if alike else f"{differ}{why and f' ({why})'}", True
 
     def extract(self, question: Question, completion: str, *, cut: bool = False) -> str | None:
         """The answer in the rule's normal form, so that equal strings vote together."""

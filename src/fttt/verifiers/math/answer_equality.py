@@ -1,10 +1,9 @@
-r"""Equality of answers: the comparison that runs in the math verifier's worker processes.
+r"""Equality of answers as trees.
 
-Both answers are parsed to trees, brought to one form (a value for each sign of ``\pm``, a name
+Both are brought to one form (a value for each sign of ``\pm``, a name
 once, sets by their elements) and compared by their kind: numbers and expressions by value,
 quantities with their units, lists and sets in any order, tuples in order, intervals and
-inequalities as sets of real numbers, equations up to a factor, words as words. An answer that
-cannot be parsed equals only an answer with the same tokens.
+inequalities as sets of real numbers, equations up to a factor, words as words.
 """
 
 from __future__ import annotations
@@ -13,9 +12,8 @@ import re
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 
-from fttt.verifiers.math.answer_parser import readings
 from fttt.verifiers.math.evaluation import UndecidedError, UndefinedError, evaluate, is_about
-from fttt.verifiers.math.lexer import NotUnderstoodError, scan, spelled
+from fttt.verifiers.math.lexer import NotUnderstoodError
 from fttt.verifiers.math.syntax_tree import (
     EXPRESSIONS,
     OPPOSITE,
@@ -35,9 +33,7 @@ from fttt.verifiers.math.syntax_tree import (
     operands,
     renamed,
     replaced,
-    walk,
 )
-from fttt.verifiers.math.units import UnitLetters
 from fttt.verifiers.math.value_equality import (
     constant_ratio,
     is_set_like,
@@ -48,73 +44,9 @@ from fttt.verifiers.math.value_equality import (
     values_at,
 )
 
-__all__ = ["equivalent", "same", "settled"]
+__all__ = ["same", "settled"]
 
 _ROUND = frozenset({"()", "<>"})
-
-
-def equivalent(request: tuple[str, str]) -> bool:
-    """The worker's job: whether the answers ``[gold, answer]`` are the same.
-
-    Raises:
-        NotUnderstoodError: one cannot be parsed, and their tokens differ.
-        UndecidedError: their values are too large or take too long to compute.
-    """
-    gold, answer = request
-    if spelled(scan(gold)) == spelled(scan(answer)):
-        return True
-    undecided: Exception | None = None
-    known, units = _gold_readings(gold)
-    try:
-        given = readings(answer, units)
-    except NotUnderstoodError:
-        if any(_same_words(first, first, gold, answer) for first in known):
-            return True
-        raise
-    for first in known:
-        for second in given:
-            try:
-                if same(first, second) or _same_words(first, second, gold, answer):
-                    return True
-            except UndecidedError as error:
-                undecided = error
-    if undecided is not None:
-        raise undecided
-    return False
-
-
-def _gold_readings(gold: str) -> tuple[tuple[Node, ...], UnitLetters]:
-    """The trees of the gold answer, and which letters of the other answer may be units.
-
-    If the gold answer has variables, letters are variables; if it has a unit, a letter behind a
-    number may be one.
-    """
-    trees = readings(gold, "marked")
-    parts = [part for tree in trees for part in walk(tree)]
-    if any(part.head == "quantity" and part.data.unit is not None for part in parts):
-        return trees, "all"
-    if any(part.head == "var" for part in parts):
-        return readings(gold, "none"), "none"
-    return trees, "marked"
-
-
-def _same_words(first: Node, second: Node, gold: str, answer: str) -> bool:
-    """Words, choices and numbers with a base, compared without punctuation."""
-    heads, words = {first.head, second.head}, {"text", "choice", "based"}
-    if not heads & words or not heads <= EXPRESSIONS | words:
-        return False
-    if "based" in heads:
-        based, other = (first, answer) if first.head == "based" else (second, gold)
-        return _letters(other) == str(based.data[0]).casefold()
-    return _letters(gold) == _letters(answer)
-
-
-def _letters(text: str) -> str:
-    """The letters and digits of an answer; a single letter keeps its case."""
-    tokens = scan(text)
-    letters = "".join(t.text for t in tokens if t.kind in ("word", "letter", "number"))
-    signs = "".join(t.text for t in tokens if t.sign("-", "+", "/", "^", "_", "*", "="))
-    return signs + (letters if len(letters) == 1 else letters.casefold())
 
 
 def same(gold: Node, answer: Node) -> bool:

@@ -28,6 +28,7 @@ from fttt.verifiers.math.syntax_tree import (
     name_of,
     names_of,
     number,
+    with_round_brackets,
     words_of,
 )
 from fttt.verifiers.math.units import (
@@ -81,14 +82,26 @@ def readings(text: str, units: UnitLetters = "marked") -> tuple[Node, ...]:
     Raises:
         NotUnderstoodError: the answer has no tree.
     """
-    first, ambiguous = _parse(text, units)
-    found = [first]
-    if ambiguous:
-        found.append(_parse(text, units, tight=True)[0])
+    found: list[Node] = []
+    failures: list[NotUnderstoodError] = []
+
+    def read(*, tight: bool = False, commas: Commas = "outside") -> bool:
+        try:
+            tree, ambiguous = _parse(text, units, tight=tight, commas=commas)
+        except NotUnderstoodError as error:
+            failures.append(error)
+            return False
+        found.append(tree)
+        return ambiguous
+
+    if read():
+        read(tight=True)
     if _GROUPS.search(text):
-        found.append(_parse(text, units, commas="never")[0])
-        if not _UNSPACED.search(text) and "," in _GROUPS.sub("", text):
-            found.append(_parse(text, units, commas="everywhere")[0])
+        read(commas="never")
+        if not _UNSPACED.search(text) and ("," in _GROUPS.sub("", text) or not found):
+            read(commas="everywhere")
+    if not found:
+        raise failures[0]
     return tuple(dict.fromkeys(found))
 
 
@@ -110,23 +123,8 @@ def _parse_once(text: str, units: UnitLetters, *, tight: bool, commas: Commas) -
     try:
         parser = _AnswerParser(tokens, units, tight=tight)
     except NotUnderstoodError:
-        parser = _AnswerParser(_with_round_brackets(tokens), units, tight=tight)
+        parser = _AnswerParser(with_round_brackets(tokens), units, tight=tight)
     return parser.answer(0, len(tokens)), parser.ambiguous
-
-
-def _with_round_brackets(tokens: tuple[Token, ...]) -> tuple[Token, ...]:
-    """The tokens of open intervals written as ``]1, 2[`` in the form ``(1, 2)``."""
-    found, depth = [], 0
-    for place, token in enumerate(tokens):
-        before = tokens[place - 1] if place else Token("sign", ",")
-        closes = before.kind != "sign" or before.sign(")", "}", "%")
-        if token.sign("[") and depth and closes:
-            token = Token("sign", ")")
-        elif token.sign("]") and not depth:
-            token = Token("sign", "(")
-        depth += token.sign("(", "[") - token.sign(")", "]")
-        found.append(token)
-    return tuple(found)
 
 
 class _AnswerParser(ExpressionParser):

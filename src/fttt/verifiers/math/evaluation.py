@@ -17,7 +17,7 @@ from typing import Any
 
 from mpmath import MPContext  # type: ignore[import-untyped]
 
-from fttt.verifiers.math.syntax_tree import Node, names_of
+from fttt.verifiers.math.syntax_tree import Node, names_of, walk
 
 __all__ = [
     "EQUAL",
@@ -56,6 +56,10 @@ _BITS = 1 << 20
 """Size of an exact number; larger ones are undecided."""
 STEPS = 100_000
 """Operations of one comparison; a longer one is undecided."""
+
+_CONSTANTS: dict[tuple[Node, bool], Value | UndefinedError] = {}
+"""What limits without variables were found to be, so that no point computes them again."""
+_MOST_CONSTANTS = 256
 
 
 class UndefinedError(Exception):
@@ -337,10 +341,11 @@ class Evaluation:
         if not _is_infinite(high) or mp.re(high) < 0:
             raise UndefinedError("a sum to what is no whole number")
         return self.numerically(
+            node,
             lambda: (mp.nsum if node.head == "sum" else mp.nprod)(
                 lambda n: real_number(self.at(node.data, Fraction(int(n)), body)),
                 [int(low), mp.inf],
-            )
+            ),
         )
 
     def at(self, name: str, value: Value, body: Node) -> Value:
@@ -361,27 +366,45 @@ class Evaluation:
         sides = [int(side.data)] if side.data else [1, -1]
         if _is_infinite(goal):
             sides = [1]
-        found = [self.approached(node.data, body, real_number(goal), one) for one in sides]
+        found = [self.approached(node, body, real_number(goal), one) for one in sides]
         if any(abs(one - found[0]) > real_number(ROUGH) * (1 + abs(one)) for one in found):
             raise UndefinedError("a limit that differs from both sides")
         return found[0]
 
-    def approached(self, name: str, body: Node, goal: Value, side: int) -> Value:
+    def approached(self, node: Node, body: Node, goal: Value, side: int) -> Value:
         """The limit from one side."""
+        name = node.data
         return self.numerically(
-            lambda: mp.limit(lambda x: real_number(self.at(name, x, body)), goal, direction=side)
+            Node("lim", (*node.args, Node("number", data=Fraction(side))), name),
+            lambda: mp.limit(lambda x: real_number(self.at(name, x, body)), goal, direction=side),
         )
 
     def _int(self, node: Node) -> Value:
         body, first, last = node.args
         low, high = (real_number(self.value(bound)) for bound in (first, last))
         return self.numerically(
-            lambda: mp.quad(lambda x: real_number(self.at(node.data, x, body)), [low, high])
+            node, lambda: mp.quad(lambda x: real_number(self.at(node.data, x, body)), [low, high])
         )
 
-    def numerically(self, compute: Callable[[], Value]) -> Value:
-        """The result of a limiting process, if two precisions agree on it."""
+    def numerically(self, node: Node, compute: Callable[[], Value]) -> Value:
+        """The result of a limiting process; that of a constant one is computed once."""
         self.rough = True
+        if names_of(node) or any(part.head in ("apply", "index") for part in walk(node)):
+            return self.converged(compute)
+        known = node, self.real
+        if known not in _CONSTANTS:
+            if len(_CONSTANTS) == _MOST_CONSTANTS:
+                _CONSTANTS.clear()
+            try:
+                _CONSTANTS[known] = self.converged(compute)
+            except UndefinedError as error:
+                _CONSTANTS[known] = error
+        if isinstance(found := _CONSTANTS[known], UndefinedError):
+            raise UndefinedError(str(found))
+        return found
+
+    def converged(self, compute: Callable[[], Value]) -> Value:
+        """The result of a limiting process, if two precisions agree on it."""
         self.budget[0] -= _LIMIT_STEPS
         found = []
         for digits in (20, 30):

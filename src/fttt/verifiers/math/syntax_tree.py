@@ -44,6 +44,7 @@ __all__ = [
     "renamed",
     "replaced",
     "walk",
+    "with_round_brackets",
     "with_sign",
     "words_of",
 ]
@@ -110,8 +111,12 @@ def walk(node: Node) -> Iterator[Node]:
 
 def names_of(node: Node) -> frozenset[str]:
     """The variables of an expression that are free, those of sums and limits excluded."""
-    bound = {n.data for n in walk(node) if n.head in ("sum", "prod", "lim", "int")}
-    return frozenset(n.data for n in walk(node) if n.head == "var") - bound
+    if node.head == "var":
+        return frozenset({node.data})
+    found = [names_of(arg) for arg in node.args]
+    if node.head in ("sum", "prod", "lim", "int"):
+        found[0] -= {node.data}  # of the body, not of the bounds
+    return frozenset[str]().union(*found)
 
 
 def replaced(node: Node, values: Mapping[str, Node]) -> Node:
@@ -526,3 +531,18 @@ def outside(partner: Mapping[int, int], low: int, high: int) -> list[int]:
         indices.append(place)
         place = partner.get(place, place) + 1
     return indices
+
+
+def with_round_brackets(tokens: tuple[Token, ...]) -> tuple[Token, ...]:
+    """The tokens of open intervals written as ``]1, 2[`` in the form ``(1, 2)``."""
+    found, depth = [], 0
+    for place, token in enumerate(tokens):
+        before = tokens[place - 1] if place else Token("sign", ",")
+        closes = before.kind != "sign" or before.sign(")", "}", "%")
+        if token.sign("[") and depth and closes:
+            token = Token("sign", ")")
+        elif token.sign("]") and not depth:
+            token = Token("sign", "(")
+        depth += token.sign("(", "[") - token.sign(")", "]")
+        found.append(token)
+    return tuple(found)
