@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 from fttt.verifiers.answer_extraction import (
     after_thought,
     boxed_answer,
-    find_answer,
     find_candidates,
     last_boxed,
 )
+from fttt.verifiers.math.answer_finder import find_answer
 
 
 @pytest.mark.parametrize(
@@ -117,6 +117,22 @@ def test_boxes_side_by_side_are_one_answer(text: str, boxed: str | None) -> None
         ("\\boxed{\\text{The answer is } 5}", "\\text{The answer is } 5"),
         ("The answer is <think> $3$", None),
         ("#### 1. Factor it\n", None),
+        ("It is \\boxed{4}.\n**Assessment of Given Answers:**\n- 9 is a multiple of 3.", "4"),
+        ("It is \\boxed{4}. The provided answers are 7, 8, and 9, which are too large.", "4"),
+        (
+            "It is \\boxed{4}.\nThe mistakes in these two answers are:\n- 62: This is too large.",
+            "4",
+        ),
+        ("It is \\boxed{4}. The mistake in them is clear. The correct answer is 5.", "5"),
+        ("\\boxed{4}\n1. **Answer: 7**\n   - It is odd.\n2. **Answer: 9**\n   - It is odd.", "4"),
+        ("\\boxed{4}\n\n5. **Answer:** $5$", "5"),
+        ("1. The answer is $4$.\n2. The answer is $5$.", "5"),
+        ("The answer is the number of ways, which is:\n\\[\n 12 \n\\]", "12"),
+        ("The answer is the symmetry argument:", None),
+        ("The correct answer is Angela with an average speed of 4 km/h.", "Angela"),
+        ("**Answer:** Evelyn, since her speed is the greatest of all of the students.", "Evelyn"),
+        ("The answer is not known because the graph of the speeds is missing.", None),
+        ("The correct answer should be 1, as shown above.", "1"),
     ],
 )
 def test_the_answer_of_a_completion(text: str, answer: str | None) -> None:
@@ -148,6 +164,11 @@ def test_a_box_gives_back_what_was_put_into_it(inside: str, depth: int) -> None:
         ("x+1", None),
         ("**Final Answer**\n\nFirst,\nwe", None),
         ("The answer is $5$.\n" * 3 + "The answer is", "5"),
+        (r"\boxed{4}. The answer here is that they", "4"),
+        (r"\boxed{4}. The mistake in the given answers is that they suggest a root", "4"),
+        (r"\boxed{4}. Therefore, the correct answer is", None),
+        (r"Final answer: Since the angle $x$ is the same as the angle between", None),
+        (r"Final answer: It is $x$ since the angle between", "x"),
     ],
 )
 def test_an_answer_that_was_cut_off(text: str, answer: str | None) -> None:

@@ -1,4 +1,4 @@
-r"""Extraction of the answer from a completion.
+r"""The pieces of a completion that may state its answer.
 
 An answer stands in a ``\boxed{…}``, in ``<answer>…</answer>``, behind "answer is", "answer:" or
 ``####``, or under a heading "Final Answer"; the last of these counts. Without any, the last line of
@@ -19,10 +19,10 @@ from typing import Literal
 from fttt.verifiers.number_parser import parse_number
 
 __all__ = [
+    "BOX",
     "AnswerCandidate",
     "after_thought",
     "boxed_answer",
-    "find_answer",
     "find_candidates",
     "last_boxed",
 ]
@@ -75,7 +75,7 @@ def after_thought(completion: str) -> str | None:
 
 # ---- boxes
 
-_BOX = re.compile(r"\\(?:boxed|fbox|framebox)(?![A-Za-z])\s*")
+BOX = re.compile(r"\\(?:boxed|fbox|framebox)(?![A-Za-z])\s*")
 _BARE_BOX = re.compile(r"(?:[-+\d\\.(\[]|[A-Za-z](?![A-Za-z]))[^\s$]*")
 _PLACEHOLDER = re.compile(
     r"\.{2,}|\u2026|\?+|(?:\\text\s*\{)?\W*(?:(?:your|the|final)\s+)*(?:answer|number|result|value|solution)"
@@ -106,7 +106,7 @@ def _boxes(text: str) -> tuple[list[_BoxedText], int]:
     ``\\boxed 5`` boxes the next word, as the MATH benchmark's own solutions write it, but
     ``\\boxed notation`` is a mention of a box. Time is linear in the text.
     """
-    begun = list(_BOX.finditer(text)) if "box" in text else []
+    begun = list(BOX.finditer(text)) if "box" in text else []
     closing = _closing_braces(text) if begun else {}
     found: list[_BoxedText] = []
     unclosed = -1
@@ -203,11 +203,15 @@ _HEADING = re.compile(
 _NOT_YET = re.compile(
     r"(?:\b(?:maybe|perhaps|possibly|suppose|assume|guess)\b[^.?!\n]*"
     r"|\b(?:check(?:ing)?|verify(?:ing)?|confirm(?:ing)?|test(?:ing)?|convert)\s+(?:\w+\s+){0,3}"
-    r"|\b(?:if|whether|an?|any|no|another|wrong|incorrect|previous|earlier|initial|possible"
-    r"|intermediate|worst|not)\s+(?:(?:the|my|your|our)\s+)?(?:final\s+)?)\Z",
+    r"|\b(?:mistakes?|errors?)\s+(?:in|of|with)\s+(?:\w+\s+){0,3}"
+    r"|\b(?:if|whether|an?|any|no|another|wrong|incorrect|mistaken|previous|earlier|initial"
+    r"|original|given|provided|listed|proposed|suggested|possible|intermediate|worst|not)\s+"
+    r"(?:(?:the|my|your|our)\s+)?(?:final\s+)?)\Z",
     re.IGNORECASE,
 )
-"""Words that make the statement behind them a supposition."""
+"""Words that make the statement behind them a supposition, or one about others' answers."""
+_ENTRY = re.compile(r"(?:\n|\A)[^\w\n]*\d{1,2}[.)][^\w\n]*\Z")
+"""The beginning of an entry of a numbered list."""
 _TAKEN_BACK = re.compile(
     r"[\s.!?*_\"')\]$}`]*(?:(?:but|oh|hmm|wait)[,.!\u2026 ]+)*"
     r"(?:no[,.:;!\u2014\u2013]|no -|oops|scratch that|correction\b|wait,? i (?:made|forgot|missed)"
@@ -293,13 +297,16 @@ def find_candidates(
     text = said[-_TAIL:]
     marks = _marks(text, cut)
     boxed = any(mark.kind == "box" for mark in marks)
+    listed = sum(mark.in_list for mark in marks) > 1  # the answers that a text goes through
     for number, mark in enumerate(marks[:_MOST]):
         if _NOT_YET.search(text, max(0, mark.start - 60), mark.start):
             continue
         found, end = _candidate(text, mark, cut)
         if found is None or _is_echo(text, mark, end, prompt):
             continue
-        if mark.in_passing and boxed and not found.cut and not _VALUE_FIRST.match(found.text):
+        if mark.in_passing and boxed and found.text and not _VALUE_FIRST.match(found.text):
+            continue
+        if mark.in_list and boxed and listed:
             continue
         if number == 0 and found.cut and _loops(text, marks):
             continue
@@ -323,6 +330,8 @@ class _Mark:
     """The content of a box, or the closing tag of a tag."""
     in_passing: bool = False
     """Whether the words stand within a line and are not "the final answer"."""
+    in_list: bool = False
+    """Whether the words begin an entry of a numbered list."""
 
 
 def _marks(text: str, cut: bool) -> list[_Mark]:
@@ -360,7 +369,8 @@ def _mark(text: str, start: int) -> _Mark | None:
         return _Mark(match.start(), match.end(), "rule")
     begin = _LINE_START.search(text, max(0, start - 30), start)
     passing = begin is None and not match["final"]
-    return _Mark(match.start(), match.end(), "words", in_passing=passing)
+    entry = _ENTRY.search(text, max(0, start - 30), start) is not None
+    return _Mark(match.start(), match.end(), "words", in_passing=passing, in_list=entry)
 
 
 def _spans(boxes: list[_BoxedText]) -> list[tuple[int, int]]:
@@ -484,117 +494,3 @@ def _stands_in(prompt: str, words: list[str], least: int) -> bool:
 @lru_cache(maxsize=2048)
 def _spaced(prompt: str) -> str:
     return f" {' '.join(_WORD.findall(prompt.casefold()))} "
-
-
-# ---- mathematics
-
-_MATH = re.compile(
-    r"\$\$(.+?)\$\$|(?<!\\)\$(?!\$)(\S|\S[^$]*\S|\s[^$]*\s)(?<!\\)\$|\\\[(.+?)\\\]|\\\((.+?)\\\)",
-    re.DOTALL,
-)
-_JOINED = re.compile(r"\s*(?:,\s*(?:or\b|and\b)?|;|or\b|and\b)\s*")
-_BEHIND = re.compile(
-    r"\s*(\\?%|percent\b|(?:hundred|thousand|million|billion|trillion|dozen)\b)", re.IGNORECASE
-)
-_ABOUT = re.compile(
-    r"(?:\*\*|\s|(?:about|approximately|exactly|just|only|simply|around|roughly|therefore|thus|then"
-    r"|indeed|also|clearly|now|hence)\s)*"
-)
-_IS = re.compile(r"(?:\b(?:is|are|equals?|be|was|were)\s|[=:])")
-_STOP = re.compile(
-    r"\s+(?:because|since|as|so|when|where|which|for|if|by|with|that|who|from|after|in|at|on|of|is"
-    r"|are|but|while|making|giving)\b|\s+\((?=[a-z]{3})|,\s+(?!and\b|or\b)(?=[a-z]{3})"
-)
-_SPOKEN = re.compile(r"(?<![\\A-Za-z])(?:[A-Za-z]{3,}|(?<!\S)[A-Za-z]{2}(?![^\s.,]))")
-_SIGN = re.compile(r"[\d\\=+*/^(-]")
-_COMMAND = re.compile(r"\\[A-Za-z]+\s*(?:\{[A-Za-z ]*\})?")
-_STARTS = re.compile(r"[\d$.\\(\[{|+-]|[A-Za-z](?![A-Za-z])(?!\s+[A-Za-z]{2})|[^\x00-\x7f]")
-_LETTER = re.compile("[A-Za-z]")
-_MOST_WORDS = 8
-"""Words of an answer in words."""
-
-
-def find_answer(completion: str, *, prompt: str = "", cut: bool = False) -> str | None:
-    r"""The answer of a completion as mathematics; ``None`` without one.
-
-    It is the content of the last box or statement (see :func:`find_candidates`), else a last line
-    that consists of a formula. Words are an answer where there is no formula.
-    """
-    words: str | None = None
-    for found in find_candidates(completion, prompt=prompt, cut=cut):
-        if found.kind == "box":
-            return None if found.cut else found.text
-        if found.kind == "last":
-            return words or _bare(found.text)
-        formula, rest = _formula(found.text)
-        closed = found.text.rstrip("*_ .").endswith(("$", "\\)", "\\]"))
-        if found.cut and not (formula and (closed or rest.strip("*_ "))):
-            return None
-        if _BOX.search(found.text):
-            continue
-        if formula:
-            return _result(formula)
-        if words is None and len(_WORD.findall(found.text)) <= _MOST_WORDS:
-            words = found.text.strip().strip("*$").rstrip(".").strip() or None
-    return words
-
-
-def _formula(text: str) -> tuple[str, str]:
-    """The value in a sentence, empty without one, and the text behind it."""
-    marked = list(_MATH.finditer(text))
-    for start in (0, *(match.end() for match in _IS.finditer(text))):
-        if any(formula.start() < start < formula.end() for formula in marked):
-            continue
-        found, rest = _value(text, start)
-        if found:
-            return found, rest
-    if len(marked) == 1:
-        return _inside(marked[0]), text[marked[0].end() :]
-    return "", ""
-
-
-def _result(formula: str) -> str:
-    """The result of a calculation; any other formula unchanged."""
-    *worked, result = formula.rstrip(" ,;").split("=")
-    letters = _LETTER.search(_COMMAND.sub("", "".join(worked)))
-    return result.strip() if worked and letters is None and result.strip() else formula
-
-
-def _value(text: str, start: int) -> tuple[str, str]:
-    """The formulas at ``start``, empty without any, and the text behind them."""
-    about = _ABOUT.match(text, start)
-    start = start if about is None else about.end()
-    parts: list[str] = []
-    end = start
-    while (formula := _MATH.match(text, start)) is not None:
-        parts.append(_inside(formula))
-        end = formula.end()
-        behind = _BEHIND.match(text, end)
-        if behind is not None:
-            parts[-1], end = f"{parts[-1]} {behind[1]}", behind.end()
-        joined = _JOINED.match(text, end)
-        if joined is None:
-            break
-        start = joined.end()
-    if parts:
-        return ", ".join(parts), text[end:]
-    if _STARTS.match(text, start) is None:
-        return "", ""
-    stop = _STOP.search(text, start)
-    end = len(text) if stop is None else stop.start()
-    bare = text[start:end].strip().strip("*$").rstrip(".").strip()
-    spoken = _SPOKEN.search(_COMMAND.sub("", bare))
-    return (bare if _SIGN.search(bare) or not spoken else ""), text[end:]
-
-
-def _inside(formula: re.Match[str]) -> str:
-    return next(group for group in formula.groups() if group is not None).strip()
-
-
-def _bare(text: str) -> str | None:
-    """``text`` if it is one line of mathematics without words."""
-    if len(text) > _FORMULA or _BOX.search(text):
-        return None
-    if _SPOKEN.search(_COMMAND.sub("", text)) or not _SIGN.search(text):
-        return None
-    return _formula(text)[0] or None

@@ -1,9 +1,9 @@
 """Answers of competition mathematics, compared as mathematics or by the benchmark's string rule.
 
-Text -> tokens (``lexer``) -> syntax tree (``answer_parser`` and its parent ``expression_parser``,
-with ``units``) -> comparison in a worker process (``comparison`` over ``answer_equality`` over
-``value_equality`` over ``evaluation``); beside it, in the caller's process, a text for votes
-(``normal_forms``).
+Completion -> text of its answer (``answer_finder``) -> tokens (``lexer``) -> syntax tree
+(``answer_parser`` and its parent ``expression_parser``, with ``units``) -> comparison in a worker
+process (``comparison`` over ``answer_equality`` over ``value_equality`` over ``evaluation``);
+beside it, in the caller's process, a text for votes (``normal_forms``).
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from typing import Literal, get_args
 
 from fttt.errors import UsageError
 from fttt.types import Outcome, Question, Verdict
-from fttt.verifiers.answer_extraction import after_thought, boxed_answer, find_answer, last_boxed
+from fttt.verifiers.answer_extraction import after_thought, boxed_answer, last_boxed
+from fttt.verifiers.math.answer_finder import find_answer
 from fttt.verifiers.math.lexer import NotUnderstoodError, scan, spelled
 from fttt.verifiers.math.normal_forms import normal_form, strict_form
 from fttt.verifiers.number_parser import Number, parse_number
