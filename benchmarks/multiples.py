@@ -126,7 +126,8 @@ def draw(tasks: dict[str, list[Run]], measure: Measure) -> Figure:
     columns = len(tasks) if len(tasks) <= 4 else 3
     rows = -(-len(tasks) // columns)
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(3.0 * columns, 0.6 + 2.8 * rows), layout="constrained")
+        width = max(5.4, 3.0 * columns)  # room for the legend
+        figure = Figure(figsize=(width, 0.6 + 2.8 * rows), layout="constrained")
         grid = figure.subplots(rows, columns, squeeze=False)
         panels = grid.ravel()
         for axes in panels[len(tasks) :]:
@@ -176,7 +177,9 @@ def draw(tasks: dict[str, list[Run]], measure: Measure) -> Figure:
         for axes in grid[:, 0]:
             axes.set_ylabel("Best score" if measure == "score" else "Questions solved")
         handles, labels = panels[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8)
+        figure.legend(
+            handles, labels, loc="outside lower center", ncols=min(3, columns + 1), fontsize=8
+        )
         return figure
 
 
