@@ -10,9 +10,18 @@ from typing import Any
 import pytest
 import torch
 
-from fttt.engine import BatchedEngine, GenerateRequest, Lesson, LoRASpec, Target, TrainRequest
+from fttt.engine import (
+    BatchedEngine,
+    GenerateRequest,
+    Lesson,
+    LoRASpec,
+    ScoreRequest,
+    Target,
+    TrainRequest,
+)
+from fttt.engine.adapters.bank import Slot
 from fttt.engine.cache import KVCache
-from fttt.engine.scheduler import Job, Patience, PrefillQueue
+from fttt.engine.scheduler import Job, LessonQueue, Patience, PrefillQueue, ScoreQueue
 from fttt.models import LoadedModel
 from fttt.testing import tiny_model
 
@@ -280,3 +289,116 @@ def test_requests_that_fill_passes_begin_one_pass_behind_the_other() -> None:
     together = asyncio.run(steps(2))
     assert asyncio.run(steps(6)) == together + 2
     assert asyncio.run(steps(3)) == 2 * together  # the third could have company, and waits
+
+
+def test_lessons_fill_a_pass_by_tokens_questions_and_adapters() -> None:
+    """And never by the rows that they hold themselves: who ends next brings its own."""
+    cache = KVCache(
+        rows=3, capacity=16, heads={}, dtype=torch.float32, device=torch.device("cpu"), page=4,
+        pages=6,
+    )  # fmt: skip
+
+    bank: Any = None
+    slots = [Slot(bank, n) for n in range(4)]
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+
+        def queue(*adapters: int, context: int = 3) -> LessonQueue:
+            lesson = Lesson((5,) * context, (Target(TURN, (1.0,) * 3),))
+            asked = (TrainRequest(slots[n], (lesson,)) for n in adapters)
+            return LessonQueue(Job(request, loop.create_future()) for request in asked)
+
+        def taken(waiting: LessonQueue, tokens: int = 99, questions: int = 99) -> tuple[bool, int]:
+            full = waiting.fills(cache, tokens, questions)
+            return full, len(waiting.next_pass(cache, tokens, questions))
+
+        assert taken(queue()) == (False, 0)
+        assert taken(queue(0, 1), tokens=6) == (True, 2)
+        assert taken(queue(0, 1, 2), tokens=6) == (True, 2)
+        assert taken(queue(0, 1), tokens=7) == (False, 2)
+        assert taken(queue(0, 1), questions=2) == (True, 2)
+        assert taken(queue(0, 1), questions=3) == (False, 2)
+        assert taken(queue(0, 1, 0)) == (True, 2)
+        assert taken(queue(0, 1, 2)) == (False, 3)  # all rows
+        assert taken(queue(0, 1, 2, 3)) == (True, 3)
+        assert taken(queue(0, 1, context=12)) == (False, 2)  # all pages
+        assert taken(queue(0, 1, 2, context=12)) == (True, 2)
+        assert taken(queue(0, context=40)) == (False, 1)  # takes its contexts one after the other
+
+    asyncio.run(main())
+
+
+def test_sequences_fill_a_pass_of_scores() -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+
+        def queue(*tokens: int) -> ScoreQueue:
+            asked = (ScoreRequest((5,) * (n - 1), (7,)) for n in tokens)
+            return ScoreQueue(Job(request, loop.create_future()) for request in asked)
+
+        def taken(waiting: ScoreQueue, tokens: int) -> tuple[bool, int]:
+            return waiting.fills(tokens), len(waiting.next_pass(tokens))
+
+        assert taken(queue(), 9) == (False, 0)
+        assert taken(queue(4, 4), 9) == (False, 2)
+        assert taken(queue(4, 5), 9) == (True, 2)
+        assert taken(queue(4, 6), 9) == (True, 1)
+        assert taken(queue(12), 9) == (True, 1)
+        cancelled = queue(6, 4, 4)
+        cancelled[0].answer.cancel()
+        assert taken(cancelled, 9) == (False, 2)
+        assert not cancelled
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("kind", ["train", "score"])
+def test_full_passes_run_in_one_turn_after_the_other(kind: str) -> None:
+    """What does not fill one waits; a decode step lies between two, and no result changes."""
+    lesson = Lesson((5, 6), (Target(TURN, (0.4, 0.3, 0.3)),))
+    beside = GenerateRequest((9, 4), 150)
+
+    async def ask(engine: BatchedEngine, slot: Slot) -> Any:
+        if kind == "train":
+            return (await engine.train(TrainRequest(slot, (lesson,)))).losses
+        return (await engine.score(ScoreRequest((5, 6), TURN, slot))).logprobs
+
+    async def together(engine: BatchedEngine, asked: int, *, dear: bool) -> Any:
+        slots = [await engine.open_adapter(SPEC, n) for n in range(asked)]
+        running = asyncio.create_task(engine.generate(beside))
+        before = engine.decode_steps
+        for _ in range(8):
+            await asyncio.sleep(0)
+        assert engine.decode_steps > before
+        if dear:
+            engine._patience[kind].ran(1e6)  # so dear that nobody waits so long
+        begun = engine.decode_steps
+        at = []
+
+        async def timed(slot: Slot) -> Any:
+            found = await ask(engine, slot)
+            at.append(engine.decode_steps - begun)
+            return found
+
+        found = await asyncio.gather(*map(timed, slots))
+        tokens = (await running).token_ids
+        for slot in slots:
+            slot.close()
+        return at, found, tokens
+
+    async def work(engine: BatchedEngine) -> None:
+        engine.plan = small = replace(engine.plan, train_tokens=6, prefill_tokens=10)
+        assert engine._bank is not None
+        engine._learner = engine._bank.learner(engine._cache, small, engine._fill)
+        at, found, tokens = await together(engine, 6, dear=True)
+        assert at == [at[0] + n for n in (0, 0, 1, 1, 2, 2)]
+        assert at[0] <= 2
+        at, same, _ = await together(engine, 3, dear=True)
+        assert at[1] <= 2 < 100 < at[2]  # it could have company, and waits for all of the other
+        assert found[:3] == same
+        _, alone, same_tokens = await together(engine, 1, dear=False)
+        assert found[0] == pytest.approx(alone[0], abs=1e-6)
+        assert tokens == same_tokens
+
+    run(tiny_model(), work, batch_size=2, concurrency=7, adapter=SPEC, adapters=6)

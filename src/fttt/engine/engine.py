@@ -320,10 +320,10 @@ class BatchedEngine:
         self._lessons.drop_cancelled()
         running = len(self._running) + self._searcher.running
         searches = self._searcher.admissible(*self._room())
-        lessons = self._learner.due(self._lessons) if self._learner else 0
-        if self._patience["train"].ready(lessons, running):
+        lessons, full = self._learner.due(self._lessons) if self._learner else (0, False)
+        if full or self._patience["train"].ready(lessons, running):
             self._timed("train", self._train)
-        elif self._patience["score"].ready(len(self._scores), running):
+        elif self._scores_due(running):
             self._timed("score", self._score)
         elif self._patience["beam"].ready(searches, running):
             self._timed("beam", lambda: self._searcher.admit(searches, self._fill))
@@ -351,6 +351,11 @@ class BatchedEngine:
         """
         busy = self._running or self._lessons or self._searcher.active
         return self._cache.room(awaited=not busy)
+
+    def _scores_due(self, running: int) -> bool:
+        """Whether sequences are scored now: they have waited long enough, or fill a pass."""
+        ready = self._patience["score"].ready(len(self._scores), running)
+        return ready or self._scores.fills(self.plan.prefill_tokens)
 
     def _prefill_due(self, running: int) -> bool:
         """Whether waiting requests begin now: they have waited long enough, or fill a pass."""

@@ -3,8 +3,9 @@
 Prefill, train and score passes cost about the same for one sequence as for many, so requests wait
 for company; but while they wait, lanes stand idle. The rule is that of the ski rental problem: a
 pass runs as soon as the lane time that was lost by waiting equals what the pass costs all running
-lanes, which never loses more than twice the best possible. A full prefill pass runs at once: it has
-no room for company, and sequences that begin close to each other end so.
+lanes, which never loses more than twice the best possible. A full pass runs at once, for it has no
+room for company: sequences that begin close to each other end so, and attempts that have been
+learned from, or scored, leave their rows to others, and their questions ask for more.
 """
 
 from __future__ import annotations
@@ -414,41 +415,64 @@ class LessonQueue(deque[TrainJob]):
         for job in [job for job in self if job.answer.cancelled()]:
             self.remove(job)
 
+    def fills(self, cache: KVCache, tokens: int, questions: int) -> bool:
+        """Whether no request that comes now could be of the next pass."""
+        return self._fitting(cache, tokens, questions)[1]
+
     def next_pass(self, cache: KVCache, tokens: int, questions: int) -> list[TrainJob]:
         """Take up to ``questions`` requests of different adapters, one at least.
 
         No more are taken once ``tokens``, the rows or the pages are reached.
         """
-        taken: list[TrainJob] = []
+        count, _ = self._fitting(cache, tokens, questions)
+        return [self.popleft() for _ in range(count)]
+
+    def _fitting(self, cache: KVCache, tokens: int, questions: int) -> tuple[int, bool]:
+        """How many requests the next pass takes, and whether it is full.
+
+        It is where it has its tokens or questions, or leaves out one that waits. One whose rows and
+        pages are all that there are is not: an attempt that ends brings its own.
+        """
         adapters: set[object] = set()
         rows, pages = cache.room(awaited=True)
-        total = 0
-        while self and len(taken) < questions:
-            request = self[0].request
+        total = count = 0
+        for job in self:
+            request = job.request
             rows -= len(request.lessons)
             pages -= sum(cache.count(len(lesson.context_ids)) for lesson in request.lessons)
-            full = total >= tokens or min(rows, pages) < 0
-            if taken and (full or request.adapter in adapters):
-                break
+            if count and (min(rows, pages) < 0 or request.adapter in adapters):
+                return count, True
             adapters.add(request.adapter)
             total += sum(len(target.token_ids) for target in request.targets)
-            taken.append(self.popleft())
-        return taken
+            count += 1
+            if total >= tokens or count >= questions:
+                return count, True
+        return count, False
 
 
 class ScoreQueue(deque[ScoreJob]):
     """Sequences to score, in the order of their arrival."""
 
+    def fills(self, tokens: int) -> bool:
+        """Whether no request that comes now could be of the next pass."""
+        return self._fitting(tokens)[1]
+
     def next_pass(self, tokens: int) -> list[ScoreJob]:
         """Take requests until ``tokens`` are reached, one at least."""
-        taken: list[ScoreJob] = []
+        count, _ = self._fitting(tokens)
+        taken = [self.popleft() for _ in range(count)]
+        return [job for job in taken if not job.answer.cancelled()]
+
+    def _fitting(self, tokens: int) -> tuple[int, bool]:
+        """How many requests, cancelled ones among them, the next pass takes; whether it is full."""
         total = 0
-        while self and (not taken or total + self[0].request.tokens <= tokens):
-            job = self.popleft()
-            if not job.answer.cancelled():
-                total += job.request.tokens
-                taken.append(job)
-        return taken
+        for count, job in enumerate(self):
+            if job.answer.cancelled():
+                continue
+            if total and total + job.request.tokens > tokens:
+                return count, True
+            total += job.request.tokens
+        return len(self), total >= tokens
 
 
 class Patience:

@@ -25,6 +25,7 @@ from fttt.engine import (
 )
 from fttt.engine.adapters.delta import DeltaBank, FactoredDelta, Factors, changed, record_factors
 from fttt.engine.memory_plan import plan_memory
+from fttt.engine.scheduler import Job, LessonQueue
 from fttt.engine.sequences import pack_sequences, prepared, weighted_nll
 from fttt.errors import RunError, UsageError
 from fttt.models import LoadedModel
@@ -264,6 +265,35 @@ def test_a_batch_of_several_passes_and_predictions_equals_one() -> None:
     one = asyncio.run(main(10_000, 8))
     assert asyncio.run(main(100, 8)) == pytest.approx(one, rel=1e-4)
     assert asyncio.run(main(10_000, 3)) == pytest.approx(one, rel=1e-4)
+
+
+def test_requests_fill_a_pass_by_their_padded_tokens_and_adapters() -> None:
+    loaded = tiny_model()
+
+    async def main() -> None:
+        engine = BatchedEngine(loaded, max_length=200, concurrency=3, adapter=spec())
+        object.__setattr__(engine.plan, "train_tokens", 30)
+        slots = [await engine.open_adapter(spec(), seed=n) for n in range(3)]
+        learner, loop = engine._learner, asyncio.get_running_loop()
+        assert learner is not None
+
+        def due(*asked: tuple[int, int]) -> tuple[int, bool]:
+            requests = (
+                TrainRequest(slots[n], (Lesson((3,) * (size - 2), (Target((7, 8), (0.5, 0.5)),)),))
+                for n, size in asked
+            )
+            return learner.due(LessonQueue(Job(x, loop.create_future()) for x in requests))
+
+        assert due() == (0, False)
+        assert due((0, 10)) == (1, False)
+        assert due((0, 10), (1, 10)) == (2, False)
+        assert due((0, 10), (1, 10), (2, 10)) == (3, True)
+        assert due((0, 10), (1, 11)) == (2, True)  # a third is padded to 11
+        assert due((0, 10), (0, 10)) == (2, True)
+        assert due((0, 40)) == (1, True)
+        await engine.close()
+
+    asyncio.run(main())
 
 
 def test_factors_in_half_precision_lose_little_more_than_their_product_does() -> None:

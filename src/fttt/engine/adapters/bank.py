@@ -67,8 +67,11 @@ class Learner(Protocol):
     def reads(self, *, adapted: bool) -> bool:
         """Whether a step reads the cache rows of sequences that were (or were not) adapted."""
 
-    def due(self, queue: LessonQueue) -> int:
-        """How many requests could run now; 0 where the first one must wait."""
+    def due(self, queue: LessonQueue) -> tuple[int, bool]:
+        """How many requests could run now, and whether they fill a pass.
+
+        None could where the first one must wait.
+        """
 
     def run(self, queue: LessonQueue) -> list[Learned]:
         """Run as many requests as one pass holds; after an error they stay queued."""

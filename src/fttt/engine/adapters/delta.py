@@ -44,7 +44,7 @@ from fttt.errors import UsageError
 
 if TYPE_CHECKING:
     from fttt.engine.memory_plan import MemoryPlan
-    from fttt.engine.scheduler import LessonQueue, TrainJob
+    from fttt.engine.scheduler import LessonQueue
 
 __all__ = [
     "Delta",
@@ -433,45 +433,40 @@ class DeltaLearner:
         """Rows whose hidden states below the edited layers the change is predicted from."""
         return self._below is not None and self._bank.spec.learns_from(adapted=adapted)
 
-    def due(self, queue: LessonQueue) -> int:
+    def due(self, queue: LessonQueue) -> tuple[int, bool]:
         """All of them, since none needs a row."""
-        return len(queue)
+        return len(queue), self._fitting(queue)[1]
 
     def run(self, queue: LessonQueue) -> list[Learned]:
         """Run as many requests as one pass holds; after an error they stay queued.
 
         A loss or a change that is not finite is answered by a loss that is not finite.
         """
-        jobs, sequences = self._take(queue)
+        jobs = [queue.popleft() for _ in range(self._fitting(queue)[0])]
         try:
-            losses = self._learn([job.request for job in jobs], sequences)
+            losses = self._learn([job.request for job in jobs])
         except Exception:
             queue.extendleft(reversed(jobs))
             raise
         return [(job, (loss,)) for job, loss in zip(jobs, losses, strict=True)]
 
-    def _take(self, queue: LessonQueue) -> tuple[list[TrainJob], list[tuple[int, ...]]]:
-        """Requests of different adapters, one at least, and the tokens of each."""
-        jobs: list[TrainJob] = []
-        sequences: list[tuple[int, ...]] = []
-        slots: set[object] = set()
-        longest = 0  # the attention and a network may pad all of them to it
-        while queue:
-            request = queue[0].request
-            ids = _sequence(request)
-            longest = max(longest, len(ids))
-            padded = (len(jobs) + 1) * longest
-            if jobs and (padded > self._plan.train_tokens or request.adapter in slots):
-                break
-            slots.add(request.adapter)
-            jobs.append(queue.popleft())
-            sequences.append(ids)
-        return jobs, sequences
+    def _fitting(self, queue: LessonQueue) -> tuple[int, bool]:
+        """How many requests a pass takes, of different adapters and one at least.
 
-    def _learn(
-        self, requests: Sequence[TrainRequest], sequences: Sequence[tuple[int, ...]]
-    ) -> list[float]:
+        Also whether it is full: none that comes now could be of it.
+        """
+        tokens, slots = self._plan.train_tokens, set[object]()
+        longest = 0  # the attention and a network may pad all of them to it
+        for count, job in enumerate(queue):
+            longest = max(longest, len(_sequence(job.request)))
+            if count and ((count + 1) * longest > tokens or job.request.adapter in slots):
+                return count, True
+            slots.add(job.request.adapter)
+        return len(queue), (len(queue) + 1) * longest > tokens
+
+    def _learn(self, requests: Sequence[TrainRequest]) -> list[float]:
         spec, slots = self._bank.spec, [slot_index(request.adapter) for request in requests]
+        sequences = [_sequence(request) for request in requests]
         weights = [
             (0.0,) * (len(ids) - 1 - len(target.weights)) + target.weights
             for ids, target in zip(sequences, (r.targets[0] for r in requests), strict=True)

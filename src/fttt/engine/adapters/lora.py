@@ -436,13 +436,16 @@ class LoRALearner:
         """Rows of adapted sequences, for their keys and values."""
         return self._bank.spec.learns_from(adapted=adapted)
 
-    def due(self, queue: LessonQueue) -> int:
+    def due(self, queue: LessonQueue) -> tuple[int, bool]:
         """All of them, where each context of the first one can have a row."""
         if not queue:
-            return 0
-        rows, pages = self._cache.room(awaited=True)
+            return 0, False
+        plan, (rows, pages) = self._plan, self._cache.room(awaited=True)
         longest = max(len(lesson.context_ids) for lesson in queue[0].request.lessons)
-        return len(queue) if rows > 0 and pages >= self._cache.count(longest) else 0
+        if rows <= 0 or pages < self._cache.count(longest):
+            return 0, False
+        full = queue.fills(self._cache, plan.train_tokens, plan.train_questions)
+        return len(queue), full
 
     def run(self, queue: LessonQueue) -> list[Learned]:
         """Run as many requests as one pass holds; after an error they stay queued."""
