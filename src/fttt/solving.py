@@ -76,6 +76,7 @@ def solve(
     quantize: Quantize | None = None,
     device: str = "auto",
     batch_size: int | None = None,
+    memory_share: float | None = None,
     concurrency: int | None = None,
     request_timeout: float | None = None,
     replicas: int | Literal["auto"] | None = None,
@@ -121,6 +122,7 @@ def solve(
             (needs ``fttt[quantized]``).
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         batch_size: sequences that run at once, for methods that sample together.
+        memory_share: the share of the device's memory that may be held, weights included.
         concurrency: with an endpoint, answers that are written at once.
         request_timeout: with an endpoint, seconds to wait for an answer.
         replicas: processes that ask questions, each with a model on a GPU of its own, or on its

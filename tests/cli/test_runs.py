@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from fttt.engine.memory_plan import plan_memory
 from fttt.models.chat import ChatFormat
 from fttt.store import Run
 from fttt.testing import call, save_tiny_model, tiny_tokenizer
@@ -225,6 +226,35 @@ def test_batch_size_changes_nothing(model: str) -> None:
         assert call("run", "fttt", *flags, *COMMON) == 0
     one, many = ([t.token_ids for t in Run.open(size).trials] for size in ("1", "16"))
     assert one == many
+
+
+def test_a_share_of_the_memory_is_kept_or_refused(
+    model: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before anything is generated; and not weighed where runs are compared or resumed."""
+    words = ["run", "best-of-n", "--model", model, "--trials", "1", *COMMON]
+    for share in ("0", "1.5", "40%"):
+        assert call(*words, "--memory-share", share) == 2
+        assert "--memory-share" in capsys.readouterr().err
+    assert call(*words, "--memory-share", "0.000001", "--out", "r") == 2
+    said = capsys.readouterr().err
+    assert re.search(r"0\.0 GiB of the --memory-share of 1e-06 are left on cpu; raise --mem", said)
+    assert not Path("r/trials.jsonl").exists() or not Path("r/trials.jsonl").read_text()
+    shares: list[float | None] = []
+
+    def planned(*arguments: Any, share: float | None, **more: Any) -> Any:
+        shares.append(share)
+        return plan_memory(*arguments, share=share, **more)
+
+    monkeypatch.setattr("fttt.engine.engine.plan_memory", planned)
+    assert call(*words, "--memory-share", "0.9", "--out", "s") == 0
+    Path("sweep.toml").write_text(
+        f'methods = ["best-of-n"]\ntasks = ["arithmetic"]\nseeds = [1]\n[base]\nmodel = "{model}"\n'
+        "data = { limit = 1 }\nbudget = { trials = 1 }\nsampling = { max_new_tokens = 4 }\n"
+    )
+    assert call("sweep", "sweep.toml", "--memory-share", "0.8", "--out", "t") == 0
+    assert call("sweep", "sweep.toml", "--memory-share", "0.7", "--out", "t") == 0
+    assert shares == [0.9, 0.8]
 
 
 def test_a_users_own_questions_and_check(model: str, capsys: pytest.CaptureFixture[str]) -> None:

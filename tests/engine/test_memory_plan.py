@@ -153,6 +153,45 @@ def test_passes_of_a_gpu_that_others_use_are_smaller(monkeypatch: pytest.MonkeyP
     assert sizes[0][2] > sizes[1][2] > sizes[2][2] == 2048
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_share_of_the_memory_holds_the_weights_and_all_that_is_planned(
+    device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also what else the process has there; another run may take the rest."""
+    total, held = 2**30, 2**28
+    where = "fttt.engine.memory_plan"
+    monkeypatch.setattr(f"{where}.free_bytes", lambda device: total - held)
+    monkeypatch.setattr(f"{where}.total_bytes", lambda device: total)
+    monkeypatch.setattr(f"{where}.held_here", lambda device: held)
+    monkeypatch.setattr(
+        "torch.cuda.get_device_properties", lambda device: SimpleNamespace(total_memory=total)
+    )
+    asked: dict[str, Any] = {"max_length": 2000, "concurrency": 2000, "batch_size": 400}
+
+    def needed(share: float | None) -> int:
+        made = plan(device, **asked, share=share)
+        return int(made.total_bytes - made.weight_bytes)
+
+    all_of_it = needed(None)
+    assert needed(1) == all_of_it
+    for share in (0.9, 0.7):
+        assert needed(share) <= share * total - held < all_of_it
+    monkeypatch.setattr(f"{where}.free_bytes", lambda device: total // 2)  # others have the rest
+    assert needed(0.9) <= total // 2
+    with pytest.raises(UsageError, match=rf"0\.5 GiB are free on {device}; lower --batch-size to"):
+        plan(device, **{**asked, "concurrency": 10**6, "batch_size": 10**6}, share=0.9)
+    said = r"of the --memory-share of 0.25 are left on .*; raise --memory-share or lower --max-new"
+    with pytest.raises(UsageError, match=f"and 0.0 GiB {said}"):
+        plan(device, **asked, share=0.25)
+    said = r"--memory-share of 0.6 are left .*; raise --memory-share, lower --batch-size to \d+, wh"
+    with pytest.raises(UsageError, match=said):
+        plan(device, **{**asked, "concurrency": 10**6, "batch_size": 10**6}, share=0.6)
+    monkeypatch.setattr(f"{where}.held_here", lambda device: 0)  # weights are not read yet
+    weights = plan(device, **asked).weight_bytes
+    with pytest.raises(UsageError, match=r"and 0.0 GiB of the --memory-share"):
+        plan(device, **asked, share=weights / total)
+
+
 def test_adapters_are_as_many_as_are_wanted_or_fit_and_never_fewer_than_the_least(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -66,6 +66,7 @@ def test_addresses_that_are_none_or_hold_a_secret(url: str, said: str) -> None:
         ({"device": "cpu"}, "--device cpu is of a model that runs here"),
         ({"dtype": "float32"}, "--dtype float32 is"),
         ({"batch_size": 4}, "--batch-size 4 is"),
+        ({"memory_share": 0.5}, "--memory-share 0.5 is"),
     ],
 )
 def test_options_of_weights_have_no_meaning(engine: dict[str, Any], said: str) -> None:

@@ -77,9 +77,10 @@ def test_a_setting_that_contradicts_the_folder_is_named(
 
 
 def test_the_same_setting_again_and_another_machine_are_fine(run: Run) -> None:
-    flags = {"seed": 42, "engine": {"batch_size": 3, "device": "cpu"}}
+    flags = {"seed": 42, "engine": {"batch_size": 3, "memory_share": 0.4, "device": "cpu"}}
     plan = plan_resume(run, merge(run.config, flags))
     assert plan.config.engine.batch_size == 3
+    assert plan.config.engine.memory_share == 0.4
 
 
 def test_changed_questions_are_refused(run: Run) -> None:

@@ -280,7 +280,11 @@ def _given(flags: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in flags.items() if value is not None}
 
 
-@with_flags(only=["engine.replicas", "engine.gpus_per_replica", "engine.ray_address"])
+@with_flags(
+    only=[
+        "engine.memory_share", "engine.replicas", "engine.gpus_per_replica", "engine.ray_address",
+    ]
+)  # fmt: skip
 def sweep_command(
     file: Annotated[
         Path, typer.Argument(help="TOML file with methods, tasks, seeds, vary and base.")

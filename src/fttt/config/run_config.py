@@ -253,6 +253,13 @@ class EngineSection(Section):
     batch_size: int | None = Field(
         None, ge=1, description="maximum sequences in a batch (sized from the free memory)"
     )
+    memory_share: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="share of the device's memory that a run, or each of its replicas, may hold, "
+        "weights included (all that is free)",
+    )
     max_length: int | None = Field(
         None,
         ge=1,

@@ -90,6 +90,7 @@ class BatchedEngine:
         beams: int = 0,
         adapters: int | None = None,
         least_adapters: int = 1,
+        memory_share: float | None = None,
     ) -> None:
         """Plan the memory and take it.
 
@@ -102,6 +103,7 @@ class BatchedEngine:
             beams: the widest beam search, where methods search.
             adapters: how many are wanted open at once; ``None``: one a question.
             least_adapters: how many of them there must be, however small the memory is.
+            memory_share: of the device's memory, what may be held; ``None``: all that is free.
 
         Raises:
             UsageError: the plan does not fit the memory or the model's context, or the engine
@@ -117,6 +119,7 @@ class BatchedEngine:
             self.plan = plan_memory(
                 loaded, max_length=max_length, batch_size=batch_size, concurrency=concurrency,
                 adapter=adapter, beams=beams, adapters=adapters, least_adapters=least_adapters,
+                share=memory_share,
             )  # fmt: skip
             self.max_length = max_length
             self.reset_counters()
@@ -320,10 +323,11 @@ class BatchedEngine:
         self._lessons.drop_cancelled()
         running = len(self._running) + self._searcher.running
         searches = self._searcher.admissible(*self._room())
+        scores, size = len(self._scores), self.plan.prefill_tokens
         lessons, full = self._learner.due(self._lessons) if self._learner else (0, False)
         if full or self._patience["train"].ready(lessons, running):
             self._timed("train", self._train)
-        elif self._scores_due(running):
+        elif self._scores.fills(size) or self._patience["score"].ready(scores, running):
             self._timed("score", self._score)
         elif self._patience["beam"].ready(searches, running):
             self._timed("beam", lambda: self._searcher.admit(searches, self._fill))
@@ -351,11 +355,6 @@ class BatchedEngine:
         """
         busy = self._running or self._lessons or self._searcher.active
         return self._cache.room(awaited=not busy)
-
-    def _scores_due(self, running: int) -> bool:
-        """Whether sequences are scored now: they have waited long enough, or fill a pass."""
-        ready = self._patience["score"].ready(len(self._scores), running)
-        return ready or self._scores.fills(self.plan.prefill_tokens)
 
     def _prefill_due(self, running: int) -> bool:
         """Whether waiting requests begin now: they have waited long enough, or fill a pass."""

@@ -1,4 +1,4 @@
-"""How much memory is free on a device; on a CPU within the process's container."""
+"""How much memory a device has, and how much of it is free; on a CPU within the container."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import torch
 
-__all__ = ["free_bytes"]
+__all__ = ["free_bytes", "held_here", "total_bytes"]
 
 MEMBERSHIP, MOUNT = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 FILES = {
@@ -26,11 +26,27 @@ def free_bytes(device: torch.device) -> int:
         free, _ = torch.cuda.mem_get_info(device)
         held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(free + held)
-    return min(int(psutil.virtual_memory().available), *_left(MEMBERSHIP, MOUNT))
+    left = (left for _, left in _groups(MEMBERSHIP, MOUNT))
+    return min(int(psutil.virtual_memory().available), *left)
 
 
-def _left(membership: Path, mount: Path) -> Iterator[int]:
-    """What each control group leaves that this process is in and that has a limit.
+def total_bytes(device: torch.device) -> int:
+    """All memory of ``device``; on a CPU, of the container."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    limits = (limit for limit, _ in _groups(MEMBERSHIP, MOUNT))
+    return min(int(psutil.virtual_memory().total), *limits)
+
+
+def held_here(device: torch.device) -> int:
+    """What this process has taken of it: on a GPU its tensors."""
+    if device.type == "cuda":
+        return int(torch.cuda.memory_allocated(device))
+    return int(psutil.Process().memory_info().rss)
+
+
+def _groups(membership: Path, mount: Path) -> Iterator[tuple[int, int]]:
+    """The limit of each control group that this process is in and that has one; what it leaves.
 
     A container's processes may see their own group at the mount itself, and not where its name
     says; whatever is not there has no say.
@@ -46,11 +62,12 @@ def _left(membership: Path, mount: Path) -> Iterator[int]:
                 if not group.is_relative_to(root):
                     break
                 with suppress(OSError, ValueError):
-                    yield _group_left(group, *files)
+                    yield _limit_and_left(group, *files)
 
 
-def _group_left(group: Path, limit: str, used: str, cache: str) -> int:
+def _limit_and_left(group: Path, limit: str, used: str, cache: str) -> tuple[int, int]:
     """Raises ValueError where the group has no limit (``max``)."""
     stat = dict(line.split(" ", 1) for line in (group / "memory.stat").read_text().splitlines())
     taken = int((group / used).read_text()) - int(stat.get(cache, 0))
-    return max(0, int((group / limit).read_text()) - taken)
+    most = int((group / limit).read_text())
+    return most, max(0, most - taken)

@@ -22,7 +22,7 @@ from fttt.engine.adapters import bank_of
 from fttt.engine.adapters.bank import AdapterNeeds
 from fttt.engine.batch import READ_PLACES
 from fttt.engine.cache import read_heads
-from fttt.engine.free_memory import free_bytes
+from fttt.engine.free_memory import free_bytes, held_here, total_bytes
 from fttt.engine.linear import second_weights
 from fttt.engine.request import AdapterSpec
 from fttt.engine.sequences import LOGIT_BYTES
@@ -140,8 +140,8 @@ def taking_memory(device: torch.device) -> Iterator[None]:
         if not (isinstance(error, torch.OutOfMemoryError) or _CPU_FULL in str(error)):
             raise
         raise RunError(
-            f"{device} ran out of memory as the engine was made; lower --batch-size or "
-            "--max-new-tokens, or end what else holds its memory."
+            f"{device} ran out of memory as the engine was made; lower --batch-size, "
+            "--max-new-tokens or --memory-share, or end what else holds its memory."
         ) from error
 
 
@@ -155,6 +155,7 @@ def plan_memory(
     beams: int = 0,
     adapters: int | None = None,
     least_adapters: int = 1,
+    share: float | None = None,
 ) -> MemoryPlan:
     """Size the engine for sequences of ``max_length`` tokens.
 
@@ -163,7 +164,8 @@ def plan_memory(
     CPU at most. Where train steps read rows, there is room for up to as many finished sequences
     until then. Where methods search, there is room for the ``beams`` of one question at least. So
     many ``adapters`` as are wanted (``None``: one a question) are open at once, or as fit,
-    ``least_adapters`` at least.
+    ``least_adapters`` at least. With a ``share``, what this process holds, weights included, stays
+    within that part of the device's memory.
 
     Raises:
         UsageError: it does not fit; the sentence names the options to change.
@@ -175,7 +177,7 @@ def plan_memory(
     mixers = Mixers(loaded.model)
     slots = (concurrency if adapters is None else max(adapters, least_adapters)) if adapter else 0
     sized = (
-        _passes(loaded, device, needs, max_length, mixers.token_bytes, part, slots)
+        _passes(loaded, device, needs, max_length, mixers.token_bytes, part * (share or 1), slots)
         for part in PASSES
     )
     passes = tuple(dict.fromkeys(sized))  # on a CPU, or where the memory is small, some are equal
@@ -193,14 +195,18 @@ def plan_memory(
         least_adapters=least_adapters,
     )
     again, to_come = (0, 0) if device.type == "cuda" else second_weights(loaded.model)
-    free = int(free_bytes(device) * LEFT) if device.type == "cuda" else free_bytes(device) - to_come
+    weights = held_bytes(loaded.model) + again
+    free, limit = _room(device, share, weights)
+    free = int(free * LEFT) if device.type == "cuda" else free - to_come
     while sizes.bytes > free:
         fewer = sizes.shrunk(fixed=batch_size is not None)
         if fewer is None:
             least = replace(first, passes=passes[-1:])
             fit = bisect_right(range(1, wanted), free, key=lambda n: least.least(n).bytes)
-            held, advice = (wanted, max_length), _lower(fit, wanted, beams)
-            raise _too_large(held, sizes.slots, needs.slot, sizes.bytes, free, device, advice)
+            held, advice = (wanted, max_length), _lower(fit, wanted, beams, limit)
+            there = "are free" if limit is None else f"of the --memory-share of {limit:g} are left"
+            there += f" on {device}"
+            raise _too_large(held, sizes.slots, needs.slot, sizes.bytes, free, there, advice)
         sizes = fewer
     sizes = sizes.filled(first.cache.longest, free)
     cache, taken, slots = sizes.cache, sizes.passes[0], sizes.slots
@@ -218,11 +224,21 @@ def plan_memory(
         train_longest=taken.train_longest,
         train_questions=taken.train_questions,
         search_lanes=sizes.searched if beams else 0,
-        weight_bytes=held_bytes(loaded.model) + again + to_come,
+        weight_bytes=weights + to_come,
         cache_bytes=cache.bytes,
         adapter_bytes=slots * needs.slot,
         working_bytes=sizes.working,
     )
+
+
+def _room(device: torch.device, share: float | None, weights: int) -> tuple[int, float | None]:
+    """What may be taken beside the weights, and the share where less is free by that."""
+    free = free_bytes(device)
+    if share is None:
+        return free, None
+    # of weights in a file that is mapped into memory, a process has what it has read
+    left = int(share * total_bytes(device)) - max(weights, held_here(device))
+    return (left, share) if left < free else (free, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -397,13 +413,14 @@ def _check_width(beams: int, batch_size: int | None) -> None:
         )
 
 
-def _lower(fit: int, wanted: int, beams: int) -> str:
-    """What to lower, where ``fit`` of the ``wanted`` sequences would fit."""
+def _lower(fit: int, wanted: int, beams: int, limit: float | None) -> str:
+    """What to lower, where ``fit`` of the ``wanted`` sequences would fit, and what to raise."""
     if not fit:
-        return "free some memory or lower"
+        return f"{'free some memory' if limit is None else 'raise --memory-share'} or lower"
     option = "--trials" if wanted == beams else "--batch-size"
     option += " and --trials" if fit < beams < wanted else ""
-    return f"lower {option} to {fit}, which fits, or lower"
+    more = "" if limit is None else "raise --memory-share, "
+    return f"{more}lower {option} to {fit}, which fits, or lower"
 
 
 def _too_large(
@@ -412,7 +429,7 @@ def _too_large(
     slot: int,
     needed: int,
     free: int,
-    device: torch.device,
+    there: str,
     lower: str,
 ) -> UsageError:
     gib = 2.0**30
@@ -422,7 +439,7 @@ def _too_large(
     return UsageError(
         f"{_count(held[0], 'sequence')} of {held[1]} tokens{adapters} need "
         f"{needed / gib:.1f} GiB beside the model and "
-        f"{max(free, 0) / gib:.1f} GiB are free on {device}; {lower} --max-new-tokens{smaller}."
+        f"{max(free, 0) / gib:.1f} GiB {there}; {lower} --max-new-tokens{smaller}."
     )
 
 

@@ -46,7 +46,7 @@ def check_endpoint(config: RunConfig, kind: type[Method]) -> None:
             "a server keeps to itself; leave it away, or give its template an argument for it by "
             "--template-arg."
         )
-    for name in ("dtype", "quantize", "device", "batch_size"):
+    for name in ("dtype", "quantize", "device", "batch_size", "memory_share"):
         if getattr(engine, name) not in (None, "auto"):
             raise UsageError(
                 f"--{name.replace('_', '-')} {getattr(engine, name)} is of a model that runs here, "

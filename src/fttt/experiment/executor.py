@@ -67,6 +67,7 @@ def make_engine(plans: Sequence[Plan], loaded: ReadyModel) -> CountingEngine:
     learners = [plan for plan in plans if plan.adapter_spec is not None]
     own = [plan for plan in learners if not plan.method.shared]
     copies = _shared_copies(plans)
+    shares = (plan.config.engine.memory_share for plan in plans)
     return BatchedEngine(
         loaded,
         max_length=max_length,
@@ -76,6 +77,7 @@ def make_engine(plans: Sequence[Plan], loaded: ReadyModel) -> CountingEngine:
         adapters=copies + sum(min(len(p.questions), at_once) * p.method.adapters for p in own),
         least_adapters=copies + max((p.method.adapters for p in own), default=0),
         beams=max(w if p.method.searches else 0 for p, w in zip(plans, widths, strict=True)),
+        memory_share=min((share for share in shares if share is not None), default=None),
     )
 
 

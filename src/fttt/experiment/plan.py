@@ -45,7 +45,7 @@ __all__ = [
 MAY_DIFFER = frozenset(
     {"endpoint"}
     | {f"engine.{name}" for name in ("batch_size", "device", "concurrency", "request_timeout")}
-    | {f"engine.{name}" for name in ("replicas", "gpus_per_replica", "ray_address")}
+    | {f"engine.{name}" for name in ("replicas", "gpus_per_replica", "ray_address", "memory_share")}
 )
 """Settings that change no draw, so that another machine, or one with less memory free, may finish a
 run."""
