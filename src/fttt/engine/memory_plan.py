@@ -434,7 +434,7 @@ def _too_large(
 ) -> UsageError:
     gib = 2.0**30
     adapters = f" and {_count(slots, 'adapter')} of {slot / 2**20:.0f} MiB" if slots else ""
-    large = slots * slot > free / 2
+    large = slots * slot > free / 2 > 0  # no rank is low enough where nothing is left
     smaller = ", or take adapters of a lower rank or on fewer layers" if large else ""
     return UsageError(
         f"{_count(held[0], 'sequence')} of {held[1]} tokens{adapters} need "
