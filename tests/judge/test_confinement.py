@@ -4,9 +4,7 @@ import struct
 
 import pytest
 
-from fttt.judge import confinement
-from fttt.judge.confinement import LAYERS, LayerReport, Limits, compile_filter, slowness
-from fttt.judge.sandbox import Sandbox
+from fttt.judge.confinement import LAYERS, LayerReport, compile_filter
 
 
 def test_a_layer_that_was_not_tried_does_not_hold() -> None:
@@ -36,25 +34,3 @@ def test_the_filter_is_a_program_that_refuses_by_default(counted: bool) -> None:
     }
     allow, errno_eperm, errno_enosys = 0x7FFF0000, 0x00050001, 0x00050026
     assert {allow, errno_eperm, errno_enosys} <= returns
-
-
-@pytest.mark.parametrize(("times", "seconds"), [(0.5, 5), (1.0, 5), (2.5, 13), (20.0, 15)])
-def test_a_slow_machine_grants_more_processor_time_but_within_the_wall_time(
-    times: float, seconds: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(confinement, "slowness", lambda: times)
-    assert Limits.here() == Limits(cpu_seconds=seconds)
-    assert Sandbox().limits.cpu_seconds == seconds < Limits().wall_seconds
-    assert Sandbox(limits=Limits(cpu_seconds=2)).limits.cpu_seconds == 2
-
-
-def test_slowness_is_looked_at_once_and_takes_the_least_of_its_looks(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    taken = iter([0.03, 0.01, 0.02, 0.04, 0.05, 0.06, 0.07])
-    monkeypatch.setattr(confinement, "_some_work", lambda: next(taken))
-    slowness.cache_clear()
-    assert slowness() == slowness() == 0.01 / confinement.WORK_SECONDS
-    slowness.cache_clear()
-    monkeypatch.undo()
-    assert 0.05 < slowness() < 50  # of any machine that runs this

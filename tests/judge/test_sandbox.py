@@ -143,7 +143,7 @@ def test_processor_time_runs_out_before_the_wall_clock() -> None:
     async def judge(sandbox: Sandbox) -> Judgement:
         return await sandbox.judge(Submission(ADD, "while True: pass"))
 
-    judgement = use(judge, limits=Limits(wall_seconds=200, cpu_seconds=1))
+    judgement = use(judge, limits=Limits(wall_seconds=200, cpu_seconds=1, slowest=1))
     assert judgement.status == "timeout"
     assert judgement.seconds < 200
 
@@ -264,7 +264,7 @@ def test_neighbours_that_use_all_processors_do_not_make_an_honest_program_late()
         assert {judgement.status for judgement in await asyncio.gather(*crowd)} == {"timeout"}
         return honest
 
-    limits = Limits(wall_seconds=1, waiting_seconds=200, cpu_seconds=1)
+    limits = Limits(wall_seconds=1, waiting_seconds=200, cpu_seconds=1, slowest=1)
     assert use(judge, workers=4, limits=limits).passed
 
 
@@ -517,7 +517,7 @@ def test_without_namespaces_a_box_still_takes_its_orphans_along(
         assert descendants() == idle
         return await sandbox.judge(Submission(ADD, RIGHT))
 
-    limits = Limits(wall_seconds=2, cpu_seconds=1)
+    limits = Limits(wall_seconds=2, cpu_seconds=1, slowest=1)
     assert use(judge, workers=1, allow_weaker=True, limits=limits).passed
 
 
@@ -571,6 +571,6 @@ def test_what_passed_before_a_limit_is_counted_and_a_failure_before_it_decides()
         assert (found.status, found.tests_passed, found.tests_total) == ("timeout", 2, 4)
         return await sandbox.judge(Submission(problem, hangs + " + (n == 0)"))
 
-    judgement = use(judge, limits=Limits(cpu_seconds=1))
+    judgement = use(judge, limits=Limits(cpu_seconds=1, slowest=1))
     assert (judgement.status, judgement.tests_passed, judgement.tests_total) == ("failed", 1, 4)
     assert judgement.detail.startswith("AssertionError")

@@ -4,26 +4,18 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import math
 import signal
 import socket
 import tempfile
 import termios
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cache
 
 from fttt.judge.box.usage import SHARED_MAPPING
 
-__all__ = ["LAYERS", "LayerReport", "Limits", "SandboxLayer", "compile_filter", "slowness"]
+__all__ = ["LAYERS", "LayerReport", "Limits", "SandboxLayer", "compile_filter"]
 
 _MIB = 1024 * 1024
-CPU_SECONDS = 5
-"""Of a box, on a machine that runs :func:`_some_work` in :data:`WORK_SECONDS`."""
-WORK_SECONDS = 0.005
-MOST_SLOWNESS = 3.0
-"""A box on a slower machine has no more than so many times as long, within its wall time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +95,11 @@ class Limits:
     """From the making of the box to its verdict, without what it waited for a processor."""
     waiting_seconds: float = 40.0
     """The most that is granted for waiting."""
-    cpu_seconds: int = CPU_SECONDS
+    cpu_seconds: int = 5
+    """On a machine of usual speed: right programs that are slow shall pass on a slow one too."""
+    slowest: float = 3.0
+    """So many times as much is granted at the most, by how long a piece of Python takes when a box
+    has used up what is usual."""
     memory_bytes: int = 512 * _MIB
     address_space_bytes: int = 1024 * _MIB
     processes: int = 32
@@ -114,30 +110,6 @@ class Limits:
     """Open descriptors of a process."""
     scratch_bytes: int = 16 * _MIB
     """The writable file system, and any one file."""
-
-    @classmethod
-    def here(cls) -> Limits:
-        """With as much more processor time as programs take on this machine, so that a right one
-        that is slow passes wherever it is judged.
-        """
-        return cls(cpu_seconds=math.ceil(CPU_SECONDS * min(MOST_SLOWNESS, max(1.0, slowness()))))
-
-
-@cache
-def slowness() -> float:
-    """How many times as long as usual a program of Python takes on this machine.
-
-    The least of several looks counts, since others may use the processor too; they take some 50 ms.
-    """
-    return min(_some_work() for _ in range(7)) / WORK_SECONDS
-
-
-def _some_work() -> float:
-    """Its seconds of processor time."""
-    start, total = time.process_time(), 0
-    for n in range(50_000):
-        total += n * n % 7
-    return time.process_time() - start
 
 
 _ALLOWED = """

@@ -165,7 +165,7 @@ class Sandbox:
         if workers is not None and workers < 1:
             raise UsageError(f"workers is {workers}; at least 1 box has to run at a time")
         self.workers = workers or default_workers()
-        self.limits = limits or Limits.here()
+        self.limits = limits or Limits()
         self._allow_weaker = allow_weaker
         self._places = asyncio.Semaphore(_AHEAD * self.workers)
         self._starting = asyncio.Lock()

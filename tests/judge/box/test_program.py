@@ -13,7 +13,9 @@ from fttt.judge.problem import Judgement, StdinProblem, Submission
 from fttt.judge.sandbox import Sandbox
 
 # Small, so that those who run out of something do it soon.
-LIMITS = Limits(wall_seconds=3, waiting_seconds=200, cpu_seconds=1, memory_bytes=256 << 20)
+LIMITS = Limits(
+    wall_seconds=3, waiting_seconds=200, cpu_seconds=1, slowest=1, memory_bytes=256 << 20
+)
 SUM = StdinProblem(("1 2\n", "30 4\n"), ("3\n", "34\n"))
 SECRET = StdinProblem(("1 2\n",), ("SECRET-4711",))
 FRESH = StdinProblem(("1\n", "2\n"), ("fresh", "fresh"))

@@ -334,7 +334,7 @@ def map_ids(uid: int, gid: int) -> None:
 def _limit(limits: dict[str, Any]) -> None:
     for kind, most in (
         (resource.RLIMIT_AS, limits["address_space_bytes"]),
-        (resource.RLIMIT_CPU, limits["cpu_seconds"] + 1),
+        (resource.RLIMIT_CPU, limits["cpu_seconds"] * limits["slowest"] + 1),
         (resource.RLIMIT_NPROC, limits["processes"]),
         (resource.RLIMIT_NOFILE, limits["files"]),
         (resource.RLIMIT_FSIZE, limits["scratch_bytes"]),

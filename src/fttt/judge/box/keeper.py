@@ -24,7 +24,7 @@ from .confine import NAMESPACES, adopt_orphans, clone, confine, die_with_parent,
 from .program import run_program
 from .solver import run_solver
 from .tester import run_tests
-from .usage import ControlGroup, Processes
+from .usage import ControlGroup, Processes, slowness
 
 __all__ = ["Keeper", "namespaces", "try_in"]
 
@@ -46,6 +46,10 @@ class _Box:
     begin: float
     end: str = "exit"
     cpu: float = 0.0
+    slow: float = 1.0
+    """The machine, as it was found to be after what is usually granted was used up."""
+    next_speed: float = 0.0
+    """When to look at that again."""
 
 
 class Keeper:
@@ -215,9 +219,22 @@ class Keeper:
             return "memory"
         cpu = group.cpu() if group.counts_cpu else self._processes.cpu(box.pid)
         box.cpu = max(box.cpu, cpu)
-        if cpu > limits["cpu_seconds"] or self._late(box, now):
+        if self._spent(box, now) or self._late(box, now):
             return "timeout"
         return ""
+
+    def _spent(self, box: _Box, now: float) -> bool:
+        """Whether a box is over its processor time, of which there is more on a slow machine.
+
+        Else its right programs that are slow would fail. It is looked at while the box runs, since
+        neighbours make a machine slower and faster.
+        """
+        usual = self._limits["cpu_seconds"]
+        if box.cpu <= usual:
+            return False
+        if now >= box.next_speed:
+            box.slow, box.next_speed = max(box.slow, slowness()), now + 1
+        return bool(box.cpu > usual * min(box.slow, self._limits["slowest"]))
 
     def _late(self, box: _Box, now: float) -> bool:
         """Whether a box is over its wall limit, without what it had to wait for a processor.

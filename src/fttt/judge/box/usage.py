@@ -12,11 +12,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["SHARED_MAPPING", "ControlGroup", "Processes"]
+__all__ = ["SHARED_MAPPING", "ControlGroup", "Processes", "slowness"]
 
 SHARED_MAPPING = 16 << 20
 """The most that one shared mapping may hold; the system call filter refuses larger ones."""
@@ -28,6 +29,24 @@ _ANONYMOUS = b" /dev/zero (deleted)"  # the name of every anonymous shared mappi
 _MAPPING = 256  # bytes that the kernel keeps a mapping
 _MAPS = 1 << 19  # bytes of /proc/PID/maps, some 5,000 mappings; nobody honest has as many
 _PAGE, _TICK = os.sysconf("SC_PAGE_SIZE"), os.sysconf("SC_CLK_TCK")
+
+_ROUNDS, _USUAL = 50_000, 0.0035
+"""Of a piece of Python, and its seconds on a machine of usual speed."""
+
+
+def slowness() -> float:
+    """How many times as long as usual a program takes on this machine now.
+
+    The most of three looks, of some 5 ms each, since a program meets slow moments too.
+    """
+    return max(_look() for _ in range(3)) / _USUAL
+
+
+def _look() -> float:
+    start, total = time.process_time(), 0
+    for n in range(_ROUNDS):
+        total += n * n % 7
+    return time.process_time() - start
 
 
 class ControlGroup:
