@@ -41,7 +41,11 @@ def test_it_is_a_linear_layer(rows: int, outputs: int, bias: bool) -> None:
     torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_a_model_computes_the_same_with_it_and_is_itself_again(small: None) -> None:
+@pytest.mark.parametrize("intel", [True, False])
+def test_a_model_computes_the_same_with_it_and_is_itself_again(
+    small: None, intel: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(linear_module, "_is_intel", lambda: intel)
     model = tiny_model("qwen").model
     ids = torch.arange(5, 17)[None]
     before = model(ids).logits
@@ -138,3 +142,24 @@ def test_answers_are_those_without_another_layout(
     expected = answers(loaded)
     monkeypatch.setattr(linear_module, "LEAST", 1)
     assert answers(loaded) == expected
+
+
+@pytest.mark.parametrize("intel", [True, False])
+def test_few_rows_are_multiplied_as_the_processor_likes(
+    intel: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[int] = []
+    few = linear_module.few_row_linear
+    monkeypatch.setattr(linear_module, "_is_intel", lambda: intel)
+    monkeypatch.setattr(
+        linear_module, "few_row_linear", lambda x, *own: taken.append(len(x)) or few(x, *own)
+    )
+    layer = nn.Linear(32, 24).requires_grad_(False)
+    replaced = Replacements(linear_replacements(layer))
+    replaced.enable()
+    with torch.no_grad():
+        for rows in (1, 2, 8, 40):
+            x = torch.randn(rows, 32)
+            torch.testing.assert_close(layer(x), F.linear(x, layer.weight, layer.bias))
+    replaced.disable()
+    assert taken == ([] if intel else [1, 2, 8])

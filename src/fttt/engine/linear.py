@@ -1,21 +1,25 @@
 """Linear layers on a CPU, without a gradient: the fastest product for the rows that there are.
 
-- With one row or two the weights have to be read and little else, which is fastest where they are
-  the left factor of the product.
+- With one row or two the weights have to be read and little else. Where the processor is not one of
+  Intel's, that is fastest if they are the left factor of the product; the library behind
+  ``F.linear`` is made for Intel's, and reads them two to three times as fast as that there.
 - With more rows, oneDNN's product over weights that were laid out for it takes 0.45 to 0.75 of the
-  time of ``F.linear`` at 16 rows and 0.6 to 0.8 at 64, on a processor of AMD's
-  (``benchmarks/linear.py``; the library behind ``F.linear`` is made for Intel's). So weights are
-  held a second time, laid out so, where that takes no more than a part of the memory that is free
-  (:mod:`fttt.engine.memory_plan` counts them). The first pass that needs them lays them out.
-- Without that memory, weights are the left factor up to 8 rows (16 for a large output layer), and
-  all other passes run as they are.
+  time of ``F.linear`` at 16 rows and 0.6 to 0.8 at 64, on a processor of AMD's, and 0.7 to 1.1 on
+  one of Intel's (``benchmarks/linear.py``). So weights are held a second time, laid out so, where
+  that takes no more than a part of the memory that is free (:mod:`fttt.engine.memory_plan` counts
+  them). The first pass that needs them lays them out.
+- Without that memory, weights are the left factor up to 8 rows (16 for a large output layer) on
+  other processors than Intel's, and all other passes run as they are.
 
 Axes: R rows, I inputs, O outputs.
 """
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -33,7 +37,7 @@ FEW_ROWS, MOST_ROWS = 8, 16
 """Up to which weights are the left factor: of any layer, and of a large output layer."""
 BLOCK = 2048
 """Output features of one such product."""
-LAID_OUT_ROWS = 3
+LAID_OUT_ROWS, LAID_OUT_ROWS_INTEL = 3, 4
 """From which laid out weights are faster."""
 LEAST = 2**16
 """Weights of the smallest layer that is laid out; below, the call of it costs more."""
@@ -47,7 +51,7 @@ def linear_replacements(model: nn.Module) -> list[tuple[Any, str, Any]]:
     Layers that are given one input are one product (:mod:`fttt.engine.merged`).
     """
     layers = [x for x in model.modules() if isinstance(x, nn.Linear) and is_plain(x)]
-    product = _FastProduct(lay_out=_fits(_count(model)[1]))
+    product = _FastProduct(lay_out=_fits(_count(model)[1]), intel=_is_intel())
     merged = merged_linears(model, product)
     done = {id(layer) for layer, _, _ in merged}
     alone = [layer for layer in layers if id(layer) not in done]
@@ -57,9 +61,10 @@ def linear_replacements(model: nn.Module) -> list[tuple[Any, str, Any]]:
 class _FastProduct:
     """``x Wᵀ + b`` of one layer, or of several whose weights lie end to end."""
 
-    def __init__(self, *, lay_out: bool) -> None:
-        """``lay_out``: whether weights may be held a second time."""
-        self._lay_out = lay_out
+    def __init__(self, *, lay_out: bool, intel: bool) -> None:
+        """``lay_out``: whether weights may be held a second time; ``intel``: whose processor."""
+        self._lay_out, self._intel = lay_out, intel
+        self._from = LAID_OUT_ROWS_INTEL if intel else LAID_OUT_ROWS
 
     def __call__(
         self, layers: Sequence[nn.Linear], x: Tensor, weight_OI: Tensor, bias_O: Tensor | None
@@ -68,17 +73,28 @@ class _FastProduct:
         if torch.is_grad_enabled():
             return F.linear(x, weight_OI, bias_O)
         rows = x.numel() // weight_OI.shape[1]
-        if self._lay_out and rows >= LAID_OUT_ROWS and _gains(layers, weight_OI):
+        if self._lay_out and rows >= self._from and _gains(layers, weight_OI):
             made = _laid_out(layers, weight_OI)
             out: Tensor = torch.ops.mkldnn._linear_pointwise(x, made, bias_O, "none", [], "")
             return out
         few = rows <= FEW_ROWS or (rows <= MOST_ROWS and weight_OI.shape[0] > 4 * BLOCK)
-        return (few_row_linear if few else F.linear)(x, weight_OI, bias_O)
+        return (few_row_linear if few and not self._intel else F.linear)(x, weight_OI, bias_O)
 
     def alone(self, layer: nn.Linear) -> Callable[[Tensor], Tensor]:
         """The ``forward`` of one layer."""
         layers = (layer,)
         return lambda x: self(layers, x, layer.weight, layer.bias)
+
+
+@cache
+def _is_intel() -> bool:
+    """Whether the processor is one that the library behind ``F.linear`` is made for."""
+    if not torch.backends.mkl.is_available():
+        return False
+    try:
+        return "GenuineIntel" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:  # no Linux
+        return "Intel" in platform.processor()
 
 
 def _gains(layers: Sequence[nn.Linear], weight_OI: Tensor) -> bool:
