@@ -25,7 +25,13 @@ from fttt.engine.captured_pass import Capture, GraphCapture, Replay
 from fttt.engine.decoder import capturable
 from fttt.engine.families import has_experts
 from fttt.engine.states import Mixers
-from fttt.finetune.packing import PackedPasses, PaddedPass, PaddedShape, SampleGroup
+from fttt.finetune.packing import (
+    PackedPasses,
+    PaddedPass,
+    PaddedShape,
+    SampleGroup,
+    inner_model,
+)
 
 __all__ = ["CapturedSteps", "captures_steps"]
 
@@ -55,7 +61,7 @@ def captures_steps(model: Any, settings: Section, args: Any) -> bool:
         settings: the method's.
         args: the trainer's arguments.
     """
-    inner = getattr(model, "get_base_model", lambda: model)()
+    inner = inner_model(model)
     return (
         args.device.type == "cuda"
         and args.world_size == 1
@@ -91,7 +97,7 @@ class CapturedSteps:
         self._off = False
         self._learned = [p for p in model.parameters() if p.requires_grad]
         self._gradients: list[Tensor | None] = []
-        inner = getattr(model, "get_base_model", lambda: model)()
+        inner = inner_model(model)
         ends = {inner.get_input_embeddings(), inner.get_output_embeddings()}
         outer = {id(p) for end in ends for p in end.parameters()}
         own = sum(p.numel() for p in inner.parameters() if id(p) not in outer)

@@ -33,7 +33,15 @@ from fttt.engine.sequences import pack_sequences, prepared
 from fttt.models.loader import Prefix
 from fttt.training import GoldExample
 
-__all__ = ["PackedPasses", "PaddedPass", "PaddedShape", "SampleGroup", "collate", "groups"]
+__all__ = [
+    "PackedPasses",
+    "PaddedPass",
+    "PaddedShape",
+    "SampleGroup",
+    "collate",
+    "groups",
+    "inner_model",
+]
 
 MOST_PADDING = 4
 """The largest ratio of padded to real tokens in attention, which alone pads a group's samples to
@@ -186,6 +194,11 @@ def _copy(to: Tensor, numbers: np.ndarray[Any, Any]) -> None:
     to.copy_(made.pin_memory() if to.is_cuda else made, non_blocking=True)
 
 
+def inner_model(model: Any) -> Any:
+    """The model within PEFT's wrapper, or the model itself."""
+    return getattr(model, "get_base_model", lambda: model)()
+
+
 def groups(samples: Sequence[GoldExample], most: int, at_least: int = 1) -> list[SampleGroup]:
     """Divide a step's samples into groups of similar length.
 
@@ -223,7 +236,7 @@ class PackedPasses:
             fused: on a GPU, replace norms and rotary positions by fused kernels, which hold the
                 norms' current weights.
         """
-        self._inner: Any = getattr(model, "get_base_model", lambda: model)()
+        self._inner: Any = inner_model(model)
         self._dtype = dtype
         self._fused = fused
         self._pass: SampleGroup | PaddedPass | None = None
