@@ -365,7 +365,7 @@ class BatchedEngine:
     def _prefill(self) -> None:
         """Start as many waiting requests as one pass takes, and draw their first tokens."""
         count, pages = self._admissible(), self._room()[1] - ahead(self._cache, self._running)
-        same = [job for job in self._running if job.lane and self._version(job.lane) is not None]
+        same = (job for job in self._running if job.lane and self._version(job.lane) is not None)
         due = self._waiting.next_pass(self._cache, count, self.plan.prefill_tokens, pages, same)
         if not due.jobs:
             return

@@ -271,7 +271,7 @@ class PrefillQueue(deque[GenerateJob]):
         count: int,
         tokens: int,
         pages: int,
-        running: Sequence[GenerateJob] = (),
+        running: Iterable[GenerateJob] = (),
     ) -> PrefillPass:
         """Take up to ``count`` requests until ``tokens`` or ``pages`` are reached, one at least.
 
@@ -281,7 +281,7 @@ class PrefillQueue(deque[GenerateJob]):
         taken = PrefillPass()
         segment_of: dict[tuple[int, tuple[int, ...]], int] = {}
         shares, total = _shares(cache), 0
-        self._beginnings.retain(running if shares else ())
+        self._beginnings.retain(list(running) if shares else ())
         while self and len(taken.jobs) < count:
             job = self.popleft()
             request = job.request

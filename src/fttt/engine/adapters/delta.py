@@ -458,7 +458,7 @@ class DeltaLearner:
         tokens, slots = self._plan.train_tokens, set[object]()
         longest = 0  # the attention and a network may pad all of them to it
         for count, job in enumerate(queue):
-            longest = max(longest, len(_sequence(job.request)))
+            longest = max(longest, _length(job.request))
             if count and ((count + 1) * longest > tokens or job.request.adapter in slots):
                 return count, True
             slots.add(job.request.adapter)
@@ -493,3 +493,9 @@ def _sequence(request: TrainRequest) -> tuple[int, ...]:
     """All tokens that the target's loss depends on."""
     ids, target = request.lessons[0].context_ids, request.targets[0]
     return ids[: target.after] + target.token_ids
+
+
+def _length(request: TrainRequest) -> int:
+    """How many these are, which is asked at each turn."""
+    held, target = len(request.lessons[0].context_ids), request.targets[0]
+    return (held if target.after is None else min(held, target.after)) + len(target.token_ids)
