@@ -51,7 +51,7 @@ def learned(
                 recorders.append(recorder())
                 return recorders[-1](step)
 
-            self._captured = CapturedPasses(bank, cache, 8192, 2**30, lambda: one)
+            self._captured = CapturedPasses(bank, cache, 2**10, 2**30, lambda: one)
             self._captured.recorders = recorders
             made.append(self._captured)
 

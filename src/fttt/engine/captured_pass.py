@@ -24,13 +24,15 @@ from torch.utils._pytree import tree_leaves
 from fttt.engine.batch import READ_PLACES, Batch, Ragged, Segment
 from fttt.engine.cache import KVCache
 from fttt.engine.decoder import capturable
+from fttt.engine.families import has_experts
 from fttt.engine.request import Target
+from fttt.engine.states import Mixers
 from fttt.engine.train_step import LossTerms, pass_loss
 
 if TYPE_CHECKING:
     from fttt.engine.adapters.lora import LoRABank
 
-__all__ = ["Capture", "CapturedPasses", "GraphCapture", "Replay", "captures_training", "round_up"]
+__all__ = ["Capture", "CapturedPasses", "GraphCapture", "Replay", "can_capture", "round_up"]
 
 AFTER = 8
 """Passes of a shape that run uncaptured, before it is worth a capture, which costs about as much:
@@ -39,8 +41,6 @@ TOKENS = 4096
 """Of the largest pass that is captured: a larger one keeps the GPU busy while it is launched."""
 SHAPES = 8
 """That are held at once; their memory is one pool, as large as the largest needs."""
-PART = 4
-"""Of the memory that a train pass was planned with, what that pool may hold is this part."""
 
 Replay = Callable[[], None]
 Capture = Callable[[Replay], Replay | None]
@@ -63,15 +63,14 @@ class PassShape(NamedTuple):
         )
 
 
-def captures_training(model: Any, cache: KVCache) -> bool:
-    """Whether a model's train passes can be captured where its cache lies.
+def can_capture(model: Any) -> bool:
+    """Whether a model's train passes can be captured, on the GPU where it is.
 
     Layers that carry a state, and experts, ask the host in the middle of a pass. What else does is
     found when a step is first captured (:class:`HostCalls`).
     """
-    experts = any(hasattr(type(module), "_apply_gate") for module in model.modules())
-    on_gpu = cache.device.type == "cuda" and capturable(model)
-    return on_gpu and not experts and cache.states is None
+    on_gpu = model.device.type == "cuda" and capturable(model)
+    return on_gpu and not has_experts(model) and not Mixers(model)
 
 
 HOST = frozenset({"_local_scalar_dense", "lift_fresh", "masked_select", "nonzero"})
@@ -134,13 +133,18 @@ class CapturedPasses:
         self,
         bank: LoRABank,
         cache: KVCache,
-        tokens: int,
+        token: float,
         room: int,
         capture: Callable[[], Capture] = GraphCapture,
     ) -> None:
-        """``tokens`` and ``room`` are those of the largest pass and its memory, as planned."""
+        """Hold no more than planned.
+
+        Args:
+            token: bytes that a token of a pass takes beside what it reads.
+            room: bytes that all captured passes may hold.
+        """
         self._bank, self._cache = bank, cache
-        self._tokens, self._room = tokens, room
+        self._token, self._room = token, room
         self._make = capture
         self._capture: Capture | None = None
         self._off = False
@@ -155,11 +159,6 @@ class CapturedPasses:
         ``numbers`` are those of the targets among all of their question's.
         """
         longest = max(len(segment.token_ids) for segment in segments)
-        if len(segments) * longest > self._tokens // 2:  # which needs the pool's memory
-            self._passes.clear()
-            self._seen.clear()
-            self._capture = None
-            return None
         prefix = self._cache.prefix
         past = prefix + max(segment.past for segment in segments)
         needed = PassShape(len(segments), longest, past)
@@ -196,9 +195,9 @@ class CapturedPasses:
         """Whether a shape's pass is small enough to be captured, and its memory to be held."""
         tokens = shape.segments * shape.tokens
         places = shape.segments * (shape.past + shape.tokens)
-        held = tokens / (1.25 * self._tokens) * self._room + places * self._cache.read_bytes
+        held = tokens * self._token + places * self._cache.read_bytes
         held += 16 * shape.segments * self._bank.parameters  # weights, gradients, and copies
-        return tokens <= TOKENS and places <= READ_PLACES and held <= self._room / PART
+        return tokens <= TOKENS and places <= READ_PLACES and held <= self._room
 
 
 def round_up(number: int, sizes: int) -> int:

@@ -48,6 +48,8 @@ LEFT = 0.95
 """Of a GPU's free memory that is planned for."""
 PASSES = (1.0, 0.25, 0.0)
 """What part of a GPU's usual passes is tried, in turn; on a CPU the last is a smaller one."""
+CAPTURED = 0.08
+"""Of a GPU's memory, what captured train passes may hold beside the others."""
 QUESTION_BYTES = 2**32
 """Most that the questions of one train pass take beside its tokens, beyond one question's."""
 
@@ -80,6 +82,8 @@ class MemoryPlan:
     """Tokens of the longest target of a train step."""
     train_questions: int
     """Questions that take a step at once."""
+    captured_bytes: int
+    """What captured train passes may hold; 0: none is captured."""
     search_lanes: int
     """Beams, of one question or more, that are searched at once; 0 where none are asked for."""
     weight_bytes: int
@@ -223,6 +227,7 @@ def plan_memory(
         train_bytes=taken.train_bytes,
         train_longest=taken.train_longest,
         train_questions=taken.train_questions,
+        captured_bytes=taken.captured,
         search_lanes=sizes.searched if beams else 0,
         weight_bytes=weights + to_come,
         cache_bytes=cache.bytes,
@@ -313,7 +318,7 @@ class _Sizes:
         """Of the larger pass, with copies of a layer's rows, as it reads them for a gradient."""
         places = min(READ_PLACES, self.lanes * self.cache.capacity)
         passes = self.passes[0].working + 2 * places * self.cache.layer_bytes
-        return max(passes, self.searched * self.lane_bytes)
+        return max(passes, self.searched * self.lane_bytes) + self.passes[0].captured
 
     @property
     def bytes(self) -> int:
@@ -456,6 +461,8 @@ class _Passes:
     train_bytes: int
     train_longest: int
     train_questions: int
+    captured: int
+    """What captured train passes hold, at any time."""
     working: int
 
 
@@ -481,9 +488,10 @@ def _passes(
     if not needs.long_token:
         least = max(least, max_length)
     token_bytes = needs.token + 3 * scanned  # with what its gradient is taken of
-    prefill, train = 2048, least
+    prefill, train, captured = 2048, least, 0
     if device.type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory
+        captured = int(part * total * CAPTURED) if adapters and needs.captures else 0
         prefill = int(min(32768, max(2048, part * total * 0.05 // layer_bytes)))
         train = int(max(least, min(16384, part * total * needs.share // token_bytes)))
     questions = max(1, min(needs.questions, adapters))
@@ -496,7 +504,7 @@ def _passes(
     working = int(max(1.25 * prefill * layer_bytes, trains)) + 2**28
     working += max(_dequantized_bytes(loaded.model), default=0)
     held = int(1.25 * train * token_bytes) if adapters else 0
-    return _Passes(prefill, train, held, max(train, longest), questions, working)
+    return _Passes(prefill, train, held, max(train, longest), questions, captured, working)
 
 
 def _dequantized_bytes(model: Any) -> Iterator[int]:

@@ -21,10 +21,7 @@ from torch import Tensor
 
 from fttt.config.run_config import Section
 from fttt.config.training_configs import PrefixSettings
-from fttt.engine.captured_pass import Capture, GraphCapture, Replay
-from fttt.engine.decoder import capturable
-from fttt.engine.families import has_experts
-from fttt.engine.states import Mixers
+from fttt.engine.captured_pass import Capture, GraphCapture, Replay, can_capture
 from fttt.finetune.packing import (
     PackedPasses,
     PaddedPass,
@@ -63,13 +60,10 @@ def captures_steps(model: Any, settings: Section, args: Any) -> bool:
     """
     inner = inner_model(model)
     return (
-        args.device.type == "cuda"
+        can_capture(inner)
         and args.world_size == 1
         and not any(getattr(args, name, False) for name in CHECKPOINTING)
         and not isinstance(settings, PrefixSettings)
-        and capturable(inner)
-        and not has_experts(inner)
-        and not Mixers(inner)
     )
 
 

@@ -97,6 +97,8 @@ class AdapterNeeds:
     """Width of the hidden states that are kept of each token."""
     keeps: bool = True
     """Whether steps read the rows of finished sequences."""
+    captures: bool = False
+    """Whether passes of short targets can be captured (:mod:`fttt.engine.captured_pass`)."""
 
 
 class Slot:

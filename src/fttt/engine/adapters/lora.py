@@ -32,7 +32,7 @@ from fttt.engine.adapters.draws import DrawnRow, RowDraws
 from fttt.engine.adapters.product import InputScale, add_low_rank
 from fttt.engine.batch import Batch
 from fttt.engine.cache import KVCache
-from fttt.engine.captured_pass import CapturedPasses, captures_training
+from fttt.engine.captured_pass import CapturedPasses, can_capture
 from fttt.engine.merged import GROUPS
 from fttt.engine.ops.sampling import derive_key
 from fttt.engine.request import LoRASpec, TrainRequest
@@ -157,6 +157,7 @@ class LoRABank(Bank):
             question=8 * parameters,
             questions=256,
             share=0.25,
+            captures=can_capture(model),
         )
 
     def __init__(self, model: nn.Module, spec: LoRASpec, slots: int, device: torch.device) -> None:
@@ -426,8 +427,9 @@ class LoRALearner:
     def __init__(self, bank: LoRABank, cache: KVCache, plan: MemoryPlan, fill: Fill) -> None:
         self._bank, self._cache, self._plan, self._fill = bank, cache, plan, fill
         self._captured: CapturedPasses | None = None
-        if captures_training(bank.model, cache):
-            self._captured = CapturedPasses(bank, cache, plan.train_tokens, plan.train_bytes)
+        if plan.captured_bytes:
+            token = plan.train_bytes / (1.25 * plan.train_tokens)
+            self._captured = CapturedPasses(bank, cache, token, plan.captured_bytes)
 
     def check(self, request: TrainRequest) -> None:
         """Accept any request."""
