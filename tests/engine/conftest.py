@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from fttt.engine.batch import Batch
+from fttt.engine.decoder import CPUDecoder, Lane
 from fttt.engine.memory_plan import MemoryPlan, plan_memory
 
 
@@ -46,3 +48,64 @@ def paged(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         monkeypatch.setattr("fttt.engine.engine.plan_memory", plan)
 
     return use
+
+
+class SeveralSteps(CPUDecoder):
+    """As a GPU's where no call begins ahead: several steps between two looks at the tokens."""
+
+    steps = 3
+
+    def collect(self, lanes: Sequence[Lane]) -> None:
+        for _ in range(self.steps):
+            super().collect(lanes)
+
+
+class StepsAhead(SeveralSteps):
+    """As a GPU's: a call begins before the tokens of the one before it are looked at.
+
+    What the device knows of a lane, a copy of it does; steps are done as they are launched, since
+    a device works in order.
+    """
+
+    ahead = 2
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._calls: deque[dict[Lane, tuple[Lane, int]]] = deque()
+        """The copy of each lane, and how many tokens it had before."""
+        self.followed = 0
+
+    @property
+    def begun(self) -> int:
+        return len(self._calls)
+
+    def follows(self, lanes: Sequence[Lane]) -> bool:
+        return not self._calls or not any(lane.shaped or lane.forced for lane in lanes)
+
+    def launch(self, lanes: Sequence[Lane]) -> None:
+        copies = {lane: replace(lane, tokens=[*lane.tokens], scores=[]) for lane in lanes}
+        if self._calls:
+            assert all(lane in self._calls[-1] for lane in lanes)
+            copies = {lane: self._calls[-1][lane][0] for lane in lanes}
+            self.followed += 1
+        self._calls.append({lane: (copy, len(copy.tokens)) for lane, copy in copies.items()})
+        super().collect(list(copies.values()))
+
+    def collect(self, lanes: Sequence[Lane]) -> None:
+        for lane, (copy, before) in self._calls.popleft().items():
+            if lane not in lanes:
+                continue
+            drawn = slice(before, before + self.steps)
+            scored = copy.scores[len(copy.scores) - len(copy.tokens) + before :][: self.steps]
+            lane.length += self.steps
+            lane.take(copy.tokens[drawn], scored)
+
+    def drop(self) -> None:
+        self._calls.clear()
+
+
+@pytest.fixture(params=[SeveralSteps, StepsAhead])
+def gpu_like(request: pytest.FixtureRequest) -> type[SeveralSteps]:
+    """Decoders that do what a GPU's does between two looks at the tokens."""
+    decoder: type[SeveralSteps] = request.param
+    return decoder

@@ -21,6 +21,7 @@ from fttt.engine import (
     LoRASpec,
     Target,
     TrainRequest,
+    sequences,
 )
 from fttt.engine import engine as engine_module
 from fttt.engine.batch import Segment
@@ -86,18 +87,18 @@ def test_a_long_prompt_is_read_in_several_passes(
     requests = [GenerateRequest(p, 12, stop_ids=loaded.stop_ids, logprobs=True) for p in prompts]
     whole = run(loaded, requests)
     longest: list[int] = []
-    plan, run_pass = engine_module.plan_memory, BatchedEngine._run_pass
+    plan, run_pass = engine_module.plan_memory, sequences.Prefiller._run_pass
 
-    def noted(self: BatchedEngine, segments: Sequence[Segment]) -> torch.Tensor:
+    def noted(self: sequences.Prefiller, segments: Sequence[Segment]) -> torch.Tensor:
         longest.append(max(len(segment.token_ids) for segment in segments))
         return run_pass(self, segments)
 
     monkeypatch.setattr(
         engine_module, "plan_memory", lambda *a, **k: replace(plan(*a, **k), prefill_tokens=32)
     )
-    monkeypatch.setattr(engine_module, "LEAST_PASS", 16)
-    monkeypatch.setattr(engine_module, "MASK_PLACES", 2500)
-    monkeypatch.setattr(BatchedEngine, "_run_pass", noted)
+    monkeypatch.setattr(sequences, "LEAST_PASS", 16)
+    monkeypatch.setattr(sequences, "MASK_PLACES", 2500)
+    monkeypatch.setattr(sequences.Prefiller, "_run_pass", noted)
     parts = run(loaded, requests)
     assert [a.token_ids for a in parts] == [a.token_ids for a in whole]
     for one, other in zip(parts, whole, strict=True):

@@ -181,17 +181,7 @@ def test_a_copy_of_a_copy_holds_what_the_first_sequence_wrote() -> None:
     rows.check()
 
 
-class SeveralSteps(CPUDecoder):
-    """As a GPU's: several steps between two looks at the tokens."""
-
-    steps = 3
-
-    def collect(self) -> None:
-        for _ in range(self.steps):
-            super().collect()
-
-
-def everything(loaded: LoadedModel, *, several: bool = False) -> list[Any]:
+def everything(loaded: LoadedModel, decoder: type[CPUDecoder] | None = None) -> list[Any]:
     """What an engine answers to samples of one prompt, conversations, searches and lessons."""
     learns = loaded.prefix is None
     text = tuple(range(20, 33))
@@ -239,8 +229,8 @@ def everything(loaded: LoadedModel, *, several: bool = False) -> list[Any]:
             loaded, max_length=64, concurrency=12, beams=3 if learns else 0, batch_size=8,
             adapter=SPEC if learns else None,
         )  # fmt: skip
-        if several:
-            engine._decoder = SeveralSteps(engine._model, engine._cache, engine._bank)
+        if decoder is not None:
+            engine._decoder = decoder(engine._model, engine._cache, engine._bank)
         try:
             samples = [GenerateRequest(text, 20, 0.9, 0.95, key, (2,)) for key in range(5)]
             asked: list[Any] = [*map(engine.generate, samples)]
@@ -252,6 +242,7 @@ def everything(loaded: LoadedModel, *, several: bool = False) -> list[Any]:
             found = await asyncio.gather(*asked)
             cache = engine._cache
             assert (cache.free, cache.free_pages) == (engine.plan.rows, engine.plan.pages)
+            assert getattr(engine._decoder, "followed", 1) > 0
             return [_plain(one) for one in found]
         finally:
             await engine.close()
@@ -280,21 +271,23 @@ FAMILIES = ("llama", "gemma3", "gpt_oss", "llama4_text", "deepseek_v3", "qwen3_5
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_tokens_do_not_depend_on_the_page(family: str, paged: Paged) -> None:
+def test_tokens_do_not_depend_on_the_page(
+    family: str, paged: Paged, gpu_like: type[CPUDecoder]
+) -> None:
     """Nor on how many there are: at last no more than for one sequence of full length and a few."""
     loaded = tiny_model(family)
     # a CPU's decoder does not guard a state against what is drawn behind the end
-    several = family != "qwen3_5"
+    decoder = None if family == "qwen3_5" else gpu_like
     paged(None)
     expected = everything(loaded)
     if family == "llama":
         paged(16)
         same(everything(loaded), expected)
     paged(4)
-    same(everything(loaded, several=several), expected)
+    same(everything(loaded, decoder), expected)
     if family in {"llama", "gemma3", "qwen3_5"}:
         paged(4, 20, rows=24)
-        same(everything(loaded, several=several), expected)
+        same(everything(loaded, decoder), expected)
 
 
 def test_no_pass_reads_more_of_the_rows_than_is_planned(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -333,13 +326,16 @@ def test_all_sequences_share_the_pages_of_a_prefix(length: int, paged: Paged) ->
 
 
 def generated(
-    loaded: LoadedModel, asked: list[GenerateRequest], **settings: Any
+    loaded: LoadedModel,
+    asked: list[GenerateRequest],
+    decoder: type[CPUDecoder],
+    **settings: Any,
 ) -> tuple[list[Any], int]:
     """Answers and pauses."""
 
     async def main() -> tuple[list[Any], int]:
         engine = BatchedEngine(loaded, **{"max_length": 100, "concurrency": 9, **settings})
-        engine._decoder = SeveralSteps(engine._model, engine._cache, engine._bank)
+        engine._decoder = decoder(engine._model, engine._cache, engine._bank)
         try:
             found = await asyncio.gather(*map(engine.generate, asked))
             cache = engine._cache
@@ -351,7 +347,7 @@ def generated(
     return asyncio.run(main())
 
 
-def test_pausing_changes_no_setting_of_a_sequence(paged: Paged) -> None:
+def test_pausing_changes_no_setting_of_a_sequence(paged: Paged, gpu_like: type[CPUDecoder]) -> None:
     """Penalties look at all tokens, a thought at its budget, and what is forced stays to come."""
     thought = ThoughtBudget(20, (), (250, 251), (11, 12, 13, 250, 251))
     plain = GenerateRequest((5, 6, 7, 8, 9), 60, 0.9, 0.95, logprobs=True)
@@ -359,11 +355,11 @@ def test_pausing_changes_no_setting_of_a_sequence(paged: Paged) -> None:
         replace(plain, noise_key=key, repetition_penalty=penalty, thought=closed)
         for key, (penalty, closed) in enumerate([(1.0, None), (1.3, None), (1.0, thought)] * 3)
     ]
-    expected, none = generated(tiny_model(), asked)
+    expected, none = generated(tiny_model(), asked, gpu_like)
     assert none == 0
     for longest in (2048, 16):  # of a prefill pass: a long sequence is resumed in several
         paged(4, 31, prefill_tokens=longest)
-        found, pauses = generated(tiny_model(), asked)
+        found, pauses = generated(tiny_model(), asked, gpu_like)
         assert pauses > 0
         for (ids, scores), (other_ids, other_scores) in zip(found, expected, strict=True):
             assert ids == other_ids
@@ -448,12 +444,12 @@ async def _asked(engine: BatchedEngine, n: int) -> Any:
     return [] if n % 6 == 5 else said  # whether it ended before it was cancelled may differ
 
 
-def _crowd(loaded: LoadedModel) -> tuple[list[Any], int]:
+def _crowd(loaded: LoadedModel, decoder: type[CPUDecoder]) -> tuple[list[Any], int]:
     """What 36 users get, and how often a sequence was paused."""
 
     async def main() -> tuple[list[Any], int]:
         engine = BatchedEngine(loaded, max_length=96, concurrency=6, batch_size=6, adapter=SPEC)
-        engine._decoder = SeveralSteps(engine._model, engine._cache, engine._bank)
+        engine._decoder = decoder(engine._model, engine._cache, engine._bank)
         try:
             found = await asyncio.gather(*(_asked(engine, n) for n in range(36)))
             for _ in range(1000):  # in which cancelled ones are let go
@@ -469,12 +465,12 @@ def _crowd(loaded: LoadedModel) -> tuple[list[Any], int]:
 
 @pytest.mark.parametrize(("page", "pages", "rows"), [(16, 6, 16), (4, 24, 24), (4, 30, 24)])
 def test_a_crowd_in_too_few_pages_gets_what_it_would_get(
-    page: int, pages: int, rows: int, paged: Paged
+    page: int, pages: int, rows: int, paged: Paged, gpu_like: type[CPUDecoder]
 ) -> None:
     """Pages for one sequence of full length and few more, beside cancelled ones and lessons."""
     paged(None)
-    expected, none = _crowd(tiny_model())
+    expected, none = _crowd(tiny_model(), gpu_like)
     paged(page, pages, rows=rows)
-    found, pauses = _crowd(tiny_model())
+    found, pauses = _crowd(tiny_model(), gpu_like)
     assert none == 0 < pauses
     same(found, expected)

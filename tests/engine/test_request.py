@@ -37,28 +37,18 @@ def requests(
     ]
 
 
-class SeveralSteps(CPUDecoder):
-    """As a GPU's: several steps between two looks at the tokens."""
-
-    steps = 3
-
-    def collect(self) -> None:
-        for _ in range(self.steps):
-            super().collect()
-
-
 def run(
     loaded: LoadedModel,
     asked: Sequence[GenerateRequest],
     *,
-    several: bool = False,
+    decoder: type[CPUDecoder] | None = None,
     adapted: bool = False,
 ) -> list[Generation]:
     async def main() -> list[Generation]:
         spec = LoRASpec(rank=2) if adapted else None
         engine = BatchedEngine(loaded, max_length=128, concurrency=len(asked), adapter=spec)
-        if several:
-            engine._decoder = SeveralSteps(engine._model, engine._cache, engine._bank)
+        if decoder is not None:
+            engine._decoder = decoder(engine._model, engine._cache, engine._bank)
         try:
             own = asked
             if spec is not None:
@@ -88,11 +78,16 @@ def continued(loaded: LoadedModel, ids: tuple[int, ...], tokens: int) -> tuple[i
 
 
 @pytest.mark.parametrize("template", ["deepseek-r1", "harmony"])
-@pytest.mark.parametrize("several", [False, True])
-def test_the_closing_is_forced_and_the_answer_follows(template: str, several: bool) -> None:
+def test_the_closing_is_forced_and_the_answer_follows(
+    template: str, gpu_like: type[CPUDecoder]
+) -> None:
     loaded = tiny_model("qwen3", template=template)
     asked = requests(loaded, [1, 7, 9, None])
-    for one, found in zip(asked, run(loaded, asked, several=several), strict=True):
+    given = run(loaded, asked)
+    assert [one.token_ids for one in run(loaded, asked, decoder=gpu_like)] == [
+        one.token_ids for one in given
+    ]
+    for one, found in zip(asked, given, strict=True):
         begun = continued(loaded, one.prompt_ids, one.thought.tokens if one.thought else 40)
         if one.thought is not None:
             begun += one.thought.closing
@@ -101,11 +96,13 @@ def test_the_closing_is_forced_and_the_answer_follows(template: str, several: bo
 
 
 @pytest.mark.parametrize("adapted", [False, True])
-def test_draws_are_the_same_whoever_shares_the_batch(adapted: bool) -> None:
+def test_draws_are_the_same_whoever_shares_the_batch(
+    adapted: bool, gpu_like: type[CPUDecoder]
+) -> None:
     loaded = tiny_model("qwen3", template="deepseek-r1")
     asked = requests(loaded, [5, 1, None, 12, 5], temperature=1.0, top_p=0.9)
     together = run(loaded, asked, adapted=adapted)
-    several = run(loaded, asked, several=True, adapted=adapted)
+    several = run(loaded, asked, decoder=gpu_like, adapted=adapted)
     alone = [run(loaded, [one], adapted=adapted)[0] for one in asked]
     assert [one.token_ids for one in together] == [one.token_ids for one in several]
     assert [one.token_ids for one in together] == [one.token_ids for one in alone]
@@ -116,7 +113,7 @@ def test_draws_are_the_same_whoever_shares_the_batch(adapted: bool) -> None:
         assert len(one.token_ids) == 40
 
 
-def test_a_budget_that_is_not_spent_changes_nothing() -> None:
+def test_a_budget_that_is_not_spent_changes_nothing(gpu_like: type[CPUDecoder]) -> None:
     loaded = tiny_model("qwen3", template="deepseek-r1")
     free = requests(loaded, [None] * 6, temperature=1.5)
     drawn = run(loaded, free)
@@ -125,8 +122,8 @@ def test_a_budget_that_is_not_spent_changes_nothing() -> None:
         replace(one, thought=ThoughtBudget(5, (), (mark,), (mark, mark)))
         for one, mark in zip(free, marks, strict=True)
     ]
-    for several in (False, True):
-        found = run(loaded, asked, several=several)
+    for decoder in (None, gpu_like):
+        found = run(loaded, asked, decoder=decoder)
         assert [one.token_ids for one in found] == [one.token_ids for one in drawn]
 
 

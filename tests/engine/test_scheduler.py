@@ -390,7 +390,7 @@ def test_full_passes_run_in_one_turn_after_the_other(kind: str) -> None:
     async def work(engine: BatchedEngine) -> None:
         engine.plan = small = replace(engine.plan, train_tokens=6, prefill_tokens=10)
         assert engine._bank is not None
-        engine._learner = engine._bank.learner(engine._cache, small, engine._fill)
+        engine._learner = engine._bank.learner(engine._cache, small, engine._prefiller.fill)
         at, found, tokens = await together(engine, 6, dear=True)
         assert at == [at[0] + n for n in (0, 0, 1, 1, 2, 2)]
         assert at[0] <= 2

@@ -14,10 +14,11 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, wraps
-from itertools import accumulate
+from itertools import accumulate, chain
 from types import CellType, FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -92,7 +93,8 @@ class Ragged:
     def owner_N(self) -> Tensor:
         """The sequence that each packed token belongs to."""
         lengths = torch.tensor(self.lengths, device=self._device)
-        return torch.repeat_interleave(torch.arange(len(lengths), device=self._device), lengths)
+        owners = torch.arange(len(lengths), device=self._device)
+        return torch.repeat_interleave(owners, lengths, output_size=self.ends[-1])
 
     @cached_property
     def pad_BT(self) -> Tensor:
@@ -224,13 +226,15 @@ class Batch:
                 cache.states.check(row, s.past)
                 if mode != "train":
                     cache.states.saw(row, s.past + len(s.token_ids))
-        ids = [i for s in segments for i in s.token_ids]
-        positions = [p + t for p, n in zip(pasts, lengths, strict=True) for t in range(n)]
         slots = tuple(s.slot for s in segments)
         per_segment = [rows, pasts, slots]
-        packed = torch.tensor([ids, positions])
+        # NumPy reads ten thousands of numbers several times as fast as PyTorch does
+        packed = np.empty((2, sum(lengths)), np.int64)
+        packed[0] = np.fromiter(chain.from_iterable(s.token_ids for s in segments), np.int64)
+        begins = np.array(pasts) - np.cumsum(lengths) + np.array(lengths)
+        packed[1] = np.arange(packed.shape[1]) + np.repeat(begins, lengths)
         device = cache.device
-        ids_N, position_N = packed.to(device, non_blocking=True)
+        ids_N, position_N = torch.from_numpy(packed).to(device, non_blocking=True)
         row_B, past_B, slot_B = torch.tensor(per_segment).to(device, non_blocking=True)
         return cls(
             mode,

@@ -418,20 +418,28 @@ class KVCache:
             self.states.copy([(source, target) for source, target, _ in forks])
 
     def sync(self) -> None:
-        """Bring table and pages on the device up to date; each pass begins with it."""
+        """Bring table and pages on the device up to date; each pass begins with it.
+
+        A GPU is not waited for, which may be in the middle of earlier steps.
+        """
         if self._changed:
-            at, page = torch.tensor([[*self._changed], [*self._changed.values()]]).to(self.device)
+            at, page = self._sent([[*self._changed], [*self._changed.values()]])
             self.table_RP.view(-1)[at] = page.to(torch.int32)
             self._changed.clear()
         if self._copies:
             sources, positions = zip(*self._copies.values(), strict=True)
-            source_B, target_B = torch.tensor([sources, [*self._copies]]).to(self.device)
+            source_B, target_B = self._sent([sources, [*self._copies]])
             most = max(positions)  # nobody has written to a target yet
             for part in self._own:
                 part[target_B, :, :most] = part[source_B, :, :most]
             if self.hidden is not None:
                 self.hidden[target_B, :most] = self.hidden[source_B, :most]
             self._copies.clear()
+
+    def _sent(self, numbers: Sequence[Sequence[int]]) -> Tensor:
+        made = torch.tensor(numbers)
+        made = made.pin_memory() if self.device.type == "cuda" else made
+        return made.to(self.device, non_blocking=True)
 
     def serves(self, held: int, whole: int) -> bool:
         """Whether keys of a sequence of ``held`` tokens are those that one of ``whole`` has."""

@@ -5,6 +5,7 @@ Axes: L lanes (running sequences), V vocabulary, K steps between two looks at th
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -104,12 +105,28 @@ class Decoder(Protocol):
 
     steps: int
     """K: steps of one call."""
+    ahead: int
+    """Calls that can have begun before the first of them is collected."""
+
+    @property
+    def begun(self) -> int:
+        """Calls that have begun and are not collected."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether collecting the oldest of them takes no waiting."""
+
+    def follows(self, lanes: Sequence[Lane]) -> bool:
+        """Whether steps of these lanes can begin while those before them are not collected."""
 
     def launch(self, lanes: Sequence[Lane]) -> None:
-        """Begin ``steps`` steps of these lanes."""
+        """Begin ``steps`` steps of these lanes, behind those that have begun."""
 
-    def collect(self) -> None:
-        """Wait for them, and append their tokens to the lanes."""
+    def collect(self, lanes: Sequence[Lane]) -> None:
+        """Wait for the oldest call, and append its tokens to those of its lanes."""
+
+    def drop(self) -> None:
+        """Forget what has begun: nobody waits for its tokens."""
 
 
 class SeenTokens:
@@ -214,19 +231,34 @@ class CPUDecoder:
     """One step a call, over the lanes that are given."""
 
     steps = 1
+    ahead = 1
 
     def __init__(self, model: nn.Module, cache: KVCache, bank: Bank | None) -> None:
         self._model, self._cache, self._bank = model, cache, bank
-        self._lanes: Sequence[Lane] = ()
+        self._begun = False
         self._seen: SeenTokens | None = None
 
-    def launch(self, lanes: Sequence[Lane]) -> None:
-        """Note the lanes; a CPU has nothing to run beside."""
-        self._lanes = lanes
+    @property
+    def begun(self) -> int:
+        """One call, from its launch on."""
+        return int(self._begun)
 
-    def collect(self) -> None:
+    @property
+    def ready(self) -> bool:
+        """Always: the step is done as it is collected."""
+        return True
+
+    def follows(self, lanes: Sequence[Lane]) -> bool:
+        """Where nothing has begun."""
+        return not self._begun
+
+    def launch(self, lanes: Sequence[Lane]) -> None:
+        """Note that there is a step to do; a CPU has nothing to run beside."""
+        self._begun = True
+
+    def collect(self, lanes: Sequence[Lane]) -> None:
         """Append one token to each lane."""
-        lanes = self._lanes
+        self._begun = False
         batch = Batch.pack("decode", [lane.segment for lane in lanes], self._cache)
         with applied(self._bank, batch):
             logits = run_model(self._model, batch, slice(None))
@@ -236,12 +268,28 @@ class CPUDecoder:
             self._seen = SeenTokens(torch.zeros_like(logits, dtype=torch.bool))
         draw(logits, lanes, self._seen)
 
+    def drop(self) -> None:
+        """Leave the step undone."""
+        self._begun = False
+
+
+@dataclass(frozen=True, slots=True)
+class _BegunSteps:
+    """Steps that have begun: whose they are, and where their tokens come to lie."""
+
+    lanes: Sequence[Lane]
+    place: int
+
 
 class CUDADecoder:
     """Replays a captured step for the smallest bucket of lanes that fits.
 
-    All of a step's state lives on the device and advances there, so ``steps`` replays follow each
-    other without the host; a sequence that ends in between draws a few tokens that are dropped.
+    All of a step's state lives on the device and advances there, so replays follow each other
+    without the host: ``steps`` of them make a call, and a call begins behind the one before it,
+    whose tokens nobody has seen yet. A sequence that ends in between draws a few tokens that are
+    dropped. What these write to the cache lies behind the sequence's end, in pages that were its
+    own when the call began: whoever gets them later writes to them later, since the device works in
+    order.
     """
 
     steps = 4
@@ -249,32 +297,106 @@ class CUDADecoder:
     def __init__(self, model: nn.Module, cache: KVCache, bank: Bank | None, lanes: int) -> None:
         self._model: Any = model
         self._cache, self._bank = cache, bank
+        # A state knows no order of places, and a row may have to be run again at an edge.
+        self.ahead = 1 if cache.states is not None or cache.edge is not None else 2
         device = cache.device
-        self._whole = torch.zeros(6, lanes, dtype=torch.int64, device=device)
-        self._real = torch.zeros(2, lanes, device=device)
+        self._whole = torch.zeros(6, lanes + 1, dtype=torch.int64, device=device)
+        self._real = torch.zeros(2, lanes + 1, device=device)
+        self._whole[:, lanes] = torch.tensor([0, cache.prefix, cache.rows, -1, 0, 0])
+        self._real[1, lanes] = 1.0  # the last lane is nobody's
         self._tick = torch.zeros(1, dtype=torch.int64, device=device)
-        self._tokens = torch.zeros(self.steps, lanes, dtype=torch.int64, device=device)
-        self._scores = torch.zeros(self.steps, lanes, device=device)
-        self._forced = torch.full((self.steps, lanes), -1, device=device)
+        places = self.ahead * self.steps
+        self._tokens = torch.zeros(places, lanes, dtype=torch.int64, device=device)
+        self._scores = torch.zeros(places, lanes, device=device)
+        self._forced = torch.full((places, lanes), -1, device=device)
         self._forces = False
+        self._calls: deque[_BegunSteps] = deque()
+        self._fetched = [
+            (
+                torch.zeros(self.steps, lanes, dtype=torch.int64, pin_memory=True),
+                torch.zeros(self.steps, lanes, pin_memory=True),
+                torch.cuda.Event(),
+            )
+            for _ in range(self.ahead)
+        ]
+        """Tokens and scores of a call, on the host, and when they are there."""
         self._graphs: dict[tuple[int, bool, bool], Any] = {}
         self._shape: Shape | None = None  # made when a lane first asks for it
         self._seen: SeenTokens | None = None
         self._pool: Any = None
         self._stream = torch.cuda.Stream()  # one, since cuBLAS keeps a workspace for each
         self._buckets = _buckets(lanes)
-        self._lanes: Sequence[Lane] = ()
         self._ends = torch.zeros(1, lanes, dtype=torch.int64, device=device)
 
+    @property
+    def begun(self) -> int:
+        """Calls that have begun and are not collected."""
+        return len(self._calls)
+
+    @property
+    def ready(self) -> bool:
+        """Whether the tokens of the oldest of them are on the host."""
+        return not self._calls or bool(self._fetched[self._calls[0].place][2].query())
+
+    def follows(self, lanes: Sequence[Lane]) -> bool:
+        """Whether the device knows all that these lanes' next steps need."""
+        if not self._calls:
+            return True
+        told = any(lane.shaped or lane.forced for lane in lanes)
+        return not told and self._kind(lanes) in self._graphs
+
     def launch(self, lanes: Sequence[Lane]) -> None:
-        """Begin ``steps`` replays."""
-        self._lanes = lanes
+        """Begin ``steps`` replays; lanes of a call that follows another one are among its."""
+        kind = self._kind(lanes)
+        place = 0
         self._cache.sync()
-        prefix = self._cache.prefix
-        if self._cache.states is not None:
-            self._note_ends(lanes)
+        if self._calls:
+            place = (self._calls[-1].place + 1) % self.ahead
+            self._move(self._calls[-1].lanes, lanes, kind[0])
+            graph = self._graphs[kind]
+        else:
+            if self._cache.states is not None:
+                self._note_ends(lanes)
+            graph = self._graph(*kind)
+            self._tell(lanes, kind[0])
+        self._tick.fill_(place * self.steps)
+        for _ in range(self.steps):
+            graph.replay()
+        tokens, scores, there = self._fetched[place]
+        own = slice(place * self.steps, (place + 1) * self.steps)
+        tokens.copy_(self._tokens[own], non_blocking=True)
+        scores.copy_(self._scores[own], non_blocking=True)
+        there.record()
+        self._calls.append(_BegunSteps(lanes, place))
+
+    def collect(self, lanes: Sequence[Lane]) -> None:
+        """Wait for the oldest call's replays and append their tokens."""
+        call = self._calls.popleft()
+        running = set(lanes)
+        own = [n for n, lane in enumerate(call.lanes) if lane in running]
+        tokens, scores, there = self._fetched[call.place]
+        there.synchronize()
+        _check_finite(scores[:, own].sum(0), [call.lanes[n] for n in own])
+        drawn = tokens.T.tolist()
+        asked = any(lane.logprobs for lane in lanes)
+        logprobs = scores.T.tolist() if asked else [()] * len(drawn)
+        for n in own:
+            lane = call.lanes[n]
+            lane.length += self.steps
+            lane.take(drawn[n], logprobs[n])
+
+    def drop(self) -> None:
+        """Forget what has begun; what comes behind it finds it done."""
+        self._calls.clear()
+
+    def _kind(self, lanes: Sequence[Lane]) -> tuple[int, bool, bool]:
+        """Of the graph: its bucket, whether lanes have adapters, and whether any is shaped."""
         bucket = next(b for b in self._buckets if b >= len(lanes))
-        spare = bucket - len(lanes)
+        return bucket, any(lane.slot >= 0 for lane in lanes), any(lane.shaped for lane in lanes)
+
+    def _tell(self, lanes: Sequence[Lane], bucket: int) -> None:
+        """Tell the device all about the lanes."""
+        prefix, spare = self._cache.prefix, bucket - len(lanes)
         whole = _pinned(
             [
                 [lane.tokens[-1] for lane in lanes] + [0] * spare,
@@ -294,27 +416,21 @@ class CUDADecoder:
             np.float32,
         )
         self._note_forced(lanes, spare)
-        asks = any(lane.shaped for lane in lanes)
-        graph = self._graph(bucket, any(lane.slot >= 0 for lane in lanes), asks)
-        if asks:
+        if any(lane.shaped for lane in lanes):
             self._note_shape(lanes, spare)
         self._whole[:, :bucket].copy_(whole, non_blocking=True)
         self._real[:, :bucket].copy_(real, non_blocking=True)
-        self._tick.zero_()
-        for _ in range(self.steps):
-            graph.replay()
 
-    def collect(self) -> None:
-        """Wait for the replays and append their tokens."""
-        lanes = self._lanes
-        _check_finite(self._scores[:, : len(lanes)].sum(0), lanes)
-        tokens = self._tokens[:, : len(lanes)].T.tolist()
-        scores: list[Sequence[float]] = [()] * len(lanes)
-        if any(lane.logprobs for lane in lanes):
-            scores = self._scores[:, : len(lanes)].T.tolist()
-        for lane, drawn, logprobs in zip(lanes, tokens, scores, strict=True):
-            lane.length += self.steps
-            lane.take(drawn, logprobs)
+    def _move(self, before: Sequence[Lane], lanes: Sequence[Lane], bucket: int) -> None:
+        """Let lanes that go on lie where the next call looks for them."""
+        if lanes == before:
+            return
+        place_of = {lane: n for n, lane in enumerate(before)}
+        nobody = self._whole.shape[1] - 1
+        from_L = [place_of[lane] for lane in lanes] + [nobody] * (bucket - len(lanes))
+        at_L = _pinned([from_L], np.int64)[0].to(self._whole.device, non_blocking=True)
+        for held in (self._whole, self._real):
+            held[:, :bucket] = held.index_select(1, at_L)
 
     def _note_ends(self, lanes: Sequence[Lane]) -> None:
         """Tell the device how each lane ends: tokens drawn after that must not enter its state.
@@ -340,7 +456,7 @@ class CUDADecoder:
         rows += [[-1] * self.steps] * spare
         table = torch.tensor(rows).T.contiguous().pin_memory()
         self._forced.fill_(-1)
-        self._forced[:, : len(rows)].copy_(table, non_blocking=True)
+        self._forced[: self.steps, : len(rows)].copy_(table, non_blocking=True)
         self._forces = forces
 
     def _note_shape(self, lanes: Sequence[Lane], spare: int) -> None:
@@ -357,7 +473,7 @@ class CUDADecoder:
     def _graph(self, bucket: int, adapted: bool, asks: bool) -> Any:
         key = (bucket, adapted, asks)
         if asks and self._shape is None:
-            lanes, device = self._whole.shape[1], self._whole.device
+            lanes, device = self._tokens.shape[1], self._whole.device
             vocab = int(self._model.get_output_embeddings().weight.shape[0])
             self._shape = Shape(
                 torch.zeros(lanes, dtype=torch.int64, device=device),

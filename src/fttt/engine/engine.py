@@ -17,16 +17,15 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch.nn.attention import sdpa_kernel
 
 from fttt.engine.adapters import bank_of
-from fttt.engine.adapters.bank import Slot, applied, check_gradients, handed_over
+from fttt.engine.adapters.bank import Learner, Slot, check_gradients, handed_over
 from fttt.engine.attention import KERNELS
-from fttt.engine.batch import Batch, Segment, by_context, by_length
+from fttt.engine.batch import Segment
 from fttt.engine.beam import BeamJob, BeamSearcher
 from fttt.engine.cache import KVCache
 from fttt.engine.decoder import CPUDecoder, CUDADecoder, Decoder, Lane, draw
@@ -56,10 +55,11 @@ from fttt.engine.scheduler import (
     ahead,
     check_fits,
     close_kept,
+    spends_thought,
     written,
 )
 from fttt.engine.selfcheck import check_outputs
-from fttt.engine.sequences import Scorer, in_order, run_model
+from fttt.engine.sequences import Prefiller, Scorer, in_order
 from fttt.engine.states import Mixers
 from fttt.engine.train_step import check_targets
 from fttt.errors import RunError, UsageError
@@ -67,10 +67,10 @@ from fttt.models.loader import LoadedModel
 
 __all__ = ["BatchedEngine"]
 
-MASK_PLACES = 2**24
-"""Most tokens times keys of one pass over a part of a long prompt."""
-LEAST_PASS = 256
-"""Tokens that such a pass has all the same."""
+CYCLES = 8
+"""Of the event loop, at most, while steps run on a GPU: from an answer to its next request a
+question takes several. Then the GPU is waited for, which leaves the interpreter to other threads.
+"""
 
 
 class BatchedEngine:
@@ -145,25 +145,26 @@ class BatchedEngine:
             )
             if self._bank is not None:
                 undo.callback(self._bank.detach)
-            self._decoder: Decoder = (
-                CUDADecoder(self._model, self._cache, self._bank, self.plan.batch_size)
-                if self._device.type == "cuda"
-                else CPUDecoder(self._model, self._cache, self._bank)
-            )
+            parts = self._model, self._cache, self._bank
+            self._decoder: Decoder = CPUDecoder(*parts)
+            if self._device.type == "cuda":
+                self._decoder = CUDADecoder(*parts, self.plan.batch_size)
             self._waiting = PrefillQueue()
             self._running: list[GenerateJob] = []
             self._apart: list[GenerateJob] = []
             """Running jobs that take their next token in a pass of their own."""
             self._lessons = LessonQueue()
             self._scores = ScoreQueue()
-            self._scorer = Scorer(self._model, self._cache, self._bank, self.plan.prefill_tokens)
+            self._prefiller = Prefiller(*parts, self.plan.prefill_tokens)
+            self._scorer = Scorer(*parts, self.plan.prefill_tokens)
             self._searcher = BeamSearcher(self._model, self._cache, self.plan.search_lanes)
-            self._learner = (
-                self._bank.learner(self._cache, self.plan, self._fill) if self._bank else None
-            )
+            self._learner: Learner | None = None
+            if self._bank is not None:
+                self._learner = self._bank.learner(self._cache, self.plan, self._prefiller.fill)
             self._patience = {kind: Patience() for kind in ("prefill", "train", "beam", "score")}
             self._loop_task: asyncio.Task[None] | None = None
-            self._launched = 0.0
+            self._looked = 0.0
+            """When decode steps were last collected, or begun where none were running."""
             self._wake = asyncio.Event()
             self._failure: BaseException | None = None
             undo.pop_all()
@@ -284,7 +285,6 @@ class BatchedEngine:
         self._replacements.disable()
         if self._bank is not None:
             self._bank.detach()
-        self._learner = None  # knows the engine, whose memory it would hold until a collection
 
     def _start(self) -> None:
         """Wake the loop for a request that is about to be queued; a failed engine takes none."""
@@ -301,6 +301,10 @@ class BatchedEngine:
                 self._wake.clear()
                 await self._wake.wait()
                 await asyncio.sleep(0)  # let the other requests of this moment arrive
+            for _ in range(CYCLES):
+                if self._decoder.ready:
+                    break
+                await asyncio.sleep(0)
             try:
                 with current_device(self._device):
                     self._turn()
@@ -316,7 +320,11 @@ class BatchedEngine:
     @torch.no_grad()
     @sdpa_kernel(KERNELS)
     def _turn(self) -> None:
-        """Collect decode steps, run a train, score or prefill pass that is due, launch again."""
+        """Collect decode steps, run a train, score or prefill pass that is due, launch again.
+
+        While no pass is due, a GPU has its next steps before the tokens of the last ones are looked
+        at, so that it never waits for the host.
+        """
         self._collect()
         self._running += self._apart  # whose own pass is over
         self._apart = []
@@ -330,7 +338,7 @@ class BatchedEngine:
         elif self._scores.fills(size) or self._patience["score"].ready(scores, running):
             self._timed("score", self._score)
         elif self._patience["beam"].ready(searches, running):
-            self._timed("beam", lambda: self._searcher.admit(searches, self._fill))
+            self._timed("beam", lambda: self._searcher.admit(searches, self._prefiller.fill))
         elif self._searcher.waiting and not self._searcher.active:
             pass  # no new sequences, so that rows come free for its beams
         elif self._prefill_due(running):
@@ -338,6 +346,9 @@ class BatchedEngine:
         self._launch()
 
     def _timed(self, kind: str, run: Callable[[], None]) -> None:
+        while self._running and self._decoder.begun:
+            self._collect()
+        self._decoder.drop()  # what is left nobody waits for
         start = time.perf_counter()
         run()
         seconds = time.perf_counter() - start
@@ -378,7 +389,7 @@ class BatchedEngine:
         parts, place = [], list[int]()
         for turn in due.turns(self._cache):
             place += turn
-            parts.append(self._run_prefill([due.segments[n] for n in turn]))
+            parts.append(self._prefiller.run([due.segments[n] for n in turn]))
         logits = in_order(parts, place)
         lanes = [job.lane for job in due.jobs if job.lane]
         if len(due.segments) < len(lanes):  # samples of one prompt
@@ -389,61 +400,43 @@ class BatchedEngine:
         draw(logits, lanes)
         self._running = before + self._settle(due.jobs, 1)
 
-    def _fill(self, segments: Sequence[Segment]) -> None:
-        """Fill cache rows, in as few passes as the plan has room for."""
-        lengths = [len(segment.token_ids) for segment in segments]
-        for part in by_length(lengths, lambda padded, _: padded <= self.plan.prefill_tokens):
-            self._run_prefill([segments[n] for n in part])
-
-    def _run_prefill(self, segments: Sequence[Segment]) -> torch.Tensor:
-        """Fill cache rows; return the logits after each segment's last token."""
-        ends = [self._end_of_long(segment) for segment in segments]
-        reads = any(segment.past for segment in ends)
-        parts = by_context([(x.past + len(x.token_ids)) * reads for x in ends])
-        logits = [self._run_pass([ends[n] for n in part]) for part in parts]
-        return in_order(logits, [n for part in parts for n in part])
-
-    def _end_of_long(self, segment: Segment) -> Segment:
-        """The end of a segment that is longer than a pass, once passes have filled what is before.
-
-        A mask has a place for each token of a pass and each key, so that of an answer of 32k tokens
-        in one pass would take gigabytes.
-        """
-        ids, past = segment.token_ids, segment.past
-        if len(ids) <= self.plan.prefill_tokens:
-            return segment
-        whole = segment.whole or past + len(ids)
-        most = min(self.plan.prefill_tokens, max(LEAST_PASS, MASK_PLACES // (past + len(ids))))
-        for start in range(0, len(ids), most):
-            part = replace(
-                segment, token_ids=ids[start : start + most], past=past + start, whole=whole
-            )
-            if start + most < len(ids):
-                self._run_pass([part])
-        return part
-
-    def _run_pass(self, segments: Sequence[Segment]) -> torch.Tensor:
-        """Fill cache rows in one pass; return the logits after each segment's last token."""
-        batch = Batch.pack("prefill", segments, self._cache)
-        with applied(self._bank, batch):
-            return run_model(self._model, batch, torch.tensor(batch.ends, device=self._device) - 1)
-
     def _launch(self) -> None:
         """Begin decode steps; on a GPU they run while the questions' coroutines do."""
         for job in [j for j in self._running if j.answer.cancelled()]:
             self._running.remove(job)
             assert job.lane is not None
             self._cache.give(job.lane.row)
-        self._waiting.extend_all(self._running, self._cache, self._decoder.steps)
+        if not self._running:
+            self._decoder.drop()
         if self._cache.edge is not None:
+            self._waiting.extend_all(self._running, self._cache, self._decoder.steps)
             self._step_at_the_edge(self._cache.edge - self._cache.prefix)
         self._running.sort(key=lambda job: job.lane.row if job.lane else 0)  # as their rows lie
-        self._launched = time.perf_counter()
-        if self._running:
-            self._decoder.launch([job.lane for job in self._running if job.lane])
+        most = 1 if self._searcher.active else self._decoder.ahead
+        while self._decoder.begun < most and self._begin_steps():
+            pass
         since = time.perf_counter()
         self._searcher.launch()
         self.busy["beam"] += time.perf_counter() - since
+
+    def _begin_steps(self) -> bool:
+        """Begin decode steps of the running sequences; whether there were any to begin.
+
+        Those that end within steps that have begun have no part in them, as far as that is known.
+        """
+        begun = self._decoder.begun * self._decoder.steps
+        self._waiting.extend_all(self._running, self._cache, begun + self._decoder.steps)
+        lanes = [job.lane for job in self._running if job.lane]
+        if begun:
+            if any(spends_thought(job, begun + self._decoder.steps) for job in self._running):
+                return False
+            lanes = [lane for lane in lanes if len(lane.tokens) + begun < lane.limit]
+        if not (lanes and self._decoder.follows(lanes)):
+            return False
+        if not begun:
+            self._looked = time.perf_counter()
+        self._decoder.launch(lanes)
+        return True
 
     def _step_at_the_edge(self, edge: int) -> None:
         """Give sequences that reach the edge of their rotary frequencies a token in their own pass.
@@ -467,25 +460,27 @@ class BatchedEngine:
             lane.length += 1
         if not near:
             return
-        logits = torch.cat([self._run_prefill([segment]) for segment in segments])
+        logits = torch.cat([self._prefiller.run([segment]) for segment in segments])
         draw(logits, [job.lane for job in near if job.lane])
         self._running = [job for job in self._running if job not in near]
         self._apart = self._settle(near, 1)
 
     def _collect(self) -> None:
-        """Take the tokens of the launched steps, and answer the sequences that ended."""
+        """Take the tokens of the oldest steps, and answer the sequences that ended."""
         if not (self._running or self._searcher.active):
             return
+        before = self._looked
         if self._running:
-            self._decoder.collect()
-            self.busy["decode"] += time.perf_counter() - self._launched
+            self._decoder.collect([job.lane for job in self._running if job.lane])
+            self._looked = time.perf_counter()
+            self.busy["decode"] += self._looked - before
             self.decode_steps += self._decoder.steps
             self._running = self._settle(self._running, self._decoder.steps)
         if self._searcher.active:
             since = time.perf_counter()
             self.generated_tokens += self._searcher.collect()
             self.busy["beam"] += time.perf_counter() - since
-        seconds = time.perf_counter() - self._launched
+        seconds = time.perf_counter() - before
         self._patience["train"].waited(len(self._lessons), seconds)
         self._patience["score"].waited(len(self._scores), seconds)
         self._patience["prefill"].waited(self._admissible(), seconds)

@@ -35,6 +35,8 @@ __all__ = ["MemoryPlan", "plan_memory", "taking_memory"]
 
 TRAIN_TOKENS = 1024
 """Of a train pass on a CPU, where the memory allows it."""
+PREFILL_TOKENS = 2**17
+"""Of the largest prefill pass on a GPU: that of a small model takes as long to launch as to run."""
 DEFAULT_BATCH = {"cpu": 16, "cuda": 1024}
 _CPU_FULL = "can't allocate memory"
 """What torch says, in an error of no kind of its own, where a CPU has no memory left."""
@@ -492,7 +494,7 @@ def _passes(
     if device.type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory
         captured = int(part * total * CAPTURED) if adapters and needs.captures else 0
-        prefill = int(min(32768, max(2048, part * total * 0.05 // layer_bytes)))
+        prefill = int(min(PREFILL_TOKENS, max(2048, part * total * 0.05 // layer_bytes)))
         train = int(max(least, min(16384, part * total * needs.share // token_bytes)))
     questions = max(1, min(needs.questions, adapters))
     if needs.question:

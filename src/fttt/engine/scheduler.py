@@ -47,6 +47,7 @@ __all__ = [
     "ahead",
     "check_fits",
     "close_kept",
+    "spends_thought",
     "written",
 ]
 
@@ -330,6 +331,16 @@ def ahead(cache: KVCache, running: Sequence[GenerateJob]) -> int:
         for job in running
         if job.lane
     )
+
+
+def spends_thought(job: GenerateJob, steps: int) -> bool:
+    """Whether a sequence may use up its thought's budget within so many more tokens.
+
+    What follows then is not drawn.
+    """
+    lane = job.lane
+    assert lane is not None
+    return lane.limit < min(job.request.max_new_tokens, len(lane.tokens) + steps + 1)
 
 
 def _longest(job: GenerateJob) -> int:

@@ -1,4 +1,4 @@
-"""Whole sequences in one pass, ragged and packed: their losses and their log-probabilities.
+"""Whole sequences in one pass, ragged and packed: their rows, losses and log-probabilities.
 
 What learns from question, attempt and feedback together, or from a gold solution, runs the model
 through this module: OpTune's factors and its training.
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
 
@@ -21,7 +22,7 @@ from transformers.utils.generic import ModelOutput
 
 from fttt.engine.adapters.bank import Bank, applied, slot_index
 from fttt.engine.attention import KERNELS
-from fttt.engine.batch import Batch, Segment, decoder_of, passes
+from fttt.engine.batch import Batch, Segment, by_context, by_length, decoder_of, passes
 from fttt.engine.cache import KeptRow, KVCache, read_heads
 from fttt.engine.families import replacements_for
 from fttt.engine.request import ScoreRequest
@@ -30,6 +31,7 @@ from fttt.errors import RunError, UsageError
 from fttt.models.loader import Prefix
 
 __all__ = [
+    "Prefiller",
     "Scorer",
     "in_order",
     "pack_sequences",
@@ -40,6 +42,10 @@ __all__ = [
     "weighted_nll",
 ]
 
+MASK_PLACES = 2**24
+"""Most tokens times keys of one pass over a part of a long prompt."""
+LEAST_PASS = 256
+"""Tokens that such a pass has all the same."""
 LOGIT_BYTES = 2**28
 """Of float32 logits that are held at once where a loss is taken in chunks."""
 FLOOR = -100.0
@@ -141,6 +147,57 @@ def weighted_loss(
 def in_order(parts: list[Tensor], place: list[int]) -> Tensor:
     """What several passes gave, in the order of the places that it belongs to."""
     return parts[0] if len(parts) == 1 else torch.cat(parts)[torch.tensor(place).argsort()]
+
+
+class Prefiller:
+    """Fills cache rows, in passes of no more tokens than planned."""
+
+    def __init__(self, model: Any, cache: KVCache, bank: Bank | None, tokens: int) -> None:
+        """``tokens`` is how many a pass takes."""
+        self._model, self._cache, self._bank = model, cache, bank
+        self.tokens = tokens
+
+    def fill(self, segments: Sequence[Segment]) -> None:
+        """Fill rows, in as few passes as there is room for."""
+        lengths = [len(segment.token_ids) for segment in segments]
+        for part in by_length(lengths, lambda padded, _: padded <= self.tokens):
+            self.run([segments[n] for n in part])
+
+    def run(self, segments: Sequence[Segment]) -> Tensor:
+        """Fill rows with segments that fit one pass; return the logits after each one's end.
+
+        A segment that is longer than a pass alone takes several.
+        """
+        ends = [self._end_of_long(segment) for segment in segments]
+        reads = any(segment.past for segment in ends)
+        parts = by_context([(x.past + len(x.token_ids)) * reads for x in ends])
+        logits = [self._run_pass([ends[n] for n in part]) for part in parts]
+        return in_order(logits, [n for part in parts for n in part])
+
+    def _end_of_long(self, segment: Segment) -> Segment:
+        """The end of a segment that is longer than a pass, once passes have filled what is before.
+
+        A mask has a place for each token of a pass and each key, so that of an answer of 32k tokens
+        in one pass would take gigabytes.
+        """
+        ids, past = segment.token_ids, segment.past
+        if len(ids) <= self.tokens:
+            return segment
+        whole = segment.whole or past + len(ids)
+        most = min(self.tokens, max(LEAST_PASS, MASK_PLACES // (past + len(ids))))
+        for start in range(0, len(ids), most):
+            part = replace(
+                segment, token_ids=ids[start : start + most], past=past + start, whole=whole
+            )
+            if start + most < len(ids):
+                self._run_pass([part])
+        return part
+
+    def _run_pass(self, segments: Sequence[Segment]) -> Tensor:
+        batch = Batch.pack("prefill", segments, self._cache)
+        with applied(self._bank, batch):
+            ends = torch.tensor(batch.ends, device=self._cache.device)
+            return run_model(self._model, batch, ends - 1)
 
 
 class Scorer:
