@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from types import TracebackType
 from typing import Any, NamedTuple
 
@@ -49,9 +50,11 @@ the longest. It is a small part of the work; a second pass through all layers co
 
 
 def collate(examples: Sequence[GoldExample]) -> dict[str, Any]:
-    """One batch: the ``samples``, and their ``length [B]``, by which the trainer counts them."""
-    lengths = [e.length for e in examples]
-    return {"length": torch.tensor(lengths), "samples": list(examples)}
+    """One batch: the ``samples``, and their ``length [B]``, by which the trainer counts them.
+
+    It holds no tensor, since the loader would copy it to the GPU and wait for that.
+    """
+    return {"length": np.array([e.length for e in examples]), "samples": list(examples)}
 
 
 @dataclass(frozen=True)
@@ -117,7 +120,7 @@ class PaddedShape(NamedTuple):
             round_up(len(lengths), 4),
             round_up(sum(lengths), 8),
             round_up(max(lengths) + 1, 2),
-            round_up(len(group.where), 2),
+            round_up(sum(len(e.solution_ids) for e in group.samples), 2),
         )
 
 
@@ -139,26 +142,34 @@ class PaddedPass:
     def fill(self, group: SampleGroup, scale: float) -> None:
         """Tell the device what the pass is about; ``scale`` is a factor of its loss."""
         count, tokens, longest, trained = self.shape
-        lengths = [e.length - 1 for e in group.samples]
-        padding = np.zeros(tokens - sum(lengths), dtype=np.int64)
-        more = [0] * (trained - len(group.where))
-        length_B = np.array(lengths + [0] * (count - len(lengths)))
+        missing = [0] * (count - len(group.samples))
+        length_B = np.array([e.length - 1 for e in group.samples] + missing)
+        solution_B = np.array([len(e.solution_ids) for e in group.samples] + missing)
         end_B = length_B.cumsum()
+        real, learned = int(end_B[-1]), int(solution_B.sum())
+        id_N = np.fromiter(chain.from_iterable(group.sequences), np.int64, real)
+        label_M = np.fromiter(
+            chain.from_iterable(e.solution_ids for e in group.samples), np.int64, learned
+        )
+        where_M = (end_B - solution_B.cumsum()).repeat(solution_B) + np.arange(learned)
+        weight_M = (1 / solution_B.clip(1)).repeat(solution_B)
+        padding = np.zeros(tokens - real, dtype=np.int64)
+        more = np.zeros(trained - learned, dtype=np.int64)
         at_T = np.arange(longest)
         real_BT = at_T < length_B[:, None]
         position_N = np.broadcast_to(at_T, real_BT.shape)[real_BT]
         # behind the first sample, where no gradient comes from
         nowhere = np.full_like(padding, longest - 1)
         by_token = (
-            np.append([i for own in group.sequences for i in own], padding),
+            np.append(id_N, padding),
             np.append(position_N, padding),
             np.append(length_B.repeat(length_B), np.ones_like(padding)),
             np.append(np.flatnonzero(real_BT), nowhere),
         )
         _copy(self._by_token, np.stack(by_token))
         _copy(self._pad_BT, np.where(real_BT, (end_B - length_B)[:, None] + at_T, 0))
-        _copy(self._by_label, np.array([group.where + more, group.labels + more]))
-        _copy(self._weight_M, scale * np.array(group.weights + more))
+        _copy(self._by_label, np.stack((np.append(where_M, more), np.append(label_M, more))))
+        _copy(self._weight_M, scale * np.append(weight_M, more))
 
     @property
     def ids_N(self) -> Tensor:
@@ -268,7 +279,7 @@ class PackedPasses:
             ids_N = group.ids_N
         else:
             ids = torch.tensor([i for own in group.sequences for i in own])
-            ids_N = ids.to(self._inner.device)
+            ids_N = ids.to(self._inner.device, non_blocking=True)
         self._pass = group
         try:
             logits_MV: Tensor = model(input_ids=ids_N[None], use_cache=False).logits
