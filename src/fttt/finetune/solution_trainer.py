@@ -6,6 +6,9 @@ is not used: :meth:`SolutionTrainer.training_step` runs the batch in groups
 (:mod:`fttt.finetune.packing`), and the loss is exact whatever the groups are. The loss of a step is
 the mean over its samples of each solution's mean cross-entropy over its tokens, the last token that
 ends the answer included.
+
+A GPU works while the host prepares what comes next: the figures of a step are read when the next
+one has been launched (:data:`LATE`), and before anything is written or validated.
 """
 
 from __future__ import annotations
@@ -13,8 +16,10 @@ from __future__ import annotations
 import math
 import shutil
 import time
+from collections import deque
 from collections.abc import Callable
 from contextlib import nullcontext
+from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,6 +52,10 @@ __all__ = [
 SAVING_ERRORS = (OSError, RuntimeError, SafetensorError)
 """Errors by which a full disk shows; torch raises a RuntimeError."""
 
+LATE = {"cuda": 1}
+"""Steps that are launched before the figures of a step are read, by the kind of device. To read
+them at once would leave a GPU idle until the host had launched the next step."""
+
 
 @dataclass
 class Counts:
@@ -61,6 +70,38 @@ class Counts:
     @property
     def elapsed(self) -> float:
         return self.seconds + time.perf_counter() - self.since
+
+
+@dataclass(frozen=True)
+class _StepReport:
+    """A step's figures, on their way from the device."""
+
+    state: TrainerState
+    """As it was after the step."""
+    rate: float
+    """The learning rate of its update."""
+    figures: Tensor
+    """The loss and the gradients' norm, in the host's memory once they are ``there``."""
+    there: torch.cuda.Event | None
+
+    @classmethod
+    def of(cls, state: TrainerState, rate: float, loss: Tensor, norm: Any) -> _StepReport:
+        """Send them to the host, which goes on meanwhile."""
+        if hasattr(norm, "full_tensor"):  # FSDP's, of which each process holds a part
+            norm = norm.full_tensor()
+        norm = torch.as_tensor(norm, dtype=loss.dtype, device=loss.device)
+        figures = torch.stack([loss, norm]).to("cpu", non_blocking=True)
+        there = torch.cuda.Event() if loss.is_cuda else None
+        if there is not None:
+            there.record()
+        return cls(copy(state), rate, figures, there)
+
+    def read(self) -> tuple[float, float]:
+        """The loss and the gradients' norm, as soon as they are there."""
+        if self.there is not None:
+            self.there.synchronize()
+        loss, norm = self.figures.tolist()
+        return loss, norm
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -113,7 +154,9 @@ class SolutionTrainer(Trainer):
         self.settings = settings
         self.counts = counts
         self.validation_loss: float | None = None
-        self.last_loss = math.nan
+        self._taken: tuple[Tensor, float] | None = None
+        self._reports: deque[_StepReport] = deque()
+        self._late = LATE.get(self.args.device.type, 0)
         self._describe = describe
         self._batch_tokens = batch_tokens
         self._tokenizer = tokenizer
@@ -128,18 +171,18 @@ class SolutionTrainer(Trainer):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """:meth:`transformers.Trainer.train` in packed passes."""
+        whole: Any = self.model
+        whole.train()
         with self._packed:
             return super().train(*args, **kwargs)
 
     def training_step(
         self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None
     ) -> Tensor:
-        """Accumulate the gradient of one whole step.
-
-        Raises:
-            DivergedError: the loss is too high or not finite; the weights are still unchanged.
-        """
-        model.train()
+        """Accumulate the gradient of one whole step, and return its loss over all processes."""
+        whole: Any = self.model
+        if not whole.training:  # after a validation; to tell each module takes milliseconds
+            model.train()
         own, everyone = self._share(inputs["samples"], self.train_dataset)
         passes = self._passes(own, inputs["samples"][0])
         scale = self.args.world_size / everyone  # processes take the mean of their gradients
@@ -161,11 +204,40 @@ class SolutionTrainer(Trainer):
                 self.accelerator.backward(loss)
             total += loss.detach()
         self._count(own)
-        self.last_loss = self.accelerator.reduce(total, "mean").item()
-        if self.state.global_step == 0 and math.isfinite(self.last_loss):
-            self._bound = max(self._bound, 2 * self.last_loss)
-        self._check(self.last_loss, f"the loss of step {self.state.global_step + 1}")
-        return total
+        mean: Tensor = self.accelerator.reduce(total, "mean")
+        self._taken = mean, self._get_learning_rate()
+        return mean
+
+    def _maybe_log_save_evaluate(
+        self, tr_loss: Tensor, grad_norm: Any, *args: Any, **kwargs: Any
+    ) -> None:
+        """After a step or an epoch, report what is due, then validate and save if it is time.
+
+        Raises:
+            DivergedError: a loss is too high or not finite.
+        """
+        if self._taken is not None:
+            loss, rate = self._taken
+            self._reports.append(_StepReport.of(self.state, rate, loss, grad_norm))
+            self._taken = None
+        self._report(0 if self.control.should_training_stop else self._late)
+        self.control.should_log = False  # the trainer's own log would wait for the device
+        super()._maybe_log_save_evaluate(tr_loss, grad_norm, *args, **kwargs)
+
+    def _report(self, later: int = 0) -> None:
+        """Check and log the steps that were taken, except for the last ``later``."""
+        while len(self._reports) > later:
+            step = self._reports.popleft()
+            loss, norm = step.read()
+            number = step.state.global_step
+            if number == 1 and math.isfinite(loss):
+                self._bound = max(self._bound, 2 * loss)
+            self._check(loss, f"the loss of step {number}", step.rate)
+            now, self.state = self.state, step.state
+            try:
+                self.log({"loss": loss, "grad_norm": norm, "learning_rate": step.rate})
+            finally:
+                self.state = now
 
     def _share(self, samples: list[GoldExample], of: Any) -> tuple[list[GoldExample], int]:
         """This process's samples that count, and the number that count in all processes.
@@ -203,7 +275,7 @@ class SolutionTrainer(Trainer):
         self.counts.tokens += both
         self.counts.trained_tokens += solutions
 
-    def _check(self, loss: float, what: str) -> None:
+    def _check(self, loss: float, what: str, rate: float) -> None:
         """Refuse a loss above twice that of a uniform guess, ln V, or above twice the first."""
         if math.isfinite(loss) and loss <= self._bound:
             return
@@ -214,8 +286,8 @@ class SolutionTrainer(Trainer):
             else "no checkpoint was written yet"
         )
         raise DivergedError(
-            f"Training diverged: {what} is {loss:.4g} at a learning rate of "
-            f"{self._get_learning_rate():.3g}; {last}; train again with a lower --lr."
+            f"Training diverged: {what} is {loss:.4g} at a learning rate of {rate:.3g}; {last}; "
+            "train again with a lower --lr."
         )
 
     def prediction_step(
@@ -239,10 +311,12 @@ class SolutionTrainer(Trainer):
         Raises:
             DivergedError: the loss is too high or not finite; no checkpoint is written of it.
         """
+        self._report()
         metrics: dict[str, float] = super().evaluate(*args, **kwargs)
         self.validation_loss = metrics["eval_loss"]
         step = self.state.global_step
-        self._check(self.validation_loss, f"the validation loss after step {step}")
+        what = f"the validation loss after step {step}"
+        self._check(self.validation_loss, what, self._get_learning_rate())
         return metrics
 
     def info(self) -> FinetuneInfo:
@@ -254,7 +328,11 @@ class SolutionTrainer(Trainer):
         """Write a checkpoint beside the earlier ones, which are deleted once it is whole.
 
         Its ``finetune.json`` is written last and marks it as whole.
+
+        Raises:
+            DivergedError: the loss of a step that led to it is too high or not finite.
         """
+        self._report()
         root = Path(str(self.args.output_dir))
         folder = root / f"checkpoint-{self.state.global_step}"
         # nothing resumes from the last one, so its optimizer state need not be written
@@ -328,10 +406,14 @@ class ShowSteps(TrainerCallback):
         self._began, self._first_tokens = time.monotonic(), self._trainer.counts.tokens
         self._progress.begin(state.global_step, state.max_steps)
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Show the state after a step."""
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any
+    ) -> None:
+        """Show the state after a step; what else is logged has a loss of another name."""
+        if logs is None or "loss" not in logs:
+            return
         trainer = self._trainer
         taken = max(time.monotonic() - self._began, 1e-9)
         rate = (trainer.counts.tokens - self._first_tokens) / taken
         self._progress.validation = trainer.validation_loss
-        self._progress.stepped(state.global_step, trainer.last_loss, f"{rate:,.0f} tokens/s")
+        self._progress.stepped(state.global_step, logs["loss"], f"{rate:,.0f} tokens/s")
