@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -68,7 +69,11 @@ def captures_steps(model: Any, settings: Section, args: Any) -> bool:
 
 
 class CapturedSteps:
-    """The captured passes of one training, and the gradients that they add up."""
+    """The captured passes of one training, and the gradients that they add up.
+
+    While this context is open, the model lists its parameters from memory: each step clips and
+    clears their gradients, and to find them in hundreds of modules takes longer than either.
+    """
 
     def __init__(
         self,
@@ -98,6 +103,19 @@ class CapturedSteps:
         self._layer = own / inner.config.get_text_config().num_hidden_layers
         self._seen: Counter[PaddedShape] = Counter()
         self._passes: dict[PaddedShape, _ReplayedPass] = {}
+
+    def __enter__(self) -> CapturedSteps:
+        own = list(self._model.parameters())
+        self._model.parameters = lambda recurse=True: iter(own)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        del self._model.parameters
 
     def begin(self) -> None:
         """Begin a step with gradients of zero."""
