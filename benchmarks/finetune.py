@@ -54,7 +54,10 @@ def samples(count: int, vocabulary: int) -> list[GoldExample]:
 
 
 class Watch(TrainerCallback):
-    """When each timed step ended, with the device idle, and how many tokens had been trained on."""
+    """When the timed steps began and ended, and how many tokens had been trained on.
+
+    The device is idle then, and only then: between the steps the host may run ahead of it.
+    """
 
     def __init__(self, warm_up: int, timed: int) -> None:
         """Time so many steps, the warm-up among them, and profile those that come after."""
@@ -62,7 +65,7 @@ class Watch(TrainerCallback):
         self.trainer: SolutionTrainer | None = None
         self.profile = profile(activities=[ProfilerActivity.CUDA])
         self._timed = timed
-        self._steps: list[tuple[float, int]] = []
+        self._ends: list[tuple[float, int]] = []
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Profile from here on, if this is the first step that is not timed."""
@@ -72,26 +75,27 @@ class Watch(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Note both."""
         assert self.trainer is not None
-        wait()
-        if state.global_step <= self._timed:
-            self._steps.append((time.perf_counter(), self.trainer.counts.tokens))
+        if state.global_step in (self._warm_up, self._timed):
+            wait()
+            self._ends.append((time.perf_counter(), self.trainer.counts.tokens))
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Profile no longer."""
         if state.global_step > self._timed:
+            wait()
             self.profile.stop()
 
     @property
     def rate(self) -> float:
         """Tokens a second after the warm-up."""
-        (begin, before), (end, after) = self._steps[self._warm_up - 1], self._steps[-1]
+        (begin, before), (end, after) = self._ends
         return (after - before) / (end - begin)
 
     @property
     def milliseconds(self) -> float:
         """A step after the warm-up, by the clock."""
-        before = self._steps[self._warm_up - 1][0]
-        return 1e3 * (self._steps[-1][0] - before) / (self._timed - self._warm_up)
+        (begin, _), (end, _) = self._ends
+        return 1e3 * (end - begin) / (self._timed - self._warm_up)
 
 
 def wait() -> None:
