@@ -104,15 +104,21 @@ def test_a_resumed_training_ends_where_one_that_was_never_stopped_does(
             if state.global_step == 7:
                 raise KeyboardInterrupt
 
+    monkeypatch.setitem(solution_trainer.LATE, "cpu", 1)  # as on a GPU
     plan = make_plan("lora", training=FEW)
     way.take("replayed", after=1)
     train(plan, tmp_path / "whole")
+    whole = [*way.losses]
+    assert len(whole) == 9
     callbacks = train_module._callbacks
     with monkeypatch.context() as patch:
         patch.setattr(train_module, "_callbacks", lambda *a: [*callbacks(*a), Kill()])
         with pytest.raises(KeyboardInterrupt):
             train(plan, tmp_path / "stopped")
+    assert way.losses[9:] == whole[:6]  # the seventh was taken, and not read yet
+    way.losses.clear()
     train(plan, tmp_path / "stopped", resume=True)
+    assert way.losses == whole[6:]
     for key, value in weights(tmp_path / "whole").items():
         assert torch.equal(weights(tmp_path / "stopped")[key], value), key
 

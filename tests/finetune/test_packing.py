@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from transformers.trainer_pt_utils import find_batch_size
 
 from fttt.config import SETTINGS
 from fttt.finetune.packing import (
@@ -17,6 +18,7 @@ from fttt.finetune.packing import (
     PaddedPass,
     PaddedShape,
     SampleGroup,
+    collate,
     groups,
 )
 from fttt.finetune.parameters import prepare
@@ -47,6 +49,12 @@ def test_every_sample_runs_once_in_a_group_that_fits(
         own = [len(e.prompt_ids) + len(e.solution_ids) for e in group.samples]
         assert len(own) == 1 or sum(own) <= most
         assert len(own) == 1 or len(own) * max(own) <= MOST_PADDING * most
+
+
+def test_a_batch_holds_no_tensor_whose_copy_a_gpu_would_be_waited_for() -> None:
+    batch = collate(SAMPLES)
+    assert find_batch_size(batch) == len(SAMPLES)  # as the trainer counts them
+    assert not any(isinstance(value, Tensor) for value in batch.values())
 
 
 def test_a_processs_groups_can_be_made_as_many_as_anothers() -> None:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from fttt.errors import RunError, UsageError
+from fttt.finetune import solution_trainer
 from fttt.finetune import train as train_module
 from fttt.finetune.finetune_plan import FinetunePlan
 from fttt.finetune.load import load_finetuned
@@ -215,7 +216,11 @@ def test_samples_that_are_too_long_are_left_out_and_counted(
     )
 
 
-def test_a_learning_rate_that_diverges_stops_at_its_step(tmp_path: Path, run_train: Any) -> None:
+@pytest.mark.parametrize("late", [0, 1])
+def test_a_learning_rate_that_diverges_stops_at_its_step(
+    late: int, tmp_path: Path, run_train: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(solution_trainer.LATE, "cpu", late)
     wild = {"lr": 1e3, "every": 1, "clip": 0.0, "warmup": 0.3}
     with pytest.raises(RunError, match=r"loss after step 2 is .*checkpoint-1'.*lower --lr"):
         run_train("full", tmp_path / "seen", training=wild)
@@ -223,8 +228,54 @@ def test_a_learning_rate_that_diverges_stops_at_its_step(tmp_path: Path, run_tra
     assert read_info(kept).step == 1
     assert weights(kept)
     unseen = {"training": wild, "data": {"held_out": 0.0}}
-    with pytest.raises(RunError, match=r"the loss of step 3 is .*lower --lr"):
+    with pytest.raises(RunError, match=r"the loss of step 3 is .*checkpoint-2'.*lower --lr"):
         run_train("full", tmp_path / "unseen", **unseen)
+    assert [read_info(c).step for c in checkpoints(tmp_path / "unseen/checkpoints")] == [2]
+    between = {**unseen, "training": {**wild, "every": 4}}  # a step later than the one that failed
+    with pytest.raises(RunError, match=r"the loss of step 3 is .*no checkpoint.*lower --lr"):
+        run_train("full", tmp_path / "between", **between)
+    assert not checkpoints(tmp_path / "between/checkpoints")
+
+
+def test_figures_that_are_read_late_are_logged_once_at_their_own_step(
+    tmp_path: Path, run_train: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And none is read before the next step is launched, but where something is written."""
+
+    class Note(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            events.append(f"launch {state.global_step}")
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any, **_: Any) -> None:
+            if "loss" in logs:
+                events.append(f"log {state.global_step}")
+                found.append((state.global_step, state.epoch, dict(logs)))
+            elif "eval_loss" in logs:
+                events.append("validate")
+
+        def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            history.extend(e for e in state.log_history if "loss" in e)
+
+    callbacks = train_module._callbacks
+    monkeypatch.setattr(train_module, "_callbacks", lambda *a: [*callbacks(*a), Note()])
+    every = {"training": {"max_steps": 7, "every": 4}}
+    seen = []
+    for late in (0, 1):
+        monkeypatch.setitem(solution_trainer.LATE, "cpu", late)
+        events: list[str] = []
+        found: list[tuple[int, float, dict[str, float]]] = []
+        history: list[dict[str, float]] = []
+        run_train("lora", tmp_path / str(late), **every)
+        assert history == [{**logs, "step": step} for step, _, logs in found]
+        assert [logs["epoch"] for *_, logs in found] == [epoch for _, epoch, _ in found]
+        seen.append(found)
+    assert [step for step, *_ in found] == [*range(1, 8)]
+    assert seen[0] == seen[1]
+    assert {"loss", "grad_norm", "learning_rate"} <= found[0][2].keys()
+    assert events == [
+        "launch 1", "launch 2", "log 1", "launch 3", "log 2", "launch 4", "log 3", "log 4",
+        "validate", "launch 5", "launch 6", "log 5", "launch 7", "log 6", "log 7", "validate",
+    ]  # fmt: skip
 
 
 def test_a_full_disk_keeps_the_checkpoint_before(

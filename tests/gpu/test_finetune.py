@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import TrainerCallback
 
 from fttt.config import FinetuneConfig, build
 from fttt.finetune import captured_step, solution_trainer
+from fttt.finetune import train as train_module
 from fttt.finetune.captured_step import CapturedSteps
 from fttt.finetune.finetune_plan import plan_finetune
 from fttt.finetune.metadata import METHODS, FinetuneInfo, read_info
@@ -93,6 +95,40 @@ def test_replayed_steps_learn_what_plain_ones_do(
     if method != "lora":  # whose dropout falls otherwise where there is padding
         near = 1e-4 if dtype == "float32" else 2e-2
         assert losses["plain"] == pytest.approx(losses["padded"], rel=near)
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_nothing_waits_for_the_gpu_between_replayed_steps(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But for the figures of the step before, which come by an event."""
+
+    class Refuse(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.global_step == 5:
+                torch.cuda.set_sync_debug_mode("error")
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.global_step == 9:
+                torch.cuda.set_sync_debug_mode("default")
+                steps.append(state.global_step)
+
+    model = save_tiny_model(tmp_path / "tiny", layers=4)
+    values = {
+        "method": method,
+        "model": str(model),
+        "data": {"limit": 24, "held_out": 0.0},
+        # each step has all samples, so that its shape has been captured
+        "training": {"samples": 24, "max_steps": 10, "every": 10, "lr": 1e-3},
+        "engine": {"device": "cuda"},
+    }
+    callbacks, steps = train_module._callbacks, []
+    monkeypatch.setattr(train_module, "_callbacks", lambda *a: [*callbacks(*a), Refuse()])
+    try:
+        train(plan_finetune(build(FinetuneConfig, values, "the test")), tmp_path / "out")
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert steps == [9]
 
 
 def test_bfloat16_weights_learn_about_the_same_by_replayed_steps(tmp_path: Path) -> None:
