@@ -9,8 +9,9 @@ on a GPU how many allocations they asked the driver for; of the turns between th
 sequences ran and how many requests waited, in the mean. With `--sync` a GPU is waited for before
 and after each pass, so that its seconds are its own; without, they are the host's. `--memory` adds
 what the largest pass of a kind held beside what was held before it. `--kernels 20` waits likewise,
-and prints the GPU's own seconds of each kind of pass, and the 20 kernels that took most of them;
-what a kind's seconds are above those is launching, which the profile itself makes slower.
+and prints the GPU's own seconds of each kind of pass, and of what is between passes (decode steps),
+with the 20 kernels that took most of them; what a kind's seconds by the clock are above its own is
+launching, which the profile itself makes slower.
 """
 
 from __future__ import annotations
@@ -133,26 +134,26 @@ class Watch:
 
 
 def show_kernels(watched: profile, watch: Watch, most: int) -> None:
-    """Print the GPU's seconds by kind of pass, and its kernels that took most of them."""
+    """Print the GPU's seconds by kind of pass, and of each kind the kernels that took most."""
     kernels = [e for e in watched.events() or [] if str(e.device_type).endswith("CUDA")]
     kernels.sort(key=lambda e: e.time_range.start)
-    by_kind, by_name, count = Counter[str](), Counter[str](), Counter[str]()
+    seconds = defaultdict[str, Counter[str]](Counter)
+    count = defaultdict[str, Counter[str]](Counter)
     marks = 0
     for e in kernels:
         if MARK in e.name:
             marks += 1
             continue
-        seconds = e.time_range.elapsed_us() / 1e6
-        by_kind[watch.order[marks // 2] if marks % 2 else "between"] += seconds
-        by_name[e.name] += seconds
-        count[e.name] += 1
-    print(f"\nGPU work: {sum(by_kind.values()):.3f} s, {by_kind['between']:.3f} between the passes")
-    for kind, own in watch.passes.items():
-        clock, busy = sum(own.seconds), by_kind[kind]
-        print(f"{kind}: {clock:.3f} s by the clock, {clock / busy:.2f} times its {busy:.3f} s")
-    for name, seconds in by_name.most_common(most):
-        each = 1e6 * seconds / count[name]
-        print(f"  {seconds:8.3f} s  {count[name]:8,} of {each:8.1f} us  {name[:90]}")
+        kind = watch.order[marks // 2] if marks % 2 else "between"
+        seconds[kind][e.name] += e.time_range.elapsed_us() / 1e6
+        count[kind][e.name] += 1
+    for kind, own in seconds.items():
+        busy, clock = own.total(), sum(watch.passes[kind].seconds)
+        said = f", {clock:.3f} s by the clock, {clock / busy:.2f} times that" if clock else ""
+        print(f"\n{kind}: {busy:.3f} s of GPU work{said}")
+        for name, spent in own.most_common(most):
+            many = count[kind][name]
+            print(f"  {spent:8.3f} s  {many:8,} of {1e6 * spent / many:8.1f} us  {name[:90]}")
 
 
 def _allocations() -> int:
