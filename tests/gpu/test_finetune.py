@@ -88,7 +88,9 @@ def test_replayed_steps_learn_what_plain_ones_do(
             monkeypatch.setattr(solution_trainer, "captures_steps", lambda *_: False)
         own.append(train(plan, tmp_path / name).validation_loss)
     assert [len(steps._passes) > 0 for steps in made] == [True, False]
-    assert losses["replayed"] == pytest.approx(losses["padded"], rel=1e-5)
+    # in half precision, attention's gradient is added up in another order in each run
+    rounding = 1e-5 if dtype == "float32" else 2e-3
+    assert losses["replayed"] == pytest.approx(losses["padded"], rel=rounding)
     states = {name: load_file(next((tmp_path / name).glob("*.safetensors"))) for name in losses}
     for key, value in states["padded"].items():
         torch.testing.assert_close(states["replayed"][key], value, rtol=1e-3, atol=2e-5)
