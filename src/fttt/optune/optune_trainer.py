@@ -96,10 +96,10 @@ def train(plan: OpTunePlan, folder: Path, *, resume: bool = False) -> TrainingRe
             reproduce the model's outputs.
         RunError: see :meth:`OpTuneTrainer.run`.
     """
-    if not resume:
-        begin_folder(folder, "fttt optune train --resume")
     config = plan.config
     processes = ProcessGroup(config.device, config.tracker, folder)
+    if processes.main and not resume:  # another process may look when this one has begun
+        begin_folder(folder, "fttt optune train --resume")
     with held_folder(folder) if processes.main else nullcontext():
         loaded = load_model(plan.model, dtype=config.dtype, device=processes.device)
         progress = StepProgress("optune", shown=processes.main)
