@@ -93,12 +93,15 @@ def test_replayed_steps_learn_what_plain_ones_do(
     assert losses["replayed"] == pytest.approx(losses["padded"], rel=rounding)
     states = {name: load_file(next((tmp_path / name).glob("*.safetensors"))) for name in losses}
     for key, value in states["padded"].items():
-        torch.testing.assert_close(states["replayed"][key], value, rtol=1e-3, atol=2e-5)
+        # the optimizer makes a step of a whole learning rate of a gradient that is all rounding
+        near = 2e-5 if dtype == "float32" else 5e-3
+        torch.testing.assert_close(states["replayed"][key], value, rtol=1e-3, atol=near)
     if method != "lora":  # whose dropout falls otherwise where there is padding
         near = 1e-4 if dtype == "float32" else 2e-2
         assert losses["plain"] == pytest.approx(losses["padded"], rel=near)
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_nothing_waits_for_the_gpu_between_replayed_steps(
     method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
