@@ -34,11 +34,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Capture", "CapturedPasses", "GraphCapture", "Replay", "can_capture", "round_up"]
 
-AFTER = 8
-"""Passes of a shape that run uncaptured, before it is worth a capture, which costs about as much:
-so it never loses more than twice the best possible."""
+AFTER = 4
+"""Passes of a shape that run uncaptured, before it is worth a capture, which gains half a pass each
+time and costs two: so it never loses more than twice the best possible."""
 TOKENS = 4096
 """Of the largest pass that is captured: a larger one keeps the GPU busy while it is launched."""
+HELD = 0.5
+"""Of the bytes that a token is planned with, which serve any architecture, what it about takes."""
 SHAPES = 8
 """That are held at once; their memory is one pool, as large as the largest needs."""
 
@@ -195,7 +197,7 @@ class CapturedPasses:
         """Whether a shape's pass is small enough to be captured, and its memory to be held."""
         tokens = shape.segments * shape.tokens
         places = shape.segments * (shape.past + shape.tokens)
-        held = tokens * self._token + places * self._cache.read_bytes
+        held = HELD * tokens * self._token + places * self._cache.read_bytes
         held += 16 * shape.segments * self._bank.parameters  # weights, gradients, and copies
         return tokens <= TOKENS and places <= READ_PLACES and held <= self._room
 

@@ -191,15 +191,10 @@ def plan_memory(
     wanted = max(1, beams, min(batch_size or DEFAULT_BATCH[device.type], concurrency))
     cache = _cache_size(loaded, needs, mixers, max_length, wanted, concurrency)
     sizes = first = _Sizes(
-        lanes=wanted,
-        cache=cache,
-        slots=slots,
-        passes=passes,
-        slot_bytes=needs.slot,
-        lane_bytes=_search_bytes(loaded, max_length) if beams else 0,
-        beams=beams,
+        wanted=wanted, lanes=wanted, cache=cache, slots=slots, passes=passes, slot_bytes=needs.slot,
+        lane_bytes=_search_bytes(loaded, max_length) if beams else 0, beams=beams,
         least_adapters=least_adapters,
-    )
+    )  # fmt: skip
     again, to_come = (0, 0) if device.type == "cuda" else second_weights(loaded.model)
     weights = held_bytes(loaded.model) + again
     free, limit = _room(device, share, weights)
@@ -299,6 +294,8 @@ class _CacheSize:
 class _Sizes:
     """What the plan may still lower, and what it takes."""
 
+    wanted: int
+    """Lanes that were asked for."""
     lanes: int
     cache: _CacheSize
     slots: int
@@ -351,7 +348,9 @@ class _Sizes:
         if cache.rows > self.lanes:
             rows = max(self.lanes, cache.rows * 7 // 8)
             return replace(self, cache=cache.with_rows(rows))
-        if len(self.passes) > 1:  # fewer feedback turns to a train pass
+        # fewer feedback turns to a train pass: the fewest cost a GPU more than half of the lanes do
+        dear = len(self.passes) == 2 and self.passes[0].captured > 0
+        if len(self.passes) > 1 and not (dear and not fixed and self.lanes > self.wanted // 2):
             return replace(self, passes=self.passes[1:])
         if cache.whole and cache.capacity > PAGE:  # rows of full length do not all fit
             return replace(self, cache=cache.in_pages(self.lanes))
