@@ -42,11 +42,22 @@ __all__ = [
     "noting",
     "passes",
     "rebound",
+    "sent",
 ]
 
 Mode = Literal["prefill", "decode", "train"]
 CACHE_KEYWORDS = ("cache", "cache_params", "past_key_values")
 """What versions of ``transformers`` call the cache of a forward pass."""
+
+
+def sent(numbers: Any, device: torch.device) -> Tensor:
+    """Numbers of the host, a list, an array or a tensor, on a device, which is not waited for.
+
+    A GPU may be in the middle of earlier work when the next pass is put together.
+    """
+    made = torch.as_tensor(numbers)
+    made = made.pin_memory() if device.type == "cuda" else made
+    return made.to(device, non_blocking=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +103,7 @@ class Ragged:
     @cached_property
     def owner_N(self) -> Tensor:
         """The sequence that each packed token belongs to."""
-        lengths = torch.tensor(self.lengths, device=self._device)
+        lengths = sent(self.lengths, self._device)
         owners = torch.arange(len(lengths), device=self._device)
         return torch.repeat_interleave(owners, lengths, output_size=self.ends[-1])
 
@@ -103,7 +114,7 @@ class Ragged:
         start_B1 = torch.tensor(self.ends).unsqueeze(1) - length_B1
         step_1T = torch.arange(self.longest).unsqueeze(0)
         index = torch.where(step_1T < length_B1, start_B1 + step_1T, 0)
-        return index.to(self._device)
+        return sent(index, self._device)
 
     @cached_property
     def unpad_N(self) -> Tensor:
@@ -111,7 +122,7 @@ class Ragged:
         places = enumerate(zip(self.ends, self.lengths, strict=True))
         shift = [n * self.longest - end + own for n, (end, own) in places]
         at_N = torch.arange(self.ends[-1], device=self._device)
-        return at_N + torch.tensor(shift, device=self._device)[self.owner_N]
+        return at_N + sent(shift, self._device)[self.owner_N]
 
     def pad(self, x_ND: Tensor) -> Tensor:
         """``[N, ...] -> [B, T, ...]``."""
@@ -234,8 +245,8 @@ class Batch:
         begins = np.array(pasts) - np.cumsum(lengths) + np.array(lengths)
         packed[1] = np.arange(packed.shape[1]) + np.repeat(begins, lengths)
         device = cache.device
-        ids_N, position_N = torch.from_numpy(packed).to(device, non_blocking=True)
-        row_B, past_B, slot_B = torch.tensor(per_segment).to(device, non_blocking=True)
+        ids_N, position_N = sent(packed, device)
+        row_B, past_B, slot_B = sent(per_segment, device)
         return cls(
             mode,
             cache,
@@ -288,7 +299,7 @@ class Batch:
             slots,
             group_of,
             Ragged(tuple(map(len, own)), device),
-            None if where == list(range(self.ends[-1])) else torch.tensor(where, device=device),
+            None if where == list(range(self.ends[-1])) else sent(where, device),
             self.ends[-1],
         )
 
@@ -297,7 +308,7 @@ class Batch:
         """Tokens of the sequence that each packed token belongs to, as long as it is then."""
         if self.mode == "decode":
             return self.position_N + 1
-        wholes = torch.tensor(self.wholes, device=self.token_ids_N.device)
+        wholes = sent(self.wholes, self.token_ids_N.device)
         return torch.maximum(wholes[self.segment_N], self.position_N + 1)
 
     @property
@@ -360,7 +371,7 @@ class Batch:
         """``size`` tokens of each segment, from a place in it on."""
         segments = tuple(n for n, _ in parts)
         first = [self.ends[n] - self.lengths[n] + start for n, start in parts]
-        first_B, segment_B = torch.tensor([first, segments]).to(self.token_ids_N.device)
+        first_B, segment_B = sent([first, segments], self.token_ids_N.device)
         return Block(
             segments,
             first_B[:, None] + torch.arange(size, device=first_B.device),

@@ -38,7 +38,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from fttt.engine.attention import layer_of
-from fttt.engine.batch import Current
+from fttt.engine.batch import Current, sent
 from fttt.engine.families import attention_replacements, edge_of, follows_length, interface
 from fttt.engine.pages import Pages, Standing
 from fttt.engine.states import Mixers, States
@@ -418,28 +418,20 @@ class KVCache:
             self.states.copy([(source, target) for source, target, _ in forks])
 
     def sync(self) -> None:
-        """Bring table and pages on the device up to date; each pass begins with it.
-
-        A GPU is not waited for, which may be in the middle of earlier steps.
-        """
+        """Bring table and pages on the device up to date; each pass begins with it."""
         if self._changed:
-            at, page = self._sent([[*self._changed], [*self._changed.values()]])
+            at, page = sent([[*self._changed], [*self._changed.values()]], self.device)
             self.table_RP.view(-1)[at] = page.to(torch.int32)
             self._changed.clear()
         if self._copies:
             sources, positions = zip(*self._copies.values(), strict=True)
-            source_B, target_B = self._sent([sources, [*self._copies]])
+            source_B, target_B = sent([sources, [*self._copies]], self.device)
             most = max(positions)  # nobody has written to a target yet
             for part in self._own:
                 part[target_B, :, :most] = part[source_B, :, :most]
             if self.hidden is not None:
                 self.hidden[target_B, :most] = self.hidden[source_B, :most]
             self._copies.clear()
-
-    def _sent(self, numbers: Sequence[Sequence[int]]) -> Tensor:
-        made = torch.tensor(numbers)
-        made = made.pin_memory() if self.device.type == "cuda" else made
-        return made.to(self.device, non_blocking=True)
 
     def serves(self, held: int, whole: int) -> bool:
         """Whether keys of a sequence of ``held`` tokens are those that one of ``whole`` has."""

@@ -25,7 +25,7 @@ from torch.nn.attention import sdpa_kernel
 from fttt.engine.adapters import bank_of
 from fttt.engine.adapters.bank import Learner, Slot, check_gradients, handed_over
 from fttt.engine.attention import KERNELS
-from fttt.engine.batch import Segment
+from fttt.engine.batch import Segment, sent
 from fttt.engine.beam import BeamJob, BeamSearcher
 from fttt.engine.cache import KVCache
 from fttt.engine.decoder import CPUDecoder, CUDADecoder, Decoder, Lane, draw
@@ -64,6 +64,7 @@ from fttt.engine.states import Mixers
 from fttt.engine.train_step import check_targets
 from fttt.errors import RunError, UsageError
 from fttt.models.loader import LoadedModel
+from fttt.types import FinishReason
 
 __all__ = ["BatchedEngine"]
 
@@ -152,7 +153,7 @@ class BatchedEngine:
             self._waiting = PrefillQueue()
             self._running: list[GenerateJob] = []
             self._apart: list[GenerateJob] = []
-            """Running jobs that take their next token in a pass of their own."""
+            """Running jobs that take their next token in a pass."""
             self._lessons = LessonQueue()
             self._scores = ScoreQueue()
             self._prefiller = Prefiller(*parts, self.plan.prefill_tokens)
@@ -191,9 +192,8 @@ class BatchedEngine:
         self.trained_tokens = 0
         self.scored_tokens = 0
         self.decode_steps = 0
-        self.busy: dict[str, float] = dict.fromkeys(
-            ("prefill", "decode", "train", "beam", "score"), 0.0
-        )
+        kinds = ("prefill", "decode", "train", "beam", "score")
+        self.busy: dict[str, float] = dict.fromkeys(kinds, 0.0)
 
     async def generate(self, request: GenerateRequest) -> Generation:
         """Continue one sequence.
@@ -287,7 +287,7 @@ class BatchedEngine:
             self._bank.detach()
 
     def _start(self) -> None:
-        """Wake the loop for a request that is about to be queued; a failed engine takes none."""
+        """Wake the loop for a request to come; a failed engine takes none."""
         if self._failure is not None:
             raise self._failure
         self._wake.set()
@@ -322,8 +322,7 @@ class BatchedEngine:
     def _turn(self) -> None:
         """Collect decode steps, run a train, score or prefill pass that is due, launch again.
 
-        While no pass is due, a GPU has its next steps before the tokens of the last ones are looked
-        at, so that it never waits for the host.
+        A GPU has its next steps before the tokens of the last ones are looked at.
         """
         self._collect()
         self._running += self._apart  # whose own pass is over
@@ -356,7 +355,7 @@ class BatchedEngine:
         self._patience[kind].ran(seconds)
 
     def _admissible(self) -> int:
-        """About how many waiting requests have a lane, a row and pages: the first has, if any."""
+        """About how many waiting requests have a lane, a row and pages."""
         lanes = self.plan.batch_size - len(self._running)
         return self._waiting.admissible(self._cache, self._running, lanes, *self._room())
 
@@ -380,25 +379,24 @@ class BatchedEngine:
         due = self._waiting.next_pass(self._cache, count, self.plan.prefill_tokens, pages, same)
         if not due.jobs:
             return
+        self._apart = due.jobs
+        lanes = [job.lane for job in due.jobs if job.lane]
         if self._bank is not None:
-            for job in due.jobs:
-                assert job.lane is not None
-                job.lane.version = self._bank.version(job.lane.slot)
-        before = list(self._running)
-        self._running.extend(due.jobs)  # an error answers all that run
+            for lane in lanes:
+                lane.version = self._bank.version(lane.slot)
         parts, place = [], list[int]()
         for turn in due.turns(self._cache):
             place += turn
             parts.append(self._prefiller.run([due.segments[n] for n in turn]))
         logits = in_order(parts, place)
-        lanes = [job.lane for job in due.jobs if job.lane]
         if len(due.segments) < len(lanes):  # samples of one prompt
             owners = [due.segments[n].row for n in due.segment_of]
             pairs = zip(owners, lanes, strict=True)
             self._cache.copy([(row, x.row, x.length) for row, x in pairs if x.row != row])
-            logits = logits[torch.tensor(due.segment_of, device=self._device)]
+            logits = logits[sent(due.segment_of, self._device)]
         draw(logits, lanes)
-        self._running = before + self._settle(due.jobs, 1)
+        self._running += self._settle(due.jobs, 1)
+        self._apart = []
 
     def _launch(self) -> None:
         """Begin decode steps; on a GPU they run while the questions' coroutines do."""
@@ -490,8 +488,8 @@ class BatchedEngine:
         """Answer the jobs that ended among their last ``fresh`` tokens; return the others."""
         still: list[GenerateJob] = []
         for job in jobs:
+            assert job.lane is not None
             lane, request, most = job.lane, job.request, job.request.max_new_tokens
-            assert lane is not None
             drawn, stops = lane.tokens, lane.stop_ids
             if len(drawn) < lane.limit and stops.isdisjoint(drawn[-fresh:]):
                 self.generated_tokens += fresh  # neither at an end nor at that of a thought
@@ -521,19 +519,17 @@ class BatchedEngine:
         if job.answer.cancelled() or not request.keep:
             self._cache.give(lane.row)
         else:
-            whole = request.prompt_ids + ids
-            adapted = lane.slot >= 0
-            reads = self._learner is not None and self._learner.reads(adapted=adapted)
-            awaited = reads and request.awaited
+            whole, adapted = request.prompt_ids + ids, lane.slot >= 0
+            learner = self._learner if request.awaited else None
+            awaited = learner is not None and learner.reads(adapted=adapted)
             kept = self._cache.keep(
                 lane.row, whole, adapted=adapted, awaited=awaited, version=self._version(lane)
             )
         if job.answer.cancelled():
             return
         scores = tuple(lane.scores[:end]) if request.logprobs else None
-        job.answer.set_result(
-            Generation(ids, "stop" if stopped else "length", job.seconds, kept, scores)
-        )
+        reason: FinishReason = "stop" if stopped else "length"
+        job.answer.set_result(Generation(ids, reason, job.seconds, kept, scores))
 
     def _version(self, lane: Lane) -> int | None:
         """Version of the weights that a lane was written under; ``None`` where they changed."""
@@ -563,12 +559,12 @@ class BatchedEngine:
     def _fail(self, error: BaseException) -> None:
         """Answer every request with an error; later requests get it too."""
         self._failure = error
-        jobs: list[Job[Any, Any]] = [*self._waiting, *self._running, *self._apart, *self._lessons]
-        jobs += [*self._scores, *self._searcher.jobs]
-        for job in jobs:
+        all_held = (self._waiting, self._running, self._apart, self._lessons, self._scores)
+        jobs: list[Job[Any, Any]] = [job for held in all_held for job in held]
+        for job in [*jobs, *self._searcher.jobs]:
             if not job.answer.done():
                 job.answer.set_exception(error)
-        for held in (self._waiting, self._running, self._apart, self._lessons, self._scores):
+        for held in all_held:
             held.clear()
         self._searcher.clear()
         if self._bank is not None:

@@ -22,7 +22,15 @@ from transformers.utils.generic import ModelOutput
 
 from fttt.engine.adapters.bank import Bank, applied, slot_index
 from fttt.engine.attention import KERNELS
-from fttt.engine.batch import Batch, Segment, by_context, by_length, decoder_of, passes
+from fttt.engine.batch import (
+    Batch,
+    Segment,
+    by_context,
+    by_length,
+    decoder_of,
+    passes,
+    sent,
+)
 from fttt.engine.cache import KeptRow, KVCache, read_heads
 from fttt.engine.families import replacements_for
 from fttt.engine.request import ScoreRequest
@@ -196,7 +204,7 @@ class Prefiller:
     def _run_pass(self, segments: Sequence[Segment]) -> Tensor:
         batch = Batch.pack("prefill", segments, self._cache)
         with applied(self._bank, batch):
-            ends = torch.tensor(batch.ends, device=self._cache.device)
+            ends = sent(batch.ends, self._cache.device)
             return run_model(self._model, batch, ends - 1)
 
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from fttt.engine.adapters.bank import Fill, decoder_layers, slot_index
-from fttt.engine.batch import Batch, Segment, passes
+from fttt.engine.batch import Batch, Segment, passes, sent
 from fttt.engine.cache import KeptRow, KVCache
 from fttt.engine.request import Target, TrainRequest
 from fttt.engine.sequences import weighted_loss
@@ -158,7 +158,7 @@ def train_step(
                 continue
             if gradient_QP is None:
                 gradient_QP = gradient_UP.new_zeros(len(slots), gradient_UP.shape[1])
-            gradient_QP.index_add_(0, torch.tensor(questions, device=cache.device), gradient_UP)
+            gradient_QP.index_add_(0, sent(questions, cache.device), gradient_UP)
         for lesson in now:
             if lesson.held:
                 cache.give(lesson.row)
@@ -184,7 +184,7 @@ def _run_pass(
     share = len(segments) * batch.longest / (1.25 * tokens)
     again = _rerun(bank.model) if share > 1 else nullcontext()
     batch.recompute = _read_bytes(batch) > (1 - share) * room
-    weights_UP = bank.weights_SP[torch.tensor(batch.groups.slots, device=cache.device)]
+    weights_UP = bank.weights_SP[sent(batch.groups.slots, cache.device)]
     weights_UP.requires_grad_()
     key_B = bank.dropout_keys([s.slot for s in segments], numbers)
     terms = _terms(batch, targets)
@@ -381,12 +381,12 @@ def _terms(batch: Batch, targets: Sequence[Target]) -> LossTerms:
             weights.append([w * x for x in ([label] if teacher is None else teacher.weights[t])])
             tails.append(w * (1 - label if teacher is None else teacher.tail[t]))
     device = batch.token_ids_N.device
-    where_M, segment_M = torch.tensor([where, segment_of], dtype=torch.int64, device=device)
+    where_M, segment_M = sent(torch.tensor([where, segment_of], dtype=torch.int64), device)
     widest = max(map(len, ids), default=0)
-    id_MK = torch.tensor([[*i, *(i[:1] * (widest - len(i)))] for i in ids], device=device)
+    id_MK = sent([[*i, *(i[:1] * (widest - len(i)))] for i in ids], device)
     id_MK = id_MK.view(len(ids), widest).long()
     padded = [[*w, *([0.0] * (widest - len(w)))] for w in weights]
-    weight_MK = torch.tensor(padded, device=device).view(len(ids), widest)
+    weight_MK = sent(padded, device).view(len(ids), widest)
     # Known here, so that the device need not be asked while the pass is launched.
-    tail_M = torch.tensor(tails, device=device) if any(tails) else None
+    tail_M = sent(tails, device) if any(tails) else None
     return LossTerms(where_M, segment_M, id_MK, weight_MK, tail_M)

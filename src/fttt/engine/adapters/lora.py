@@ -30,7 +30,7 @@ from fttt.engine import ops
 from fttt.engine.adapters.bank import AdapterNeeds, Bank, Fill, Learned, decoder_layers
 from fttt.engine.adapters.draws import DrawnRow, RowDraws
 from fttt.engine.adapters.product import InputScale, add_low_rank
-from fttt.engine.batch import Batch
+from fttt.engine.batch import Batch, sent
 from fttt.engine.cache import KVCache
 from fttt.engine.captured_pass import CapturedPasses, can_capture
 from fttt.engine.merged import GROUPS
@@ -250,7 +250,7 @@ class LoRABank(Bank):
             derive_key("dropout", self._seeds[slot], self._updates[slot], *([n] if n else []))
             for slot, n in zip(slots, numbers, strict=True)
         ]
-        return torch.tensor(keys, device=self.weights_SP.device)
+        return sent(keys, self.weights_SP.device)
 
     def step(self, slots: Sequence[int], gradient_QP: Tensor) -> None:
         """One AdamW step (Loshchilov and Hutter 2019) of each slot's own weights.
@@ -317,7 +317,7 @@ class LoRABank(Bank):
             if len(slots) == 1:
                 weights_UP = self.weights_SP[slots[0] : slots[0] + 1]
             else:
-                weights_UP = self.weights_SP[torch.tensor(slots, device=self.weights_SP.device)]
+                weights_UP = self.weights_SP[sent(slots, self.weights_SP.device)]
             self._cached = (slots, self._split(weights_UP))
         return self._cached[1]
 
