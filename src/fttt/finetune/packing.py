@@ -112,15 +112,18 @@ class PaddedShape(NamedTuple):
     def of(cls, group: SampleGroup) -> PaddedShape:
         """The shape that a group's pass is padded to.
 
-        It depends on nothing but the group, so that a resumed training computes the same. There is
-        at least one place of padding in attention, which the packed padding is given.
+        It depends on nothing but the group, so that a resumed training computes the same. The sizes
+        are few, since each shape is run plainly and captured before it is replayed, and a capture
+        costs as much as a dozen of replays: four token counts between two powers of two, and the
+        powers alone of what takes less of a pass. There is at least one place of padding in
+        attention, which the packed padding is given.
         """
         lengths = [e.length - 1 for e in group.samples]
         return cls(
             round_up(len(lengths), 4),
-            round_up(sum(lengths), 8),
-            round_up(max(lengths) + 1, 2),
-            round_up(sum(len(e.solution_ids) for e in group.samples), 2),
+            round_up(sum(lengths), 4),
+            round_up(max(lengths) + 1, 1),
+            round_up(sum(len(e.solution_ids) for e in group.samples), 1),
         )
 
 
