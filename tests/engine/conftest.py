@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 
-from fttt.engine.batch import Batch
-from fttt.engine.decoder import CPUDecoder, Lane
+from fttt.engine.adapters.bank import Bank, applied
+from fttt.engine.batch import Batch, Segment
+from fttt.engine.cache import KVCache
+from fttt.engine.decoder import CPUDecoder, CUDADecoder, Decoder, Lane
 from fttt.engine.memory_plan import MemoryPlan, plan_memory
+from fttt.engine.sequences import run_model
 
 
 @pytest.fixture(autouse=True)
@@ -104,8 +109,61 @@ class StepsAhead(SeveralSteps):
         self._calls.clear()
 
 
-@pytest.fixture(params=[SeveralSteps, StepsAhead])
-def gpu_like(request: pytest.FixtureRequest) -> type[SeveralSteps]:
-    """Decoders that do what a GPU's does between two looks at the tokens."""
-    decoder: type[SeveralSteps] = request.param
+class _Instant:
+    """In place of a stream, an event or a graph of a GPU: what it is given is done."""
+
+    def wait_stream(self, other: object) -> None:
+        """Nothing is to come."""
+
+    def record(self) -> None:
+        """Nothing is to come."""
+
+    def synchronize(self) -> None:
+        """All is done."""
+
+    def query(self) -> bool:
+        return True
+
+
+class OnCPU(CUDADecoder):
+    """A GPU's decoder itself, whose tensors lie on a CPU and whose steps are run as they are begun.
+
+    Only the pass through the model is another one: a CPU's attention asks for lengths and rows.
+    """
+
+    steps = 3
+    ahead: Any = None  # which it decides for itself
+
+    def __init__(self, model: Any, cache: KVCache, bank: Bank | None) -> None:
+        super().__init__(model, cache, bank, lanes=40)
+        self.followed = 0
+
+    def launch(self, lanes: Sequence[Lane]) -> None:
+        self.followed += bool(self._calls)
+        super().launch(lanes)
+
+    def _run_lanes(self, bucket: int, adapted: bool) -> torch.Tensor:
+        own = [
+            (n, Segment((token,), row, length - self._cache.prefix, slot))
+            for n, (token, length, row, slot, *_) in enumerate(self._whole[:, :bucket].T.tolist())
+            if row < self._cache.rows
+        ]
+        logits_LV = torch.zeros(bucket, self._model.config.vocab_size)
+        if own:
+            batch = Batch.pack("decode", [segment for _, segment in own], self._cache)
+            with applied(self._bank, batch):
+                logits_LV[[n for n, _ in own]] = run_model(self._model, batch, slice(None))
+        return logits_LV
+
+
+@pytest.fixture(params=[SeveralSteps, StepsAhead, OnCPU])
+def gpu_like(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> type[Decoder]:
+    """Decoders that do what a GPU's does between two looks at the tokens, and that one itself."""
+    decoder: type[Decoder] = request.param
+    if decoder is OnCPU:
+        monkeypatch.setattr("fttt.engine.decoder.capturable", lambda model: False)
+        for name in ("Stream", "Event", "CUDAGraph", "current_stream"):
+            monkeypatch.setattr(torch.cuda, name, _Instant)
+        monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+        monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
     return decoder

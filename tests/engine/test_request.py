@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from fttt.engine import BatchedEngine, GenerateRequest, Generation
-from fttt.engine.decoder import CPUDecoder
 from fttt.engine.request import LoRASpec, ThoughtBudget
 from fttt.errors import UsageError
 from fttt.models import LoadedModel
@@ -41,7 +40,7 @@ def run(
     loaded: LoadedModel,
     asked: Sequence[GenerateRequest],
     *,
-    decoder: type[CPUDecoder] | None = None,
+    decoder: type[Any] | None = None,
     adapted: bool = False,
 ) -> list[Generation]:
     async def main() -> list[Generation]:
@@ -78,9 +77,7 @@ def continued(loaded: LoadedModel, ids: tuple[int, ...], tokens: int) -> tuple[i
 
 
 @pytest.mark.parametrize("template", ["deepseek-r1", "harmony"])
-def test_the_closing_is_forced_and_the_answer_follows(
-    template: str, gpu_like: type[CPUDecoder]
-) -> None:
+def test_the_closing_is_forced_and_the_answer_follows(template: str, gpu_like: type[Any]) -> None:
     loaded = tiny_model("qwen3", template=template)
     asked = requests(loaded, [1, 7, 9, None])
     given = run(loaded, asked)
@@ -96,9 +93,7 @@ def test_the_closing_is_forced_and_the_answer_follows(
 
 
 @pytest.mark.parametrize("adapted", [False, True])
-def test_draws_are_the_same_whoever_shares_the_batch(
-    adapted: bool, gpu_like: type[CPUDecoder]
-) -> None:
+def test_draws_are_the_same_whoever_shares_the_batch(adapted: bool, gpu_like: type[Any]) -> None:
     loaded = tiny_model("qwen3", template="deepseek-r1")
     asked = requests(loaded, [5, 1, None, 12, 5], temperature=1.0, top_p=0.9)
     together = run(loaded, asked, adapted=adapted)
@@ -113,7 +108,7 @@ def test_draws_are_the_same_whoever_shares_the_batch(
         assert len(one.token_ids) == 40
 
 
-def test_a_budget_that_is_not_spent_changes_nothing(gpu_like: type[CPUDecoder]) -> None:
+def test_a_budget_that_is_not_spent_changes_nothing(gpu_like: type[Any]) -> None:
     loaded = tiny_model("qwen3", template="deepseek-r1")
     free = requests(loaded, [None] * 6, temperature=1.5)
     drawn = run(loaded, free)

@@ -6,7 +6,7 @@ Axes: L lanes (running sequences), V vocabulary, K steps between two looks at th
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
@@ -161,9 +161,10 @@ class SeenTokens:
                 self.mark(n, fresh)
             self._held[lane] = (n, len(lane.tokens) + ahead, lane.cuts)
 
-    def forget(self) -> None:
-        """Mark everything anew with the next step, since the table has been written to."""
-        self._held.clear()
+    def forget(self, lanes: Iterable[Lane] | None = None) -> None:
+        """Mark anew with the next step what these lanes hold, or all: more may be marked by now."""
+        for lane in [*self._held] if lanes is None else lanes:
+            self._held.pop(lane, None)
 
     def mark(self, row: int, token_ids: Sequence[int]) -> None:
         """Mark tokens in a row."""
@@ -313,8 +314,8 @@ class CUDADecoder:
         self._calls: deque[_BegunSteps] = deque()
         self._fetched = [
             (
-                torch.zeros(self.steps, lanes, dtype=torch.int64, pin_memory=True),
-                torch.zeros(self.steps, lanes, pin_memory=True),
+                torch.zeros(self.steps, lanes, dtype=torch.int64).pin_memory(),
+                torch.zeros(self.steps, lanes).pin_memory(),
                 torch.cuda.Event(),
             )
             for _ in range(self.ahead)
@@ -374,6 +375,8 @@ class CUDADecoder:
         call = self._calls.popleft()
         running = set(lanes)
         own = [n for n, lane in enumerate(call.lanes) if lane in running]
+        if self._seen is not None:  # of a sequence that was paused meanwhile, what nobody takes
+            self._seen.forget(lane for lane in call.lanes if lane not in running)
         tokens, scores, there = self._fetched[call.place]
         there.synchronize()
         _check_finite(scores[:, own].sum(0), [call.lanes[n] for n in own])
@@ -387,6 +390,8 @@ class CUDADecoder:
 
     def drop(self) -> None:
         """Forget what has begun; what comes behind it finds it done."""
+        if self._seen is not None:
+            self._seen.forget(lane for call in self._calls for lane in call.lanes)
         self._calls.clear()
 
     def _kind(self, lanes: Sequence[Lane]) -> tuple[int, bool, bool]:
@@ -506,15 +511,20 @@ class CUDADecoder:
             self._graphs[key] = graph
         return self._graphs[key]
 
-    def _step(self, bucket: int, adapted: bool, asks: bool) -> None:
-        token_L, length_L, row_L, slot_L, key_L, count_L = self._whole[:, :bucket]
-        temperature_L, top_p_L = self._real[:, :bucket]
+    def _run_lanes(self, bucket: int, adapted: bool) -> Tensor:
+        """The logits after each lane's last token, ``[L, V]``."""
+        token_L, length_L, row_L, slot_L, _, _ = self._whole[:, :bucket]
         batch = Batch(
             "decode", self._cache, token_L, length_L, row_L, length_L, slot_L,
             lengths=(), pasts=(), rows=(), adapted=adapted,
         )  # fmt: skip
         with applied(self._bank, batch):
-            logits_LV = run_model(self._model, batch, slice(None))
+            return run_model(self._model, batch, slice(None))
+
+    def _step(self, bucket: int, adapted: bool, asks: bool) -> None:
+        logits_LV = self._run_lanes(bucket, adapted)
+        token_L, length_L, row_L, _, key_L, count_L = self._whole[:, :bucket]
+        temperature_L, top_p_L = self._real[:, :bucket]
         shape = self._shape.rows(bucket) if asks and self._shape else None
         noise_L = uniform(key_L, count_L)
         drawn_L, score_L = ops.sample(logits_LV, temperature_L, top_p_L, noise_L, shape)
