@@ -343,7 +343,8 @@ class CUDADecoder:
         """Whether the device knows all that these lanes' next steps need."""
         if not self._calls:
             return True
-        told = any(lane.shaped or lane.forced for lane in lanes)
+        # what the calls before were told to force may be of a sequence that is paused by now
+        told = self._forces or any(lane.shaped or lane.forced for lane in lanes)
         return not told and self._kind(lanes) in self._graphs
 
     def launch(self, lanes: Sequence[Lane]) -> None:
