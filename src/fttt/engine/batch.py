@@ -41,6 +41,7 @@ __all__ = [
     "decoder_of",
     "noting",
     "passes",
+    "put",
     "rebound",
     "sent",
 ]
@@ -55,9 +56,18 @@ def sent(numbers: Any, device: torch.device) -> Tensor:
 
     A GPU may be in the middle of earlier work when the next pass is put together.
     """
-    made = torch.as_tensor(numbers)
-    made = made.pin_memory() if device.type == "cuda" else made
-    return made.to(device, non_blocking=True)
+    return _read_by(device, torch.as_tensor(numbers)).to(device, non_blocking=True)
+
+
+def put(to: Tensor, numbers: Any) -> None:
+    """Write numbers of the host into a tensor, as :func:`sent` sends them."""
+    made = torch.as_tensor(numbers).to(to.dtype)
+    to.copy_(_read_by(to.device, made), non_blocking=True)
+
+
+def _read_by(device: torch.device, made: Tensor) -> Tensor:
+    """The same in memory that a device reads by itself."""
+    return made.pin_memory() if device.type == "cuda" else made
 
 
 @dataclass(frozen=True, slots=True)

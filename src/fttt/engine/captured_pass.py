@@ -13,7 +13,7 @@ Axes: N packed tokens, B segments, each of a slot of its own, P adapter paramete
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from fttt.engine.batch import READ_PLACES, Batch, Ragged, Segment
+from fttt.engine.batch import READ_PLACES, Batch, Ragged, Segment, put
 from fttt.engine.cache import KVCache
 from fttt.engine.decoder import capturable
 from fttt.engine.families import has_experts
@@ -278,13 +278,9 @@ class _CapturedPass:
             [prefix + x.past for x in segments] + [prefix] * spare,
             [x.slot for x in segments] + [0] * spare,
         ]
-        self._copy(self._by_token, by_token)
-        self._copy(self._by_segment, by_segment)
-        self._copy(self._loss_weight_N, weights + [0.0] * len(nothing))
-
-    def _copy(self, to: Tensor, numbers: Iterable[Any]) -> None:
-        made = torch.tensor(numbers, dtype=to.dtype)
-        to.copy_(made.pin_memory() if to.is_cuda else made, non_blocking=True)
+        put(self._by_token, by_token)
+        put(self._by_segment, by_segment)
+        put(self._loss_weight_N, weights + [0.0] * len(nothing))
 
     def _step(self) -> None:
         """Forward and backward, from and to the pass's own tensors, without asking the host."""

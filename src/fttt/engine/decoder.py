@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fttt.engine import ops
 from fttt.engine.adapters.bank import Bank, applied
-from fttt.engine.batch import Batch, Segment
+from fttt.engine.batch import Batch, Segment, put, sent
 from fttt.engine.cache import KVCache
 from fttt.engine.ops.sampling import Shape, uniform
 from fttt.engine.sequences import run_model
@@ -403,7 +403,7 @@ class CUDADecoder:
     def _tell(self, lanes: Sequence[Lane], bucket: int) -> None:
         """Tell the device all about the lanes."""
         prefix, spare = self._cache.prefix, bucket - len(lanes)
-        whole = _pinned(
+        whole = np.array(  # which reads lists faster than PyTorch does
             [
                 [lane.tokens[-1] for lane in lanes] + [0] * spare,
                 [prefix + lane.length for lane in lanes] + [prefix] * spare,
@@ -414,7 +414,7 @@ class CUDADecoder:
             ],
             np.int64,
         )
-        real = _pinned(
+        real = np.array(
             [
                 [lane.temperature for lane in lanes] + [0.0] * spare,
                 [lane.top_p for lane in lanes] + [1.0] * spare,
@@ -424,8 +424,8 @@ class CUDADecoder:
         self._note_forced(lanes, spare)
         if any(lane.shaped for lane in lanes):
             self._note_shape(lanes, spare)
-        self._whole[:, :bucket].copy_(whole, non_blocking=True)
-        self._real[:, :bucket].copy_(real, non_blocking=True)
+        put(self._whole[:, :bucket], whole)
+        put(self._real[:, :bucket], real)
 
     def _move(self, before: Sequence[Lane], lanes: Sequence[Lane], bucket: int) -> None:
         """Let lanes that go on lie where the next call looks for them."""
@@ -434,7 +434,7 @@ class CUDADecoder:
         place_of = {lane: n for n, lane in enumerate(before)}
         nobody = self._whole.shape[1] - 1
         from_L = [place_of[lane] for lane in lanes] + [nobody] * (bucket - len(lanes))
-        at_L = _pinned([from_L], np.int64)[0].to(self._whole.device, non_blocking=True)
+        at_L = sent(np.array(from_L), self._whole.device)
         for held in (self._whole, self._real):
             held[:, :bucket] = held.index_select(1, at_L)
 
@@ -451,7 +451,7 @@ class CUDADecoder:
             self._pool = None
         spare = self._ends.shape[0] - 1
         ends = [[x.limit, *x.stop_ids, *[-1] * (spare - len(x.stop_ids))] for x in lanes]
-        self._ends[:, : len(lanes)].copy_(torch.tensor(ends).T.pin_memory(), non_blocking=True)
+        put(self._ends[:, : len(lanes)], torch.tensor(ends).T)
 
     def _note_forced(self, lanes: Sequence[Lane], spare: int) -> None:
         """Tell the device which tokens each lane takes whatever it would draw."""
@@ -460,9 +460,8 @@ class CUDADecoder:
             return
         rows = [[*x.forced, *[-1] * self.steps][: self.steps] for x in lanes]
         rows += [[-1] * self.steps] * spare
-        table = torch.tensor(rows).T.contiguous().pin_memory()
         self._forced.fill_(-1)
-        self._forced[: self.steps, : len(rows)].copy_(table, non_blocking=True)
+        put(self._forced[: self.steps, : len(rows)], torch.tensor(rows).T.contiguous())
         self._forces = forces
 
     def _note_shape(self, lanes: Sequence[Lane], spare: int) -> None:
@@ -569,11 +568,6 @@ def capturable(model: Any) -> bool:
     weight = next(model.parameters())
     recent = torch.cuda.get_device_capability(weight.device)[0] in {9, 10}
     return weight.dtype == torch.bfloat16 and recent
-
-
-def _pinned(rows: Sequence[Sequence[float]], dtype: type[np.generic]) -> Tensor:
-    """Numbers in memory that a GPU reads by itself; NumPy reads lists faster than PyTorch does."""
-    return torch.from_numpy(np.array(rows, dtype)).pin_memory()
 
 
 def _buckets(lanes: int) -> list[int]:

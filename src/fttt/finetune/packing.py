@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fttt.engine.batch import CACHE_KEYWORDS, Batch, Ragged, by_length
+from fttt.engine.batch import CACHE_KEYWORDS, Batch, Ragged, by_length, put, sent
 from fttt.engine.cache import KVCache
 from fttt.engine.captured_pass import round_up
 from fttt.engine.sequences import pack_sequences, prepared
@@ -169,10 +169,10 @@ class PaddedPass:
             np.append(length_B.repeat(length_B), np.ones_like(padding)),
             np.append(np.flatnonzero(real_BT), nowhere),
         )
-        _copy(self._by_token, np.stack(by_token))
-        _copy(self._pad_BT, np.where(real_BT, (end_B - length_B)[:, None] + at_T, 0))
-        _copy(self._by_label, np.stack((np.append(where_M, more), np.append(label_M, more))))
-        _copy(self._weight_M, scale * np.append(weight_M, more))
+        put(self._by_token, np.stack(by_token))
+        put(self._pad_BT, np.where(real_BT, (end_B - length_B)[:, None] + at_T, 0))
+        put(self._by_label, np.stack((np.append(where_M, more), np.append(label_M, more))))
+        put(self._weight_M, scale * np.append(weight_M, more))
 
     @property
     def ids_N(self) -> Tensor:
@@ -201,11 +201,6 @@ class PaddedPass:
     def loss(self, logits_MV: Tensor) -> Tensor:
         """As :meth:`SampleGroup.loss`, times the scale."""
         return _weighted_loss(logits_MV, self._by_label[1], self._weight_M)
-
-
-def _copy(to: Tensor, numbers: np.ndarray[Any, Any]) -> None:
-    made = torch.from_numpy(numbers).to(to.dtype)
-    to.copy_(made.pin_memory() if to.is_cuda else made, non_blocking=True)
 
 
 def inner_model(model: Any) -> Any:
@@ -281,8 +276,7 @@ class PackedPasses:
         if isinstance(group, PaddedPass):
             ids_N = group.ids_N
         else:
-            ids = torch.tensor([i for own in group.sequences for i in own])
-            ids_N = ids.to(self._inner.device, non_blocking=True)
+            ids_N = sent([i for own in group.sequences for i in own], self._inner.device)
         self._pass = group
         try:
             logits_MV: Tensor = model(input_ids=ids_N[None], use_cache=False).logits
