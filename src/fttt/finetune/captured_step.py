@@ -14,8 +14,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from types import TracebackType
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -69,11 +69,7 @@ def captures_steps(model: Any, settings: Section, args: Any) -> bool:
 
 
 class CapturedSteps:
-    """The captured passes of one training, and the gradients that they add up.
-
-    While this context is open, the model lists its parameters from memory: each step clips and
-    clears their gradients, and to find them in hundreds of modules takes longer than either.
-    """
+    """The captured passes of one training, and the gradients that they add up."""
 
     def __init__(
         self,
@@ -104,18 +100,14 @@ class CapturedSteps:
         self._seen: Counter[PaddedShape] = Counter()
         self._passes: dict[PaddedShape, _ReplayedPass] = {}
 
-    def __enter__(self) -> CapturedSteps:
-        own = list(self._model.parameters())
-        self._model.parameters = lambda recurse=True: iter(own)
-        return self
+    def listed(self) -> AbstractContextManager[object]:
+        """Let the model list its parameters from memory for a while.
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        del self._model.parameters
+        Each step clips and clears their gradients, and to find them in hundreds of modules takes
+        longer than either.
+        """
+        own = list(self._model.parameters())
+        return patch.object(self._model, "parameters", lambda recurse=True: iter(own))
 
     def begin(self) -> None:
         """Begin a step with gradients of zero."""

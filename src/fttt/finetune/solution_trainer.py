@@ -173,7 +173,7 @@ class SolutionTrainer(Trainer):
         """:meth:`transformers.Trainer.train` in packed passes."""
         whole: Any = self.model
         whole.train()
-        with self._packed, self._captured or nullcontext():
+        with self._packed, self._captured.listed() if self._captured else nullcontext():
             return super().train(*args, **kwargs)
 
     def training_step(
