@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -151,6 +152,38 @@ def test_passes_of_a_gpu_that_others_use_are_smaller(monkeypatch: pytest.MonkeyP
     assert [size[0] for size in sizes] == [4, 4, 4]
     assert sizes[0][1] > 1024 > sizes[2][1] == 64
     assert sizes[0][2] > sizes[1][2] > sizes[2][2] == 2048
+
+
+def test_half_of_a_gpus_lanes_at_most_are_given_up_for_larger_train_passes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where that is not enough for them, all lanes run beside the smallest passes."""
+    monkeypatch.setattr(
+        "torch.cuda.get_device_properties", lambda device: SimpleNamespace(total_memory=2**30)
+    )
+    monkeypatch.setattr("fttt.engine.adapters.lora.can_capture", lambda model: True)
+    free = 2**30
+    monkeypatch.setattr("fttt.engine.memory_plan.free_bytes", lambda device: free)
+
+    def sizes(batch_size: int | None) -> list[tuple[int, int]]:
+        """Lanes and tokens of a train pass, with less and less memory."""
+        nonlocal free
+        free, found = 2**30, []
+        with suppress(UsageError):
+            while True:
+                made = plan("cuda", max_length=1000, concurrency=1024, batch_size=batch_size)
+                found.append((made.batch_size, made.train_tokens))
+                free = (made.total_bytes - made.weight_bytes) * 99 // 100
+        return found
+
+    chosen, asked = sizes(None), sizes(1024)
+    least = min(tokens for _, tokens in chosen)
+    larger = [lanes for lanes, tokens in chosen if tokens > least]
+    assert max(larger) == 1024
+    assert 1024 * 7 // 16 <= min(larger) < 1024
+    assert max(lanes for lanes, tokens in chosen if tokens == least) > min(larger)
+    assert {lanes for lanes, _ in asked} == {1024}
+    assert min(tokens for _, tokens in asked) == least
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])

@@ -208,7 +208,8 @@ def plan_memory(
             there = "are free" if limit is None else f"of the --memory-share of {limit:g} are left"
             there += f" on {device}"
             raise _too_large(held, sizes.slots, needs.slot, sizes.bytes, free, there, advice)
-        sizes = fewer
+        vain = sizes.lanes < wanted and len(fewer.passes) < len(sizes.passes)
+        sizes = replace(first, passes=fewer.passes) if vain else fewer
     sizes = sizes.filled(first.cache.longest, free)
     cache, taken, slots = sizes.cache, sizes.passes[0], sizes.slots
     return MemoryPlan(
