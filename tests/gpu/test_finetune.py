@@ -93,9 +93,12 @@ def test_replayed_steps_learn_what_plain_ones_do(
     assert losses["replayed"] == pytest.approx(losses["padded"], rel=rounding)
     states = {name: load_file(next((tmp_path / name).glob("*.safetensors"))) for name in losses}
     for key, value in states["padded"].items():
-        # the optimizer makes a step of a whole learning rate of a gradient that is all rounding
-        near = 2e-5 if dtype == "float32" else 5e-3
-        torch.testing.assert_close(states["replayed"][key], value, rtol=1e-3, atol=near)
+        if dtype == "float32":
+            torch.testing.assert_close(states["replayed"][key], value, rtol=1e-3, atol=2e-5)
+        else:  # a gradient that is all rounding makes steps of a whole learning rate, here twelve
+            apart = (states["replayed"][key] - value).abs()
+            assert apart.mean() < 1e-3
+            assert apart.max() < 12e-3
     if method != "lora":  # whose dropout falls otherwise where there is padding
         near = 1e-4 if dtype == "float32" else 2e-2
         assert losses["plain"] == pytest.approx(losses["padded"], rel=near)
