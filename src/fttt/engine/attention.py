@@ -95,13 +95,11 @@ def attend(
         batch.cache.write(layer, *batch.place_N, k_NKD, v_NKE)
     if batch.mode == "decode":
         out_NHE = _decode(q_NHD, own)
-    elif batch.mode == "prefill":
-        out_NHE = _prefill(q_NHD, k_NKD, v_NKE, own)
-    elif not batch.recompute and softcap is None and slopes is None:
-        out_NHE = _train(q_NHD, k_NKD, v_NKE, own)
-    else:  # also scores that are written out, one layer's at a time
+    elif not _twice(q_NHD, own):
+        out_NHE = _packed(q_NHD, k_NKD, v_NKE, own)
+    else:
         out_NHE = checkpoint(
-            _train, q_NHD, k_NKD, v_NKE, own,
+            _packed, q_NHD, k_NKD, v_NKE, own,
             use_reentrant=False, preserve_rng_state=False, determinism_check="none",
         )  # fmt: skip
     return out_NHE.contiguous().unsqueeze(0), None
@@ -305,10 +303,50 @@ def _decode_scattered(q_NHD: Tensor, own: _Own) -> Tensor:
     return _softmax_attention(q_BKGD, k, v, seen, own).flatten(1, 2)
 
 
+def _packed(q_NHD: Tensor, k_NKD: Tensor, v_NKE: Tensor, own: _Own) -> Tensor:
+    """Segments of any length, by what serves them best."""
+    if _fused(q_NHD, own):
+        return _causal(q_NHD, k_NKD, v_NKE, own)
+    if _in_place(q_NHD, own):
+        out_NHE: Tensor = ops.train_attention.train_attention(
+            q_NHD, k_NKD, v_NKE, own.batch, own.layer, own.scaling,
+            window=own.reach.window, chunk=own.reach.chunk, softcap=own.softcap,
+            sinks=own.sinks_H, slopes=own.slopes_H,
+        )  # fmt: skip
+        return out_NHE
+    if own.batch.mode == "prefill":
+        return _prefill(q_NHD, k_NKD, v_NKE, own)
+    return _train(q_NHD, k_NKD, v_NKE, own)
+
+
+def _fused(q_NHD: Tensor, own: _Own) -> bool:
+    """Whether a pass needs no mask and has a precision that PyTorch's fused kernel is made for."""
+    made_for = own.batch.mode == "prefill" or q_NHD.dtype != torch.float32
+    return q_NHD.is_cuda and made_for and own.plainly_causal
+
+
+def _in_place(q_NHD: Tensor, own: _Own) -> bool:
+    """Whether the engine's own kernel serves, which reads cached rows where they lie.
+
+    It gives these no gradient, which the prefix of prefix tuning takes; and the host is to know
+    the segments' lengths, which change where :mod:`fttt.finetune` replays a captured pass.
+    """
+    return q_NHD.is_cuda and own.batch.ragged.packed and not own.cached[0].requires_grad
+
+
+def _twice(q_NHD: Tensor, own: _Own) -> bool:
+    """Whether a train pass computes attention again for the gradient, one layer at a time.
+
+    So it does where the batch says so or scores are written out, but for the engine's kernel, which
+    holds neither copies of rows nor scores.
+    """
+    if own.batch.mode != "train" or (_in_place(q_NHD, own) and not _fused(q_NHD, own)):
+        return False
+    return own.batch.recompute or own.softcap is not None or own.slopes_H is not None
+
+
 def _prefill(q_NHD: Tensor, k_NKD: Tensor, v_NKE: Tensor, own: _Own) -> Tensor:
     """Segments of any length whose keys and values were just written to their rows."""
-    if q_NHD.is_cuda and own.plainly_causal:
-        return _causal(q_NHD, k_NKD, v_NKE, own)
     batch = own.batch
     if max(batch.pasts) == 0:
         k, v = (batch.pad(x).transpose(1, 2) for x in (k_NKD, v_NKE))
@@ -323,9 +361,7 @@ def _prefill(q_NHD: Tensor, k_NKD: Tensor, v_NKE: Tensor, own: _Own) -> Tensor:
 
 
 def _train(q_NHD: Tensor, k_NKD: Tensor, v_NKE: Tensor, own: _Own) -> Tensor:
-    """Segments after cached rows that take no gradient; the rows are read, never written."""
-    if _fused(q_NHD, own):
-        return _causal(q_NHD, k_NKD, v_NKE, own)
+    """Segments after cached rows, which are read, never written."""
     batch = own.batch
     cached = -(-max(batch.pasts) // 8) * 8  # aligned for the fused kernels
     cached = min(cached, batch.cache.capacity)
@@ -342,12 +378,6 @@ def _train(q_NHD: Tensor, k_NKD: Tensor, v_NKE: Tensor, own: _Own) -> Tensor:
         return torch.cat([at_BP, at_BT], 1)[:, None, None, :], at_BT[:, None, :, None]
 
     return _folded(q_NHD, k, v, own.mask(positions), own)
-
-
-def _fused(q_NHD: Tensor, own: _Own) -> bool:
-    """Whether a train pass needs no mask and has a precision that the fused kernel is made for."""
-    half = q_NHD.is_cuda and q_NHD.dtype != torch.float32
-    return half and own.plainly_causal
 
 
 def _causal(q_NHD: Tensor, k_NKD: Tensor, v_NKE: Tensor, own: _Own) -> Tensor:

@@ -109,6 +109,14 @@ class Ragged:
         self.ends = tuple(accumulate(lengths))
         self.uniform = min(lengths) == self.longest
         """Whether padding is a reshape."""
+        self.packed = True
+        """Whether the packed row is these sequences, which the host knows the lengths of."""
+
+    @cached_property
+    def span_2B(self) -> Tensor:
+        """Where each sequence begins in the packed row, and its tokens."""
+        starts = [end - own for end, own in zip(self.ends, self.lengths, strict=True)]
+        return sent([starts, self.lengths], self._device)
 
     @cached_property
     def owner_N(self) -> Tensor:

@@ -278,7 +278,12 @@ class KVCache:
 
     @property
     def read_bytes(self) -> int:
-        """Of a token's keys and values, as all layers read them."""
+        """Of copies of a token's keys and values, as all layers read them for a gradient.
+
+        A GPU's kernel reads them where they lie (:mod:`fttt.engine.ops.train_attention`).
+        """
+        if self.device.type == "cuda":
+            return 0
         held = [*self.keys.values(), *self.values.values()]
         return sum(part.shape[1] * part.shape[3] * part.element_size() for part in held)
 

@@ -3,9 +3,9 @@
 Such a pass, as that of FTTT's feedback, is bound by launching kernels: forward, backward and the
 attention between them are thousands. A graph launches them at once, but only for the shape that it
 was captured with. So segments are padded: behind their ends with tokens that carry no loss and are
-seen by nobody, in number with segments of a row that is empty, and in what is read of their rows
-with keys that are masked. Few shapes then serve, and each question's loss and gradient stay its
-own.
+seen by nobody, and in number with segments of a row that is empty. How much is read of a row is no
+part of the shape: the device knows it. Few shapes then serve, and each question's loss and gradient
+stay its own.
 
 Axes: N packed tokens, B segments, each of a slot of its own, P adapter parameters.
 """
@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from fttt.engine.batch import READ_PLACES, Batch, Ragged, Segment, put
+from fttt.engine.batch import Batch, Ragged, Segment, put
 from fttt.engine.cache import KVCache
 from fttt.engine.decoder import capturable
 from fttt.engine.families import has_experts
@@ -50,18 +50,16 @@ Capture = Callable[[Replay], Replay | None]
 
 
 class PassShape(NamedTuple):
-    """Of a pass: segments, tokens of each, and positions that each reads of its row."""
+    """Of a pass: segments, and tokens of each."""
 
     segments: int
     tokens: int
-    past: int
 
     def serves(self, other: PassShape) -> bool:
         """Whether a pass of another shape can run in this one, at no more than twice the work."""
         return (
             all(own >= needed for own, needed in zip(self, other, strict=True))
             and self.segments * self.tokens <= 2 * other.segments * other.tokens
-            and self.segments * (self.past + 64) <= 2 * other.segments * (other.past + 64)
         )
 
 
@@ -142,7 +140,7 @@ class CapturedPasses:
         """Hold no more than planned.
 
         Args:
-            token: bytes that a token of a pass takes beside what it reads.
+            token: bytes that a token of a pass takes.
             room: bytes that all captured passes may hold.
         """
         self._bank, self._cache = bank, cache
@@ -161,18 +159,14 @@ class CapturedPasses:
         ``numbers`` are those of the targets among all of their question's.
         """
         longest = max(len(segment.token_ids) for segment in segments)
-        prefix = self._cache.prefix
-        past = prefix + max(segment.past for segment in segments)
-        needed = PassShape(len(segments), longest, past)
+        needed = PassShape(len(segments), longest)
         if self._off or not self._simple(segments, targets):
             return None
         serving = [shape for shape in self._passes if shape.serves(needed)]
         if serving:
             own = self._passes[min(serving)]
         else:
-            rounded = PassShape(
-                round_up(len(segments), 2), round_up(longest, 4), round_up(max(past, 64), 2)
-            )
+            rounded = PassShape(round_up(len(segments), 2), round_up(longest, 4))
             self._seen[rounded] += 1
             if self._seen[rounded] <= AFTER or not self._affords(rounded):
                 return None
@@ -196,10 +190,9 @@ class CapturedPasses:
     def _affords(self, shape: PassShape) -> bool:
         """Whether a shape's pass is small enough to be captured, and its memory to be held."""
         tokens = shape.segments * shape.tokens
-        places = shape.segments * (shape.past + shape.tokens)
-        held = HELD * tokens * self._token + places * self._cache.read_bytes
+        held = HELD * tokens * self._token
         held += 16 * shape.segments * self._bank.parameters  # weights, gradients, and copies
-        return tokens <= TOKENS and places <= READ_PLACES and held <= self._room
+        return tokens <= TOKENS and held <= self._room
 
 
 def round_up(number: int, sizes: int) -> int:
@@ -221,7 +214,8 @@ class _CapturedPass:
         self._bank, self._cache, self._shape = bank, cache, shape
         device, count, tokens = cache.device, shape.segments, shape.segments * shape.tokens
         self._ragged = Ragged((shape.tokens,) * count, device)
-        self._owner_N = self._ragged.owner_N  # made here, since it comes from the host
+        # made here and held by it, since they come from the host
+        self._owner_N, _ = self._ragged.owner_N, self._ragged.span_2B
         self._at_N = torch.arange(tokens, device=device)
         self._by_token = torch.zeros(4, tokens, dtype=torch.int64, device=device)
         self._loss_weight_N = torch.zeros(tokens, device=device)
@@ -284,12 +278,13 @@ class _CapturedPass:
 
     def _step(self) -> None:
         """Forward and backward, from and to the pass's own tensors, without asking the host."""
-        count, length, past = self._shape
+        count, length = self._shape
         ids_N, at_N, whole_N, label_N = self._by_token
         row_B, past_B, slot_B = self._by_segment
-        batch = Batch(
-            "train", self._cache, ids_N, at_N, row_B, past_B, slot_B,
-            lengths=(length,) * count, pasts=(past,) * count, rows=(self._cache.rows,) * count,
+        cache = self._cache
+        batch = Batch(  # how much each row holds, the device alone knows
+            "train", cache, ids_N, at_N, row_B, past_B, slot_B,
+            lengths=(length,) * count, pasts=(cache.capacity,) * count, rows=(cache.rows,) * count,
             adapted=True, slots=tuple(range(count)), recompute=False,
         )  # fmt: skip
         batch.ragged, batch.whole_N = self._ragged, whole_N

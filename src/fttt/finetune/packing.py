@@ -194,7 +194,8 @@ class PaddedPass:
             pasts=(0,) * count, rows=(0,) * count, adapted=False, recompute=False,
         )  # fmt: skip
         batch.ragged = ragged = Ragged(batch.lengths, ids_N.device)
-        ragged.uniform, ragged.pad_BT, ragged.unpad_N = False, self._pad_BT, unpad_N
+        ragged.packed = ragged.uniform = False
+        ragged.pad_BT, ragged.unpad_N = self._pad_BT, unpad_N
         batch.whole_N = whole_N
         return batch
 

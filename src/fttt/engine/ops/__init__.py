@@ -1,8 +1,9 @@
 """The engine's own operations, and the one place that chooses who computes them.
 
 Plain PyTorch (:mod:`fttt.engine.ops.sampling`) serves any device; where there is a GPU, Triton's
-kernels (:mod:`fttt.engine.ops.triton`, :mod:`fttt.engine.ops.nucleus`) and fused forms of a model's
-own operations (:mod:`fttt.engine.ops.fused`) take its place for tensors that lie there.
+kernels (:mod:`fttt.engine.ops.triton`, :mod:`fttt.engine.ops.nucleus`,
+:mod:`fttt.engine.ops.train_attention`) and fused forms of a model's own operations
+(:mod:`fttt.engine.ops.fused`) take its place for tensors that lie there.
 """
 
 from __future__ import annotations
@@ -17,13 +18,15 @@ from torch import Tensor
 
 from fttt.engine.ops import sampling
 
-__all__ = ["current_device", "fused", "gpu", "keep_mask", "nucleus", "sample"]
+__all__ = ["current_device", "fused", "gpu", "keep_mask", "nucleus", "sample", "train_attention"]
 
 _CUDA = torch.cuda.is_available() and find_spec("triton") is not None
 gpu: Any = import_module("fttt.engine.ops.triton") if _CUDA else None
 """Kernels of a decode step on a GPU: attention, adapters."""
 nucleus: Any = import_module("fttt.engine.ops.nucleus") if _CUDA else None
 """The kernel that draws tokens on a GPU."""
+train_attention: Any = import_module("fttt.engine.ops.train_attention") if _CUDA else None
+"""Attention of train passes, and of prefill passes that SDPA's fused kernels need a mask for."""
 fused: Any = import_module("fttt.engine.ops.fused") if _CUDA else None
 """One kernel where a model's own code launches many."""
 
