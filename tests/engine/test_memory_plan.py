@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from fttt.engine import BatchedEngine, LoRASpec
-from fttt.engine.adapters.lora import target_layers
+from fttt.engine.adapters.lora import LoRABank, target_layers
 from fttt.engine.cache import KVCache, read_heads
 from fttt.engine.memory_plan import plan_memory
 from fttt.engine.selfcheck import check_outputs
@@ -253,6 +253,18 @@ def test_a_plan_counts_what_the_target_layers_are_given() -> None:
     assert many.working_bytes - few.working_bytes > 0.99 * more
     heads = [n for n in target_layers(model, LoRASpec(targets=("all-linear",))) if "head" in n]
     assert heads == []
+
+
+def test_a_gpu_holds_the_inputs_of_target_layers_in_their_own_dtype(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, spec = tiny_model().model, LoRASpec()
+    inputs = sum(layer.in_features for layer in target_layers(model, spec).values())
+    on_cpu = LoRABank.needs(model, spec, 1000)
+    monkeypatch.setattr(type(model), "device", torch.device("cuda"))
+    on_gpu = LoRABank.needs(model, spec, 1000)
+    assert on_cpu.token - on_gpu.token == (8 - 4) * inputs
+    assert on_gpu.long_token < on_cpu.long_token
 
 
 def test_an_unknown_projection_is_refused_by_name() -> None:

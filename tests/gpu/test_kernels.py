@@ -405,30 +405,6 @@ def test_dropout_is_that_of_the_cpu() -> None:
     assert 0.6 < float((plain > 0).float().mean()) < 0.8
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_inputs_are_dropped_and_scaled_as_on_the_cpu(dtype: torch.dtype) -> None:
-    """Of a wider product's rows, to float32 for the product and back for the gradient."""
-    from fttt.engine.adapters.product import InputScale
-    from fttt.engine.ops.triton import drop_out
-
-    if INTERPRETED and dtype is torch.bfloat16:
-        pytest.skip("the interpreter has no bfloat16")
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(19, 2100, generator=generator).to(dtype)[:, 100:1200]
-    key = torch.tensor([5, -(2**60) - 3] * 10)[:19]
-    scale = InputScale(torch.tensor([4.0]), 0.3, key, torch.arange(19) * 7, 60, 33)
-    factors = scale.factors(x)
-    for out_dtype in (torch.float32, dtype):
-        plain = scale.times(x, factors, out_dtype)
-        fused = drop_out(
-            x.to(DEVICE), key.to(DEVICE), scale.token_N.to(DEVICE), scale.scale_1.to(DEVICE),
-            rate=0.3, layers=60, layer=33, dtype=out_dtype,
-        )  # fmt: skip
-        assert fused.dtype == out_dtype
-        close = 1e-6 if out_dtype is torch.float32 else 8e-3
-        torch.testing.assert_close(fused.cpu(), plain, rtol=close, atol=0)
-
-
 def test_fused_operations_are_found_and_leave_the_model_as_it_was() -> None:
     from fttt.engine.families import Replacements
     from fttt.engine.ops.fused import fused_operations

@@ -126,6 +126,13 @@ class Ragged:
         return torch.repeat_interleave(owners, lengths, output_size=self.ends[-1])
 
     @cached_property
+    def end_B(self) -> Tensor:
+        """Where each sequence ends in the packed row."""
+        if self.uniform:  # without the host, as a captured pass asks for it
+            return torch.arange(1, len(self.lengths) + 1, device=self._device) * self.longest
+        return sent(self.ends, self._device)
+
+    @cached_property
     def pad_BT(self) -> Tensor:
         """Where to read each padded token in the packed row; padding reads token 0."""
         length_B1 = torch.tensor(self.lengths).unsqueeze(1)

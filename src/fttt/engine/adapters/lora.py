@@ -136,19 +136,21 @@ class LoRABank(Bank):
     def needs(model: Any, spec: LoRASpec, layer_bytes: int) -> AdapterNeeds:
         """What a spec's adapters take, beside a decoder layer's ``layer_bytes`` a token.
 
-        Inputs of the target layers are held in float32, and on a CPU dropout's factors; a slot has
-        weights, two moments and, while tokens run, a copy of the weights; a step another one and
-        the gradient.
+        Inputs of the target layers are held in their own dtype on a GPU; on a CPU in float32, with
+        dropout's factors. A slot has weights, two moments and, while tokens run, a copy of the
+        weights; a step another one and the gradient.
         """
         config = model.config.get_text_config()
         targets = target_layers(model, spec)
         parameters = sum(spec.rank * (m.in_features + m.out_features) for m in targets.values())
+        itemsize = next(model.parameters()).element_size()
+        input_bytes = itemsize if model.device.type == "cuda" else 8
         inputs: Counter[str] = Counter()
         for name, layer in targets.items():
             number = re.search(r"\.\d+\.", name)
-            inputs[number.group() if number else ""] += 8 * layer.in_features
+            inputs[number.group() if number else ""] += input_bytes * layer.in_features
         token = layer_bytes * config.num_hidden_layers + inputs.total()
-        hidden_bytes = config.hidden_size * next(model.parameters()).element_size()
+        hidden_bytes = config.hidden_size * itemsize
         long_token = hidden_bytes * config.num_hidden_layers + layer_bytes + max(inputs.values())
         return AdapterNeeds(
             slot=16 * parameters,

@@ -1,7 +1,7 @@
-"""The product of packed tokens with their own low-rank weights, and its gradient, in few launches.
+"""The product of packed tokens with their own low-rank weights, and its gradient.
 
-A pass of short targets is bound by launching kernels, and autograd's own way through this product
-takes three times as many.
+Autograd's own way through it takes three times as many operations. On a GPU the kernels of
+:mod:`fttt.engine.ops.low_rank` compute the same.
 
 Axes: N packed tokens, M tokens that have an adapter, U adapters, T tokens of the longest of them,
 R rank, I inputs and O outputs of a layer.
@@ -42,8 +42,8 @@ class InputScale:
     layer: int = 0
 
     def factors(self, x_NI: Tensor) -> Tensor | None:
-        """All factors of these inputs where a CPU draws them; a GPU draws them as it multiplies."""
-        if self.key_N is None or self.token_N is None or x_NI.is_cuda:
+        """All factors of these inputs; ``None``: all are the adapter's scale."""
+        if self.key_N is None or self.token_N is None:
             return None
         return self.mask(self.key_N, self.token_N[:, None], x_NI.shape[1])[:, 0] * self.scale_1
 
@@ -53,12 +53,6 @@ class InputScale:
 
     def times(self, x_NI: Tensor, factor_NI: Tensor | None, dtype: torch.dtype) -> Tensor:
         """The product with :meth:`factors`, computed in float32, in one launch."""
-        if self.key_N is not None and factor_NI is None:
-            dropped_NI: Tensor = ops.gpu.drop_out(
-                x_NI, self.key_N, self.token_N, self.scale_1, rate=self.rate, layers=self.layers,
-                layer=self.layer, dtype=dtype,
-            )  # fmt: skip
-            return dropped_NI
         out_NI = torch.empty(x_NI.shape, dtype=dtype, device=x_NI.device)
         return torch.mul(x_NI, self.scale_1 if factor_NI is None else factor_NI, out=out_NI)
 
@@ -74,9 +68,13 @@ def add_low_rank(
         output: of a layer, ``[1, N, O]`` or ``[N, O]``, as is ``x`` with ``I``.
         a_URI: float32, in the order of ``groups``, as is ``b_UOR``.
     """
+    added: Tensor
+    if x.is_cuda:
+        added = ops.low_rank.add_low_rank(output, x, a_URI, b_UOR, groups, scale)
+        return added
     if torch.is_grad_enabled():
         apply: Any = _AddLowRank.apply
-        added: Tensor = apply(output, x, a_URI, b_UOR, groups, scale)
+        added = apply(output, x, a_URI, b_UOR, groups, scale)
         return added
     x_NI = x.flatten(0, -2)
     _, hidden = _hidden(x_NI, scale.factors(x_NI), a_URI, groups, scale, most=4.0)

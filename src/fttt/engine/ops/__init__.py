@@ -2,8 +2,8 @@
 
 Plain PyTorch (:mod:`fttt.engine.ops.sampling`) serves any device; where there is a GPU, Triton's
 kernels (:mod:`fttt.engine.ops.triton`, :mod:`fttt.engine.ops.nucleus`,
-:mod:`fttt.engine.ops.train_attention`) and fused forms of a model's own operations
-(:mod:`fttt.engine.ops.fused`) take its place for tensors that lie there.
+:mod:`fttt.engine.ops.low_rank`, :mod:`fttt.engine.ops.train_attention`) and fused forms of a
+model's own operations (:mod:`fttt.engine.ops.fused`) take its place for tensors that lie there.
 """
 
 from __future__ import annotations
@@ -18,11 +18,16 @@ from torch import Tensor
 
 from fttt.engine.ops import sampling
 
-__all__ = ["current_device", "fused", "gpu", "keep_mask", "nucleus", "sample", "train_attention"]
+__all__ = [
+    "current_device", "fused", "gpu", "keep_mask", "low_rank", "nucleus", "sample",
+    "train_attention",
+]  # fmt: skip
 
 _CUDA = torch.cuda.is_available() and find_spec("triton") is not None
 gpu: Any = import_module("fttt.engine.ops.triton") if _CUDA else None
 """Kernels of a decode step on a GPU: attention, adapters."""
+low_rank: Any = import_module("fttt.engine.ops.low_rank") if _CUDA else None
+"""The adapters' products in passes of many tokens on a GPU, with their gradients."""
 nucleus: Any = import_module("fttt.engine.ops.nucleus") if _CUDA else None
 """The kernel that draws tokens on a GPU."""
 train_attention: Any = import_module("fttt.engine.ops.train_attention") if _CUDA else None
