@@ -196,11 +196,14 @@ def test_parts_of_a_wider_product_are_changed_in_place(dtype: torch.dtype) -> No
 
 
 @pytest.mark.parametrize("rate", [0.05, 0.5])
-def test_dropout_is_that_of_the_cpu_bit_for_bit(rate: float) -> None:
+def test_dropout_is_that_of_the_mask_bit_for_bit(rate: float) -> None:
     """Read from the products: of one input of 1 with an A of 1, and of its gradient."""
     case = make("one", 1, 530, 1, torch.float32, rate)
     case = case._replace(x=torch.ones_like(case.x), up=torch.ones_like(case.up))
-    mask = case.mask()
+    number_N1 = (case.token_N * LAYERS + LAYER)[:, None].to(DEVICE)
+    drawn = import_module("fttt.engine.ops.triton").keep_mask
+    mask = drawn(case.scale(DEVICE).key_N, number_N1, 530, rate)[:, 0].cpu()
+    torch.testing.assert_close(mask, case.mask(), rtol=1e-6, atol=0)  # a GPU's 1 / (1 - rate)
     scale = replace(case.scale(DEVICE), scale_1=torch.ones(1, device=DEVICE))
     output, x, _, b = case.leaves(DEVICE)
     ones = torch.ones(1, 1, 530, device=DEVICE, requires_grad=True)
@@ -262,6 +265,7 @@ def test_captured_with_its_gradient() -> None:
         found[:] = [out.detach(), *torch.autograd.grad(out, leaves, up)]
 
     stream = torch.cuda.Stream()
+    torch.cuda.synchronize()
     with torch.cuda.stream(stream):
         step()
     torch.cuda.synchronize()
