@@ -28,6 +28,8 @@ pytestmark = [
     pytest.mark.skipif(
         not (torch.cuda.is_available() or INTERPRETED), reason="no CUDA device on this machine"
     ),
+    # of a gradient's thread whose first operation is a product
+    pytest.mark.filterwarnings("ignore:Attempting to run cuBLAS, but there was no current CUDA"),
 ]
 DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
 SCALE, LAYERS, LAYER = 1.5, 5, 3
@@ -172,6 +174,19 @@ def test_products_of_any_groups(kind: str, rate: float, dtype: torch.dtype) -> N
 @pytest.mark.parametrize(("inputs", "outputs"), [(1, 1), (7, 515), (512, 16), (1030, 33)])
 def test_products_of_any_width(inputs: int, outputs: int) -> None:
     check(make("base", 4, inputs, outputs, torch.float32, 0.3))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", ["ragged", "base"])
+@pytest.mark.parametrize("programs", [1, 12])
+def test_a_program_goes_over_several_tiles(
+    programs: int, kind: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where there are many groups; few tiles are split among as many programs otherwise."""
+    module = import_module("fttt.engine.ops.low_rank")
+    monkeypatch.setattr(module, "_PROGRAMS", programs)
+    check(make(kind, 4, 640, 520, dtype, 0.05))
+    check(make(kind, 8, 640, 520, dtype, 0.05))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

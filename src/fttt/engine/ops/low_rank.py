@@ -33,6 +33,10 @@ _TILES = 16
 """Tiles of tokens that a program of the forward pass goes over at the most: groups may be of very
 different lengths, and its splits cost nothing."""
 
+_PLACES = ["key_ptr", "token_ptr", "end_ptr", "where_ptr"]
+"""Parts of other tensors, aligned as it comes: with an odd number of tokens all kernels would be
+compiled anew, in a second or two."""
+
 
 def add_low_rank(
     output: Tensor, x: Tensor, a_URI: Tensor, b_UOR: Tensor, groups: SlotGroups, scale: InputScale
@@ -257,7 +261,10 @@ def _factor(key_ptr, token_ptr, n, there, i, width, dropout, layers, layer):
     return keep_factor(key, token, i, width, dropout)
 
 
-@triton.jit(do_not_specialize=["x_row", "a_slot", "width", "count", "layers", "layer"])
+@triton.jit(
+    do_not_specialize=["x_row", "a_slot", "width", "count", "layers", "layer"],
+    do_not_specialize_on_alignment=_PLACES,
+)
 def _hidden_kernel(
     x_ptr, a_ptr, out_ptr, scale_ptr, key_ptr, token_ptr, end_ptr, where_ptr,
     x_row, a_slot, width, count, dropout, layers, layer,
@@ -284,7 +291,10 @@ def _hidden_kernel(
         tl.store(to, tl.sum(x * a, 2) * scale, mask=mask)
 
 
-@triton.jit(do_not_specialize=["old_row", "out_row", "b_slot", "width"])
+@triton.jit(
+    do_not_specialize=["old_row", "out_row", "b_slot", "width"],
+    do_not_specialize_on_alignment=_PLACES,
+)
 def _add_kernel(
     old_ptr, out_ptr, hidden_ptr, b_ptr, end_ptr, where_ptr, old_row, out_row, b_slot, width,
     WHERE: tl.constexpr,
@@ -307,7 +317,10 @@ def _add_kernel(
         tl.store(out_ptr + n * out_row + o, new.to(old.dtype), mask=there & in_o)
 
 
-@triton.jit(do_not_specialize=["up_row", "b_slot", "width", "count"])
+@triton.jit(
+    do_not_specialize=["up_row", "b_slot", "width", "count"],
+    do_not_specialize_on_alignment=_PLACES,
+)
 def _through_b_kernel(
     up_ptr, b_ptr, hidden_ptr, out_ptr, gradient_ptr, scale_ptr, end_ptr, where_ptr,
     up_row, b_slot, width, count,
@@ -338,7 +351,10 @@ def _through_b_kernel(
     tl.store(to, gradient, mask=in_b)
 
 
-@triton.jit(do_not_specialize=["x_row", "a_slot", "width", "layers", "layer"])
+@triton.jit(
+    do_not_specialize=["x_row", "a_slot", "width", "layers", "layer"],
+    do_not_specialize_on_alignment=_PLACES,
+)
 def _through_a_kernel(
     x_ptr, a_ptr, down_ptr, out_ptr, gradient_ptr, scale_ptr, key_ptr, token_ptr, end_ptr,
     where_ptr, x_row, a_slot, width, dropout, layers, layer,
