@@ -396,9 +396,10 @@ def test_full_passes_run_in_one_turn_after_the_other(kind: str) -> None:
         assert at[0] <= 2
         at, same, _ = await together(engine, 3, dear=True)
         assert at[1] <= 2 < 100 < at[2]  # it could have company, and waits for all of the other
-        assert found[:3] == same
         _, alone, same_tokens = await together(engine, 1, dear=False)
-        assert found[0] == pytest.approx(alone[0], abs=1e-6)
+        for one, other in zip(found[:3], same, strict=True):
+            assert one == pytest.approx(other, abs=2e-6)  # who shares a pass changes rounding
+        assert found[0] == pytest.approx(alone[0], abs=2e-6)
         assert tokens == same_tokens
 
     run(tiny_model(), work, batch_size=2, concurrency=7, adapter=SPEC, adapters=6)
