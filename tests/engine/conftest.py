@@ -60,9 +60,9 @@ class SeveralSteps(CPUDecoder):
 
     steps = 3
 
-    def collect(self, lanes: Sequence[Lane]) -> None:
+    def _step(self, lanes: Sequence[Lane]) -> None:
         for _ in range(self.steps):
-            super().collect(lanes)
+            super()._step(lanes)
 
 
 class StepsAhead(SeveralSteps):
@@ -84,26 +84,30 @@ class StepsAhead(SeveralSteps):
     def begun(self) -> int:
         return len(self._calls)
 
+    def begun_of(self, lane: Lane) -> int:
+        return self.steps * sum(lane in call for call in self._calls)
+
     def follows(self, lanes: Sequence[Lane]) -> bool:
         return not self._calls or not any(lane.shaped or lane.forced for lane in lanes)
 
     def launch(self, lanes: Sequence[Lane]) -> None:
         copies = {lane: replace(lane, tokens=[*lane.tokens], scores=[]) for lane in lanes}
         if self._calls:
-            assert all(lane in self._calls[-1] for lane in lanes)
-            copies = {lane: self._calls[-1][lane][0] for lane in lanes}
+            before = self._calls[-1]
+            assert not any(lane in call for call in self._calls for lane in {*lanes} - {*before})
+            copies |= {lane: before[lane][0] for lane in lanes if lane in before}
             self.followed += 1
         self._calls.append({lane: (copy, len(copy.tokens)) for lane, copy in copies.items()})
-        super().collect(list(copies.values()))
+        self._step(list(copies.values()))
 
-    def collect(self, lanes: Sequence[Lane]) -> None:
-        for lane, (copy, before) in self._calls.popleft().items():
-            if lane not in lanes:
-                continue
+    def collect(self, lanes: Sequence[Lane]) -> list[Lane]:
+        own = [(lane, *held) for lane, held in self._calls.popleft().items() if lane in lanes]
+        for lane, copy, before in own:
             drawn = slice(before, before + self.steps)
             scored = copy.scores[len(copy.scores) - len(copy.tokens) + before :][: self.steps]
             lane.length += self.steps
             lane.take(copy.tokens[drawn], scored)
+        return [lane for lane, _, _ in own]
 
     def drop(self) -> None:
         self._calls.clear()

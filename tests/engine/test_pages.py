@@ -24,6 +24,7 @@ from fttt.engine import (
 )
 from fttt.engine.batch import Batch, Mode, Segment
 from fttt.engine.cache import Heads, KeptRow, KVCache
+from fttt.engine.prompts import Prompt
 from fttt.engine.request import ThoughtBudget
 from fttt.models import LoadedModel, Prefix
 from fttt.testing import tiny_model
@@ -35,7 +36,10 @@ SPEC = LoRASpec(  # with an eps that is large, since where a gradient is noise, 
 TURN = (7, 8, 9)
 
 
-STEPS = ("take", "fork", "extend", "keep", "continue", "claim", "release", "give", "rewrite")
+STEPS = (
+    "take", "fork", "extend", "keep", "continue", "claim", "release", "give", "rewrite", "note",
+    "begin", "begin", "end", "end",
+)  # fmt: skip
 
 
 class Rows:
@@ -51,16 +55,20 @@ class Rows:
         self.prefix, self.random = list(own.flatten().tolist()), random
         self.running: dict[int, list[float]] = {}
         self.kept: dict[KeptRow, list[float]] = {}
+        self.prompts: dict[int, Prompt] = {}
+        """Of rows that were said to hold one; its tokens are the numbers in the row."""
+        self.begun = 0
         self.next = 100.0
 
-    def write(self, row: int, count: int) -> None:
-        """Continue a sequence by tokens of its own."""
+    def write(self, row: int, count: int, first: float | None = None) -> None:
+        """Continue a sequence by tokens of its own, or by one that is given and others."""
         self.cache.sync()
-        for _ in range(count):
+        for n in range(count):
             at = len(self.prefix) + len(self.running[row])
             page = self.cache.table_RP[row, at // self.cache.page]
-            self.cache.keys[0][page, :, at % self.cache.page] = self.next
-            self.running[row].append(self.next)
+            token = self.next if n or first is None else first
+            self.cache.keys[0][page, :, at % self.cache.page] = token
+            self.running[row].append(token)
             self.next += 1
 
     def step(self) -> None:
@@ -108,11 +116,39 @@ class Rows:
         elif what == "give" and row is not None:
             cache.give(row)
             del self.running[row]
+        elif what in {"note", "begin", "end"}:
+            self.hold(what, row)
+
+    def hold(self, what: str, row: int | None) -> None:
+        """Say what prompt a row holds, begin behind one, or end a sequence but for its prompt."""
+        cache, random = self.cache, self.random
+        if what == "note" and row is not None and self.running[row]:
+            if cache.prompts._prompt_of.get(row) is None:
+                count = random.randint(1, len(self.running[row]))
+                cache.prompts.note(row, Prompt(-1, 0, _ids(self.running[row][:count])))
+        elif what == "begin" and cache.prompts._rows_of:
+            prompt = random.choice([*cache.prompts._rows_of])
+            held = len(prompt.token_ids) - 1
+            tokens = held + random.randint(1, 24 - len(self.prefix) - held)
+            needed, (rows, free) = cache.prompts.pages_for(prompt, tokens), cache.room(awaited=True)
+            made = cache.prompts.begin(prompt, tokens)
+            assert needed is not None
+            assert (made is not None) == (rows > 0 and needed <= free)
+            if made is not None:
+                self.begun += 1
+                self.running[made] = [float(x) for x in prompt.token_ids[:held]]
+                self.write(made, tokens - held, float(prompt.token_ids[-1]))
+        elif what == "end" and row is not None:
+            cache.prompts.release(row)
+            del self.running[row]
 
     def rewrite(self, row: int, tokens: list[float]) -> None:
         """Continue a sequence from an earlier token on, or give it up."""
         held = self.random.randint(0, len(tokens))
         self.running[row] = tokens[:held]
+        prompt = self.cache.prompts._prompt_of.get(row)
+        if prompt is not None and held < len(prompt.token_ids):
+            self.cache.prompts.forget(row)
         if self.cache.cut(row, held) and self.cache.extend(row, held + 1):
             self.write(row, 1)
         else:
@@ -126,6 +162,11 @@ class Rows:
         cache.sync()
         rows = {kept.row: tokens for kept, tokens in self.kept.items()} | self.running
         owners: Counter[int] = Counter()
+        for row, prompt in cache.prompts._prompt_of.items():  # those of no sequence as well
+            page_BP = cache.table_RP[row : row + 1].long()
+            held = cache.read(cache.keys[0], page_BP, len(self.prefix) + len(prompt.token_ids))
+            assert _ids(held.flatten().tolist()[len(self.prefix) :]) == prompt.token_ids
+            assert (row in rows) != (row in cache.prompts._idle)
         for row, tokens in rows.items():
             assert row is not None
             owners.update(cache.pages_of(row))
@@ -148,12 +189,17 @@ class Rows:
             )  # fmt: skip
 
 
+def _ids(tokens: Sequence[float]) -> tuple[int, ...]:
+    return tuple(map(int, tokens))
+
+
 @pytest.mark.parametrize("prefix", [0, 3, 8])
 @pytest.mark.parametrize(("page", "pages"), [(4, 14), (8, 7), (24, 4), (1, 60)])
 def test_no_page_is_lost_or_written_by_two(page: int, pages: int, prefix: int) -> None:
-    for seed in range(6):
+    begun = 0
+    for seed in range(8):
         rows = Rows(page, pages, prefix, Random(seed))
-        for n in range(80):
+        for n in range(100):
             rows.step()
             if seed % 2 or n % 4 == 3:  # copies of copies wait for one another
                 rows.check()
@@ -162,7 +208,13 @@ def test_no_page_is_lost_or_written_by_two(page: int, pages: int, prefix: int) -
             rows.cache.give(row)
         for kept in rows.kept:
             kept.close()
+        while rows.cache.prompts.idle:
+            rows.cache.prompts.evict()
+        assert not rows.cache.prompts._rows_of
+        begun += rows.begun
+        assert rows.cache._pages.vacant == pages
         assert (rows.cache.free, rows.cache.free_pages) == (6, pages)
+    assert begun > 8
 
 
 def test_a_copy_of_a_copy_holds_what_the_first_sequence_wrote() -> None:
@@ -393,7 +445,9 @@ def test_a_conversation_is_continued_more_than_once(paged: Paged, prefilled: lis
         kept = (await engine.generate(GenerateRequest(tuple(range(20, 40)), 6, keep=True))).kept
         assert kept is not None
         prompts = [(*kept.token_ids, n, *TURN) for n in range(3)]
-        alone = [await engine.generate(GenerateRequest(p, 9, 0.8)) for p in prompts]
+        other = BatchedEngine(tiny_model(), max_length=100, concurrency=4)
+        alone = [await other.generate(GenerateRequest(p, 9, 0.8)) for p in prompts]
+        await other.close()
         prefilled.clear()
         asked = [GenerateRequest(p, 9, 0.8, reuse=kept) for p in prompts]
         found = await asyncio.gather(*map(engine.generate, asked))

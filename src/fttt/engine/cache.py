@@ -6,7 +6,8 @@ samples of one prompt, by the turns of a conversation, and by all sequences wher
 prefix, which they begin with. Nobody writes to a shared page, so what two sequences have in common
 beyond their last full page is copied. Whoever names a place in a row counts the sequence's own
 tokens, and :class:`Batch` adds the prefix. Rows that only wait for a train step or for the next
-turn may be evicted when no page or no row is free; their tokens are then computed again.
+turn may be evicted when no page or no row is free; their tokens are then computed again. A prompt
+may be held without a sequence (:mod:`fttt.engine.prompts`): its row and pages count as free.
 
 Where a page is as long as a row (:attr:`KVCache.whole`), as on a CPU, rows lie in one piece each
 and are read where they lie.
@@ -41,6 +42,7 @@ from fttt.engine.attention import layer_of
 from fttt.engine.batch import Current, sent
 from fttt.engine.families import attention_replacements, edge_of, follows_length, interface
 from fttt.engine.pages import Pages, Standing
+from fttt.engine.prompts import HeldPrompts
 from fttt.engine.states import Mixers, States
 from fttt.errors import UsageError
 from fttt.models.loader import Prefix
@@ -222,6 +224,7 @@ class KVCache:
                         cached[page_number, :, : own_KPD.shape[1]] = own_KPD
         self._free = list(range(rows))
         self._kept: OrderedDict[int, KeptRow] = OrderedDict()
+        self.prompts = HeldPrompts(self)
 
     @classmethod
     def of(
@@ -258,12 +261,12 @@ class KVCache:
 
     @property
     def free(self) -> int:
-        """Rows that hold nothing."""
-        return len(self._free)
+        """Rows that hold nothing, or a prompt without a sequence."""
+        return len(self._free) + self.prompts.idle
 
     @property
     def free_pages(self) -> int:
-        """Pages that hold nothing."""
+        """Pages that hold nothing, or a prompt without a sequence."""
         return self._pages.free
 
     @property
@@ -303,10 +306,15 @@ class KVCache:
 
     def take(self, tokens: int) -> int | None:
         """Take a row with pages for so many tokens; ``None`` where there are too few."""
-        row = self.fork(self.rows, 0, tokens)
-        at, part = divmod(self.prefix, self.page)
+        return self.branch(self.rows, 0, tokens)
+
+    def branch(self, source: int, held: int, tokens: int) -> int | None:
+        """:meth:`fork` a row that is written already, and copy what it does not share."""
+        at, part = divmod(self.prefix + held, self.page)
+        behind = self._pages_of[source][at : at + 1]  # it may be evicted for this one
+        row = self.fork(source, held, tokens)
         if row is not None and part:
-            self._copy(self._pages_of[self.rows][at], self._pages_of[row][at], part)
+            self._copy(behind[0], self._pages_of[row][at], part)
         return row
 
     def fork(self, source: int, held: int, tokens: int) -> int | None:
@@ -317,13 +325,19 @@ class KVCache:
         ``None``: there are too few pages, even with all kept ones.
         """
         shared = self._pages_of[source][: (self.prefix + held) // self.page]
+        self._pages.add(shared, Standing.RUNNING)  # before the source may be evicted
         if not self._evict(rows=1, pages=self.count(tokens) - len(shared)):
+            self._pages.remove(shared, Standing.RUNNING)
             return None
         row = heapq.heappop(self._free)  # low rows first, so that a CPU step reads few of them
-        self._pages.add(shared, Standing.RUNNING)
         self._set(row, 0, shared)
         self.extend(row, tokens)
         return row
+
+    def pages_for(self, source: int, held: int, tokens: int) -> int:
+        """Pages of a fork that no running sequence has yet."""
+        shared = self._pages_of[source][: (self.prefix + held) // self.page]
+        return self.count(tokens) - sum(map(self._pages.runs, shared))
 
     def extend(self, row: int, tokens: int) -> bool:
         """Give a running row pages for so many tokens, as far as it has not; whether it has then.
@@ -369,6 +383,7 @@ class KVCache:
 
     def give(self, row: int) -> None:
         """Give a running row back."""
+        self.prompts.forget(row)
         pages = self._pages_of[row]
         self._pages.remove(pages, Standing.RUNNING)
         self._set(row, 0, [self._spare_page] * len(pages))
@@ -398,6 +413,7 @@ class KVCache:
         if kept.row is None:
             return None
         del self._kept[kept.row]
+        self.prompts.forget(kept.row)
         self.stand(kept.row, kept.standing, Standing.RUNNING)
         return kept.evict()
 
@@ -464,7 +480,10 @@ class KVCache:
         have_rows, have_pages = self.room(awaited=True)
         if have_rows < rows or have_pages < pages:
             return False
-        while self.free < rows or self._pages.free < pages:
+        while len(self._free) < rows or self._pages.vacant < pages:
+            if self.prompts.idle:
+                self.prompts.evict()
+                continue
             oldest = next(iter(self._kept.values()))
             spare = next((kept for kept in self._kept.values() if not kept.awaited), oldest)
             self.release(spare)

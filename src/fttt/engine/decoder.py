@@ -61,10 +61,12 @@ class Lane:
     """Repetition penalty."""
     prompt: tuple[int, ...] = ()
     """The prompt's tokens, where a repetition penalty needs them."""
+    prompt_end: int = 0
+    """The last of them."""
     version: int = 0
     """Version of the adapter's weights when the sequence began."""
     tokens: list[int] = field(default_factory=list)
-    """Drawn so far; the last one is not in the cache yet."""
+    """Drawn so far; the last one is not in the cache yet, nor the prompt's where there is none."""
     scores: list[float] = field(default_factory=list)
     """Their log-probabilities, where they are wanted."""
     forced: tuple[int, ...] = ()
@@ -79,8 +81,13 @@ class Lane:
         self.shaped = self.top_k > 0 or self.min_p > 0 or self.penalty != 1
 
     @property
+    def next_token(self) -> int:
+        """The one to run next."""
+        return self.tokens[-1] if self.tokens else self.prompt_end
+
+    @property
     def segment(self) -> Segment:
-        return Segment(self.tokens[-1:], self.row, self.length, self.slot)
+        return Segment((self.next_token,), self.row, self.length, self.slot)
 
     def take(self, tokens: Sequence[int], scores: Sequence[float]) -> None:
         """Append what was drawn, or forced: then it has a log-probability of 0."""
@@ -116,14 +123,21 @@ class Decoder(Protocol):
     def ready(self) -> bool:
         """Whether collecting the oldest of them takes no waiting."""
 
+    def begun_of(self, lane: Lane) -> int:
+        """Steps of a lane that have begun and are not collected."""
+
     def follows(self, lanes: Sequence[Lane]) -> bool:
         """Whether steps of these lanes can begin while those before them are not collected."""
 
     def launch(self, lanes: Sequence[Lane]) -> None:
         """Begin ``steps`` steps of these lanes, behind those that have begun."""
 
-    def collect(self, lanes: Sequence[Lane]) -> None:
-        """Wait for the oldest call, and append its tokens to those of its lanes."""
+    def collect(self, lanes: Sequence[Lane]) -> list[Lane]:
+        """Wait for the oldest call, and append its tokens to those of these lanes that it has.
+
+        Returns:
+            These; others came later.
+        """
 
     def drop(self) -> None:
         """Forget what has begun: nobody waits for its tokens."""
@@ -236,30 +250,45 @@ class CPUDecoder:
 
     def __init__(self, model: nn.Module, cache: KVCache, bank: Bank | None) -> None:
         self._model, self._cache, self._bank = model, cache, bank
-        self._begun = False
+        self._launched: Sequence[Lane] = ()
         self._seen: SeenTokens | None = None
 
     @property
     def begun(self) -> int:
         """One call, from its launch on."""
-        return int(self._begun)
+        return int(len(self._launched) > 0)
 
     @property
     def ready(self) -> bool:
         """Always: the step is done as it is collected."""
         return True
 
+    def begun_of(self, lane: Lane) -> int:
+        """One, from its launch on."""
+        return int(lane in self._launched)
+
     def follows(self, lanes: Sequence[Lane]) -> bool:
         """Where nothing has begun."""
-        return not self._begun
+        return not self._launched
 
     def launch(self, lanes: Sequence[Lane]) -> None:
         """Note that there is a step to do; a CPU has nothing to run beside."""
-        self._begun = True
+        self._launched = lanes
 
-    def collect(self, lanes: Sequence[Lane]) -> None:
+    def collect(self, lanes: Sequence[Lane]) -> list[Lane]:
         """Append one token to each lane."""
-        self._begun = False
+        running = set(lanes)
+        own = [lane for lane in self._launched if lane in running]
+        self._launched = ()
+        if own:
+            self._step(own)
+        return own
+
+    def drop(self) -> None:
+        """Leave the step undone."""
+        self._launched = ()
+
+    def _step(self, lanes: Sequence[Lane]) -> None:
         batch = Batch.pack("decode", [lane.segment for lane in lanes], self._cache)
         with applied(self._bank, batch):
             logits = run_model(self._model, batch, slice(None))
@@ -269,16 +298,12 @@ class CPUDecoder:
             self._seen = SeenTokens(torch.zeros_like(logits, dtype=torch.bool))
         draw(logits, lanes, self._seen)
 
-    def drop(self) -> None:
-        """Leave the step undone."""
-        self._begun = False
-
 
 @dataclass(frozen=True, slots=True)
 class _BegunSteps:
     """Steps that have begun: whose they are, and where their tokens come to lie."""
 
-    lanes: Sequence[Lane]
+    columns: dict[Lane, int]
     place: int
 
 
@@ -339,8 +364,12 @@ class CUDADecoder:
         """Whether the tokens of the oldest of them are on the host."""
         return not self._calls or bool(self._fetched[self._calls[0].place][2].query())
 
+    def begun_of(self, lane: Lane) -> int:
+        """Steps of a lane that have begun and are not collected."""
+        return self.steps * sum(lane in call.columns for call in self._calls)
+
     def follows(self, lanes: Sequence[Lane]) -> bool:
-        """Whether the device knows all that these lanes' next steps need."""
+        """Whether the device knows, or can be told now, all that these lanes' next steps need."""
         if not self._calls:
             return True
         # what the calls before were told to force may be of a sequence that is paused by now
@@ -348,19 +377,22 @@ class CUDADecoder:
         return not told and self._kind(lanes) in self._graphs
 
     def launch(self, lanes: Sequence[Lane]) -> None:
-        """Begin ``steps`` replays; lanes of a call that follows another one are among its."""
+        """Begin ``steps`` replays."""
         kind = self._kind(lanes)
         place = 0
         self._cache.sync()
         if self._calls:
             place = (self._calls[-1].place + 1) % self.ahead
-            self._move(self._calls[-1].lanes, lanes, kind[0])
             graph = self._graphs[kind]
         else:
             if self._cache.states is not None:
                 self._note_ends(lanes)
             graph = self._graph(*kind)
-            self._tell(lanes, kind[0])
+            spare = kind[0] - len(lanes)
+            self._note_forced(lanes, spare)
+            if any(lane.shaped for lane in lanes):
+                self._note_shape(lanes, spare)
+        columns = self._place(lanes, kind[0])
         self._tick.fill_(place * self.steps)
         for _ in range(self.steps):
             graph.replay()
@@ -369,30 +401,30 @@ class CUDADecoder:
         tokens.copy_(self._tokens[own], non_blocking=True)
         scores.copy_(self._scores[own], non_blocking=True)
         there.record()
-        self._calls.append(_BegunSteps(lanes, place))
+        self._calls.append(_BegunSteps(columns, place))
 
-    def collect(self, lanes: Sequence[Lane]) -> None:
+    def collect(self, lanes: Sequence[Lane]) -> list[Lane]:
         """Wait for the oldest call's replays and append their tokens."""
         call = self._calls.popleft()
         running = set(lanes)
-        own = [n for n, lane in enumerate(call.lanes) if lane in running]
+        own = {lane: n for lane, n in call.columns.items() if lane in running}
         if self._seen is not None:  # of a sequence that was paused meanwhile, what nobody takes
-            self._seen.forget(lane for lane in call.lanes if lane not in running)
+            self._seen.forget(lane for lane in call.columns if lane not in running)
         tokens, scores, there = self._fetched[call.place]
         there.synchronize()
-        _check_finite(scores[:, own].sum(0), [call.lanes[n] for n in own])
+        _check_finite(scores[:, [*own.values()]].sum(0), [*own])
         drawn = tokens.T.tolist()
         asked = any(lane.logprobs for lane in lanes)
         logprobs = scores.T.tolist() if asked else [()] * len(drawn)
-        for n in own:
-            lane = call.lanes[n]
+        for lane, n in own.items():
             lane.length += self.steps
             lane.take(drawn[n], logprobs[n])
+        return [*own]
 
     def drop(self) -> None:
         """Forget what has begun; what comes behind it finds it done."""
         if self._seen is not None:
-            self._seen.forget(lane for call in self._calls for lane in call.lanes)
+            self._seen.forget(lane for call in self._calls for lane in call.columns)
         self._calls.clear()
 
     def _kind(self, lanes: Sequence[Lane]) -> tuple[int, bool, bool]:
@@ -400,43 +432,34 @@ class CUDADecoder:
         bucket = next(b for b in self._buckets if b >= len(lanes))
         return bucket, any(lane.slot >= 0 for lane in lanes), any(lane.shaped for lane in lanes)
 
-    def _tell(self, lanes: Sequence[Lane], bucket: int) -> None:
-        """Tell the device all about the lanes."""
-        prefix, spare = self._cache.prefix, bucket - len(lanes)
-        whole = np.array(  # which reads lists faster than PyTorch does
-            [
-                [lane.tokens[-1] for lane in lanes] + [0] * spare,
-                [prefix + lane.length for lane in lanes] + [prefix] * spare,
-                [lane.row for lane in lanes] + [self._cache.rows] * spare,
-                [lane.slot for lane in lanes] + [-1] * spare,
-                [lane.key for lane in lanes] + [0] * spare,
-                [len(lane.tokens) for lane in lanes] + [0] * spare,
-            ],
-            np.int64,
-        )
-        real = np.array(
-            [
-                [lane.temperature for lane in lanes] + [0.0] * spare,
-                [lane.top_p for lane in lanes] + [1.0] * spare,
-            ],
-            np.float32,
-        )
-        self._note_forced(lanes, spare)
-        if any(lane.shaped for lane in lanes):
-            self._note_shape(lanes, spare)
-        put(self._whole[:, :bucket], whole)
-        put(self._real[:, :bucket], real)
-
-    def _move(self, before: Sequence[Lane], lanes: Sequence[Lane], bucket: int) -> None:
-        """Let lanes that go on lie where the next call looks for them."""
-        if lanes == before:
-            return
-        place_of = {lane: n for n, lane in enumerate(before)}
-        nobody = self._whole.shape[1] - 1
-        from_L = [place_of[lane] for lane in lanes] + [nobody] * (bucket - len(lanes))
-        at_L = sent(np.array(from_L), self._whole.device)
+    def _place(self, lanes: Sequence[Lane], bucket: int) -> dict[Lane, int]:
+        """Let each lane's numbers lie where the next call looks for them, and tell new ones'."""
+        before = self._calls[-1].columns if self._calls else {}
+        columns = {lane: n for n, lane in enumerate(lanes)}
+        if columns == before:
+            return columns
+        device, nobody = self._whole.device, self._whole.shape[1] - 1
+        from_L = [before.get(lane, nobody) for lane in lanes] + [nobody] * (bucket - len(lanes))
+        at_L = sent(np.array(from_L), device)
         for held in (self._whole, self._real):
             held[:, :bucket] = held.index_select(1, at_L)
+        fresh = [lane for lane in lanes if lane not in before]
+        if fresh:
+            at_F = sent(np.array([columns[lane] for lane in fresh]), device)
+            for held, numbers in zip((self._whole, self._real), self._numbers(fresh), strict=True):
+                held.index_copy_(1, at_F, numbers)
+        return columns
+
+    def _numbers(self, lanes: Sequence[Lane]) -> tuple[Tensor, Tensor]:
+        """What a step needs to know of lanes, on the device."""
+        prefix = self._cache.prefix
+        whole = [
+            (x.next_token, prefix + x.length, x.row, x.slot, x.key, len(x.tokens)) for x in lanes
+        ]
+        real = [(x.temperature, x.top_p) for x in lanes]
+        # NumPy reads lists faster than PyTorch does
+        parts = np.array(whole, np.int64).T.copy(), np.array(real, np.float32).T.copy()
+        return sent(parts[0], self._whole.device), sent(parts[1], self._whole.device)
 
     def _note_ends(self, lanes: Sequence[Lane]) -> None:
         """Tell the device how each lane ends: tokens drawn after that must not enter its state.

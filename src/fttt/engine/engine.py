@@ -28,8 +28,8 @@ from fttt.engine.attention import KERNELS
 from fttt.engine.batch import Segment, sent
 from fttt.engine.beam import BeamJob, BeamSearcher
 from fttt.engine.cache import KVCache
-from fttt.engine.decoder import CPUDecoder, CUDADecoder, Decoder, Lane, draw
-from fttt.engine.families import edge_of, replacements_for
+from fttt.engine.decoder import CPUDecoder, CUDADecoder, Decoder, draw
+from fttt.engine.families import replacements_for
 from fttt.engine.memory_plan import plan_memory, taking_memory
 from fttt.engine.ops import current_device
 from fttt.engine.request import (
@@ -54,6 +54,7 @@ from fttt.engine.scheduler import (
     TrainJob,
     ahead,
     check_fits,
+    check_length,
     close_kept,
     spends_thought,
     written,
@@ -111,7 +112,7 @@ class BatchedEngine:
                 cannot reproduce the model's outputs, or learn through its layers.
             RunError: the memory that was planned with is not there.
         """
-        _check_length(loaded, max_length, beams)
+        check_length(loaded, max_length, beams)
         self._device = torch.device(loaded.device)
         with current_device(loaded.device), taking_memory(self._device), ExitStack() as undo:
             check_outputs(loaded.model, loaded.name)
@@ -151,6 +152,8 @@ class BatchedEngine:
             if self._device.type == "cuda":
                 self._decoder = CUDADecoder(*parts, self.plan.batch_size)
             self._waiting = PrefillQueue()
+            if self._bank is not None:
+                self._waiting.version = self._bank.version
             self._running: list[GenerateJob] = []
             self._apart: list[GenerateJob] = []
             """Running jobs that take their next token in a pass."""
@@ -324,9 +327,12 @@ class BatchedEngine:
 
         A GPU has its next steps before the tokens of the last ones are looked at.
         """
+        before = self._looked if self._running or self._searcher.active else time.perf_counter()
         self._collect()
         self._running += self._apart  # whose own pass is over
         self._apart = []
+        self._begin_held()
+        self._note_waiting(time.perf_counter() - before)
         self._lessons.drop_cancelled()
         running = len(self._running) + self._searcher.running
         searches = self._searcher.admissible(*self._room())
@@ -338,8 +344,8 @@ class BatchedEngine:
             self._timed("score", self._score)
         elif self._patience["beam"].ready(searches, running):
             self._timed("beam", lambda: self._searcher.admit(searches, self._prefiller.fill))
-        elif self._searcher.waiting and not self._searcher.active:
-            pass  # no new sequences, so that rows come free for its beams
+        elif self._leaves_rows:
+            pass
         elif self._prefill_due(running):
             self._timed("prefill", self._prefill)
         self._launch()
@@ -353,6 +359,19 @@ class BatchedEngine:
         seconds = time.perf_counter() - start
         self.busy[kind] += seconds
         self._patience[kind].ran(seconds)
+
+    @property
+    def _leaves_rows(self) -> bool:
+        """Whether no sequence begins, so that rows come free for the beams of a search."""
+        return bool(self._searcher.waiting) and not self._searcher.active
+
+    def _begin_held(self) -> None:
+        """Begin waiting requests whose prompts need not be computed."""
+        if not self._leaves_rows:
+            lanes = self.plan.batch_size - len(self._running)
+            self._running += self._waiting.next_held(
+                self._cache, self._running, lanes, *self._room()
+            )
 
     def _admissible(self) -> int:
         """About how many waiting requests have a lane, a row and pages."""
@@ -374,16 +393,15 @@ class BatchedEngine:
 
     def _prefill(self) -> None:
         """Start as many waiting requests as one pass takes, and draw their first tokens."""
+        self._begin_held()
         count, pages = self._admissible(), self._room()[1] - ahead(self._cache, self._running)
-        same = (job for job in self._running if job.lane and self._version(job.lane) is not None)
-        due = self._waiting.next_pass(self._cache, count, self.plan.prefill_tokens, pages, same)
+        due = self._waiting.next_pass(
+            self._cache, count, self.plan.prefill_tokens, pages, self._running
+        )
         if not due.jobs:
             return
         self._apart = due.jobs
         lanes = [job.lane for job in due.jobs if job.lane]
-        if self._bank is not None:
-            for lane in lanes:
-                lane.version = self._bank.version(lane.slot)
         parts, place = [], list[int]()
         for turn in due.turns(self._cache):
             place += turn
@@ -428,7 +446,12 @@ class BatchedEngine:
         if begun:
             if any(spends_thought(job, begun + self._decoder.steps) for job in self._running):
                 return False
-            lanes = [lane for lane in lanes if len(lane.tokens) + begun < lane.limit]
+            lanes = [
+                lane
+                for lane in lanes
+                if len(lane.tokens) + begun < lane.limit
+                or len(lane.tokens) + self._decoder.begun_of(lane) < lane.limit
+            ]
         if not (lanes and self._decoder.follows(lanes)):
             return False
         if not begun:
@@ -469,16 +492,20 @@ class BatchedEngine:
             return
         before = self._looked
         if self._running:
-            self._decoder.collect([job.lane for job in self._running if job.lane])
+            took = set(self._decoder.collect([job.lane for job in self._running if job.lane]))
             self._looked = time.perf_counter()
             self.busy["decode"] += self._looked - before
             self.decode_steps += self._decoder.steps
-            self._running = self._settle(self._running, self._decoder.steps)
+            later = [job for job in self._running if job.lane not in took]
+            jobs = [job for job in self._running if job.lane in took]
+            self._running = self._settle(jobs, self._decoder.steps) + later
         if self._searcher.active:
             since = time.perf_counter()
             self.generated_tokens += self._searcher.collect()
             self.busy["beam"] += time.perf_counter() - since
-        seconds = time.perf_counter() - before
+
+    def _note_waiting(self, seconds: float) -> None:
+        """Note that what waits for a pass has stood by for so long."""
         self._patience["train"].waited(len(self._lessons), seconds)
         self._patience["score"].waited(len(self._scores), seconds)
         self._patience["prefill"].waited(self._admissible(), seconds)
@@ -517,24 +544,21 @@ class BatchedEngine:
         ids = tuple(lane.tokens[:end])
         kept = None
         if job.answer.cancelled() or not request.keep:
-            self._cache.give(lane.row)
+            self._cache.prompts.release(lane.row)
         else:
             whole, adapted = request.prompt_ids + ids, lane.slot >= 0
             learner = self._learner if request.awaited else None
             awaited = learner is not None and learner.reads(adapted=adapted)
+            now = self._waiting.version(lane.slot)
+            version = now if now == lane.version else None
             kept = self._cache.keep(
-                lane.row, whole, adapted=adapted, awaited=awaited, version=self._version(lane)
+                lane.row, whole, adapted=adapted, awaited=awaited, version=version
             )
         if job.answer.cancelled():
             return
         scores = tuple(lane.scores[:end]) if request.logprobs else None
         reason: FinishReason = "stop" if stopped else "length"
         job.answer.set_result(Generation(ids, reason, job.seconds, kept, scores))
-
-    def _version(self, lane: Lane) -> int | None:
-        """Version of the weights that a lane was written under; ``None`` where they changed."""
-        now = self._bank.version(lane.slot) if self._bank is not None else 0
-        return now if now == lane.version else None
 
     def _train(self) -> None:
         """Update as many questions' adapters as one pass takes."""
@@ -569,22 +593,3 @@ class BatchedEngine:
         self._searcher.clear()
         if self._bank is not None:
             self._bank.fail(error)
-
-
-def _check_length(loaded: LoadedModel, max_length: int, beams: int) -> None:
-    """Refuse sequences that the model cannot run.
-
-    Raises:
-        UsageError: they are longer than its context, or than a search may follow.
-    """
-    if max_length > loaded.max_context:
-        raise UsageError(
-            f"Sequences of {max_length} tokens do not fit the model's context of "
-            f"{loaded.max_context}; lower --max-new-tokens or leave out longer questions."
-        )
-    edge = edge_of(loaded.model)
-    if beams and edge is not None and max_length > edge:
-        raise UsageError(
-            f"A beam search of {max_length} tokens goes past the {edge} after which the rotary "
-            "frequencies of this model change; lower --max-new-tokens or take another method."
-        )

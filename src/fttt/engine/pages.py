@@ -23,7 +23,9 @@ class Standing(IntEnum):
     """A kept sequence that a train step is to read."""
     SPARE = 2
     """A kept sequence that no train step waits for."""
-    FREE = 3
+    PROMPT = 3
+    """A prompt without a sequence."""
+    FREE = 4
     """Of a page without an owner."""
 
 
@@ -33,19 +35,23 @@ class Pages:
     def __init__(self, count: int, fixed: int = 0) -> None:
         """All of them are free, but ``fixed`` ones behind them, which have an owner for ever."""
         self._free = list(range(count))
-        self._owners = [[int(page >= count), 0, 0] for page in range(count + fixed)]
-        self._count = [fixed, 0, 0, count]
+        self._owners = [[int(page >= count), 0, 0, 0] for page in range(count + fixed)]
+        self._count = [fixed, 0, 0, 0, count]
 
     @property
     def free(self) -> int:
+        """Pages without an owner, or only held for a prompt."""
+        return self.vacant + self._count[Standing.PROMPT]
+
+    @property
+    def vacant(self) -> int:
         """Pages without an owner."""
         return self._count[Standing.FREE]
 
     def obtainable(self, *, awaited: bool) -> int:
         """Pages that are free or would be, were all spare (and ``awaited``) sequences given up."""
-        count = self._count
-        own = count[Standing.FREE] + count[Standing.SPARE]
-        return own + count[Standing.AWAITED] if awaited else own
+        own = self.free + self._count[Standing.SPARE]
+        return own + self._count[Standing.AWAITED] if awaited else own
 
     def take(self) -> int:
         """Take a free page for a running sequence: low ones first, so that a CPU step reads a
@@ -70,6 +76,10 @@ class Pages:
         """Whether a page has one owner only."""
         return sum(self._owners[page]) == 1
 
+    def runs(self, page: int) -> bool:
+        """Whether a running sequence has a page."""
+        return self._owners[page][Standing.RUNNING] > 0
+
     def _change(self, page: int, standing: Standing, by: int) -> Standing:
         owners = self._owners[page]
         self._count[self._of(owners)] -= 1
@@ -80,9 +90,11 @@ class Pages:
 
     @staticmethod
     def _of(owners: list[int]) -> Standing:
-        running, awaited, spare = owners
+        running, awaited, spare, prompt = owners
         if running:
             return Standing.RUNNING
         if awaited:
             return Standing.AWAITED
-        return Standing.SPARE if spare else Standing.FREE
+        if spare:
+            return Standing.SPARE
+        return Standing.PROMPT if prompt else Standing.FREE

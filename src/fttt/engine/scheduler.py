@@ -14,7 +14,7 @@ import asyncio
 import time
 from bisect import bisect_left, insort
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Generic, TypeVar
@@ -23,6 +23,8 @@ from fttt.engine.adapters.bank import slot_index
 from fttt.engine.batch import Segment
 from fttt.engine.cache import KeptRow, KVCache, common_beginning
 from fttt.engine.decoder import Lane
+from fttt.engine.families import edge_of
+from fttt.engine.prompts import Prompt
 from fttt.engine.request import (
     BeamRequest,
     GenerateRequest,
@@ -33,6 +35,7 @@ from fttt.engine.request import (
     TrainRequest,
 )
 from fttt.errors import UsageError
+from fttt.models.loader import LoadedModel
 
 __all__ = [
     "GenerateJob",
@@ -46,6 +49,7 @@ __all__ = [
     "TrainJob",
     "ahead",
     "check_fits",
+    "check_length",
     "close_kept",
     "spends_thought",
     "written",
@@ -101,6 +105,25 @@ def check_fits(request: GenerateRequest | BeamRequest, max_length: int) -> None:
         )
 
 
+def check_length(loaded: LoadedModel, max_length: int, beams: int) -> None:
+    """Refuse sequences that the model cannot run.
+
+    Raises:
+        UsageError: they are longer than its context, or than a search may follow.
+    """
+    if max_length > loaded.max_context:
+        raise UsageError(
+            f"Sequences of {max_length} tokens do not fit the model's context of "
+            f"{loaded.max_context}; lower --max-new-tokens or leave out longer questions."
+        )
+    edge = edge_of(loaded.model)
+    if beams and edge is not None and max_length > edge:
+        raise UsageError(
+            f"A beam search of {max_length} tokens goes past the {edge} after which the rotary "
+            "frequencies of this model change; lower --max-new-tokens or take another method."
+        )
+
+
 def close_kept(generation: Generation) -> None:
     """Release the row of an answer whose request was cancelled."""
     if generation.kept is not None:
@@ -125,6 +148,7 @@ def lane_for(request: GenerateRequest) -> Lane:
         min_p=request.min_p,
         penalty=request.repetition_penalty,
         prompt=request.prompt_ids if request.repetition_penalty != 1 else (),
+        prompt_end=request.prompt_ids[-1],
     )
 
 
@@ -205,6 +229,8 @@ class PrefillQueue(deque[GenerateJob]):
 
     def __init__(self, jobs: Iterable[GenerateJob] = ()) -> None:
         super().__init__(jobs)
+        self.version: Callable[[int], int] = lambda slot: 0
+        """Numbers the present weights of a slot, as a bank does."""
         self._beginnings = Beginnings()
 
     def pause(self, job: GenerateJob, running: list[GenerateJob], cache: KVCache) -> None:
@@ -266,6 +292,42 @@ class PrefillQueue(deque[GenerateJob]):
                 return True
         return False
 
+    def next_held(
+        self, cache: KVCache, running: Sequence[GenerateJob], lanes: int, rows: int, pages: int
+    ) -> list[GenerateJob]:
+        """Begin requests whose prompts rows hold: they need no pass and draw in the next step.
+
+        What requests before them wait for is left to those, so that none is overtaken for ever.
+        """
+        taken: list[GenerateJob] = []
+        others: list[GenerateJob] = []
+        pages -= ahead(cache, running) if self else 0
+        while self and len(taken) + len(others) < min(lanes, rows):
+            job = self.popleft()
+            request, tokens = job.request, len(written(job))
+            if job.answer.cancelled():
+                continue
+            prompt = self._prompt(request)
+            needed = None if job.lane else cache.prompts.pages_for(prompt, tokens + 1)
+            pages -= cache.count(tokens + 1) if needed is None else needed
+            if pages < 0:
+                self.appendleft(job)
+                break
+            row = None if needed is None else cache.prompts.begin(prompt, tokens + 1)
+            if row is None:
+                others.append(job)
+                continue
+            lane = job.lane = lane_for(request)
+            lane.row, lane.length, lane.version = row, tokens - 1, prompt.version
+            taken.append(job)
+        self.extendleft(reversed(others))
+        return taken
+
+    def _prompt(self, request: GenerateRequest) -> Prompt:
+        """A request's prompt under the weights as they are."""
+        slot = slot_index(request.adapter)
+        return Prompt(slot, self.version(slot), request.prompt_ids)
+
     def next_pass(
         self,
         cache: KVCache,
@@ -276,13 +338,14 @@ class PrefillQueue(deque[GenerateJob]):
     ) -> PrefillPass:
         """Take up to ``count`` requests until ``tokens`` or ``pages`` are reached, one at least.
 
-        What a prompt has in common with that of a ``running`` sequence, whose weights must be those
-        that it was written under, or with one taken before it, is not computed again.
+        What a prompt has in common with that of a ``running`` sequence whose weights are those that
+        it was written under, or with one taken before it, is not computed again.
         """
         taken = PrefillPass()
         segment_of: dict[tuple[int, tuple[int, ...]], int] = {}
         shares, total = _shares(cache), 0
-        self._beginnings.retain(list(running) if shares else ())
+        same = (x for x in running if x.lane and x.lane.version == self.version(x.lane.slot))
+        self._beginnings.retain(list(same) if shares else ())
         while self and len(taken.jobs) < count:
             job = self.popleft()
             request = job.request
@@ -308,6 +371,8 @@ class PrefillQueue(deque[GenerateJob]):
             pages -= needed
             lane = job.lane = job.lane or lane_for(request)
             lane.row, lane.length = _row(request, cache, past, len(ids), source), len(ids)
+            lane.version = self.version(slot)
+            cache.prompts.note(lane.row, self._prompt(request))
             taken.jobs.append(job)
             taken.segment_of.append(len(taken.segments) if twin is None else twin)
             if twin is not None:
