@@ -110,6 +110,7 @@ class Rows:
             assert made is not None
             self.rewrite(made, tokens)
         elif what == "rewrite" and row is not None:
+            cache.prompts.forget(row)
             self.rewrite(row, self.running[row])
         elif what == "release" and kept is not None:
             random.choice([kept.close, lambda: setattr(kept, "awaited", False)])()
@@ -146,9 +147,6 @@ class Rows:
         """Continue a sequence from an earlier token on, or give it up."""
         held = self.random.randint(0, len(tokens))
         self.running[row] = tokens[:held]
-        prompt = self.cache.prompts._prompt_of.get(row)
-        if prompt is not None and held < len(prompt.token_ids):
-            self.cache.prompts.forget(row)
         if self.cache.cut(row, held) and self.cache.extend(row, held + 1):
             self.write(row, 1)
         else:

@@ -79,6 +79,11 @@ def computed_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(HeldPrompts, "note", lambda prompts, row, prompt: None)
 
 
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let passes run as soon as anything waits for them, whatever the clock says."""
+    monkeypatch.setattr(Patience, "ready", lambda patience, waiting, running: waiting > 0)
+
+
 def attempts(count: int, **more: Any) -> list[GenerateRequest]:
     return [
         GenerateRequest(PROMPT, 5 + n % 4, 0.9, 0.95, 31 * n, (2,), logprobs=True, **more)
@@ -159,7 +164,7 @@ def test_a_prompt_is_held_by_the_weights_that_read_it(
     begun: list[Prompt], gpu_like: type[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An adapter's own until its next step; also where a row is kept, and a sequence runs on."""
-    monkeypatch.setattr(Patience, "ready", lambda patience, waiting, running: waiting > 0)
+    at_once(monkeypatch)
 
     async def work(engine: BatchedEngine) -> Any:
         slots = [await engine.open_adapter(SPEC, n) for n in range(2)]
@@ -266,6 +271,7 @@ def test_a_sequence_joins_steps_that_have_begun(
     gpu_like: type[Any], begun: list[Prompt], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The steps of the others are not waited for, and attempts of one token end all the same."""
+    at_once(monkeypatch)
     joined: list[Lane] = []
     launch = gpu_like.launch
 
@@ -277,18 +283,20 @@ def test_a_sequence_joins_steps_that_have_begun(
     asked = [replace(one, max_new_tokens=1 + n % 3) for n, one in enumerate(attempts(9))]
 
     async def work(engine: BatchedEngine) -> list[Generation]:
-        beside = [GenerateRequest((9, 4), 80, noise_key=n) for n in range(5)]
+        beside = [GenerateRequest((9, 4), 140, noise_key=n) for n in range(5)]
         long = asyncio.gather(*map(engine.generate, beside))
         found = await one_by_one(engine, asked)
         assert not long.done()
-        return found + await long
+        found += await long
+        assert engine.generated_tokens == sum(len(one.token_ids) for one in found)
+        return found
 
-    found = run(tiny_model(), work, gpu_like)
+    found = run(tiny_model(), work, gpu_like, max_length=160)
     assert len(begun) == 8
     assert not joined if gpu_like.ahead == 1 else len({*joined}) >= 4
     with monkeypatch.context() as patched:
         computed_anew(patched)
-        expected = run(tiny_model(), work)
+        expected = run(tiny_model(), work, max_length=160)
     assert [one.token_ids for one in found] == [one.token_ids for one in expected]
 
 
