@@ -20,7 +20,7 @@ from fttt.engine import (
     Target,
     TrainRequest,
 )
-from fttt.engine.cache import common_beginning
+from fttt.engine.prompts import common_beginning
 from fttt.engine.scheduler import LEAST_SHARED, Beginnings, GenerateJob, Job, Patience, lane_for
 from fttt.models import LoadedModel, Prefix
 from fttt.testing import tiny_model

@@ -42,14 +42,16 @@ from fttt.engine.attention import layer_of
 from fttt.engine.batch import Current, sent
 from fttt.engine.families import attention_replacements, edge_of, follows_length, interface
 from fttt.engine.pages import Pages, Standing
-from fttt.engine.prompts import HeldPrompts
+from fttt.engine.prompts import HeldPrompts, common_beginning
 from fttt.engine.states import Mixers, States
 from fttt.errors import UsageError
 from fttt.models.loader import Prefix
 
-__all__ = ["Heads", "KVCache", "KeptRow", "common_beginning", "read_heads"]
+__all__ = ["Heads", "KVCache", "KeptRow", "read_heads"]
 
 LOOK = "fttt-heads"
+COPIED = 2**26
+"""Bytes of pages that are held while they are copied, unless those of a layer are more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,14 +195,19 @@ class KVCache:
         self.keys: dict[int, Tensor] = {}
         self.values: dict[int, Tensor] = {}
         self._own: list[Tensor] = []
+        """Those of one shape in one tensor, so that few kernels copy pages of them."""
+        alike: dict[tuple[int, int], list[tuple[dict[int, Tensor], int]]] = {}
         for layer, own in heads.items():
-            if own.owner != layer:
-                self.keys[layer], self.values[layer] = self.keys[own.owner], self.values[own.owner]
-                continue
-            for held, dim in ((self.keys, own.key_dim), (self.values, own.value_dim)):
-                shape = (pages + fixed + 1, own.kv_heads, self.page, dim)
-                held[layer] = torch.zeros(shape, dtype=dtype, device=device)
-                self._own.append(held[layer])
+            if own.owner == layer:
+                alike.setdefault((own.kv_heads, own.key_dim), []).append((self.keys, layer))
+                alike.setdefault((own.kv_heads, own.value_dim), []).append((self.values, layer))
+        for (kv_heads, dim), places in alike.items():
+            shape = (len(places), pages + fixed + 1, kv_heads, self.page, dim)
+            self._own.append(torch.zeros(shape, dtype=dtype, device=device))
+            for (held, layer), cached in zip(places, self._own[-1].unbind(), strict=True):
+                held[layer] = cached
+        for layer, own in heads.items():
+            self.keys[layer], self.values[layer] = self.keys[own.owner], self.values[own.owner]
         self.hidden: Tensor | None = None
         if hidden:
             room = (pages + fixed + 1, self.page, hidden)
@@ -448,8 +455,8 @@ class KVCache:
             sources, positions = zip(*self._copies.values(), strict=True)
             source_B, target_B = sent([sources, [*self._copies]], self.device)
             most = max(positions)  # nobody has written to a target yet
-            for part in self._own:
-                part[target_B, :, :most] = part[source_B, :, :most]
+            for stack in self._own:
+                _copy_pages(stack, source_B, target_B, most)
             if self.hidden is not None:
                 self.hidden[target_B, :most] = self.hidden[source_B, :most]
             self._copies.clear()
@@ -499,24 +506,25 @@ class KVCache:
     def _copy(self, source: int, target: int, positions: int) -> None:
         """Copy the first positions of a page to another one, with all others at :meth:`sync`.
 
-        Launching a copy for each layer takes a millisecond, for one page as for hundreds. All are
-        read before any is written, so a source that is itself still to be copied to stands for its
-        own source.
+        In each layer all are read before any is written, so a source that is itself still to be
+        copied to stands for its own source.
         """
         source, _ = self._copies.get(source, (source, 0))
         self._copies[target] = (source, positions)
 
 
-def common_beginning(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many of the first tokens are the same, found by halves, whose comparison is fast."""
-    low, high = 0, min(len(a), len(b))
-    while low < high:
-        middle = (low + high + 1) // 2
-        if a[low:middle] == b[low:middle]:
-            low = middle
-        else:
-            high = middle - 1
-    return low
+def _copy_pages(stack: Tensor, source_B: Tensor, target_B: Tensor, most: int) -> None:
+    """Copy the first positions of pages, ``[layers, pages, kv_heads, page, dim]``.
+
+    As many layers at once as are held meanwhile: launching a copy for each takes a millisecond, for
+    one page as for hundreds.
+    """
+    layers, pages = stack.shape[:2]
+    flat = stack.flatten(0, 1)
+    several = max(1, COPIED // (len(target_B) * flat[0].nbytes))
+    for part in torch.arange(layers, device=stack.device)[:, None].split(several):
+        source_N, target_N = ((part * pages + at_B).flatten() for at_B in (source_B, target_B))
+        flat[target_N, :, :most] = flat[source_N, :, :most]
 
 
 class KeptRow:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import weakref
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from fttt.engine.pages import Standing
@@ -21,7 +22,7 @@ from fttt.engine.pages import Standing
 if TYPE_CHECKING:
     from fttt.engine.cache import KVCache
 
-__all__ = ["HeldPrompts", "Prompt"]
+__all__ = ["HeldPrompts", "Prompt", "common_beginning"]
 
 
 class Prompt(NamedTuple):
@@ -116,3 +117,15 @@ class HeldPrompts:
     def _wake(self, row: int) -> None:
         del self._idle[row]
         self._cache.stand(row, Standing.PROMPT, Standing.RUNNING)
+
+
+def common_beginning(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many of the first tokens are the same, found by halves, whose comparison is fast."""
+    low, high = 0, min(len(a), len(b))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if a[low:middle] == b[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
