@@ -163,10 +163,11 @@ def test_a_state_is_no_held_prompt(family: str, prefilled: list[int], begun: lis
 
 
 def test_a_prompt_is_held_by_the_weights_that_read_it(
-    begun: list[Prompt], gpu_like: type[Any], monkeypatch: pytest.MonkeyPatch
+    begun: list[Prompt], paged: Paged, gpu_like: type[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An adapter's own until its next step; also where a row is kept, and a sequence runs on."""
     at_once(monkeypatch)
+    paged(4)
 
     async def work(engine: BatchedEngine) -> Any:
         slots = [await engine.open_adapter(SPEC, n) for n in range(2)]
@@ -327,6 +328,21 @@ def test_prompts_without_a_sequence_are_evicted_first_and_cost_no_pause(
         assert engine.pauses == 0
 
     run(tiny_model(), work)
+
+
+def test_rows_that_are_read_where_they_lie_stay_low() -> None:
+    """A new sequence takes the lowest row, though that held a prompt and others hold nothing."""
+    for page, expected in ((None, 0), (4, 2)):
+        cache = KVCache(
+            rows=4, capacity=32, heads={0: Heads(1, 1, 1, 0)}, dtype=torch.float32,
+            device=torch.device("cpu"), page=page,
+        )  # fmt: skip
+        for row in (0, 1):
+            assert cache.take(9) == row
+            cache.prompts.note(row, Prompt(-1, row, PROMPT[:8]))
+        cache.prompts.release(0)
+        assert cache.take(9) == expected
+        assert cache.prompts.idle == (page is not None)
 
 
 def test_requests_begin_in_their_order_whether_they_need_a_pass_or_not() -> None:

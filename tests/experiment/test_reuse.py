@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from fttt.engine import scheduler
+from fttt.engine.prompts import HeldPrompts, Prompt
 from fttt.engine.request import GenerateRequest, WeightDeltaSpec
 from fttt.experiment.executor import LocalExecutor
 from fttt.experiment.held_sequences import HeldSequences
@@ -70,12 +71,21 @@ def test_the_run_is_the_same_as_without(
         return [replace(t, usage=replace(t.usage, seconds=0.0)) for t in trials]
 
     taken: list[int] = []
-    held = scheduler._held_tokens
+    held, begin = scheduler._held_tokens, HeldPrompts.begin
+
+    def begun(prompts: HeldPrompts, prompt: Prompt, tokens: int) -> int | None:
+        taken.append(len(prompt.token_ids))
+        return begin(prompts, prompt, tokens)
+
     with monkeypatch.context() as patched:
-        patched.setattr(scheduler, "_held_tokens", lambda r: taken.append(held(r)) or taken[-1])
+        if method == "best-of-n":  # whose attempts have one prompt
+            patched.setattr(HeldPrompts, "begin", begun)
+        else:
+            patched.setattr(scheduler, "_held_tokens", lambda r: taken.append(held(r)) or taken[-1])
         with_rows = facts("again")
     assert any(taken)
     monkeypatch.setattr(scheduler, "_held_tokens", lambda request: 0)
+    monkeypatch.setattr(HeldPrompts, "note", lambda prompts, row, prompt: None)
     assert facts("computed") == with_rows
 
 

@@ -1,7 +1,7 @@
 """The CUDA path of the engine against the CPU path, which is tested against references."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +19,9 @@ from fttt.engine import (
 )
 from fttt.engine.adapters import draws, lora
 from fttt.engine.adapters.lora import LoRABank
+from fttt.engine.decoder import CUDADecoder, Lane
 from fttt.engine.memory_plan import MemoryPlan, plan_memory
+from fttt.engine.prompts import HeldPrompts
 from fttt.engine.request import ThoughtBudget
 from fttt.models import LoadedModel
 from fttt.testing import tiny_model
@@ -122,6 +124,49 @@ def test_pages_that_run_out_change_no_tokens(
     found, pauses = answers(on_gpu(tiny_model(family)))
     assert pauses > 0
     assert sum(a == b for a, b in zip(found, expected, strict=True)) >= 8  # rounding may turn one
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_attempts_behind_a_held_prompt_equal_those_of_the_cpu(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which compute each prompt; here they join captured steps that have begun."""
+    prompts = [tuple(range(5, 5 + tokens)) for tokens in (1, 63, 64, 65, 66, 150)]
+
+    async def attempts(engine: BatchedEngine, n: int) -> list[tuple[int, ...]]:
+        asked = [
+            GenerateRequest(prompts[n], 1 + 7 * t % 40, 0.8, 0.9, 77 * n + t, (2,))
+            for t in range(12)
+        ]
+        said = [await engine.generate(request) for request in asked[:8]]
+        said += await asyncio.gather(*map(engine.generate, asked[8:]))
+        return [one.token_ids for one in said]
+
+    def answers(loaded: LoadedModel) -> tuple[list[Any], int]:
+        begun: list[Lane] = []
+        launch = CUDADecoder.launch
+
+        def noted(decoder: CUDADecoder, lanes: Sequence[Lane]) -> None:
+            begun.extend(lane for lane in lanes if decoder.begun and not lane.tokens)
+            launch(decoder, lanes)
+
+        async def main() -> list[Any]:
+            engine = BatchedEngine(loaded, max_length=200, batch_size=16, concurrency=16)
+            found = await asyncio.gather(*(attempts(engine, n) for n in range(len(prompts))))
+            assert engine._cache.free_pages == engine.plan.pages
+            await engine.close()
+            return [x for own in found for x in own]
+
+        with monkeypatch.context() as patched:
+            patched.setattr(CUDADecoder, "launch", noted)
+            return asyncio.run(main()), len({*begun})
+
+    found, joined = answers(on_gpu(tiny_model(family)))
+    assert joined > 20
+    monkeypatch.setattr(HeldPrompts, "note", lambda prompts, row, prompt: None)
+    expected, _ = answers(tiny_model(family))
+    same = [a == b for a, b in zip(found, expected, strict=True)]
+    assert sum(same) >= len(same) - 1  # rounding may turn one draw at a boundary
 
 
 def searched(loaded: LoadedModel) -> list[Any]:

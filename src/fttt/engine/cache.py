@@ -336,6 +336,8 @@ class KVCache:
         if not self._evict(rows=1, pages=self.count(tokens) - len(shared)):
             self._pages.remove(shared, Standing.RUNNING)
             return None
+        if self.whole and self.prompts.oldest < self._free[0]:
+            self.prompts.evict()
         row = heapq.heappop(self._free)  # low rows first, so that a CPU step reads few of them
         self._set(row, 0, shared)
         self.extend(row, tokens)

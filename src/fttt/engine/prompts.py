@@ -15,6 +15,7 @@ from __future__ import annotations
 import weakref
 from collections import OrderedDict
 from collections.abc import Sequence
+from math import inf
 from typing import TYPE_CHECKING, NamedTuple
 
 from fttt.engine.pages import Standing
@@ -50,6 +51,11 @@ class HeldPrompts:
     def idle(self) -> int:
         """Rows that hold a prompt without a sequence."""
         return len(self._idle)
+
+    @property
+    def oldest(self) -> float:
+        """The row of that which has had no sequence for longest; infinite where there is none."""
+        return next(iter(self._idle), inf)
 
     def note(self, row: int, prompt: Prompt) -> None:
         """Let a running row hold a prompt, as soon as the next pass is over, until it is given."""
@@ -106,7 +112,7 @@ class HeldPrompts:
         self._idle[row] = None
 
     def evict(self) -> None:
-        """Free the row of the prompt that has had no sequence for longest."""
+        """Free the oldest's row."""
         row = next(iter(self._idle))
         self._wake(row)
         self._cache.give(row)
