@@ -27,7 +27,7 @@ from fttt.engine.decoder import Lane
 from fttt.engine.prompts import HeldPrompts, Prompt
 from fttt.engine.request import ThoughtBudget
 from fttt.engine.scheduler import GenerateJob, Job, Patience, PrefillQueue
-from fttt.models import LoadedModel
+from fttt.models import LoadedModel, Prefix
 from fttt.testing import tiny_model
 
 Paged = Callable[..., None]
@@ -101,7 +101,18 @@ def same(ours: Sequence[Generation], theirs: Sequence[Generation]) -> None:
         assert one.logprobs == pytest.approx(other.logprobs, abs=1e-4)
 
 
-FAMILIES = ("llama", "gemma3", "gpt_oss", "llama4_text", "deepseek_v3", "bloom")
+FAMILIES = ("llama", "gemma3", "gpt_oss", "llama4_text", "deepseek_v3", "bloom", "prefix")
+
+
+def loaded_of(family: str) -> LoadedModel:
+    """A model of a family, or one whose sequences begin with a prefix."""
+    if family != "prefix":
+        return tiny_model(family)
+    generator = torch.Generator().manual_seed(3)
+    keys, values = (
+        tuple(torch.randn(2, 5, 8, generator=generator) for _ in range(2)) for _ in "kv"
+    )
+    return replace(tiny_model(), prefix=Prefix(keys, values), max_context=2000)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -113,7 +124,7 @@ def test_attempts_one_after_another_compute_their_prompt_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Two at a time, with pages that end within the prompt, at its end and one token before."""
-    loaded = tiny_model(family)
+    loaded = loaded_of(family)
 
     async def work(engine: BatchedEngine, asked: Sequence[GenerateRequest]) -> list[Generation]:
         pairs = [one_by_one(engine, asked[::2]), one_by_one(engine, asked[1::2])]
