@@ -14,7 +14,8 @@ import torch
 from fttt.engine.adapters.bank import Bank, applied
 from fttt.engine.batch import Batch, Segment
 from fttt.engine.cache import KVCache
-from fttt.engine.decoder import CPUDecoder, CUDADecoder, Decoder, Lane
+from fttt.engine.decoder import CPUDecoder, CUDADecoder, Decoder
+from fttt.engine.lane import Lane
 from fttt.engine.memory_plan import MemoryPlan, plan_memory
 from fttt.engine.sequences import run_model
 

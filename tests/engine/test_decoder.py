@@ -1,13 +1,18 @@
-"""What a decode step knows of the tokens before it."""
+"""What a decode step knows of the tokens before it, and the graphs that serve lanes."""
 
 from __future__ import annotations
 
+import asyncio
 import random
+from typing import Any
 
 import pytest
 import torch
 
-from fttt.engine.decoder import Lane, SeenTokens
+from fttt.engine import BatchedEngine, GenerateRequest
+from fttt.engine.decoder import CUDADecoder, SeenTokens
+from fttt.engine.lane import Lane
+from fttt.testing import tiny_model
 
 VOCAB, ROWS = 50, 6
 
@@ -57,3 +62,44 @@ def test_seen_tokens_are_those_of_each_sequence_whoever_comes_and_goes(
             seen.forget()
             cut += sum(len(lane.tokens) + 5 for lane in running)
     assert sum(marked) <= sum(len(lane.tokens) + 5 for lane in every) + cut
+
+
+def test_few_graphs_serve_lanes_that_come_and_go(
+    gpu_like: type[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that fits is captured where it has been wanted often; what is drawn is the same."""
+    if not issubclass(gpu_like, CUDADecoder):
+        pytest.skip("this stand-in has no graphs")
+    graphs: list[int] = []
+
+    def tokens(wanted: int) -> list[tuple[int, ...]]:
+        """Of sequences of 1 to 20 tokens, and then of one of 100, with so many calls' patience."""
+        monkeypatch.setattr("fttt.engine.decoder.WANTED", wanted)
+
+        async def main() -> list[tuple[int, ...]]:
+            engine = BatchedEngine(tiny_model(), max_length=120, batch_size=33, concurrency=33)
+            decoder = gpu_like(engine._model, engine._cache, engine._bank)
+            engine._decoder = decoder
+            try:
+                asked = [1 + n * 19 // 32 for n in range(33)], [100, 100, 100]
+                found = []
+                for lengths in asked:
+                    found += await asyncio.gather(
+                        *(
+                            engine.generate(GenerateRequest((5, 6, 7), n, 0.9, 1.0, 31 * n + at))
+                            for at, n in enumerate(lengths)
+                        )
+                    )
+                graphs[:] = [kind.lanes for kind in decoder._graphs]
+                return [one.token_ids for one in found]
+            finally:
+                await engine.close()
+
+        return asyncio.run(main())
+
+    at_once, every = tokens(-1), sorted(graphs)
+    patient, few = tokens(8), sorted(graphs)
+    assert patient == at_once
+    assert {4, 8, 16, 24, 32} <= {*every}
+    assert len(few) < len(every) - 1
+    assert 4 in few  # of the three that run on alone

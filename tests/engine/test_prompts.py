@@ -23,7 +23,7 @@ from fttt.engine import (
     TrainRequest,
 )
 from fttt.engine.cache import Heads, KVCache
-from fttt.engine.decoder import Lane
+from fttt.engine.lane import Lane
 from fttt.engine.prompts import HeldPrompts, Prompt
 from fttt.engine.request import ThoughtBudget
 from fttt.engine.scheduler import GenerateJob, Job, Patience, PrefillQueue

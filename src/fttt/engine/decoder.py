@@ -5,11 +5,11 @@ Axes: L lanes (running sequences), V vocabulary, K steps between two looks at th
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from fttt.engine import ops
 from fttt.engine.adapters.bank import Bank, applied
-from fttt.engine.batch import Batch, Segment, put, sent
+from fttt.engine.batch import Batch, put, sent
 from fttt.engine.cache import KVCache
+from fttt.engine.lane import Lane
 from fttt.engine.ops.sampling import Shape, uniform
 from fttt.engine.sequences import run_model
 from fttt.errors import DivergedError
@@ -28,7 +29,6 @@ __all__ = [
     "CPUDecoder",
     "CUDADecoder",
     "Decoder",
-    "Lane",
     "SeenTokens",
     "Uncaptured",
     "capturable",
@@ -37,74 +37,9 @@ __all__ = [
 ]
 
 
-@dataclass(eq=False)
-class Lane:
-    """A running sequence: its sampling settings and the tokens that were drawn."""
-
-    row: int
-    slot: int
-    temperature: float
-    top_p: float
-    key: int
-    length: int
-    """Tokens of it in its cache row."""
-    logprobs: bool
-    """Whether the log-probabilities of its tokens are wanted."""
-    room: int = 0
-    """Tokens that are known to have pages."""
-    stop_ids: frozenset[int] = frozenset()
-    limit: int = 0
-    """How many tokens may be drawn; while a thought has a budget, how many before it is over."""
-    top_k: int = 0
-    min_p: float = 0.0
-    penalty: float = 1.0
-    """Repetition penalty."""
-    prompt: tuple[int, ...] = ()
-    """The prompt's tokens, where a repetition penalty needs them."""
-    prompt_end: int = 0
-    """The last of them."""
-    version: int = 0
-    """Version of the adapter's weights when the sequence began."""
-    tokens: list[int] = field(default_factory=list)
-    """Drawn so far; the last one is not in the cache yet, nor the prompt's where there is none."""
-    scores: list[float] = field(default_factory=list)
-    """Their log-probabilities, where they are wanted."""
-    forced: tuple[int, ...] = ()
-    """The next tokens, whatever would be drawn."""
-    cuts: int = 0
-    """How often tokens were taken back."""
-
-    shaped: bool = field(init=False)
-    """Whether it has settings beside temperature and nucleus."""
-
-    def __post_init__(self) -> None:
-        self.shaped = self.top_k > 0 or self.min_p > 0 or self.penalty != 1
-
-    @property
-    def next_token(self) -> int:
-        """The one to run next."""
-        return self.tokens[-1] if self.tokens else self.prompt_end
-
-    @property
-    def segment(self) -> Segment:
-        return Segment((self.next_token,), self.row, self.length, self.slot)
-
-    def take(self, tokens: Sequence[int], scores: Sequence[float]) -> None:
-        """Append what was drawn, or forced: then it has a log-probability of 0."""
-        if self.forced:
-            count = min(len(self.forced), len(tokens))
-            tokens = [*self.forced[:count], *tokens[count:]]
-            scores = [*(0.0,) * count, *scores[count:]]
-            self.forced = self.forced[count:]
-        self.tokens += tokens
-        if self.logprobs:
-            self.scores += scores
-
-    def cut(self, tokens: int) -> None:
-        """Take back what was drawn after so many tokens."""
-        self.length -= len(self.tokens) - tokens
-        self.cuts += 1
-        del self.tokens[tokens:], self.scores[tokens:]
+WANTED = 12
+"""Calls that a graph of up to twice the lanes serves before one that fits them better is captured:
+what these lose is about what a capture takes."""
 
 
 class Decoder(Protocol):
@@ -307,8 +242,18 @@ class _BegunSteps:
     place: int
 
 
+class _Kind(NamedTuple):
+    """Of a captured step."""
+
+    lanes: int
+    adapted: bool
+    """Whether some have adapters."""
+    asks: bool
+    """Whether some have settings beside temperature and nucleus."""
+
+
 class CUDADecoder:
-    """Replays a captured step for the smallest bucket of lanes that fits.
+    """Replays a captured step for a bucket of lanes that fits.
 
     All of a step's state lives on the device and advances there, so replays follow each other
     without the host: ``steps`` of them make a call, and a call begins behind the one before it,
@@ -346,7 +291,8 @@ class CUDADecoder:
             for _ in range(self.ahead)
         ]
         """Tokens and scores of a call, on the host, and when they are there."""
-        self._graphs: dict[tuple[int, bool, bool], Any] = {}
+        self._graphs: dict[_Kind, Any] = {}
+        self._wanted: Counter[_Kind] = Counter()
         self._shape: Shape | None = None  # made when a lane first asks for it
         self._seen: SeenTokens | None = None
         self._pool: Any = None
@@ -374,11 +320,13 @@ class CUDADecoder:
             return True
         # what the calls before were told to force may be of a sequence that is paused by now
         told = self._forces or any(lane.shaped or lane.forced for lane in lanes)
-        return not told and self._kind(lanes) in self._graphs
+        return not told and self._serving(self._kind(lanes)) in self._graphs
 
     def launch(self, lanes: Sequence[Lane]) -> None:
         """Begin ``steps`` replays."""
-        kind = self._kind(lanes)
+        wanted = self._kind(lanes)
+        kind = self._serving(wanted)
+        self._wanted[wanted] += 1
         place = 0
         self._cache.sync()
         if self._calls:
@@ -406,20 +354,27 @@ class CUDADecoder:
     def collect(self, lanes: Sequence[Lane]) -> list[Lane]:
         """Wait for the oldest call's replays and append their tokens."""
         call = self._calls.popleft()
-        running = set(lanes)
-        own = {lane: n for lane, n in call.columns.items() if lane in running}
+        count, running = len(call.columns), set(lanes)
         if self._seen is not None:  # of a sequence that was paused meanwhile, what nobody takes
             self._seen.forget(lane for lane in call.columns if lane not in running)
         tokens, scores, there = self._fetched[call.place]
         there.synchronize()
-        _check_finite(scores[:, [*own.values()]].sum(0), [*own])
-        drawn = tokens.T.tolist()
-        asked = any(lane.logprobs for lane in lanes)
-        logprobs = scores.T.tolist() if asked else [()] * len(drawn)
-        for lane, n in own.items():
+        own = [lane for lane in call.columns if lane in running]
+        total_L = scores[:, :count].sum(0)
+        if not bool(total_L.isfinite().all()):  # those of all columns are looked at much faster
+            _check_finite(total_L[[call.columns[lane] for lane in own]], own)
+        asked = any(lane.logprobs for lane in own)
+        logprobs = scores.T.tolist() if asked else ()
+        drawn = zip(*tokens[:, :count].tolist(), strict=True)  # a list a lane would be garbage
+        for (lane, n), fresh in zip(call.columns.items(), drawn, strict=True):
+            if lane not in running:
+                continue
             lane.length += self.steps
-            lane.take(drawn[n], logprobs[n])
-        return [*own]
+            if lane.forced or asked:
+                lane.take(fresh, logprobs[n] if asked else ())
+            else:
+                lane.tokens += fresh
+        return own
 
     def drop(self) -> None:
         """Forget what has begun; what comes behind it finds it done."""
@@ -427,10 +382,23 @@ class CUDADecoder:
             self._seen.forget(lane for call in self._calls for lane in call.columns)
         self._calls.clear()
 
-    def _kind(self, lanes: Sequence[Lane]) -> tuple[int, bool, bool]:
-        """Of the graph: its bucket, whether lanes have adapters, and whether any is shaped."""
+    def _kind(self, lanes: Sequence[Lane]) -> _Kind:
+        """The graph that fits lanes best."""
         bucket = next(b for b in self._buckets if b >= len(lanes))
-        return bucket, any(lane.slot >= 0 for lane in lanes), any(lane.shaped for lane in lanes)
+        adapted, asks = any(lane.slot >= 0 for lane in lanes), any(lane.shaped for lane in lanes)
+        return _Kind(bucket, adapted, asks)
+
+    def _serving(self, wanted: _Kind) -> _Kind:
+        """The graph to run where one is wanted: a larger one, until it has been wanted often.
+
+        Where none is there, it is one of a power of two, which serves others too.
+        """
+        if wanted in self._graphs or self._wanted[wanted] > WANTED:
+            return wanted
+        larger = [wanted._replace(lanes=b) for b in self._buckets if 1 <= b / wanted.lanes <= 2]
+        there = [kind for kind in larger if kind in self._graphs]
+        even = [kind for kind in larger if kind.lanes.bit_count() == 1]
+        return (there or even or larger[-1:])[0]
 
     def _place(self, lanes: Sequence[Lane], bucket: int) -> dict[Lane, int]:
         """Let each lane's numbers lie where the next call looks for them, and tell new ones'."""
@@ -499,7 +467,7 @@ class CUDADecoder:
         self._seen.note(lanes, ahead=self.steps)  # each of which the captured step marks itself
 
     def _graph(self, bucket: int, adapted: bool, asks: bool) -> Any:
-        key = (bucket, adapted, asks)
+        key = _Kind(bucket, adapted, asks)
         if asks and self._shape is None:
             lanes, device = self._tokens.shape[1], self._whole.device
             vocab = int(self._model.get_output_embeddings().weight.shape[0])

@@ -427,7 +427,8 @@ class BatchedEngine:
         if self._cache.edge is not None:
             self._waiting.extend_all(self._running, self._cache, self._decoder.steps)
             self._step_at_the_edge(self._cache.edge - self._cache.prefix)
-        self._running.sort(key=lambda job: job.lane.row if job.lane else 0)  # as their rows lie
+        if self._cache.whole:  # then a CPU reads rows where they lie
+            self._running.sort(key=lambda job: job.lane.row if job.lane else 0)
         most = 1 if self._searcher.active else self._decoder.ahead
         while self._decoder.begun < most and self._begin_steps():
             pass
@@ -444,7 +445,8 @@ class BatchedEngine:
         self._waiting.extend_all(self._running, self._cache, begun + self._decoder.steps)
         lanes = [job.lane for job in self._running if job.lane]
         if begun:
-            if any(spends_thought(job, begun + self._decoder.steps) for job in self._running):
+            thinking = (job for job in self._running if job.request.thought is not None)
+            if any(spends_thought(job, begun + self._decoder.steps) for job in thinking):
                 return False
             lanes = [
                 lane
@@ -492,12 +494,15 @@ class BatchedEngine:
             return
         before = self._looked
         if self._running:
-            took = set(self._decoder.collect([job.lane for job in self._running if job.lane]))
+            took = self._decoder.collect([job.lane for job in self._running if job.lane])
             self._looked = time.perf_counter()
             self.busy["decode"] += self._looked - before
             self.decode_steps += self._decoder.steps
-            later = [job for job in self._running if job.lane not in took]
-            jobs = [job for job in self._running if job.lane in took]
+            jobs, later = self._running, list[GenerateJob]()
+            if len(took) < len(jobs):
+                there = set(took)
+                later = [job for job in jobs if job.lane not in there]
+                jobs = [job for job in jobs if job.lane in there]
             self._running = self._settle(jobs, self._decoder.steps) + later
         if self._searcher.active:
             since = time.perf_counter()

@@ -23,8 +23,8 @@ from typing import Generic, TypeVar
 from fttt.engine.adapters.bank import slot_index
 from fttt.engine.batch import Segment
 from fttt.engine.cache import KeptRow, KVCache
-from fttt.engine.decoder import Lane
 from fttt.engine.families import edge_of
+from fttt.engine.lane import Lane
 from fttt.engine.prompts import Prompt, common_beginning
 from fttt.engine.request import (
     BeamRequest,
