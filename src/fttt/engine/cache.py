@@ -41,7 +41,7 @@ from transformers import AttentionInterface
 from fttt.engine.attention import layer_of
 from fttt.engine.batch import Current, sent
 from fttt.engine.families import attention_replacements, edge_of, follows_length, interface
-from fttt.engine.pages import Pages, Standing
+from fttt.engine.pages import Pages, Standing, copy_pages
 from fttt.engine.prompts import HeldPrompts, common_beginning
 from fttt.engine.states import Mixers, States
 from fttt.errors import UsageError
@@ -50,8 +50,6 @@ from fttt.models.loader import Prefix
 __all__ = ["Heads", "KVCache", "KeptRow", "read_heads"]
 
 LOOK = "fttt-heads"
-COPIED = 2**26
-"""Bytes of pages that are held while they are copied, unless those of a layer are more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,11 +199,15 @@ class KVCache:
             if own.owner == layer:
                 alike.setdefault((own.kv_heads, own.key_dim), []).append((self.keys, layer))
                 alike.setdefault((own.kv_heads, own.value_dim), []).append((self.values, layer))
+        learns = prefix is not None and any(x.requires_grad for x in prefix.keys)
         for (kv_heads, dim), places in alike.items():
             shape = (len(places), pages + fixed + 1, kv_heads, self.page, dim)
-            self._own.append(torch.zeros(shape, dtype=dtype, device=device))
-            for (held, layer), cached in zip(places, self._own[-1].unbind(), strict=True):
-                held[layer] = cached
+            whole = torch.zeros(shape, dtype=dtype, device=device)
+            # a prefix's gradient cannot go through a part of a tensor
+            parts = [part.clone() for part in whole] if learns else [*whole]
+            self._own += [part[None] for part in parts] if learns else [whole]
+            for (held, layer), part in zip(places, parts, strict=True):
+                held[layer] = part
         for layer, own in heads.items():
             self.keys[layer], self.values[layer] = self.keys[own.owner], self.values[own.owner]
         self.hidden: Tensor | None = None
@@ -458,7 +460,7 @@ class KVCache:
             source_B, target_B = sent([sources, [*self._copies]], self.device)
             most = max(positions)  # nobody has written to a target yet
             for stack in self._own:
-                _copy_pages(stack, source_B, target_B, most)
+                copy_pages(stack, source_B, target_B, most)
             if self.hidden is not None:
                 self.hidden[target_B, :most] = self.hidden[source_B, :most]
             self._copies.clear()
@@ -513,20 +515,6 @@ class KVCache:
         """
         source, _ = self._copies.get(source, (source, 0))
         self._copies[target] = (source, positions)
-
-
-def _copy_pages(stack: Tensor, source_B: Tensor, target_B: Tensor, most: int) -> None:
-    """Copy the first positions of pages, ``[layers, pages, kv_heads, page, dim]``.
-
-    As many layers at once as are held meanwhile: launching a copy for each takes a millisecond, for
-    one page as for hundreds.
-    """
-    layers, pages = stack.shape[:2]
-    flat = stack.flatten(0, 1)
-    several = max(1, COPIED // (len(target_B) * flat[0].nbytes))
-    for part in torch.arange(layers, device=stack.device)[:, None].split(several):
-        source_N, target_N = ((part * pages + at_B).flatten() for at_B in (source_B, target_B))
-        flat[target_N, :, :most] = flat[source_N, :, :most]
 
 
 class KeptRow:
