@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+from unittest.mock import patch
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fttt.verifiers import answer_extraction
 from fttt.verifiers.answer_extraction import (
     after_thought,
     boxed_answer,
@@ -227,3 +230,33 @@ def test_what_follows_the_last_thought_is_said(completion: str, said: str | None
 )
 def test_a_tag_that_is_spoken_of_is_no_thought(text: str) -> None:
     assert after_thought(text) == text
+
+
+WORDS = (
+    "The final answer is 5.", "answer:", "final", "ans", "#### 5", "答案是5", "means", "5", "\n",
+    ".", "maybe", "Check", "gue\u017fs", "if", "an", "not", "the", "my", "mistake in", "two",
+    "words", "No", "cannot", "don't", "how many", "find", "\u0130", "\u212a", "é", ",", "so",
+    "\\boxed{7}",
+)  # fmt: skip
+
+
+@given(
+    st.lists(st.sampled_from(WORDS), max_size=12), st.sampled_from(["", " ", "\n"]), st.booleans()
+)
+def test_what_a_word_rules_out_no_pattern_finds(words: list[str], space: str, cut: bool) -> None:
+    text = space.join(words)
+    quick = list(find_candidates(text, cut=cut))
+
+    def hints(text: str) -> list[int]:
+        return [match.start() for match in answer_extraction._HINT.finditer(text)]
+
+    class Every:
+        def isdisjoint(self, words: list[str]) -> bool:
+            return False
+
+    with (
+        patch.object(answer_extraction, "_hints", hints),
+        patch.object(answer_extraction, "_NOT_YET_FAR", Every()),
+        patch.object(answer_extraction, "_DOUBTFUL", Every()),
+    ):
+        assert quick == list(find_candidates(text, cut=cut))

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import re
 import time
 from fractions import Fraction
+from unittest.mock import patch
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fttt.verifiers import number_parser
 from fttt.verifiers.number_parser import Number, parse_number, scan_numbers
 
 SPACES = ("", " ", "\\,", "\\;", "~", "\u2009", "\u00a0")
@@ -269,3 +272,25 @@ def test_hostile_texts_take_linear_time(unit: str) -> None:
         parse_number(unit * (length // len(unit)))
         seconds.append(time.process_time() - start)
     assert seconds[1] < 0.2 or seconds[1] < 40 * seconds[0]
+
+
+ENDS = (
+    "", " ", "\n", "\n^", "\n\\over 3", ".", ". So", ".5", "..", "...", ",", ",000", ", \\!000",
+    ":", ":00", ":30", ";", "?", "!", "%", " %", ")", "]", "}", "$", "**", "*", " * 3", " * 10^2",
+    "=", " = 5", "+", " + 1", "-", " - 3", "-3", " -million", "/", " / 4", "<", '"', "&", "|",
+    " eggs", " million", " Dozen", " percent", " per day", " pct", " and a half", " and so on",
+    " times 10^3", " times", " x 10^3", " k", " mm", " is 3", " in all", "e5", "k", "x", "th",
+    "_8", "^2", " ^2", "²", " ½", "(3)", " (3)", "\\%", "\\pi", "{,}000", " 000", "\u00d7",
+    "\u0307",
+)  # fmt: skip
+"""Texts behind digits."""
+
+
+@pytest.mark.parametrize(
+    "digits", ["0", "7", "12", "007", "1,200", "12,34", "1,200.5", "3.25", "0.", "9" * 15, "9" * 16]
+)
+def test_plain_digits_are_parsed_as_the_whole_grammar_does(digits: str) -> None:
+    texts = [f"{before}{digits}{end}" for end in ENDS for before in ("", "x = -", "US$ ", "of ")]
+    quick = [(parse_number(text), scan_numbers(text)) for text in texts]
+    with patch.object(number_parser, "_PLAIN", re.compile("(?!)")):
+        assert quick == [(parse_number(text), scan_numbers(text)) for text in texts]

@@ -11,10 +11,9 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from fttt.verifiers.number_parser import parse_number
 
@@ -37,8 +36,7 @@ _MOST = 64
 """Candidates that are examined."""
 
 
-@dataclass(frozen=True, slots=True)
-class AnswerCandidate:
+class AnswerCandidate(NamedTuple):
     """A piece of a completion that may state its answer."""
 
     kind: Literal["box", "statement", "last"]
@@ -69,6 +67,8 @@ def after_thought(completion: str) -> str | None:
     A template may open the thought in the prompt, so a closing tag alone ends a thought too. A
     quoted tag, or a mention ("the <think> tag"), opens nothing.
     """
+    if "<" not in completion and "[" not in completion and "\u25c1" not in completion:
+        return completion  # most have no tag at all
     *_, said = _THOUGHT_END.split(completion)
     return None if _THOUGHT_START.search(said) else said
 
@@ -93,8 +93,7 @@ _APART = 60
 """Characters between two boxes of one answer, at most."""
 
 
-@dataclass(frozen=True, slots=True)
-class _BoxedText:
+class _BoxedText(NamedTuple):
     start: int
     end: int
     text: str
@@ -191,8 +190,11 @@ _MARKER = re.compile(
     rf"{_MARKUP}\s*{_SAYS}|\u7b54\u6848[\u662f\u4e3a:\uff1a=]",
     re.IGNORECASE,
 )
+_WORDS = ("ans", "final")
+_HINTS = (*_WORDS, "####", "\u7b54\u6848")
+"""How every marker and heading begins, in lower case and apart from the bracket of a tag."""
 _HINT = re.compile(r"[aA][nN][sS]|[fF][iI][nN][aA][lL]|####|\u7b54\u6848")
-"""How every marker and heading begins, apart from the bracket of a tag."""
+"""The same in any text."""
 _LINE_START = re.compile(r"(?:\n|\A)[^\w\n]*(?:(?:the|my|your|our)\s+)?\Z", re.IGNORECASE)
 _HEADING_LENGTH = 60
 _HEADING = re.compile(
@@ -200,16 +202,23 @@ _HEADING = re.compile(
     r"(?:(?:the|my|your|our)\s+)?(?:final\s+)?answers?(?:\s*\([^()\n]{1,30}\))?[^\w\n]{0,12}",
     re.IGNORECASE,
 )
+_SUPPOSED = "maybe|perhaps|possibly|suppose|assume|guess"
+_CHECKED = "check|checking|verify|verifying|confirm|confirming|test|testing|convert"
+_MISTAKEN = "mistake|mistakes|error|errors"
+_OTHERS = (
+    "if|whether|a|an|any|no|another|wrong|incorrect|mistaken|previous|earlier|initial|original|given"
+    "|provided|listed|proposed|suggested|possible|intermediate|worst|not"
+)
 _NOT_YET = re.compile(
-    r"(?:\b(?:maybe|perhaps|possibly|suppose|assume|guess)\b[^.?!\n]*"
-    r"|\b(?:check(?:ing)?|verify(?:ing)?|confirm(?:ing)?|test(?:ing)?|convert)\s+(?:\w+\s+){0,3}"
-    r"|\b(?:mistakes?|errors?)\s+(?:in|of|with)\s+(?:\w+\s+){0,3}"
-    r"|\b(?:if|whether|an?|any|no|another|wrong|incorrect|mistaken|previous|earlier|initial"
-    r"|original|given|provided|listed|proposed|suggested|possible|intermediate|worst|not)\s+"
-    r"(?:(?:the|my|your|our)\s+)?(?:final\s+)?)\Z",
+    rf"(?:\b(?:{_SUPPOSED})\b[^.?!\n]*|\b(?:{_CHECKED})\s+(?:\w+\s+){{0,3}}"
+    rf"|\b(?:{_MISTAKEN})\s+(?:in|of|with)\s+(?:\w+\s+){{0,3}}"
+    rf"|\b(?:{_OTHERS})\s+(?:(?:the|my|your|our)\s+)?(?:final\s+)?)\Z",
     re.IGNORECASE,
 )
 """Words that make the statement behind them a supposition, or one about others' answers."""
+_NOT_YET_FAR = frozenset(f"{_SUPPOSED}|{_CHECKED}|{_MISTAKEN}".split("|"))
+_NOT_YET_NEAR = frozenset(_OTHERS.split("|"))
+"""Words of which that pattern needs one: anywhere, or among the last three."""
 _ENTRY = re.compile(r"(?:\n|\A)[^\w\n]*\d{1,2}[.)][^\w\n]*\Z")
 """The beginning of an entry of a numbered list."""
 _TAKEN_BACK = re.compile(
@@ -224,8 +233,9 @@ _LEAD = re.compile(
 """Text between the words that announce an answer and the answer."""
 _DISPLAYS = {"\\[": "\\]", "$$": "$$"}
 _END = re.compile(
-    r"\n|[.!?](?=\s+[\"'(*_\u201c$\\]*[A-Z\\]|[\"'\u201d*_)\]}$`]*\s*(?:\n|\Z))"
-    r"|[\u3002\uff01\uff1f]"
+    r"[\n.!?\u3002\uff01\uff1f]"  # a set in front is searched many times as fast
+    r"(?:(?<=[\n\u3002\uff01\uff1f])|(?=\s+[\"'(*_\u201c$\\]*[A-Z\\])"
+    r"|(?=[\"'\u201d*_)\]}$`]*\s*(?:\n|\Z)))"
 )
 _NOTHING = re.compile(r"[ \t.!?:;*_\"')\]}$`\\]*")
 _BLANK = re.compile(r"\W*[A-Za-z]\W*[\"'\u201d`]\W*|\W*[\[<][A-Za-z _]*[\]>]\W*|[\W_]+")
@@ -266,12 +276,20 @@ _DOUBT = re.compile(
     re.IGNORECASE,
 )
 """A sentence without an answer, or a request for one."""
+_DOUBT_WORDS = (
+    "no|can|cannot|could|couldn|do|does|don|doesn|not|unable|unclear|unknown|impossible|calculate|find"
+    "|determine|compute|evaluate|solve|how|what"
+)
+_DOUBTFUL = frozenset(_DOUBT_WORDS.split("|"))
+"""Words of which that pattern needs one."""
 _BREAKS_OFF = re.compile(
     r"(?:[,:(+/\u00d7=-]|(?<!\*)\*|\b(?:so|and|but|then|or|the|an?|of|to|which|because|since|if|as|we|she|he"
     r"|they|it|that|with|for|in|at|by|from|is|are|was|has|have|than|plus|minus|times))\s*\Z",
     re.IGNORECASE,
 )
 """The end of a line in the middle of a sentence."""
+_BREAK = 10
+"""Characters at the end of a sentence in which that is searched; its longest word is "because"."""
 _WORD = re.compile(r"\w+")
 _LAST = 2000
 """Characters at the end in which the last line is searched."""
@@ -299,7 +317,7 @@ def find_candidates(
     boxed = any(mark.kind == "box" for mark in marks)
     listed = sum(mark.in_list for mark in marks) > 1  # the answers that a text goes through
     for number, mark in enumerate(marks[:_MOST]):
-        if _NOT_YET.search(text, max(0, mark.start - 60), mark.start):
+        if _is_not_yet(text, mark.start):
             continue
         found, end = _candidate(text, mark, cut)
         if found is None or _is_echo(text, mark, end, prompt):
@@ -319,8 +337,7 @@ def find_candidates(
         yield AnswerCandidate("last", last)
 
 
-@dataclass(frozen=True, slots=True)
-class _Mark:
+class _Mark(NamedTuple):
     """A mark of an answer: words or signs that announce it, or a box that holds it."""
 
     start: int
@@ -342,14 +359,40 @@ def _marks(text: str, cut: bool) -> list[_Mark]:
     if cut and unclosed >= 0:
         marks.append(_Mark(unclosed, len(text), "unclosed"))
     end = 0
-    for hint in _HINT.finditer(text):
-        if hint.start() >= end:
-            found = _mark(text, hint.start())
+    for start in _hints(text):
+        if start >= end:
+            found = _mark(text, start)
             if found is not None:
                 marks.append(found)
                 end = found.end
     outside = [mark for mark in marks if mark.kind == "box" or not _is_within(mark.start, spans)]
     return sorted(outside, key=lambda mark: mark.start, reverse=True)
+
+
+def _hints(text: str) -> list[int]:
+    """Where :data:`_HINT` matches, found by what is ten times as fast."""
+    lower = text.lower()
+    if len(lower) != len(text):  # a letter whose lower case is two, one of them an "i"
+        return [match.start() for match in _HINT.finditer(text)]
+    found: list[int] = []
+    for hint in _HINTS:
+        start = lower.find(hint)
+        while start >= 0:
+            if hint not in _WORDS or not "a" <= lower[start - 1 : start] <= "z":  # as in "means"
+                found.append(start)
+            start = lower.find(hint, start + len(hint))
+    return sorted(found)
+
+
+def _is_not_yet(text: str, start: int) -> bool:
+    """Whether :data:`_NOT_YET` is before ``start``; seldom, so its words are looked for first."""
+    begin = max(0, start - 60)
+    before = text[begin:start]
+    if before.isascii():
+        words = _WORD.findall(before.lower())
+        if _NOT_YET_FAR.isdisjoint(words) and _NOT_YET_NEAR.isdisjoint(words[-3:]):
+            return False
+    return _NOT_YET.search(text, begin, start) is not None
 
 
 def _mark(text: str, start: int) -> _Mark | None:
@@ -459,14 +502,21 @@ def _last_line(text: str) -> str | None:
             break
         line = line[listed.end() :]
     sentences = _sentences(line)
-    if not sentences or _BREAKS_OFF.search(sentences[-1]):
+    if not sentences or _BREAKS_OFF.search(sentences[-1], len(sentences[-1]) - _BREAK):
         return None
     for sentence in reversed(sentences):
-        if _DOUBT.search(sentence) or sentence.endswith(("?", "\uff1f")):
+        if _is_doubtful(sentence) or sentence.endswith(("?", "\uff1f")):
             return None
         if any(map(str.isnumeric, sentence)):
             return sentence
     return sentences[-1]
+
+
+def _is_doubtful(sentence: str) -> bool:
+    """Whether :data:`_DOUBT` is in a sentence; seldom, so its words are looked for first."""
+    if sentence.isascii() and _DOUBTFUL.isdisjoint(_WORD.findall(sentence.lower())):
+        return False
+    return _DOUBT.search(sentence) is not None
 
 
 def _sentences(line: str) -> list[str]:
@@ -480,8 +530,11 @@ def _is_echo(text: str, mark: _Mark, end: int, prompt: str) -> bool:
     """Whether a mark, its candidate and the words before it are a repetition of the prompt."""
     if mark.kind == "box":
         return text[max(0, mark.start - 80) : end] in prompt
+    own = _WORD.findall(text[mark.start : end])
+    if not _stands_in(prompt, own, 1):
+        return False
     before = _WORD.findall(text[max(0, mark.start - 120) : mark.start])
-    return _stands_in(prompt, before[-6:] + _WORD.findall(text[mark.start : end]), 8)
+    return _stands_in(prompt, before[-6:] + own, 8)
 
 
 def _stands_in(prompt: str, words: list[str], least: int) -> bool:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 from fttt.types import JSON, Outcome, Question, Verdict
 from fttt.verifiers.answer_extraction import after_thought, find_candidates
@@ -160,8 +159,7 @@ def _find_strictly(completion: str, cut: bool) -> tuple[Number, ...] | None:
     return _stated(line, kind="statement", cut=cut and text.endswith(line))
 
 
-@dataclass(frozen=True, slots=True)
-class _Term:
+class _Term(NamedTuple):
     """A number, or a calculation up to its result."""
 
     start: int
