@@ -1,12 +1,15 @@
 """Conversations in token ids, through templates of several shapes."""
 
 import copy
+import random
 from typing import Any
 
 import pytest
+from tokenizers import decoders
 
 from fttt.errors import UsageError
 from fttt.models.chat import ChatFormat, check_tokenizer
+from fttt.models.token_bytes import TokenBytes
 from fttt.testing import tiny_tokenizer
 from fttt.types import Completion, user
 
@@ -184,3 +187,22 @@ def _without_added_tokens(made: Any) -> Any:
     broken = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(core)))
     broken.chat_template = made.chat_template
     return broken
+
+
+def test_text_from_a_table_of_bytes_is_that_of_the_library() -> None:
+    made = tiny_tokenizer()
+    backend = made.backend_tokenizer
+    table = TokenBytes.of(backend)
+    assert table is not None
+    draw = random.Random(0)
+    size = backend.get_vocab_size()
+    texts = [tuple(draw.randrange(size + 3) for _ in range(draw.randrange(9))) for _ in range(2000)]
+    texts.append(made("día 4 → 東京 \U0001f600<|im_end|>")["input_ids"])
+    for ids in texts:  # most of them are no UTF-8
+        assert table.decode(ids) == backend.decode(ids, skip_special_tokens=True)
+
+
+def test_a_tokenizer_of_another_kind_has_no_such_table() -> None:
+    backend = copy.deepcopy(tiny_tokenizer()).backend_tokenizer
+    backend.decoder = decoders.Metaspace()
+    assert TokenBytes.of(backend) is None

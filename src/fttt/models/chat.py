@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from fttt.errors import UsageError
 from fttt.models.thoughts import find_thoughts
+from fttt.models.token_bytes import TokenBytes
 from fttt.types import Completion, FinishReason, Text, Turn, Usage
 
 __all__ = ["ChatFormat", "check_tokenizer", "is_user", "without_oldest"]
@@ -429,6 +430,8 @@ class ChatFormat:
         return self._decode(letter + token_ids)[length:]
 
     def _decode(self, token_ids: tuple[int, ...], *, special: bool = False) -> str:
+        if self._bytes is not None and not special:
+            return self._bytes.decode(token_ids)
         if self._backend is not None:
             return str(self._backend.decode(token_ids, skip_special_tokens=not special))
         return str(
@@ -452,6 +455,11 @@ class ChatFormat:
         own, base = type(self.tokenizer), PreTrainedTokenizerFast
         plain = all(getattr(own, n, None) is getattr(base, n) for n in ("decode", "_decode"))
         return self.tokenizer.backend_tokenizer if plain else None
+
+    @cached_property
+    def _bytes(self) -> TokenBytes | None:
+        """The bytes of its tokens, where all that it does is to join them."""
+        return None if self._backend is None else TokenBytes.of(self._backend)
 
     @lru_cache(maxsize=64)  # noqa: B019 - one format lives as long as its model
     def _turn(self, text: str, answer: bool, past: bool) -> tuple[int, ...]:
