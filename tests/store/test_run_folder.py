@@ -139,6 +139,26 @@ def test_an_answer_without_a_trial_stays_pending(tmp_path: Path) -> None:
     assert writer.finish().histories["q/0"].generations == {0: answer("q/0", 0)}
 
 
+def test_a_finished_runs_trials_are_those_of_its_file(tmp_path: Path) -> None:
+    first = create(tmp_path / "run")
+    first.trial(trial("q/1", 0))
+    first.close()
+    writer = RunWriter(tmp_path / "run")
+    usage = Usage(4, 3, 2, 1, 1, 1 / 3)
+    said = Completion('so "5"\u2028\ud800', (1, 2, 3), "length", 0)
+    writer.generation(GenerationEvent("q/0", 0, said))
+    writer.generation(GenerationEvent("q/0", 1, replace(said, generation=1)))
+    for number, text in enumerate((said.text, "another")):  # the second is not what was generated
+        ended = trial("q/0", number, completion=text, token_ids=said.token_ids, usage=usage)
+        writer.trial(replace(ended, finish_reason="length", divergence=0.1))
+    run = writer.finish()
+    again = Run.open(tmp_path / "run")
+    assert [one.completion for one in run.trials] == [said.text, "another", "answer 0"]
+    assert run.trials == again.trials
+    assert run.records == again.records
+    assert run.summarize() == again.summarize()
+
+
 def test_an_answer_that_a_power_cut_took_was_never_made(tmp_path: Path) -> None:
     writer = create(tmp_path / "run")
     for number in range(2):

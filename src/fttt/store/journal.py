@@ -7,13 +7,15 @@ import sys
 from array import array
 from base64 import b64decode, b64encode
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
+from fttt.store.line_file import encode
 from fttt.types import OUTCOMES, Completion, Scores, Trial, Usage, Verdict
 
 __all__ = [
     "DivergenceEvent",
+    "EncodedAnswer",
     "GenerationEvent",
     "History",
     "Journal",
@@ -21,7 +23,7 @@ __all__ = [
     "ScoreEvent",
     "histories",
     "trial_from_json",
-    "trial_to_json",
+    "trial_line",
 ]
 
 
@@ -100,10 +102,38 @@ def generation_to_json(event: GenerationEvent) -> dict[str, Any]:
     return record
 
 
-def answer_to_json(event: GenerationEvent) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class EncodedAnswer:
+    """An answer and its content as JSON, which ``pending.jsonl`` and its trial's line share."""
+
+    completion: Completion
+    content: str
+    """From the text's value to the last field's, without braces."""
+
+    @classmethod
+    def of(cls, completion: Completion) -> EncodedAnswer:
+        """Encode an answer."""
+        begin, end = len('{"text":'), -len("}")
+        return cls(completion, encode(_content(completion))[begin:end])
+
+    def is_of(self, trial: Trial) -> bool:
+        """Whether a trial has this very content."""
+        answer = self.completion
+        return (
+            trial.completion is answer.text
+            and trial.token_ids is answer.token_ids
+            and trial.finish_reason == answer.finish_reason
+            and trial.thought == answer.thought
+            and trial.thought_tokens == answer.thought_tokens
+        )
+
+
+def answer_line(question_id: str, answer: EncodedAnswer) -> str:
     """The line of ``pending.jsonl`` for an answer whose trial has not ended."""
-    place = {"question_id": event.question_id, "generation": event.completion.generation}
-    return {**place, **_content(event.completion)}
+    return (
+        f'{{"question_id":{encode(question_id)},"generation":{answer.completion.generation},'
+        f'"text":{answer.content}}}'
+    )
 
 
 def _content(completion: Completion) -> dict[str, Any]:
@@ -315,19 +345,27 @@ def _generation(line: Mapping[str, Any], content: Mapping[str, Any]) -> Generati
     )
 
 
-def trial_to_json(trial: Trial) -> dict[str, Any]:
-    """The line of ``trials.jsonl`` for a trial."""
+def trial_line(trial: Trial, answer: EncodedAnswer | None = None) -> str:
+    """The line of ``trials.jsonl`` for a trial.
+
+    Args:
+        answer: its answer, where that is encoded already.
+    """
+    if answer is None or not answer.is_of(trial):
+        answer = EncodedAnswer.of(
+            Completion(
+                trial.completion,
+                trial.token_ids,
+                trial.finish_reason,
+                trial.generation,
+                thought=trial.thought,
+                thought_tokens=trial.thought_tokens,
+            )
+        )
     measured: dict[str, Any] = (
         {} if trial.divergence is None else {"divergence": trial.divergence, "reset": trial.reset}
     )
-    return {
-        "question_id": trial.question_id,
-        "trial": trial.trial,
-        "generation": trial.generation,
-        "completion": trial.completion,
-        **_thought(trial),
-        "token_ids": trial.token_ids,
-        "finish_reason": trial.finish_reason,
+    outcome = {
         "extracted": trial.extracted,
         "verdict": trial.verdict,
         "score": trial.score,
@@ -339,11 +377,24 @@ def trial_to_json(trial: Trial) -> dict[str, Any]:
         **measured,
         "usage": _usage(trial.usage),
     }
+    return (
+        f'{{"question_id":{encode(trial.question_id)},"trial":{trial.trial},'
+        f'"generation":{trial.generation},"completion":{answer.content},{encode(outcome)[1:]}'
+    )
+
+
+def as_read(trial: Trial) -> Trial:
+    """A trial as it is read from its line: with seconds to the microsecond."""
+    rounded = round(trial.usage.seconds, 6)
+    if rounded == trial.usage.seconds:
+        return trial
+    return replace(trial, usage=replace(trial.usage, seconds=rounded))
 
 
 def _usage(usage: Usage) -> dict[str, float]:
     found = {name: getattr(usage, name) for name in Usage.__dataclass_fields__}
-    return {**found, "seconds": round(usage.seconds, 6)}
+    found["seconds"] = round(usage.seconds, 6)
+    return found
 
 
 def trial_from_json(line: Mapping[str, Any]) -> Trial:

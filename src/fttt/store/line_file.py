@@ -15,9 +15,10 @@ from typing import Any
 from fttt.errors import RunError, UsageError
 from fttt.files import cannot_write, hold
 
-__all__ = ["LineFile", "LineTail", "read_line_at", "read_lines"]
+__all__ = ["LineFile", "LineTail", "encode", "read_line_at", "read_lines"]
 
-_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+"""What the lines are encoded by."""
 _SYNC_SECONDS = 1.0
 """How old an unsynced line may grow while lines keep coming. Only a power cut can lose it."""
 
@@ -63,15 +64,16 @@ class LineFile:
             self._release()
             raise
 
-    def append(self, record: Mapping[str, Any]) -> None:
-        """Write one line.
+    def append(self, record: Mapping[str, Any] | str) -> None:
+        """Write one line: a record, or the text of one that is encoded already.
 
         Raises:
             RunError: it could not be written; the file ends with the last whole line.
         """
         if self._broken is not None:
             raise self._broken
-        data = (_encode(record) + "\n").encode("utf-8", "surrogatepass")
+        line = record if isinstance(record, str) else encode(record)
+        data = (line + "\n").encode("utf-8", "surrogatepass")
         left = memoryview(data)
         try:
             while left:

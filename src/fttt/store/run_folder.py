@@ -20,20 +20,22 @@ from fttt.errors import UsageError
 from fttt.files import cannot_write, check_unused, write_whole
 from fttt.store.journal import (
     DivergenceEvent,
+    EncodedAnswer,
     GenerationEvent,
     History,
     ScoreEvent,
     answer_contents,
-    answer_to_json,
+    answer_line,
+    as_read,
     divergence_to_json,
     generation_to_json,
     histories,
     score_to_json,
     trial_from_json,
-    trial_to_json,
+    trial_line,
     verdict_to_json,
 )
-from fttt.store.line_file import LineFile, read_lines
+from fttt.store.line_file import LineFile, encode, read_lines
 from fttt.store.outcome import DecidedBy, Unanswered, summarize
 from fttt.types import Question, Record, Trial, Usage, Verdict
 
@@ -147,7 +149,7 @@ class Run:
     @cached_property
     def trials(self) -> tuple[Trial, ...]:
         """Every trial on disk, by question in the run's order, then by number."""
-        place = {question.id: n for n, question in enumerate(self.questions)}
+        place = self._places
         path = self.path / TRIALS
         found: dict[tuple[int, int], Trial] = {}
         for number, line in enumerate(_lines(path), start=1):
@@ -160,6 +162,18 @@ class Run:
                     _broken(self.path, f"line {number} of {TRIALS} is no trial ({why})")
                 ) from error
         return tuple(found[key] for key in sorted(found))
+
+    def knowing(self, trials: Iterable[Trial]) -> Run:
+        """The run with its trials given, all that its file holds, so that it is not read."""
+        place = self._places
+        found = {(place[trial.question_id], trial.trial): trial for trial in trials}
+        vars(self)["trials"] = tuple(found[key] for key in sorted(found))
+        return self
+
+    @property
+    def _places(self) -> dict[str, int]:
+        """The place of each question in the run's order, by its id."""
+        return {question.id: n for n, question in enumerate(self.questions)}
 
     @cached_property
     def histories(self) -> Mapping[str, History]:
@@ -383,19 +397,23 @@ class RunWriter:
         if run.lost:  # they are made again, and then summed up again
             (self.path / SUMMARY).unlink()
         self._histories = dict(run.histories)
+        self._all_trials = list(run.trials)
+        """Those on disk, as they would be read from there."""
         self._written: dict[str, set[int]] = {}
         for trial in run.trials:
             self._written.setdefault(trial.question_id, set()).add(trial.trial)
         for question_id, history in self._histories.items():
             # a power cut may keep the journal's last lines and lose those of the trials
             history.done = history.done and history.judged <= self.written(question_id)
-        self._pending = {
-            (question_id, number)
+        ended = {(trial.question_id, trial.generation) for trial in run.trials}
+        self._pending: dict[tuple[str, int], EncodedAnswer | None] = {
+            (question_id, number): None
             for question_id, history in self._histories.items()
             for number, event in history.generations.items()
-            if event.trial is not None
-        } - {(trial.question_id, trial.generation) for trial in run.trials}
-        """Answers, by question and generation, whose trials have not ended."""
+            if event.trial is not None and (question_id, number) not in ended
+        }
+        """Answers, by question and generation, whose trials have not ended; ``None`` of those that
+        an earlier process wrote."""
         self._began = time.monotonic() - run.seconds
 
     @classmethod
@@ -436,7 +454,9 @@ class RunWriter:
 
     def generation(self, event: GenerationEvent) -> None:
         if event.trial is not None:
-            self._append_pending(answer_to_json(event))
+            answer = EncodedAnswer.of(event.completion)
+            self._pending[event.question_id, event.completion.generation] = answer
+            self._append_pending(answer_line(event.question_id, answer))
         self._append_event(generation_to_json(event))
 
     def score(self, event: ScoreEvent) -> None:
@@ -449,8 +469,10 @@ class RunWriter:
         self._append_event(verdict_to_json(question_id, generation, verdict))
 
     def trial(self, trial: Trial) -> None:
-        self._trials.append(trial_to_json(trial))
-        self._pending.discard((trial.question_id, trial.generation))
+        answer = self._pending.get(key := (trial.question_id, trial.generation))
+        self._trials.append(trial_line(trial, answer))
+        self._pending.pop(key, None)
+        self._all_trials.append(as_read(trial))
 
     def done(self, question_id: str) -> None:
         self._append_event({"event": "done", "question_id": question_id})
@@ -461,7 +483,8 @@ class RunWriter:
     def copy_journal(self, run: Run) -> None:
         """Take over the facts of another run, its clock included, but not its verdicts."""
         for line in _lines(run.path / PENDING):
-            self._append_pending(line)
+            self._pending[line["question_id"], line["generation"]] = None
+            self._append_pending(encode(line))
         for line in _lines(run.path / EVENTS):
             if line.get("event") != "verdict":
                 self._events.append(line)
@@ -473,8 +496,9 @@ class RunWriter:
         return time.monotonic() - self._began
 
     def finish(self) -> Run:
-        """Write ``summary.json``, once every question is done, and read the folder again.
+        """Write ``summary.json``, once every question is done, and open the finished run.
 
+        Its trials are those that were written and are not read again.
         ``pending.jsonl`` is removed, unless an answer in it belongs to no trial.
 
         Raises:
@@ -482,7 +506,7 @@ class RunWriter:
         """
         seconds = self.seconds
         self.close()
-        run = Run.open(self.path)
+        run = Run.open(self.path).knowing(self._all_trials)
         summary = json.dumps(run.summarize(seconds), indent=2, ensure_ascii=False) + "\n"
         try:
             if not self._pending:  # the trials are on disk, since their file is closed
@@ -501,14 +525,14 @@ class RunWriter:
                 if file is not None:
                     files.callback(file.close)
 
-    def _append_pending(self, record: Mapping[str, Any]) -> None:
+    def _append_pending(self, record: str) -> None:
         if self._answers is None:
             self._answers = LineFile(self.path / PENDING)
-        self._pending.add((record["question_id"], record["generation"]))
         self._answers.append(record)
 
     def _append_event(self, record: dict[str, Any]) -> None:
-        self._events.append({**record, "at": round(self.seconds, 3)})
+        record["at"] = round(self.seconds, 3)
+        self._events.append(record)
 
 
 def check_free(path: Path) -> None:
