@@ -54,6 +54,19 @@ class Usage:
             self.verifier_tokens + other.verifier_tokens,
         )
 
+    def rounded(self) -> Usage:
+        """The same with seconds to the microsecond, as they are written."""
+        return Usage(
+            self.prompt_tokens,
+            self.generated_tokens,
+            self.trained_tokens,
+            self.generations,
+            self.verifier_calls,
+            round(self.seconds, 6),
+            self.scored_tokens,
+            self.verifier_tokens,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Question:

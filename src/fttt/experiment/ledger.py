@@ -17,13 +17,22 @@ class Ledger:
     """One question's account under the rule of its run; every method's budget is counted here."""
 
     rule: BudgetSection
-    usage: Usage = field(default_factory=Usage)
+    spent: list[Usage] = field(default_factory=list)
+    """The cost of each thing that was done."""
+    generated_tokens: int = 0
+    """Of all of them, as the seconds: these may be limited."""
+    seconds: float = 0.0
     handed_out: int = 0
     """Trials that were begun."""
     free: int = 0
     """Of those, the ones that ended without an answer and cost nothing."""
     judged: int = 0
     solved: bool = False
+
+    @property
+    def usage(self) -> Usage:
+        """What all of it cost."""
+        return sum(self.spent, Usage())
 
     @property
     def trials(self) -> int:
@@ -46,9 +55,9 @@ class Ledger:
             return False
         if self.rule.unanswered == "retry" and self.handed_out >= 2 * self.trials + 1:
             return False
-        if self.usage.generated_tokens >= (self.rule.token_budget or math.inf):
+        if self.generated_tokens >= (self.rule.token_budget or math.inf):
             return False
-        return self.usage.seconds < (self.rule.time_budget or math.inf)
+        return self.seconds < (self.rule.time_budget or math.inf)
 
     def begin(self) -> int:
         """Begin a trial; return its number."""
@@ -68,4 +77,6 @@ class Ledger:
 
     def spend(self, usage: Usage) -> None:
         """Add what something cost."""
-        self.usage += usage
+        self.spent.append(usage)
+        self.generated_tokens += usage.generated_tokens
+        self.seconds += usage.seconds

@@ -115,6 +115,8 @@ class Replay:
         self.ledger = Ledger(run.budget)
         self.round = 0
         """Number of the trial, or group of trials, in progress."""
+        self._asked: tuple[int, ...] | None = None
+        """The question in token ids, where nothing stands around it."""
         self._history = run.journal.history(question.id)
         self._recorded = run.journal.written(question.id)
         self._sequences = HeldSequences(run.engine, run.adapter_spec)
@@ -415,6 +417,9 @@ class Replay:
     ) -> tuple[int, ...]:
         """The conversation in token ids; its oldest turns are left out until it fits."""
         chat, question = in_ids(self.run.chat), of or self.question
+        bare = not turns and not before and of is None
+        if bare and self._asked is not None:
+            return self._asked
 
         def ids() -> tuple[int, ...]:
             return chat.conversation_ids(
@@ -425,6 +430,8 @@ class Replay:
         while len(found) > room and (fewer := without_oldest(turns)) is not None:
             turns = fewer
             found = ids()
+        if bare:
+            self._asked = found
         return found
 
     def _conversation(self, example: Example) -> Conversation:

@@ -49,6 +49,7 @@ __all__ = [
 CONSTANT_ANSWER = "I do not know."
 """What every attempt says under ``constant``."""
 _BITS = 32
+_NOTHING = Usage()
 
 
 class QuestionAttempt:
@@ -62,7 +63,7 @@ class QuestionAttempt:
         self._loss: float | None = None
         self._divergence: float | None = None
         self._reset = False
-        self.usage = Usage()
+        self.usage = _NOTHING
         self.ended = False
 
     @property
@@ -150,7 +151,7 @@ class QuestionAttempt:
                 verdict=verdict.outcome,
                 detail=verdict.detail,
                 loss=self._loss,
-                usage=self.usage,
+                usage=self.usage.rounded(),
                 score=verdict.score,
                 tests_passed=verdict.tests_passed,
                 tests_total=verdict.tests_total,
