@@ -20,7 +20,7 @@ from fttt.engine import (
     TrainRequest,
 )
 from fttt.engine.batch import cache_keyword
-from fttt.engine.cache import Heads, KVCache
+from fttt.engine.cache import Heads, KVCache, read_heads
 from fttt.engine.request import Kept
 from fttt.errors import UsageError
 from fttt.models import LoadedModel, Prefix
@@ -221,3 +221,14 @@ def test_rows_that_a_train_step_waits_for_are_taken_back_last() -> None:
     assert held.spare == 1
     assert held.take(3) == 0
     assert held.take(3) is None
+
+
+def test_a_look_at_a_model_in_training_draws_nothing() -> None:
+    """Dropout's numbers are the same whether the model was looked at before or not."""
+    from peft import LoraConfig, get_peft_model
+
+    model: Any = tiny_model().model
+    peft = get_peft_model(model, LoraConfig(target_modules=["q_proj"], lora_dropout=0.5)).train()
+    before = torch.get_rng_state()
+    assert read_heads(peft.get_base_model())
+    assert torch.equal(torch.get_rng_state(), before)

@@ -136,7 +136,7 @@ def test_attempts_one_after_another_compute_their_prompt_once(
         asked[5] = replace(asked[5], max_new_tokens=1)
         paged(page, rows=8)
         if page == 5:  # a layer at a time
-            monkeypatch.setattr("fttt.engine.cache.COPIED", 1)
+            monkeypatch.setattr("fttt.engine.pages.COPIED", 1)
         prefilled.clear()
         found = run(loaded, partial(work, asked=asked), gpu_like)
         assert prefilled[-1:] == [tokens]

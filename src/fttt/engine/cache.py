@@ -123,6 +123,9 @@ def _read(model: Any) -> dict[int, Heads]:
         torch.no_grad(),
         torch.autocast(model.device.type, dtype=half, enabled=mixed),
     ):
+        # a model that is being trained may draw dropout, which is not to count
+        devices = [model.device] if model.device.type == "cuda" else []
+        stack.enter_context(torch.random.fork_rng(devices))
         for owner, name, replacement in replacements:
             stack.enter_context(patch.object(owner, name, replacement))
         stack.callback(_looking.reset, _looking.set(look))
