@@ -26,6 +26,7 @@ from fttt.engine.batch import Batch, Mode, Segment
 from fttt.engine.cache import Heads, KeptRow, KVCache
 from fttt.engine.prompts import Prompt
 from fttt.engine.request import ThoughtBudget
+from fttt.engine.scheduler import Patience
 from fttt.models import LoadedModel, Prefix
 from fttt.testing import tiny_model
 
@@ -350,7 +351,9 @@ def test_no_pass_reads_more_of_the_rows_than_is_planned(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(Batch, "pack", packed)
     monkeypatch.setattr("fttt.engine.batch.READ_PLACES", 36)
-    monkeypatch.setattr("fttt.engine.scheduler.LEAST_SHARED", 4)  # so that several read at once
+    # so that several read at once, whatever the clock says
+    monkeypatch.setattr("fttt.engine.scheduler.LEAST_SHARED", 4)
+    monkeypatch.setattr(Patience, "ready", lambda _, waiting, running: waiting > 0 == running)
     same(everything(loaded), expected)
     assert {mode for mode, _ in read} == {"prefill", "train"}
     assert max(places for _, places in read) <= 36
