@@ -88,15 +88,14 @@ def test_replayed_steps_learn_what_plain_ones_do(
             monkeypatch.setattr(solution_trainer, "captures_steps", lambda *_: False)
         own.append(train(plan, tmp_path / name).validation_loss)
     assert [len(steps._passes) > 0 for steps in made] == [True, False]
-    # attention's gradient may be added up in another order in each run
-    rounding = 1e-4 if dtype == "float32" else 2e-3
+    # in half precision, attention's gradient is added up in another order in each run
+    rounding = 1e-5 if dtype == "float32" else 2e-3
     assert losses["replayed"] == pytest.approx(losses["padded"], rel=rounding)
     states = {name: load_file(next((tmp_path / name).glob("*.safetensors"))) for name in losses}
     for key, value in states["padded"].items():
-        # the optimizer makes steps of a whole learning rate, here twelve, of what is all rounding
-        apart = (states["replayed"][key] - value).abs()
-        assert apart.mean() < (1e-4 if dtype == "float32" else 1e-3)
-        assert apart.max() < 12e-3
+        # the optimizer makes a step of a whole learning rate of a gradient that is all rounding
+        near = 2e-5 if dtype == "float32" else 5e-3
+        torch.testing.assert_close(states["replayed"][key], value, rtol=1e-3, atol=near)
     if method != "lora":  # whose dropout falls otherwise where there is padding
         near = 1e-4 if dtype == "float32" else 2e-2
         assert losses["plain"] == pytest.approx(losses["padded"], rel=near)
