@@ -56,16 +56,7 @@ class Usage:
 
     def rounded(self) -> Usage:
         """The same with seconds to the microsecond, as they are written."""
-        return Usage(
-            self.prompt_tokens,
-            self.generated_tokens,
-            self.trained_tokens,
-            self.generations,
-            self.verifier_calls,
-            round(self.seconds, 6),
-            self.scored_tokens,
-            self.verifier_tokens,
-        )
+        return replace(self, seconds=round(self.seconds, 6))
 
 
 @dataclass(frozen=True, slots=True)

@@ -385,16 +385,13 @@ def trial_line(trial: Trial, answer: EncodedAnswer | None = None) -> str:
 
 def as_read(trial: Trial) -> Trial:
     """A trial as it is read from its line: with seconds to the microsecond."""
-    rounded = round(trial.usage.seconds, 6)
-    if rounded == trial.usage.seconds:
-        return trial
-    return replace(trial, usage=replace(trial.usage, seconds=rounded))
+    usage = trial.usage.rounded()
+    return trial if usage == trial.usage else replace(trial, usage=usage)
 
 
 def _usage(usage: Usage) -> dict[str, float]:
-    found = {name: getattr(usage, name) for name in Usage.__dataclass_fields__}
-    found["seconds"] = round(usage.seconds, 6)
-    return found
+    usage = usage.rounded()
+    return {name: getattr(usage, name) for name in Usage.__dataclass_fields__}
 
 
 def trial_from_json(line: Mapping[str, Any]) -> Trial:
