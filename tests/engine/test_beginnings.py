@@ -20,8 +20,9 @@ from fttt.engine import (
     Target,
     TrainRequest,
 )
+from fttt.engine.patience import Patience
 from fttt.engine.prompts import common_beginning
-from fttt.engine.scheduler import LEAST_SHARED, Beginnings, GenerateJob, Job, Patience, lane_for
+from fttt.engine.scheduler import LEAST_SHARED, Beginnings, GenerateJob, Job, lane_for
 from fttt.models import LoadedModel, Prefix
 from fttt.testing import tiny_model
 from fttt.testing.tiny_models import loaded_tiny

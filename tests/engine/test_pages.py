@@ -24,9 +24,9 @@ from fttt.engine import (
 )
 from fttt.engine.batch import Batch, Mode, Segment
 from fttt.engine.cache import Heads, KeptRow, KVCache
+from fttt.engine.patience import Patience
 from fttt.engine.prompts import Prompt
 from fttt.engine.request import ThoughtBudget
-from fttt.engine.scheduler import Patience
 from fttt.models import LoadedModel, Prefix
 from fttt.testing import tiny_model
 

@@ -24,9 +24,10 @@ from fttt.engine import (
 )
 from fttt.engine.cache import Heads, KVCache
 from fttt.engine.lane import Lane
+from fttt.engine.patience import Patience
 from fttt.engine.prompts import HeldPrompts, Prompt
 from fttt.engine.request import ThoughtBudget
-from fttt.engine.scheduler import GenerateJob, Job, Patience, PrefillQueue
+from fttt.engine.scheduler import GenerateJob, Job, PrefillQueue
 from fttt.models import LoadedModel, Prefix
 from fttt.testing import tiny_model
 

@@ -285,8 +285,12 @@ class BeamSearcher:
             count += 1
         return count * shape[0]
 
-    def admit(self, lanes: int, fill: Callable[[Sequence[Segment]], None]) -> None:
-        """Begin the first searches, as many as fill these lanes; ``fill`` fills their rows."""
+    def admit(self, lanes: int, fill: Callable[[Sequence[Segment]], None]) -> int:
+        """Begin the first searches, as many as fill these lanes; ``fill`` fills their rows.
+
+        Returns:
+            The tokens of their prompts.
+        """
         beams, _ = shape = _shape(self.waiting[0].request)
         if shape != self._shape:
             self._begin(shape)
@@ -308,6 +312,7 @@ class BeamSearcher:
                 self._beams.put(place, search.job.request, search.rows, self._cache)
         except torch.OutOfMemoryError:
             self._give_up()
+        return sum(len(search.job.request.prompt_ids) for search in fresh)
 
     def _rows(self, request: BeamRequest) -> list[int]:
         """A row for each beam; the prompt's pages are the first one's."""

@@ -32,6 +32,7 @@ from fttt.engine.decoder import CPUDecoder, CUDADecoder, Decoder, draw
 from fttt.engine.families import replacements_for
 from fttt.engine.memory_plan import plan_memory, taking_memory
 from fttt.engine.ops import current_device
+from fttt.engine.patience import Patience
 from fttt.engine.request import (
     AdapterSlot,
     AdapterSpec,
@@ -47,7 +48,6 @@ from fttt.engine.scheduler import (
     GenerateJob,
     Job,
     LessonQueue,
-    Patience,
     PrefillQueue,
     ScoreJob,
     ScoreQueue,
@@ -131,15 +131,10 @@ class BatchedEngine:
             self._replacements.enable()
             undo.callback(self._replacements.disable)
             self._cache = KVCache.of(
-                self._model,
-                rows=self.plan.rows,
-                capacity=self.plan.capacity,
-                page=self.plan.page,
-                pages=self.plan.pages,
-                prefix=loaded.prefix,
-                hidden=self.plan.hidden,
-                mixers=mixers,
-            )
+                self._model, rows=self.plan.rows, capacity=self.plan.capacity,
+                page=self.plan.page, pages=self.plan.pages, prefix=loaded.prefix,
+                hidden=self.plan.hidden, mixers=mixers,
+            )  # fmt: skip
             self._bank = (
                 bank_of(adapter)(self._model, adapter, self.plan.slots, self._device)
                 if adapter
@@ -325,7 +320,8 @@ class BatchedEngine:
     def _turn(self) -> None:
         """Collect decode steps, run a train, score or prefill pass that is due, launch again.
 
-        A GPU has its next steps before the tokens of the last ones are looked at.
+        A GPU has its next steps before the tokens of the last ones are looked at. While most lanes
+        are idle, decode steps are dear, and prefill passes follow each other.
         """
         before = self._looked if self._running or self._searcher.active else time.perf_counter()
         self._collect()
@@ -344,21 +340,22 @@ class BatchedEngine:
             self._timed("score", self._score)
         elif self._patience["beam"].ready(searches, running):
             self._timed("beam", lambda: self._searcher.admit(searches, self._prefiller.fill))
-        elif self._leaves_rows:
-            pass
-        elif self._prefill_due(running):
+        elif not self._leaves_rows and self._prefill_due():
             self._timed("prefill", self._prefill)
+            while 0 < 2 * len(self._running) < self.plan.batch_size and self._prefill_due():
+                self._timed("prefill", self._prefill)
         self._launch()
 
-    def _timed(self, kind: str, run: Callable[[], None]) -> None:
+    def _timed(self, kind: str, run: Callable[[], int]) -> None:
+        """Run a pass, which returns its tokens, once the steps that have begun are over."""
         while self._running and self._decoder.begun:
             self._collect()
         self._decoder.drop()  # what is left nobody waits for
         start = time.perf_counter()
-        run()
+        tokens = run()
         seconds = time.perf_counter() - start
         self.busy[kind] += seconds
-        self._patience[kind].ran(seconds)
+        self._patience[kind].ran(tokens, seconds)
 
     @property
     def _leaves_rows(self) -> bool:
@@ -385,21 +382,20 @@ class BatchedEngine:
         busy = self._running or self._lessons or self._searcher.active
         return self._cache.room(awaited=not busy)
 
-    def _prefill_due(self, running: int) -> bool:
+    def _prefill_due(self) -> bool:
         """Whether waiting requests begin now: they have waited long enough, or fill a pass."""
-        due = self._admissible()
+        due, running = self._admissible(), len(self._running) + self._searcher.running
         ready = self._patience["prefill"].ready(due, running)
         return ready or self._waiting.fills(due, self.plan.prefill_tokens)
 
-    def _prefill(self) -> None:
+    def _prefill(self) -> int:
         """Start as many waiting requests as one pass takes, and draw their first tokens."""
         self._begin_held()
         count, pages = self._admissible(), self._room()[1] - ahead(self._cache, self._running)
-        due = self._waiting.next_pass(
-            self._cache, count, self.plan.prefill_tokens, pages, self._running
-        )
+        size = self.plan.prefill_tokens
+        due = self._waiting.next_pass(self._cache, count, size, pages, self._running)
         if not due.jobs:
-            return
+            return 0
         self._apart = due.jobs
         lanes = [job.lane for job in due.jobs if job.lane]
         parts, place = [], list[int]()
@@ -415,6 +411,7 @@ class BatchedEngine:
         draw(logits, lanes)
         self._running += self._settle(due.jobs, 1)
         self._apart = []
+        return sum(len(segment.token_ids) for segment in due.segments)
 
     def _launch(self) -> None:
         """Begin decode steps; on a GPU they run while the questions' coroutines do."""
@@ -565,16 +562,18 @@ class BatchedEngine:
         reason: FinishReason = "stop" if stopped else "length"
         job.answer.set_result(Generation(ids, reason, job.seconds, kept, scores))
 
-    def _train(self) -> None:
+    def _train(self) -> int:
         """Update as many questions' adapters as one pass takes."""
-        assert self._learner is not None
-        for job, per_target in self._learner.run(self._lessons):
+        tokens = 0
+        for job, per_target in self._learner.run(self._lessons) if self._learner else ():
+            tokens += sum(len(target.token_ids) for target in job.request.targets)
             trained = sum(w != 0 for t in job.request.targets for w in t.weights)
             self.trained_tokens += trained
             if not job.answer.cancelled():
                 job.answer.set_result(Trained(sum(per_target), per_target, trained, job.seconds))
+        return tokens
 
-    def _score(self) -> None:
+    def _score(self) -> int:
         """Score as many sequences as one pass takes."""
         jobs = self._scores.next_pass(self.plan.prefill_tokens)
         self._scores.extendleft(reversed(jobs))  # an error answers all that wait
@@ -584,6 +583,7 @@ class BatchedEngine:
             self.scored_tokens += len(logprobs)
             if not job.answer.cancelled():
                 job.answer.set_result(Scored(logprobs, top_ids, top_logprobs, job.seconds))
+        return sum(job.request.tokens for job in jobs)
 
     def _fail(self, error: BaseException) -> None:
         """Answer every request with an error; later requests get it too."""

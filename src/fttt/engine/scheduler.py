@@ -1,12 +1,9 @@
 """Requests on their way, their queues, and when to run which pass.
 
-Prefill, train and score passes cost about the same for one sequence as for many, so requests wait
-for company; but while they wait, lanes stand idle. The rule is that of the ski rental problem: a
-pass runs as soon as the lane time that was lost by waiting equals what the pass costs all running
-lanes, which never loses more than twice the best possible. A full pass runs at once, for it has no
-room for company: sequences that begin close to each other end so, and attempts that have been
-learned from, or scored, leave their rows to others, and their questions ask for more. A request
-whose prompt a row holds needs no pass, and waits for none.
+Requests wait for company for as long as :mod:`fttt.engine.patience` has it. A full pass runs at
+once, for it has no room for company: sequences that begin close to each other end so, and attempts
+that have been learned from, or scored, leave their rows to others, and their questions ask for
+more. A request whose prompt a row holds needs no pass, and waits for none.
 """
 
 from __future__ import annotations
@@ -42,7 +39,6 @@ __all__ = [
     "GenerateJob",
     "Job",
     "LessonQueue",
-    "Patience",
     "PrefillPass",
     "PrefillQueue",
     "ScoreJob",
@@ -558,28 +554,3 @@ class ScoreQueue(deque[ScoreJob]):
                 return count, True
             total += job.request.tokens
         return len(self), total >= tokens
-
-
-class Patience:
-    """Decides when a queue has waited long enough."""
-
-    def __init__(self) -> None:
-        self._lost = 0.0
-        self._cost: float | None = None
-
-    def ready(self, waiting: int, running: int) -> bool:
-        """Whether to run the pass now, for so many waiting requests and running lanes."""
-        if waiting == 0:
-            return False
-        if running == 0 or self._cost is None:
-            return True
-        return self._lost >= self._cost * running
-
-    def waited(self, waiting: int, seconds: float) -> None:
-        """Note that ``waiting`` requests stood by during a decode step."""
-        self._lost += waiting * seconds
-
-    def ran(self, seconds: float) -> None:
-        """Note the duration of a pass."""
-        self._lost = 0.0
-        self._cost = seconds if self._cost is None else 0.7 * self._cost + 0.3 * seconds
