@@ -6,8 +6,8 @@
 Both sides run the same prompts, numbers of tokens and updates in one process: each question is
 tried `--trials` times, and after each trial one AdamW step is taken on the feedback's mean
 cross-entropy given the attempt's cached keys and values. The reference is that loop written
-plainly with `transformers` and PEFT; since it is slow, it runs on the first `--reference` questions
-and its trials per second are compared.
+plainly with `transformers` and PEFT; since it is slow, it runs on the first `--reference` questions,
+`--reference-trials` times each, and its trials per second are compared.
 """
 
 from __future__ import annotations
@@ -87,6 +87,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=4)
     parser.add_argument("--new-tokens", type=int, default=150)
     parser.add_argument("--reference", type=int, default=2, help="questions of the reference")
+    parser.add_argument("--reference-trials", type=int, help="of each of them (--trials)")
     options = parser.parse_args()
     if options.shape:
         loaded = random_loaded(
@@ -124,7 +125,8 @@ def main() -> None:
         f"memory traffic needs {floor * 1e3:.2f} ms; {ours.step_seconds / floor:.2f} times"
     )
     if options.reference:
-        rate = reference(loaded, workload, options.reference, options.trials)
+        trials = options.reference_trials or options.trials
+        rate = reference(loaded, workload, options.reference, trials)
         print(
             f"reference: {rate:.4f} trials/s, {rate * options.new_tokens:.1f} tokens/s; "
             f"ours is {ours.trials_per_second / rate:.0f} times as fast"
