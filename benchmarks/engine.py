@@ -6,8 +6,8 @@
 Both sides run the same prompts, numbers of tokens and updates in one process: each question is
 tried `--trials` times, and after each trial one AdamW step is taken on the feedback's mean
 cross-entropy given the attempt's cached keys and values. The reference is that loop written
-plainly with `transformers` and PEFT; since it is slow, it runs on the first `--reference` questions,
-`--reference-trials` times each, and its trials per second are compared.
+plainly with `transformers` and PEFT; since it is slow, it runs on the first `--reference`
+questions, `--reference-trials` times each, and its trials per second are compared.
 """
 
 from __future__ import annotations

@@ -26,8 +26,9 @@ _SPLIT = 256
 """Cached tokens that one program of the attention kernel reads at the least."""
 _PROGRAMS = 1024
 """Programs of the attention kernel that keep a GPU busy; with more of them rows are not split."""
-_MANY = 2048
-"""Programs that are so many that smaller ones, of which more run side by side, are quicker."""
+_MANY = 384
+"""Rows times heads that are so many that programs of one warp, of which several run side by side on
+a multiprocessor, are quicker, and that rows are split into parts twice as long."""
 
 
 def decode_attention(
@@ -58,11 +59,18 @@ def decode_attention(
     groups = heads // kv_heads
     cache = batch.cache
     k_cache, v_cache, table = cache.keys[layer], cache.values[layer], cache.table_RP
-    splits = triton.cdiv(_PROGRAMS, rows * kv_heads)
-    splits = min(splits, triton.cdiv(cache.capacity, _SPLIT))
     dim_pad, value_pad = (max(16, triton.next_power_of_2(n)) for n in (dim, value_dim))
-    large = max(dim_pad, value_pad) * k_cache.element_size() > 512  # few fit shared memory
-    many = rows * kv_heads * splits >= _MANY and max(dim_pad, value_pad) <= 128
+    groups_pad = max(16, triton.next_power_of_2(groups))
+    width = max(dim_pad, value_pad) * k_cache.element_size()
+    programs = rows * kv_heads
+    many = programs >= _MANY and width <= 256
+    split = 2 * _SPLIT if many else _SPLIT
+    splits = min(triton.cdiv(_PROGRAMS, programs), triton.cdiv(cache.capacity, split))
+    large = width > 512  # few fit shared memory
+    # one or two blocks in flight for a block's page, as many for its keys
+    stages = 3 if large else 5
+    if many and (splits > 1 or (width > 128 and programs >= _PROGRAMS)):
+        stages = 4
     out = torch.empty(rows, heads, value_dim, dtype=query_HND.dtype, device=query_HND.device)
     partial = scale_sum = out
     if splits > 1:
@@ -80,11 +88,10 @@ def decode_attention(
         v_cache.stride(0), v_cache.stride(1), table.stride(0), row_of.stride(0),
         heads, dim, value_dim,
         SCATTERED=batch.row_of_BS is not None, SLOPED=slopes is not None, SUNK=sinks is not None,
-        GROUPS=groups, GROUPS_PAD=max(16, triton.next_power_of_2(groups)),
-        DIM_PAD=dim_pad, VALUE_PAD=value_pad, SPLITS=splits, SPLIT=_SPLIT, PAGE=cache.page,
-        BLOCK=min(32 if large or many else 64, cache.page), num_warps=2 if many else 4,
-        # one or two of them for a block's page, as many for its keys
-        num_stages=3 if large else 4 if many else 5,
+        GROUPS=groups, GROUPS_PAD=groups_pad, DIM_PAD=dim_pad, VALUE_PAD=value_pad,
+        SPLITS=splits, SPLIT=split, PAGE=cache.page,
+        BLOCK=min(32 if large or many else 64, cache.page),
+        num_warps=min(4, groups_pad // 16) if many else 4, num_stages=stages,
     )  # fmt: skip
     if splits > 1:
         _merge_kernel[(rows, heads)](
