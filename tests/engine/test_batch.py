@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fttt.engine.batch import Batch, Segment, by_length, rebound
+from fttt.engine.batch import Batch, Segment, by_length, passes, rebound
 from fttt.engine.cache import Heads, KVCache
 from fttt.testing import tiny_model
 
@@ -86,3 +86,9 @@ def test_only_a_modules_own_methods_find_another_function(family: str, name: str
     assert called == [name]
     model(ids)
     assert called == [name]
+
+
+def test_rows_that_are_read_in_place_are_no_reason_for_another_pass() -> None:
+    segments = [Segment((5,), row, 2**17) for row in range(5)]
+    parts = [passes(segments, lambda *_: True, copied=copied) for copied in (True, False)]
+    assert [sorted(map(len, found)) for found in parts] == [[1, 2, 2], [5]]

@@ -528,27 +528,30 @@ def by_length(lengths: Sequence[int], fits: Callable[[int, int], bool]) -> list[
 
 
 READ_PLACES = 2**18
-"""Positions of rows that one pass reads, padding included: each layer copies them."""
+"""Positions of rows that one pass reads, padding included, where each layer copies them."""
 
 
-def by_context(pasts: Sequence[int]) -> list[list[int]]:
+def by_context(pasts: Sequence[int], *, copied: bool) -> list[list[int]]:
     """Indices of segments whose rows are read in one pass, part by part, longest first.
 
     Args:
         pasts: positions that each of them reads, and is padded to the longest.
+        copied: whether each layer copies what is read.
     """
-    return by_length(pasts, lambda padded, _: padded <= READ_PLACES)
+    return by_length(pasts, lambda padded, _: padded <= READ_PLACES or not copied)
 
 
-def passes(segments: Sequence[Segment], fits: Callable[[int, int], bool]) -> list[list[int]]:
+def passes(
+    segments: Sequence[Segment], fits: Callable[[int, int], bool], *, copied: bool
+) -> list[list[int]]:
     """Indices of segments that run in one pass, by what they read and by their own tokens.
 
     Args:
-        segments: all of them.
         fits: as of :func:`by_length`.
+        copied: as of :func:`by_context`.
     """
     found: list[list[int]] = []
-    for read in by_context([segment.past for segment in segments]):
+    for read in by_context([segment.past for segment in segments], copied=copied):
         lengths = [len(segments[n].token_ids) for n in read]
         found += [[read[i] for i in part] for part in by_length(lengths, fits)]
     return found

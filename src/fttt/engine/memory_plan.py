@@ -255,8 +255,8 @@ class _CacheSize:
     prefix: int
     token_bytes: int
     """Of a token, in all layers."""
-    layer_bytes: int
-    """Of a token, in the layer that has most."""
+    copied_bytes: int
+    """Of a token that a pass reads, in the layer that has most; 0 where it copies none."""
     row_bytes: int
     """Of a row's state."""
 
@@ -315,9 +315,9 @@ class _Sizes:
 
     @property
     def working(self) -> int:
-        """Of the larger pass, with copies of a layer's rows, as it reads them for a gradient."""
+        """Of the larger pass, with the copies of a layer's rows that it reads, if it makes any."""
         places = min(READ_PLACES, self.lanes * self.cache.capacity)
-        passes = self.passes[0].working + 2 * places * self.cache.layer_bytes
+        passes = self.passes[0].working + 2 * places * self.cache.copied_bytes
         return max(passes, self.searched * self.lane_bytes) + self.passes[0].captured
 
     @property
@@ -388,7 +388,9 @@ def _cache_size(
     """Room for as many sequences of full length as may run or be kept at once."""
     prefix = loaded.prefix.length if loaded.prefix else 0
     capacity = -(-(prefix + max_length + 8) // 16) * 16  # room for the steps between two looks
-    page = PAGE if torch.device(loaded.device).type == "cuda" else capacity
+    on_gpu = torch.device(loaded.device).type == "cuda"
+    page = PAGE if on_gpu else capacity
+    layer = max(_numbers(loaded.model), default=0) * _itemsize(loaded.model)
     held = max(wanted, min(2 * wanted, concurrency)) if needs.keeps else wanted
     return _CacheSize(
         rows=held if page >= capacity or len(mixers) else 2 * wanted,
@@ -397,7 +399,7 @@ def _cache_size(
         capacity=capacity,
         prefix=prefix,
         token_bytes=sum(_numbers(loaded.model), needs.hidden) * _itemsize(loaded.model),
-        layer_bytes=max(_numbers(loaded.model), default=0) * _itemsize(loaded.model),
+        copied_bytes=0 if on_gpu else layer,  # whose kernel reads rows in place
         row_bytes=mixers.row_bytes,
     )
 

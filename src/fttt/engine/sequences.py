@@ -178,7 +178,8 @@ class Prefiller:
         """
         ends = [self._end_of_long(segment) for segment in segments]
         reads = any(segment.past for segment in ends)
-        parts = by_context([(x.past + len(x.token_ids)) * reads for x in ends])
+        read = [(x.past + len(x.token_ids)) * reads for x in ends]
+        parts = by_context(read, copied=self._cache.read_bytes > 0)
         logits = [self._run_pass([ends[n] for n in part]) for part in parts]
         return in_order(logits, [n for part in parts for n in part])
 
@@ -256,7 +257,8 @@ class Scorer:
             for request, (row, past) in zip(requests, rows, strict=True)
         ]
         found: dict[int, Score] = {}
-        for part in passes(segments, lambda padded, _: padded <= self._tokens):
+        copied = self._cache.read_bytes > 0
+        for part in passes(segments, lambda padded, _: padded <= self._tokens, copied=copied):
             batch = Batch.pack("train", [segments[n] for n in part], self._cache)
             with applied(self._bank, batch):
                 scores = self._score(batch, [requests[n] for n in part])

@@ -306,7 +306,8 @@ def _parts(
             }
             if again:
                 fill(list(again.values()))
-        for part in passes([segments[n] for n in ready], partial(worth_padding, tokens=tokens)):
+        fits = partial(worth_padding, tokens=tokens)
+        for part in passes([segments[n] for n in ready], fits, copied=cache.read_bytes > 0):
             yield [ready[i] for i in part]
         waiting = [n for n in waiting if n not in ready]
 
