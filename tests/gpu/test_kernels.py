@@ -58,13 +58,15 @@ def paged(page: int, rows: int, capacity: int, heads: Heads, dtype: torch.dtype)
         (4, 4, 192, {"value_dim": 128}),
         (4, 2, 16, {"value_dim": 40, "sinks": True, "chunk": 64}),
         (4, 1, 512, {}),
+        (40, 1, 64, {}),
     ],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("splits", [1, 2, 3])
+@pytest.mark.parametrize("many", [False, True])
 def test_decode_attention(
     heads: int, kv_heads: int, dim: int, asked: dict[str, Any], dtype: torch.dtype, splits: int,
-    monkeypatch: pytest.MonkeyPatch,
+    many: bool, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     if INTERPRETED and dtype is torch.bfloat16:
         pytest.skip("the interpreter's bfloat16 is not that of a GPU")
@@ -72,6 +74,7 @@ def test_decode_attention(
     from fttt.engine.ops.triton import decode_attention
 
     monkeypatch.setattr(triton, "_PROGRAMS", splits * 8 * kv_heads)
+    monkeypatch.setattr(triton, "_MANY", 1 if many else 10**6)
     torch.manual_seed(heads * dim)
     value_dim = asked.get("value_dim", dim)
     window, chunk, softcap = (asked.get(name) for name in ("window", "chunk", "softcap"))
