@@ -6,8 +6,9 @@
 
 Each count has a process of its own, so that memory is free again; one is `fttt run` without
 `--replicas`. A few questions are asked first, which compiles kernels; then each method's run is
-timed from the first line in its folder to the last (`seconds` of `summary.json`). After each count
-come the ratio of trials a second to the first one's, and whether the trials are the same.
+timed from the first line in its folder to the last (`seconds` of `summary.json`); several `--seeds`
+are a run each, all at once, as in a sweep. After each count come the ratio of trials a second to
+the first one's, and whether the trials are the same.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,10 +34,11 @@ from fttt.store import Run
 WARM_QUESTIONS, WARM_TRIALS = 32, 2
 
 
-def make_plan(options: argparse.Namespace, method: str, **budget: Any) -> Plan:
+def make_plan(options: argparse.Namespace, method: str, seed: int) -> Plan:
     """The run of a method."""
     values = {
         "method": method,
+        "seed": seed,
         "model": options.model,
         "task": options.task,
         "save_correct_cases": False,
@@ -52,31 +55,31 @@ def make_plan(options: argparse.Namespace, method: str, **budget: Any) -> Plan:
 
 
 def measure(options: argparse.Namespace, count: int, folder: Path) -> dict[str, Any]:
-    """Seconds of the start, and of each method's runs."""
+    """Seconds of the start, and of each method's runs, those of all seeds at once."""
     engine = EngineSection(device=options.device, replicas=None if count == 1 else count)
-    plans = {method: make_plan(options, method) for method in options.methods}
+    plans = {m: [make_plan(options, m, seed) for seed in options.seeds] for m in options.methods}
     found: dict[str, Any] = {}
     began = time.perf_counter()
     with executors(engine, print) as load:
-        executor = load(next(iter(plans.values())).config)
+        executor = load(next(iter(plans.values()))[0].config)
         found["start"] = time.perf_counter() - began
-        for method, plan in plans.items():
-            few = replace(plan, questions=plan.questions[: WARM_QUESTIONS * count])
+        for method, own in plans.items():
+            few = replace(own[0], questions=own[0].questions[: WARM_QUESTIONS * count])
             run_cells([Cell(few, folder / f"{method}-warm")], executor, Quiet())
             runs = []
             for number in range(options.repeat):
-                cell = Cell(plan, folder / f"{method}-{number}")
+                cells = [Cell(p, folder / f"{method}-{number}-s{p.config.seed}") for p in own]
                 began = time.perf_counter()
-                run = run_cells([cell], executor, Quiet())[0]
+                done = run_cells(cells, executor, Quiet())
                 whole = time.perf_counter() - began
-                summary = run.summary
+                summaries = [run.summary for run in done]
                 runs.append(
                     {
-                        "seconds": summary["seconds"],
+                        "seconds": max(summary["seconds"] for summary in summaries),
                         "with_engine": whole,
-                        "trials": summary["trials_total"],
-                        "tokens": summary["usage"]["generated_tokens"],
-                        "folder": str(run.path),
+                        "trials": sum(summary["trials_total"] for summary in summaries),
+                        "tokens": sum(x["usage"]["generated_tokens"] for x in summaries),
+                        "folders": [str(run.path) for run in done],
                     }
                 )
             found[method] = runs
@@ -106,9 +109,12 @@ def apart(options: argparse.Namespace, count: int, folder: Path) -> dict[str, An
     return measured
 
 
-def facts(run: Run) -> list[tuple[str, int, tuple[int, ...]]]:
-    """The tokens of all trials."""
-    return [(trial.question_id, trial.trial, trial.token_ids) for trial in run.trials]
+def facts(folders: Sequence[str]) -> list[tuple[str, int, tuple[int, ...]]]:
+    """The tokens of all trials of some runs."""
+    runs = map(Run.open, folders)
+    return [
+        (trial.question_id, trial.trial, trial.token_ids) for run in runs for trial in run.trials
+    ]
 
 
 def save_shape(shape: str, folder: Path) -> str:
@@ -137,6 +143,7 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--questions", type=int, help="the first so many (all)")
     parser.add_argument("--trials", type=int, default=8)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[42], help="a run each, as a sweep")
     parser.add_argument("--new-tokens", type=int, default=256)
     parser.add_argument("--batch-size", type=int)
     parser.add_argument("--device", default="auto")
@@ -184,7 +191,7 @@ def show(
     for method in options.methods:
         best, first = (min(one[method], key=lambda run: run["seconds"]) for one in (found, base[1]))
         rate, base_rate = (one["trials"] / one["seconds"] for one in (best, first))
-        own, its = facts(Run.open(best["folder"])), facts(Run.open(first["folder"]))
+        own, its = facts(best["folders"]), facts(first["folders"])
         same = sum(a == b for a, b in zip(own, its, strict=False))
         print(
             f"  {method}: {best['trials']} trials, {best['tokens']} tokens in "
