@@ -410,7 +410,8 @@ def test_dropout_is_that_of_the_cpu() -> None:
 
 def test_fused_operations_are_found_and_leave_the_model_as_it_was() -> None:
     from fttt.engine.families import Replacements
-    from fttt.engine.ops.fused import fused_operations
+    from fttt.engine.operations import faster_operations
+    from fttt.engine.ops import fused as forms
     from fttt.testing import tiny_model
 
     for family, norms, layers in (
@@ -422,7 +423,7 @@ def test_fused_operations_are_found_and_leave_the_model_as_it_was() -> None:
         model = tiny_model(family).model.to(DEVICE)
         ids = torch.arange(5, 12, device=DEVICE)[None]
         before = model(ids).logits
-        fused = Replacements(fused_operations(model))
+        fused = Replacements(faster_operations(model, forms))
         assert len(fused) == norms + 2 + 2 + layers  # gates, rotary functions, sums of layers
         fused.enable()
         inside = model(ids).logits

@@ -10,8 +10,8 @@
   base grows with the length past the context that the model was made for, and ``longrope``, one set
   of factors up to a length, another beyond it. A row whose keys were made with the first set does
   not continue with the second: from :func:`edge_of` on it is made anew.
-- Faster forms: on a GPU those of :mod:`fttt.engine.ops.fused` and :mod:`fttt.engine.merged`, on a
-  CPU those of :mod:`fttt.engine.linear`.
+- Faster forms: those of :mod:`fttt.engine.operations`, and on a GPU those of
+  :mod:`fttt.engine.merged`, on a CPU those of :mod:`fttt.engine.linear`.
 
 All of it is done to a model's own parts, never to a module that other models share, and undone when
 the engine is closed; the model's code and weights stay as they are.
@@ -37,6 +37,7 @@ from fttt.engine.attention import NAME, attend
 from fttt.engine.batch import Current, cache_keyword, decoder_of, noting, rebound
 from fttt.engine.linear import linear_replacements
 from fttt.engine.merged import merged_linears
+from fttt.engine.operations import faster_operations
 from fttt.engine.states import Mixers
 
 __all__ = [
@@ -399,11 +400,10 @@ def replacements_for(
     current = Current()
     first: list[tuple[Any, str, Any]] = []
     if faster:
-        cuda = device.type == "cuda"
-        if cuda:
-            first = [*ops.fused.fused_operations(model), *merged_linears(model)]
+        if device.type == "cuda":
+            first = [*faster_operations(model, ops.fused), *merged_linears(model)]
         else:
-            first = linear_replacements(model)
+            first = [*faster_operations(model, ops.cpu), *linear_replacements(model)]
     own = {id(owner): method for owner, name, method in first if name == "forward"}
     needed = [
         *mixers.replacements(current),

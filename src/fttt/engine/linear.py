@@ -73,10 +73,11 @@ class _FastProduct:
         if torch.is_grad_enabled():
             return F.linear(x, weight_OI, bias_O)
         rows = x.numel() // weight_OI.shape[1]
-        if self._lay_out and rows >= self._from and _gains(layers, weight_OI):
+        if self._lay_out and rows >= self._from:
             made = _laid_out(layers, weight_OI)
-            out: Tensor = torch.ops.mkldnn._linear_pointwise(x, made, bias_O, "none", [], "")
-            return out
+            if made is not None:
+                out: Tensor = torch.ops.mkldnn._linear_pointwise(x, made, bias_O, "none", [], "")
+                return out
         few = rows <= FEW_ROWS or (rows <= MOST_ROWS and weight_OI.shape[0] > 4 * BLOCK)
         return (few_row_linear if few and not self._intel else F.linear)(x, weight_OI, bias_O)
 
@@ -103,7 +104,7 @@ def _gains(layers: Sequence[nn.Linear], weight_OI: Tensor) -> bool:
     return large and not any(layer.weight.requires_grad for layer in layers)
 
 
-_Seen = tuple[tuple[int, int], ...]
+_Seen = list[tuple[int, int]]
 _made: WeakKeyDictionary[nn.Module, tuple[_Seen, Tensor]] = WeakKeyDictionary()
 """By the first of the layers: where their weights lay and how often those had been changed, and
 what was made of them then. All engines of a model share it."""
@@ -111,11 +112,17 @@ _held: WeakSet[nn.Module] = WeakSet()
 """All of those layers."""
 
 
-def _laid_out(layers: Sequence[nn.Linear], weight_OI: Tensor) -> Tensor:
-    """The weights as oneDNN reads them, made anew where they were changed since."""
-    seen = tuple((layer.weight.data_ptr(), layer.weight._version) for layer in layers)
+def _laid_out(layers: Sequence[nn.Linear], weight_OI: Tensor) -> Tensor | None:
+    """The weights as oneDNN reads them, made anew where they were changed since.
+
+    ``None`` where nothing is gained by that.
+    """
+    weights = [layer.weight for layer in layers]
+    seen = [(weight.data_ptr(), weight._version) for weight in weights]
     made = _made.get(layers[0])
     if made is None or made[0] != seen:
+        if not _gains(layers, weight_OI):
+            return None
         packed = torch.ops.mkldnn._reorder_linear_weight(weight_OI.detach(), MOST_ROWS)
         made = _made[layers[0]] = (seen, packed)
         _held.update(layers)

@@ -86,24 +86,23 @@ class _Merged:
 
     def run(self, n: int, x: Tensor) -> Tensor:
         """The output of layer ``n``."""
+        now = x._version, torch.is_grad_enabled()
+        held = self._input is not None and self._input[0] is x and self._input[1] == now
+        if held and n in self._parts:
+            part = self._parts.pop(n)
+            if not self._parts:
+                self._input = None
+            return part
         layer = self._layers[n]
+        if self._parts:  # not all of them were asked for: they are no layers of one input
+            self._apart, self._input, self._parts = True, None, {}
         if self._apart or self._where() != self._places:
             return F.linear(x, layer.weight, layer.bias)
-        learns = torch.is_grad_enabled()
-        now = x._version, learns
-        held = self._input is not None and self._input[0] is x and self._input[1] == now
-        if not held or n not in self._parts:
-            if self._parts:  # not all of them were asked for: they are no layers of one input
-                self._apart, self._input, self._parts = True, None, {}
-                return F.linear(x, layer.weight, layer.bias)
-            out = self._product(self._layers, x, self._weight_OI, self._bias_O)
-            # parts that models may change in place, also where they have a gradient
-            parts = out.unsafe_split_with_sizes(self._sizes, -1)
-            self._input, self._parts = (x, now), dict(enumerate(parts))
-        part = self._parts.pop(n)
-        if not self._parts:
-            self._input = None
-        return part
+        out = self._product(self._layers, x, self._weight_OI, self._bias_O)
+        # parts that models may change in place, also where they have a gradient
+        parts = out.unsafe_split_with_sizes(self._sizes, -1)
+        self._input, self._parts = (x, now), {m: part for m, part in enumerate(parts) if m != n}
+        return parts[n]
 
     def _where(self) -> list[int]:
         """Where the weights lie; elsewhere where the model was moved or given others."""

@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fttt.engine.ops import sampling
+from fttt.engine.ops import cpu, sampling
 
 __all__ = [
-    "current_device", "fused", "gpu", "keep_mask", "low_rank", "nucleus", "sample",
+    "cpu", "current_device", "fused", "gpu", "keep_mask", "low_rank", "nucleus", "sample",
     "train_attention",
 ]  # fmt: skip
 

@@ -1,0 +1,68 @@
+"""Faster forms of a model's own operations on a CPU, against the model's own code."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fttt.engine.families import Replacements
+from fttt.engine.operations import faster_operations
+from fttt.engine.ops import cpu
+from fttt.testing import tiny_model
+
+
+@pytest.mark.parametrize(
+    ("family", "norms", "layers"),
+    [("llama", 5, 2), ("qwen", 5, 2), ("gemma3", 13, 0), ("qwen3", 9, 2)],
+)
+def test_operations_are_found_and_leave_the_model_as_it_was(
+    family: str, norms: int, layers: int
+) -> None:
+    model = tiny_model(family).model
+    ids = torch.arange(5, 12)[None]
+    before = model(ids).logits
+    faster = Replacements(faster_operations(model, cpu))
+    assert len(faster) == norms + 2 + 2 + layers  # gates, rotary functions, sums of layers
+    faster.enable()
+    inside = model(ids).logits
+    with torch.no_grad():
+        without_gradient = model(ids).logits
+    faster.disable()
+    for logits in (inside, without_gradient):
+        torch.testing.assert_close(logits, before, rtol=1e-5, atol=1e-5)
+    assert torch.equal(model(ids).logits, before)
+
+
+def test_a_norm_follows_its_weight_and_has_a_gradient() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 7, 96, requires_grad=True)
+    weight = torch.randn(96)
+    for offset in (0.0, 1.0):
+        expected = x / (x.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt() * (offset + weight)
+        total, out = cpu.sum_and_norm(x / 2, x / 2, weight, 1e-5, offset)
+        assert torch.equal(total, x)
+        torch.testing.assert_close(out, expected)
+        gradients = [torch.autograd.grad(y.square().sum(), x)[0] for y in (out, expected)]
+        torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-5)
+        weight.mul_(-2)
+
+
+@pytest.mark.parametrize("width", [80, 32])
+def test_rotary_positions_turn_the_features_that_have_angles(width: int) -> None:
+    torch.manual_seed(0)
+    q = torch.randn(1, 6, 3 * 80).view(1, 6, 3, 80).transpose(1, 2)
+    k = torch.randn(1, 6, 80).view(1, 6, 1, 80).transpose(1, 2)
+    for _ in range(3):  # angles of a pass are kept, others take their place
+        cos, sin = torch.randn(1, 6, width), torch.randn(1, 6, width)
+        for out, x in zip(cpu.rotary(q, k, cos, sin), (q, k), strict=True):
+            first, second = x[..., :width].chunk(2, -1)
+            turned = x[..., :width] * cos[:, None] + torch.cat([-second, first], -1) * sin[:, None]
+            torch.testing.assert_close(out, torch.cat([turned, x[..., width:]], -1))
+
+
+def test_gates_of_each_kind() -> None:
+    gate, up = torch.randn(2, 3, 5, requires_grad=True), torch.randn(2, 3, 5)
+    expected = [F.silu(gate), F.gelu(gate), F.gelu(gate, approximate="tanh")]
+    for kind, activated in zip(cpu.ACTIVATIONS, expected, strict=True):
+        assert torch.equal(cpu.gated_product(gate, up, kind), activated * up)
