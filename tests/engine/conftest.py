@@ -14,7 +14,7 @@ import torch
 from fttt.engine.adapters.bank import Bank, applied
 from fttt.engine.batch import Batch, Segment
 from fttt.engine.cache import KVCache
-from fttt.engine.decoder import CPUDecoder, CUDADecoder, Decoder
+from fttt.engine.decoder import Collected, CPUDecoder, CUDADecoder, Decoder
 from fttt.engine.lane import Lane
 from fttt.engine.memory_plan import MemoryPlan, plan_memory
 from fttt.engine.sequences import run_model
@@ -88,10 +88,9 @@ class StepsAhead(SeveralSteps):
     def begun_of(self, lane: Lane) -> int:
         return self.steps * sum(lane in call for call in self._calls)
 
-    def follows(self, lanes: Sequence[Lane]) -> bool:
-        return not self._calls or not any(lane.shaped or lane.forced for lane in lanes)
-
-    def launch(self, lanes: Sequence[Lane]) -> None:
+    def launch(self, lanes: Sequence[Lane]) -> bool:
+        if self._calls and any(lane.shaped or lane.forced for lane in lanes):
+            return False
         copies = {lane: replace(lane, tokens=[*lane.tokens], scores=[]) for lane in lanes}
         if self._calls:
             before = self._calls[-1]
@@ -100,15 +99,17 @@ class StepsAhead(SeveralSteps):
             self.followed += 1
         self._calls.append({lane: (copy, len(copy.tokens)) for lane, copy in copies.items()})
         self._step(list(copies.values()))
+        return True
 
-    def collect(self, lanes: Sequence[Lane]) -> list[Lane]:
+    def collect(self, lanes: Sequence[Lane]) -> Collected:
         own = [(lane, *held) for lane, held in self._calls.popleft().items() if lane in lanes]
         for lane, copy, before in own:
             drawn = slice(before, before + self.steps)
             scored = copy.scores[len(copy.scores) - len(copy.tokens) + before :][: self.steps]
             lane.length += self.steps
             lane.take(copy.tokens[drawn], scored)
-        return [lane for lane, _, _ in own]
+        took = [lane for lane, _, _ in own]
+        return Collected(took, [lane for lane in took if lane.may_end(self.steps)])
 
     def drop(self) -> None:
         self._calls.clear()
@@ -143,9 +144,10 @@ class OnCPU(CUDADecoder):
         super().__init__(model, cache, bank, lanes=40)
         self.followed = 0
 
-    def launch(self, lanes: Sequence[Lane]) -> None:
-        self.followed += bool(self._calls)
-        super().launch(lanes)
+    def launch(self, lanes: Sequence[Lane]) -> bool:
+        begun = super().launch(lanes)
+        self.followed += begun and len(self._calls) > 1
+        return begun
 
     def _run_lanes(self, bucket: int, adapted: bool) -> torch.Tensor:
         own = [

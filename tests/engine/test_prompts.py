@@ -290,9 +290,9 @@ def test_a_sequence_joins_steps_that_have_begun(
     joined: list[Lane] = []
     launch = gpu_like.launch
 
-    def noted(decoder: Any, lanes: Sequence[Lane]) -> None:
+    def noted(decoder: Any, lanes: Sequence[Lane]) -> bool:
         joined.extend(lane for lane in lanes if decoder.begun and not lane.tokens)
-        launch(decoder, lanes)
+        return bool(launch(decoder, lanes))
 
     monkeypatch.setattr(gpu_like, "launch", noted)
     asked = [replace(one, max_new_tokens=1 + n % 3) for n, one in enumerate(attempts(9))]

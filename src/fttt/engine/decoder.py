@@ -5,10 +5,12 @@ Axes: L lanes (running sequences), V vocabulary, K steps between two looks at th
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import repeat
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -28,6 +30,7 @@ from fttt.models.quantized import quantized_layers
 __all__ = [
     "CPUDecoder",
     "CUDADecoder",
+    "Collected",
     "Decoder",
     "SeenTokens",
     "Uncaptured",
@@ -40,6 +43,15 @@ __all__ = [
 WANTED = 12
 """Calls that a graph of up to twice the lanes serves before one that fits them better is captured:
 what these lose is about what a capture takes."""
+
+
+class Collected(NamedTuple):
+    """Lanes that have taken the tokens of a call."""
+
+    lanes: Sequence[Lane]
+    ending: Sequence[Lane]
+    """Of these, all that may have ended: at their limit, or by a stop token. They are few, and
+    nobody looks at the others, of which there may be a thousand."""
 
 
 class Decoder(Protocol):
@@ -61,17 +73,16 @@ class Decoder(Protocol):
     def begun_of(self, lane: Lane) -> int:
         """Steps of a lane that have begun and are not collected."""
 
-    def follows(self, lanes: Sequence[Lane]) -> bool:
-        """Whether steps of these lanes can begin while those before them are not collected."""
-
-    def launch(self, lanes: Sequence[Lane]) -> None:
-        """Begin ``steps`` steps of these lanes, behind those that have begun."""
-
-    def collect(self, lanes: Sequence[Lane]) -> list[Lane]:
-        """Wait for the oldest call, and append its tokens to those of these lanes that it has.
+    def launch(self, lanes: Sequence[Lane]) -> bool:
+        """Begin ``steps`` steps of these lanes, behind those that have begun.
 
         Returns:
-            These; others came later.
+            Whether they could begin while those before them are not collected.
+        """
+
+    def collect(self, lanes: Sequence[Lane]) -> Collected:
+        """Wait for the oldest call, and append its tokens to those of these lanes that it has;
+        others came later.
         """
 
     def drop(self) -> None:
@@ -202,22 +213,19 @@ class CPUDecoder:
         """One, from its launch on."""
         return int(lane in self._launched)
 
-    def follows(self, lanes: Sequence[Lane]) -> bool:
-        """Where nothing has begun."""
-        return not self._launched
-
-    def launch(self, lanes: Sequence[Lane]) -> None:
+    def launch(self, lanes: Sequence[Lane]) -> bool:
         """Note that there is a step to do; a CPU has nothing to run beside."""
         self._launched = lanes
+        return True
 
-    def collect(self, lanes: Sequence[Lane]) -> list[Lane]:
+    def collect(self, lanes: Sequence[Lane]) -> Collected:
         """Append one token to each lane."""
         running = set(lanes)
         own = [lane for lane in self._launched if lane in running]
         self._launched = ()
         if own:
             self._step(own)
-        return own
+        return Collected(own, [lane for lane in own if lane.may_end(self.steps)])
 
     def drop(self) -> None:
         """Leave the step undone."""
@@ -281,6 +289,8 @@ class CUDADecoder:
         self._scores = torch.zeros(places, lanes, device=device)
         self._forced = torch.full((places, lanes), -1, device=device)
         self._forces = False
+        self._stops: set[int] = set()
+        """Stop tokens of all lanes so far: one that ends another lane is looked at in vain."""
         self._calls: deque[_BegunSteps] = deque()
         self._fetched = [
             (
@@ -314,34 +324,30 @@ class CUDADecoder:
         """Steps of a lane that have begun and are not collected."""
         return self.steps * sum(lane in call.columns for call in self._calls)
 
-    def follows(self, lanes: Sequence[Lane]) -> bool:
-        """Whether the device knows, or can be told now, all that these lanes' next steps need."""
-        if not self._calls:
-            return True
-        # what the calls before were told to force may be of a sequence that is paused by now
-        told = self._forces or any(lane.shaped or lane.forced for lane in lanes)
-        return not told and self._serving(self._kind(lanes)) in self._graphs
-
-    def launch(self, lanes: Sequence[Lane]) -> None:
-        """Begin ``steps`` replays."""
+    def launch(self, lanes: Sequence[Lane]) -> bool:
+        """Begin ``steps`` replays, where the device knows all that they need or is told it now."""
         wanted = self._kind(lanes)
         kind = self._serving(wanted)
-        self._wanted[wanted] += 1
         place = 0
-        self._cache.sync()
         if self._calls:
+            # what the calls before were told to force may be of a sequence that is paused by now
+            told = self._forces or wanted.asks or any(lane.forced for lane in lanes)
+            if told or kind not in self._graphs:
+                return False
             place = (self._calls[-1].place + 1) % self.ahead
-            graph = self._graphs[kind]
-        else:
+        self._wanted[wanted] += 1
+        self._cache.sync()
+        if not self._calls:
             if self._cache.states is not None:
                 self._note_ends(lanes)
-            graph = self._graph(*kind)
-            spare = kind[0] - len(lanes)
+            self._graph(*kind)
+            spare = kind.lanes - len(lanes)
             self._note_forced(lanes, spare)
-            if any(lane.shaped for lane in lanes):
+            if kind.asks:
                 self._note_shape(lanes, spare)
-        columns = self._place(lanes, kind[0])
+        columns = self._place(lanes, kind.lanes)
         self._tick.fill_(place * self.steps)
+        graph = self._graphs[kind]
         for _ in range(self.steps):
             graph.replay()
         tokens, scores, there = self._fetched[place]
@@ -350,8 +356,9 @@ class CUDADecoder:
         scores.copy_(self._scores[own], non_blocking=True)
         there.record()
         self._calls.append(_BegunSteps(columns, place))
+        return True
 
-    def collect(self, lanes: Sequence[Lane]) -> list[Lane]:
+    def collect(self, lanes: Sequence[Lane]) -> Collected:
         """Wait for the oldest call's replays and append their tokens."""
         call = self._calls.popleft()
         count, running = len(call.columns), set(lanes)
@@ -360,21 +367,27 @@ class CUDADecoder:
         tokens, scores, there = self._fetched[call.place]
         there.synchronize()
         own = [lane for lane in call.columns if lane in running]
-        total_L = scores[:, :count].sum(0)
-        if not bool(total_L.isfinite().all()):  # those of all columns are looked at much faster
-            _check_finite(total_L[[call.columns[lane] for lane in own]], own)
+        if not bool(scores[:, :count].sum().isfinite()):  # all of them are looked at much faster
+            _check_finite(scores[:, [call.columns[lane] for lane in own]].sum(0), own)
         asked = any(lane.logprobs for lane in own)
         logprobs = scores.T.tolist() if asked else ()
-        drawn = zip(*tokens[:, :count].tolist(), strict=True)  # a list a lane would be garbage
-        for (lane, n), fresh in zip(call.columns.items(), drawn, strict=True):
+        drawn_KL = tokens[:, :count].numpy()
+        stopped_L = np.zeros(count, bool)
+        for stop in self._stops:
+            stopped_L |= (drawn_KL == stop).any(0)
+        drawn = zip(*drawn_KL.tolist(), strict=True)  # a list a lane would be garbage
+        ending: list[Lane] = []
+        for lane, fresh, stopped in zip(call.columns, drawn, stopped_L.tolist(), strict=True):
             if lane not in running:
                 continue
             lane.length += self.steps
-            if lane.forced or asked:
-                lane.take(fresh, logprobs[n] if asked else ())
+            if asked or lane.forced:
+                lane.take(fresh, logprobs[call.columns[lane]] if asked else ())
             else:
                 lane.tokens += fresh
-        return own
+            if stopped or len(lane.tokens) >= lane.limit:
+                ending.append(lane)
+        return Collected(own, ending)
 
     def drop(self) -> None:
         """Forget what has begun; what comes behind it finds it done."""
@@ -384,9 +397,9 @@ class CUDADecoder:
 
     def _kind(self, lanes: Sequence[Lane]) -> _Kind:
         """The graph that fits lanes best."""
-        bucket = next(b for b in self._buckets if b >= len(lanes))
-        adapted, asks = any(lane.slot >= 0 for lane in lanes), any(lane.shaped for lane in lanes)
-        return _Kind(bucket, adapted, asks)
+        bucket = self._buckets[bisect_left(self._buckets, len(lanes))]
+        adapted = self._bank is not None and any(lane.slot >= 0 for lane in lanes)
+        return _Kind(bucket, adapted, any(lane.shaped for lane in lanes))
 
     def _serving(self, wanted: _Kind) -> _Kind:
         """The graph to run where one is wanted: a larger one, until it has been wanted often.
@@ -403,19 +416,22 @@ class CUDADecoder:
     def _place(self, lanes: Sequence[Lane], bucket: int) -> dict[Lane, int]:
         """Let each lane's numbers lie where the next call looks for them, and tell new ones'."""
         before = self._calls[-1].columns if self._calls else {}
-        columns = {lane: n for n, lane in enumerate(lanes)}
+        columns = dict(zip(lanes, range(len(lanes)), strict=True))
         if columns == before:
             return columns
         device, nobody = self._whole.device, self._whole.shape[1] - 1
-        from_L = [before.get(lane, nobody) for lane in lanes] + [nobody] * (bucket - len(lanes))
-        at_L = sent(np.array(from_L), device)
+        from_L = np.full(bucket, nobody)
+        from_L[: len(lanes)] = [*map(before.get, lanes, repeat(nobody))]
+        at_L = sent(from_L, device)
         for held in (self._whole, self._real):
             held[:, :bucket] = held.index_select(1, at_L)
-        fresh = [lane for lane in lanes if lane not in before]
+        at_F = (from_L[: len(lanes)] == nobody).nonzero()[0]
+        fresh = [lanes[n] for n in at_F.tolist()]
         if fresh:
-            at_F = sent(np.array([columns[lane] for lane in fresh]), device)
+            self._stops.update(*[lane.stop_ids for lane in fresh])
+            at = sent(at_F, device)
             for held, numbers in zip((self._whole, self._real), self._numbers(fresh), strict=True):
-                held.index_copy_(1, at_F, numbers)
+                held.index_copy_(1, at, numbers)
         return columns
 
     def _numbers(self, lanes: Sequence[Lane]) -> tuple[Tensor, Tensor]:

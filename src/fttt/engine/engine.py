@@ -438,25 +438,21 @@ class BatchedEngine:
 
         Those that end within steps that have begun have no part in them, as far as that is known.
         """
-        begun = self._decoder.begun * self._decoder.steps
-        self._waiting.extend_all(self._running, self._cache, begun + self._decoder.steps)
+        steps = self._decoder.steps
+        begun = self._decoder.begun * steps
+        self._waiting.extend_all(self._running, self._cache, begun + steps)
         lanes = [job.lane for job in self._running if job.lane]
         if begun:
-            thinking = (job for job in self._running if job.request.thought is not None)
-            if any(spends_thought(job, begun + self._decoder.steps) for job in thinking):
+            near = [lane for lane in lanes if len(lane.tokens) + begun + steps >= lane.limit]
+            if near and any(spends_thought(job, begun + steps) for job in self._running):
                 return False
-            lanes = [
-                lane
-                for lane in lanes
-                if len(lane.tokens) + begun < lane.limit
-                or len(lane.tokens) + self._decoder.begun_of(lane) < lane.limit
-            ]
-        if not (lanes and self._decoder.follows(lanes)):
+            past = {x for x in near if len(x.tokens) + self._decoder.begun_of(x) >= x.limit}
+            lanes = [lane for lane in lanes if lane not in past] if past else lanes
+        if not lanes:
             return False
         if not begun:
             self._looked = time.perf_counter()
-        self._decoder.launch(lanes)
-        return True
+        return self._decoder.launch(lanes)
 
     def _step_at_the_edge(self, edge: int) -> None:
         """Give sequences that reach the edge of their rotary frequencies a token in their own pass.
@@ -494,13 +490,13 @@ class BatchedEngine:
             took = self._decoder.collect([job.lane for job in self._running if job.lane])
             self._looked = time.perf_counter()
             self.busy["decode"] += self._looked - before
-            self.decode_steps += self._decoder.steps
-            jobs, later = self._running, list[GenerateJob]()
-            if len(took) < len(jobs):
-                there = set(took)
-                later = [job for job in jobs if job.lane not in there]
-                jobs = [job for job in jobs if job.lane in there]
-            self._running = self._settle(jobs, self._decoder.steps) + later
+            steps = self._decoder.steps
+            self.decode_steps += steps
+            self.generated_tokens += steps * (len(took.lanes) - len(took.ending))
+            ending = set(took.ending)
+            jobs = [job for job in self._running if job.lane in ending]
+            ended = {*jobs} - {*self._settle(jobs, steps)}
+            self._running = [job for job in self._running if job not in ended]
         if self._searcher.active:
             since = time.perf_counter()
             self.generated_tokens += self._searcher.collect()
@@ -520,10 +516,6 @@ class BatchedEngine:
             assert job.lane is not None
             lane, request, most = job.lane, job.request, job.request.max_new_tokens
             drawn, stops = lane.tokens, lane.stop_ids
-            if len(drawn) < lane.limit and stops.isdisjoint(drawn[-fresh:]):
-                self.generated_tokens += fresh  # neither at an end nor at that of a thought
-                still.append(job)
-                continue
             first = len(drawn) - fresh
             end = next((i + 1 for i in range(first, len(drawn)) if drawn[i] in stops), None)
             spent = lane.limit < min(len(drawn) + 1, most)

@@ -62,6 +62,10 @@ class Lane:
     def segment(self) -> Segment:
         return Segment((self.next_token,), self.row, self.length, self.slot)
 
+    def may_end(self, fresh: int) -> bool:
+        """Whether it has reached its limit, or a stop token is among its last ``fresh`` ones."""
+        return len(self.tokens) >= self.limit or not self.stop_ids.isdisjoint(self.tokens[-fresh:])
+
     def take(self, tokens: Sequence[int], scores: Sequence[float]) -> None:
         """Append what was drawn, or forced: then it has a log-probability of 0."""
         if self.forced:

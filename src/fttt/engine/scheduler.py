@@ -244,11 +244,9 @@ class PrefillQueue(deque[GenerateJob]):
         pause the last where there are too few.
         """
         short: list[tuple[GenerateJob, Lane, int]] = []
-        for job in running:
+        for job in [job for job in running if job.lane and job.lane.length + steps > job.lane.room]:
             lane = job.lane
             assert lane is not None
-            if lane.length + steps <= lane.room:
-                continue
             reach = min(lane.length + steps, _longest(job))
             lane.room = cache.count(reach) * cache.page - cache.prefix
             if cache.count(reach) > len(cache.pages_of(lane.row)):
