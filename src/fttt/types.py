@@ -56,7 +56,8 @@ class Usage:
 
     def rounded(self) -> Usage:
         """The same with seconds to the microsecond, as they are written."""
-        return replace(self, seconds=round(self.seconds, 6))
+        seconds = round(self.seconds, 6)
+        return self if seconds == self.seconds else replace(self, seconds=seconds)
 
 
 @dataclass(frozen=True, slots=True)

@@ -113,8 +113,12 @@ class EncodedAnswer:
     @classmethod
     def of(cls, completion: Completion) -> EncodedAnswer:
         """Encode an answer."""
+        fields = _content(completion)
+        ids = fields.pop("token_ids")
+        before, mark, behind = encode(fields).rpartition(',"finish_reason"')
         begin, end = len('{"text":'), -len("}")
-        return cls(completion, encode(_content(completion))[begin:end])
+        numbers = ("%d," * len(ids))[:-1] % ids  # most of a line, so not left to the encoder
+        return cls(completion, f'{before[begin:]},"token_ids":[{numbers}]{mark}{behind[:end]}')
 
     def is_of(self, trial: Trial) -> bool:
         """Whether a trial has this very content."""
@@ -386,7 +390,7 @@ def trial_line(trial: Trial, answer: EncodedAnswer | None = None) -> str:
 def as_read(trial: Trial) -> Trial:
     """A trial as it is read from its line: with seconds to the microsecond."""
     usage = trial.usage.rounded()
-    return trial if usage == trial.usage else replace(trial, usage=usage)
+    return trial if usage is trial.usage else replace(trial, usage=usage)
 
 
 def _usage(usage: Usage) -> dict[str, float]:

@@ -17,7 +17,7 @@ from fttt.files import cannot_write, hold
 
 __all__ = ["LineFile", "LineTail", "encode", "read_line_at", "read_lines"]
 
-encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+encode = json.JSONEncoder(ensure_ascii=False, check_circular=False, separators=(",", ":")).encode
 """What the lines are encoded by."""
 _SYNC_SECONDS = 1.0
 """How old an unsynced line may grow while lines keep coming. Only a power cut can lose it."""
@@ -73,11 +73,10 @@ class LineFile:
         if self._broken is not None:
             raise self._broken
         line = record if isinstance(record, str) else encode(record)
-        data = (line + "\n").encode("utf-8", "surrogatepass")
-        left = memoryview(data)
+        left = data = (line + "\n").encode("utf-8", "surrogatepass")
         try:
-            while left:
-                left = left[os.write(self._fd, left) :]
+            while (written := os.write(self._fd, left)) < len(left):
+                left = left[written:]
         except OSError as error:
             self._fail(error)
         self._size += len(data)
