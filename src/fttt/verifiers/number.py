@@ -33,6 +33,8 @@ _STATEMENT = 800
 """Characters of a statement behind the strict rule's marker."""
 _LONGEST = 2000
 """Characters of an answer; a longer one is no number."""
+_DIGITS = 15
+"""Most digits of a number that is read without the patterns."""
 _LARGEST = 8192
 """Bits of the value of a sum; a larger one does not count as a number."""
 
@@ -173,6 +175,8 @@ def _stated(
     text: str, *, kind: Literal["box", "statement", "last"], cut: bool
 ) -> tuple[Number, ...] | None:
     """The numbers that a piece of text states; ``None`` without any, or if one is truncated."""
+    if not cut and len(text) <= _DIGITS and text.isascii() and text.isdigit():
+        return (Number(Fraction(int(text))),)  # as most answers are; the rest finds the same
     if len(text) > _LONGEST:
         return ()
     text = plain_letters(text)
