@@ -138,7 +138,7 @@ class HeldSequences:
         return self._spec is not None and self._spec.learns_from(adapted=adapted)
 
     async def generate(self, request: GenerateRequest, *, alone: bool = True) -> Generation:
-        """Generate; the base model's last sequence may begin as this one does.
+        """Generate; the base model's last sequence is held, and may begin as this one does.
 
         Where others that ask the same are begun beside it, all of them share a pass over their
         prompt instead: what reads a held sequence needs a pass of its own.
@@ -156,7 +156,7 @@ class HeldSequences:
                 last.close()
         self._release_last()
         self._last = generation.kept
-        return generation if generation.kept is None else replace(generation, kept=None)
+        return generation
 
     def find(self, whole: tuple[int, ...], upto: int, adapter: OwnAdapter | None) -> Kept | None:
         """Cache rows that hold the first ``upto`` tokens of a conversation for an adapter's step.

@@ -193,7 +193,7 @@ class Replay:
                 generation = await self._ahead.take(number, lambda n: request(n, n), last)
             else:
                 generation = await self._sequences.generate(request(number, latest))
-            if generation.kept is not None:
+            if generation.kept is not None and own is not None:
                 self._sequences.hold(generation.kept, own)
             completion = self._completion(number, len(prompt_ids), generation)
             run.journal.generation(GenerationEvent(self.question.id, trial, completion))
@@ -368,7 +368,9 @@ class Replay:
             return False  # the step is taken under other weights
         if adapter is not None:
             return trial is not None and self._sequences.learns_from(adapted=True)
-        return self.ledger.trials > 1 and not self.run.method.together
+        method = self.run.method
+        # what trials that ask the same have in common is the prompt, which the engine holds itself
+        return self.ledger.trials > 1 and not (method.together or method.fresh)
 
     def _thought_budget(self, new_tokens: int) -> ThoughtBudget | None:
         """The run's budget of thinking; of a shorter text, a critique, say, half at most."""
