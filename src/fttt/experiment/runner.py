@@ -26,6 +26,9 @@ from fttt.types import Question
 
 __all__ = ["Cell", "run_cells"]
 
+_COLLECT = 20_000
+"""Objects that a run makes between two looks of the garbage collector (700 by default)."""
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -224,18 +227,21 @@ def _by_adapter(cells: Sequence[Cell]) -> list[list[int]]:
 
 @contextmanager
 def _old_objects_left_alone() -> Iterator[None]:
-    """Spare the garbage collector what was there before: modules, model and engine.
+    """Spare the garbage collector what was there before, and let it look at the new seldom.
 
-    A look at all of it takes a third of a second, and comes as soon as a run has made a quarter as
-    many objects.
+    A look at modules, model and engine takes a third of a second, and comes as soon as a run has
+    made a quarter as many objects. Of what a run makes next to nothing lies in circles.
     """
     if gc.get_freeze_count():  # somebody else has, and will undo it
         yield
         return
+    threshold = gc.get_threshold()
     gc.freeze()
+    gc.set_threshold(_COLLECT, *threshold[1:])
     try:
         yield
     finally:
+        gc.set_threshold(*threshold)
         gc.unfreeze()
 
 
