@@ -401,7 +401,8 @@ def _mark(text: str, start: int) -> _Mark | None:
     if begins or start < _HEADING_LENGTH:
         ends = text.find("\n", start, start + _HEADING_LENGTH)
         ends = len(text) if ends < 0 and len(text) - start < _HEADING_LENGTH else ends
-        if ends > 0 and _HEADING.fullmatch(text, begins, ends):
+        # a heading ends in its word or in no word at all, so not in a digit as most statements do
+        if ends > 0 and not text[ends - 1].isdigit() and _HEADING.fullmatch(text, begins, ends):
             return _Mark(begins, ends, "heading")
     match = _MARKER.match(text, start - 1 if text[start - 1 : start] in ("<", "[") else start)
     if match is None or (match["rule"] and not _RULED.match(text, match.end())):
