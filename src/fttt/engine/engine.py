@@ -443,10 +443,11 @@ class BatchedEngine:
         self._waiting.extend_all(self._running, self._cache, begun + steps)
         lanes = [job.lane for job in self._running if job.lane]
         if begun:
-            near = [lane for lane in lanes if len(lane.tokens) + begun + steps >= lane.limit]
-            if near and any(spends_thought(job, begun + steps) for job in self._running):
+            both = zip(self._running, lanes, strict=True)
+            near = [(job, x) for job, x in both if len(x.tokens) + begun + steps >= x.limit]
+            if any(spends_thought(job, begun + steps) for job, _ in near):
                 return False
-            past = {x for x in near if len(x.tokens) + self._decoder.begun_of(x) >= x.limit}
+            past = {x for _, x in near if len(x.tokens) + self._decoder.begun_of(x) >= x.limit}
             lanes = [lane for lane in lanes if lane not in past] if past else lanes
         if not lanes:
             return False
