@@ -42,7 +42,7 @@ def reused(engine: FakeEngine) -> list[int | None]:
     [
         (REVISION, [None, 0, 1, 2]),
         (SELF_REFINE, [None, 0, 1, 2, 3, 4, 5]),
-        (BestOfN(MethodSettings()), [None, 0, 1, 2]),
+        (BestOfN(MethodSettings()), [None] * 4),  # what they share is the prompt alone
         (SelfConsistency(SelfConsistencySettings()), [None] * 4),  # all at once
         # an attempt is its adapter's (and kept for the train step), a critique the base model's
         (FTTT(FTTTSettings(reflection=True)), [None, None, None, 1, None, 3, None]),
