@@ -494,6 +494,8 @@ class KVCache:
 
     def _evict(self, *, rows: int, pages: int) -> bool:
         """Make so many rows and pages free, if that can be."""
+        if len(self._free) >= rows and self._pages.vacant >= pages:
+            return True
         have_rows, have_pages = self.room(awaited=True)
         if have_rows < rows or have_pages < pages:
             return False

@@ -88,10 +88,12 @@ class Pages:
 
     def _change(self, page: int, standing: Standing, by: int) -> Standing:
         owners = self._owners[page]
-        self._count[self._of(owners)] -= 1
+        before = self._of(owners)
         owners[standing] += by
         now = self._of(owners)
-        self._count[now] += 1
+        if now is not before:
+            self._count[before] -= 1
+            self._count[now] += 1
         return now
 
     @staticmethod
