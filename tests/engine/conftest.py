@@ -109,7 +109,7 @@ class StepsAhead(SeveralSteps):
             lane.length += self.steps
             lane.take(copy.tokens[drawn], scored)
         took = [lane for lane, _, _ in own]
-        return Collected(took, [lane for lane in took if lane.may_end(self.steps)])
+        return Collected(took, [lane for lane in took if lane.may_end(self.steps)], self.steps)
 
     def drop(self) -> None:
         self._calls.clear()

@@ -52,13 +52,15 @@ class Collected(NamedTuple):
     ending: Sequence[Lane]
     """Of these, all that may have ended: at their limit, or by a stop token. They are few, and
     nobody looks at the others, of which there may be a thousand."""
+    steps: int
+    """Tokens of each."""
 
 
 class Decoder(Protocol):
     """Runs decode steps."""
 
     steps: int
-    """K: steps of one call."""
+    """K: steps of one call, at most."""
     ahead: int
     """Calls that can have begun before the first of them is collected."""
 
@@ -74,7 +76,8 @@ class Decoder(Protocol):
         """Steps of a lane that have begun and are not collected."""
 
     def launch(self, lanes: Sequence[Lane]) -> bool:
-        """Begin ``steps`` steps of these lanes, behind those that have begun.
+        """Begin ``steps`` steps of these lanes, or as many as the last of them may draw, behind
+        those that have begun.
 
         Returns:
             Whether they could begin while those before them are not collected.
@@ -225,7 +228,7 @@ class CPUDecoder:
         self._launched = ()
         if own:
             self._step(own)
-        return Collected(own, [lane for lane in own if lane.may_end(self.steps)])
+        return Collected(own, [lane for lane in own if lane.may_end(self.steps)], self.steps)
 
     def drop(self) -> None:
         """Leave the step undone."""
@@ -248,6 +251,7 @@ class _BegunSteps:
 
     columns: dict[Lane, int]
     place: int
+    steps: int
 
 
 class _Kind(NamedTuple):
@@ -322,13 +326,13 @@ class CUDADecoder:
 
     def begun_of(self, lane: Lane) -> int:
         """Steps of a lane that have begun and are not collected."""
-        return self.steps * sum(lane in call.columns for call in self._calls)
+        return sum(call.steps for call in self._calls if lane in call.columns)
 
     def launch(self, lanes: Sequence[Lane]) -> bool:
-        """Begin ``steps`` replays, where the device knows all that they need or is told it now."""
+        """Begin replays, where the device knows all that they need or is told it now."""
         wanted = self._kind(lanes)
         kind = self._serving(wanted)
-        place = 0
+        steps, place = self._needed(lanes), 0
         if self._calls:
             # what the calls before were told to force may be of a sequence that is paused by now
             told = self._forces or wanted.asks or any(lane.forced for lane in lanes)
@@ -344,19 +348,28 @@ class CUDADecoder:
             spare = kind.lanes - len(lanes)
             self._note_forced(lanes, spare)
             if kind.asks:
-                self._note_shape(lanes, spare)
+                self._note_shape(lanes, spare, steps)
         columns = self._place(lanes, kind.lanes)
         self._tick.fill_(place * self.steps)
         graph = self._graphs[kind]
-        for _ in range(self.steps):
+        for _ in range(steps):
             graph.replay()
         tokens, scores, there = self._fetched[place]
         own = slice(place * self.steps, (place + 1) * self.steps)
         tokens.copy_(self._tokens[own], non_blocking=True)
         scores.copy_(self._scores[own], non_blocking=True)
         there.record()
-        self._calls.append(_BegunSteps(columns, place))
+        self._calls.append(_BegunSteps(columns, place, steps))
         return True
+
+    def _needed(self, lanes: Sequence[Lane]) -> int:
+        """Steps until the last of these lanes has all that it may draw, no more than a call's."""
+        most = 1
+        for lane in lanes:
+            most = max(most, lane.limit - len(lane.tokens) - self.begun_of(lane))
+            if most >= self.steps:
+                return self.steps
+        return most
 
     def collect(self, lanes: Sequence[Lane]) -> Collected:
         """Wait for the oldest call's replays and append their tokens."""
@@ -367,11 +380,12 @@ class CUDADecoder:
         tokens, scores, there = self._fetched[call.place]
         there.synchronize()
         own = [lane for lane in call.columns if lane in running]
-        if not bool(scores[:, :count].sum().isfinite()):  # all of them are looked at much faster
+        tokens, scores = tokens[: call.steps, :count], scores[: call.steps, :count]
+        if not bool(scores.sum().isfinite()):  # all of them are looked at much faster
             _check_finite(scores[:, [call.columns[lane] for lane in own]].sum(0), own)
         asked = any(lane.logprobs for lane in own)
         logprobs = scores.T.tolist() if asked else ()
-        drawn_KL = tokens[:, :count].numpy()
+        drawn_KL = tokens.numpy()
         stopped_L = np.zeros(count, bool)
         for stop in self._stops:
             stopped_L |= (drawn_KL == stop).any(0)
@@ -380,14 +394,14 @@ class CUDADecoder:
         for lane, fresh, stopped in zip(call.columns, drawn, stopped_L.tolist(), strict=True):
             if lane not in running:
                 continue
-            lane.length += self.steps
+            lane.length += call.steps
             if asked or lane.forced:
                 lane.take(fresh, logprobs[call.columns[lane]] if asked else ())
             else:
                 lane.tokens += fresh
             if stopped or len(lane.tokens) >= lane.limit:
                 ending.append(lane)
-        return Collected(own, ending)
+        return Collected(own, ending, call.steps)
 
     def drop(self) -> None:
         """Forget what has begun; what comes behind it finds it done."""
@@ -471,8 +485,8 @@ class CUDADecoder:
         put(self._forced[: self.steps, : len(rows)], torch.tensor(rows).T.contiguous())
         self._forces = forces
 
-    def _note_shape(self, lanes: Sequence[Lane], spare: int) -> None:
-        """Tell the device each lane's settings and the tokens that it holds already."""
+    def _note_shape(self, lanes: Sequence[Lane], spare: int, steps: int) -> None:
+        """Tell the device each lane's settings and the tokens that it holds before these steps."""
         shape = self._shape
         assert shape is not None
         assert self._seen is not None
@@ -480,7 +494,7 @@ class CUDADecoder:
         shape.top_k_R[:size] = torch.tensor([x.top_k for x in lanes] + [0] * spare)
         shape.min_p_R[:size] = torch.tensor([x.min_p for x in lanes] + [0.0] * spare)
         shape.penalty_R[:size] = torch.tensor([x.penalty for x in lanes] + [1.0] * spare)
-        self._seen.note(lanes, ahead=self.steps)  # each of which the captured step marks itself
+        self._seen.note(lanes, ahead=steps)  # each of which the captured step marks itself
 
     def _graph(self, bucket: int, adapted: bool, asks: bool) -> Any:
         key = _Kind(bucket, adapted, asks)

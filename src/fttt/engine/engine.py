@@ -491,12 +491,11 @@ class BatchedEngine:
             took = self._decoder.collect([job.lane for job in self._running if job.lane])
             self._looked = time.perf_counter()
             self.busy["decode"] += self._looked - before
-            steps = self._decoder.steps
-            self.decode_steps += steps
-            self.generated_tokens += steps * (len(took.lanes) - len(took.ending))
+            self.decode_steps += took.steps
+            self.generated_tokens += took.steps * (len(took.lanes) - len(took.ending))
             ending = set(took.ending)
             jobs = [job for job in self._running if job.lane in ending]
-            ended = {*jobs} - {*self._settle(jobs, steps)}
+            ended = {*jobs} - {*self._settle(jobs, took.steps)}
             self._running = [job for job in self._running if job not in ended]
         if self._searcher.active:
             since = time.perf_counter()
