@@ -146,9 +146,9 @@ def test_attempts_behind_a_held_prompt_equal_those_of_the_cpu(
         begun: list[Lane] = []
         launch = CUDADecoder.launch
 
-        def noted(decoder: CUDADecoder, lanes: Sequence[Lane]) -> None:
+        def noted(decoder: CUDADecoder, lanes: Sequence[Lane]) -> bool:
             begun.extend(lane for lane in lanes if decoder.begun and not lane.tokens)
-            launch(decoder, lanes)
+            return launch(decoder, lanes)
 
         async def main() -> list[Any]:
             engine = BatchedEngine(loaded, max_length=200, batch_size=16, concurrency=16)
