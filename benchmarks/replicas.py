@@ -82,6 +82,8 @@ def measure(options: argparse.Namespace, count: int, folder: Path) -> dict[str, 
                         "folders": [str(run.path) for run in done],
                     }
                 )
+                rate = runs[-1]["trials"] / runs[-1]["seconds"]
+                print(f"  {method}, as measured: {rate:.1f} trials/s", flush=True)
             found[method] = runs
     return found
 

@@ -57,18 +57,7 @@ class Usage:
     def rounded(self) -> Usage:
         """The same with seconds to the microsecond, as they are written."""
         seconds = round(self.seconds, 6)
-        if seconds == self.seconds:
-            return self
-        return Usage(
-            self.prompt_tokens,
-            self.generated_tokens,
-            self.trained_tokens,
-            self.generations,
-            self.verifier_calls,
-            seconds,
-            self.scored_tokens,
-            self.verifier_tokens,
-        )
+        return self if seconds == self.seconds else replace(self, seconds=seconds)
 
 
 @dataclass(frozen=True, slots=True)
