@@ -48,6 +48,14 @@ def test_a_norm_follows_its_weight_and_has_a_gradient() -> None:
         weight.mul_(-2)
 
 
+def test_a_norm_that_was_trained_in_float32_keeps_the_dtype_of_its_input() -> None:
+    torch.manual_seed(0)
+    x, weight = torch.randn(2, 7, 96, dtype=torch.bfloat16), torch.randn(96)
+    out = cpu.rms_norm(x, weight, 1e-5, 0.0)
+    assert out.dtype == torch.bfloat16
+    assert torch.equal(out, cpu.rms_norm(x.float(), weight, 1e-5, 0.0).bfloat16())
+
+
 @pytest.mark.parametrize("width", [80, 32])
 def test_rotary_positions_turn_the_features_that_have_angles(width: int) -> None:
     torch.manual_seed(0)

@@ -17,7 +17,9 @@ __all__ = ["ACTIVATIONS", "gated_product", "rms_norm", "rotary", "sum_and_norm"]
 
 
 def rms_norm(x: Tensor, weight_D: Tensor, eps: float, offset: float) -> Tensor:
-    """``x / rms(x) * (offset + weight)`` over the last axis."""
+    """``x / rms(x) * (offset + weight)`` over the last axis, in the weight's precision."""
+    if x.dtype != weight_D.dtype:  # of a norm that was trained in float32
+        return rms_norm(x.to(weight_D.dtype), weight_D, eps, offset).to(x.dtype)
     return F.rms_norm(x, weight_D.shape, weight_D + offset if offset else weight_D, eps)
 
 
