@@ -114,11 +114,11 @@ class EncodedAnswer:
     def of(cls, completion: Completion) -> EncodedAnswer:
         """Encode an answer."""
         fields = _content(completion)
-        ids = fields.pop("token_ids")
-        before, mark, behind = encode(fields).rpartition(',"finish_reason"')
-        begin, end = len('{"text":'), -len("}")
+        ids, reason = fields.pop("token_ids"), fields.pop("finish_reason")
+        words = encode(fields)[len('{"text":') : -len("}")]
         numbers = ("%d," * len(ids))[:-1] % ids  # most of a line, so not left to the encoder
-        return cls(completion, f'{before[begin:]},"token_ids":[{numbers}]{mark}{behind[:end]}')
+        line = f'{words},"token_ids":[{numbers}],"finish_reason":{encode(reason)}'
+        return cls(completion, line)
 
     def is_of(self, trial: Trial) -> bool:
         """Whether a trial has this very content."""
