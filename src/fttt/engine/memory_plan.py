@@ -388,9 +388,7 @@ def _cache_size(
     """Room for as many sequences of full length as may run or be kept at once."""
     prefix = loaded.prefix.length if loaded.prefix else 0
     capacity = -(-(prefix + max_length + 8) // 16) * 16  # room for the steps between two looks
-    on_gpu = torch.device(loaded.device).type == "cuda"
-    page = PAGE if on_gpu else capacity
-    layer = max(_numbers(loaded.model), default=0) * _itemsize(loaded.model)
+    page = PAGE if torch.device(loaded.device).type == "cuda" else capacity
     held = max(wanted, min(2 * wanted, concurrency)) if needs.keeps else wanted
     return _CacheSize(
         rows=held if page >= capacity or len(mixers) else 2 * wanted,
@@ -399,7 +397,7 @@ def _cache_size(
         capacity=capacity,
         prefix=prefix,
         token_bytes=sum(_numbers(loaded.model), needs.hidden) * _itemsize(loaded.model),
-        copied_bytes=0 if on_gpu else layer,  # whose kernel reads rows in place
+        copied_bytes=_copied_bytes(loaded),
         row_bytes=mixers.row_bytes,
     )
 
@@ -407,6 +405,15 @@ def _cache_size(
 def _numbers(model: Any) -> list[int]:
     """How many numbers a token's keys and values are, layer by layer."""
     return [own.numbers for layer, own in read_heads(model).items() if own.owner == layer]
+
+
+def _copied_bytes(loaded: LoadedModel) -> int:
+    """Of a token's keys and values in the layer that has most, as they are gathered to be read; 0
+    on a GPU, whose kernels read them where they lie.
+    """
+    if torch.device(loaded.device).type == "cuda":
+        return 0
+    return max(_numbers(loaded.model), default=0) * _itemsize(loaded.model)
 
 
 def _itemsize(model: Any) -> int:
@@ -538,6 +545,5 @@ def _search_bytes(loaded: LoadedModel, max_length: int) -> int:
     they are gathered; the tokens so far, of the beams and of the candidates to follow them.
     """
     config: Any = loaded.model.config.get_text_config()
-    layer_bytes = max(_numbers(loaded.model), default=0) * _itemsize(loaded.model) * max_length
-    gathered = 0 if torch.device(loaded.device).type == "cuda" else 2 * layer_bytes
+    gathered = 2 * _copied_bytes(loaded) * max_length
     return int(24 * config.vocab_size + gathered + 64 * max_length)
