@@ -21,6 +21,8 @@ from torch.utils._pytree import tree_leaves
 
 from fttt.config import SETTINGS, build
 from fttt.engine.captured_pass import HostCalls
+from fttt.engine.families import Replacements
+from fttt.engine.operations import faster_operations
 from fttt.finetune.metadata import FinetuneInfo, Method, model_shape, write_info
 from fttt.finetune.parameters import count_trained, export, prepare
 from fttt.models import LoadedModel
@@ -52,6 +54,37 @@ def pytest_collection_finish() -> None:
     """
     gc.collect()
     gc.freeze()
+
+
+Logits = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+@pytest.fixture(
+    params=[("llama", 5, 2), ("qwen", 5, 2), ("gemma3", 13, 0), ("qwen3", 9, 2)],
+    ids=lambda family: family[0],
+)
+def replaced_logits(request: pytest.FixtureRequest) -> Callable[[Any, torch.device], Logits]:
+    """Finds what a device's forms of a model's own operations replace, and takes it back.
+
+    Returns the logits before, with the forms, and with them and without a gradient.
+    """
+    family, norms, layers = request.param
+
+    def logits(forms: Any, device: torch.device) -> Logits:
+        model = tiny_model(family).model.to(device)
+        ids = torch.arange(5, 12, device=device)[None]
+        before = model(ids).logits
+        faster = Replacements(faster_operations(model, forms))
+        assert len(faster) == norms + 2 + 2 + layers  # gates, rotary functions, sums of layers
+        faster.enable()
+        inside = model(ids).logits
+        with torch.no_grad():
+            without_gradient = model(ids).logits
+        faster.disable()
+        assert torch.equal(model(ids).logits, before)
+        return before, inside, without_gradient
+
+    return logits
 
 
 @dataclass(frozen=True)

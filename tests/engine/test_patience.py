@@ -29,17 +29,16 @@ def test_what_each_token_costs_is_no_reason_to_wait() -> None:
     for _ in range(30):
         tokens = draw.randrange(100, 30_000)
         patience.ran(tokens, 0.04 + tokens * 23e-6 + draw.gauss(0, 1e-3))
-    assert patience.cost == pytest.approx(0.04, abs=0.005) or patience.cost == pytest.approx(
-        LEAST * patience._seconds / patience._passes
-    )
+    least = LEAST * patience._seconds / patience._passes
+    assert patience.cost == pytest.approx(max(0.04, least), abs=0.005)
     assert patience.cost < 0.1  # where a pass takes 0.35 in the mean
 
 
-@pytest.mark.parametrize("tokens", [lambda n: 500, lambda n: 500 + n % 2])
-def test_passes_of_one_size_do_not_tell_what_a_token_costs(tokens: object) -> None:
+@pytest.mark.parametrize("more", [1, 2])
+def test_passes_of_one_size_do_not_tell_what_a_token_costs(more: int) -> None:
     patience = Patience()
     for n in range(20):
-        patience.ran(tokens(n), 0.3)  # type: ignore[operator]
+        patience.ran(500 + n % more, 0.3)
     assert patience.cost == pytest.approx(0.3)
 
 

@@ -4,6 +4,7 @@ They also run under Triton's interpreter (``TRITON_INTERPRET=1``), without a GPU
 """
 
 import os
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -408,28 +409,11 @@ def test_dropout_is_that_of_the_cpu() -> None:
     assert 0.6 < float((plain > 0).float().mean()) < 0.8
 
 
-def test_fused_operations_are_found_and_leave_the_model_as_it_was() -> None:
-    from fttt.engine.families import Replacements
-    from fttt.engine.operations import faster_operations
-    from fttt.engine.ops import fused as forms
-    from fttt.testing import tiny_model
+def test_fused_operations_are_found_and_leave_the_model_as_it_was(
+    replaced_logits: Callable[..., tuple[torch.Tensor, ...]],
+) -> None:
+    from fttt.engine.ops import fused
 
-    for family, norms, layers in (
-        ("llama", 5, 2),
-        ("qwen", 5, 2),
-        ("gemma3", 13, 0),
-        ("qwen3", 9, 2),
-    ):
-        model = tiny_model(family).model.to(DEVICE)
-        ids = torch.arange(5, 12, device=DEVICE)[None]
-        before = model(ids).logits
-        fused = Replacements(faster_operations(model, forms))
-        assert len(fused) == norms + 2 + 2 + layers  # gates, rotary functions, sums of layers
-        fused.enable()
-        inside = model(ids).logits
-        with torch.no_grad():
-            without_gradient = model(ids).logits
-        fused.disable()
-        assert error(inside, before) < 1e-5
-        assert error(without_gradient, before) < 1e-5
-        assert torch.equal(model(ids).logits, before)
+    before, *with_forms = replaced_logits(fused, DEVICE)
+    for logits in with_forms:
+        assert error(logits, before) < 1e-5
