@@ -31,7 +31,7 @@ from fttt.experiment.runner import Cell, run_cells
 from fttt.progress import Quiet
 from fttt.store import Run
 
-WARM_QUESTIONS, WARM_TRIALS = 32, 2
+WARM_QUESTIONS = 32
 
 
 def make_plan(options: argparse.Namespace, method: str, seed: int) -> Plan:
