@@ -127,6 +127,45 @@ def test_pages_that_run_out_change_no_tokens(
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_long_answers_and_prompts_are_those_of_the_model(family: str) -> None:
+    """Among short ones: 12,000 new tokens, and some behind a prompt of 20,000; then a step each."""
+    loaded = on_gpu(tiny_model(family, max_context=32768))
+    target = tuple(range(20, 60))
+    targets = (Target(target, (1 / len(target),) * len(target)),)
+    prompts = [tuple((7 * k + n) % 250 + 3 for k in range(20)) for n in range(6)]
+    prompts.append(tuple((11 * k + k // 97) % 250 + 3 for k in range(20_000)))
+    lengths = [40, 60, 80, 40, 60, 12_000, 300]
+
+    async def trial(engine: BatchedEngine, n: int) -> tuple[Any, float]:
+        slot = await engine.open_adapter(SPEC, seed=n)
+        answer = await engine.generate(
+            GenerateRequest(
+                prompts[n], lengths[n], 0.8, 0.95, n, (), slot, keep=True, logprobs=True
+            )
+        )
+        assert answer.kept is not None
+        trained = await engine.train(TrainRequest(slot, (Lesson(answer.kept, targets),)))
+        slot.close()
+        return answer, trained.loss
+
+    async def main() -> list[tuple[Any, float]]:
+        engine = BatchedEngine(loaded, max_length=20_400, batch_size=8, concurrency=8, adapter=SPEC)
+        found = await asyncio.gather(*(trial(engine, n) for n in range(len(prompts))))
+        await engine.close()
+        return found
+
+    for n, (answer, loss) in enumerate(asyncio.run(main())):
+        assert len(answer.token_ids) == lengths[n]
+        ids = torch.tensor([(*prompts[n], *answer.token_ids, *target)], device="cuda")
+        with torch.no_grad():
+            logits = loaded.model(ids, use_cache=False).logits[0, len(prompts[n]) - 1 : -1]
+        expected = logits.log_softmax(-1).gather(1, ids[0, len(prompts[n]) :, None])[:, 0]
+        got = torch.tensor(answer.logprobs, device="cuda")
+        torch.testing.assert_close(got, expected[: lengths[n]], rtol=1e-3, atol=1e-3)
+        assert loss == pytest.approx(-expected[lengths[n] :].mean().item(), rel=1e-3)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
 def test_attempts_behind_a_held_prompt_equal_those_of_the_cpu(
     family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
