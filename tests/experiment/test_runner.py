@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import json
 import shutil
 from collections.abc import Callable
@@ -52,22 +51,6 @@ def test_every_method_runs_and_gives_everything_back(
     usage = sum((trial.usage for trial in run.trials), Usage())
     assert usage.generations == engine.completions
     assert usage.generated_tokens == engine.generated_tokens
-
-
-def test_the_collector_passes_over_older_objects_while_a_run_lasts(
-    plan: MakePlan, play_plan: Play, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    before, frozen, append = gc.get_freeze_count(), [], LineFile.append
-
-    def notes(file: LineFile, record: Any) -> None:
-        frozen.append(gc.get_freeze_count())
-        append(file, record)
-
-    monkeypatch.setattr(LineFile, "append", notes)
-    play_plan(plan("greedy"))
-    assert frozen
-    assert all(frozen)
-    assert gc.get_freeze_count() == before
 
 
 @pytest.mark.parametrize("method", METHODS)

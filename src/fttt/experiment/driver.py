@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from fttt.config import RunConfig
 from fttt.errors import FTTTError, RunError
 from fttt.experiment.executor import Owed
+from fttt.experiment.garbage import old_objects_left_alone
 from fttt.experiment.plan import Plan, Settled
 from fttt.experiment.replay import Observer
 from fttt.experiment.replica import About, Assignment, Fact, Orders, PlannedRun, Report
@@ -153,7 +154,8 @@ class ReplicatedExecutor:
         observer: Observer,
         stop: asyncio.Event,
     ) -> bool:
-        finished = await Asking(self, owed, journals, observer).until(stop)
+        with old_objects_left_alone():
+            finished = await Asking(self, owed, journals, observer).until(stop)
         if finished and self.deaths:
             self.note(
                 f"Replicas died during the run ({self.deaths}); what they asked was resumed, and "

@@ -13,6 +13,7 @@ from fttt.engine.ops.sampling import derive_key
 from fttt.engine.request import Engine
 from fttt.errors import FTTTError
 from fttt.experiment.environment import describe_environment
+from fttt.experiment.garbage import old_objects_left_alone
 from fttt.experiment.held_sequences import TrialCounts
 from fttt.experiment.plan import Plan, Settled, check_fits
 from fttt.experiment.replay import Observer, RunContext
@@ -281,7 +282,8 @@ class LocalExecutor:
     ) -> bool:
         room = self.begin(journals, observer)
         asked = [OwedQuestion(one.question, self.runs[one.run], room) for one in owed]
-        return await ask_all(asked, workers=self.workers(len(owed)), stop=stop)
+        with old_objects_left_alone():
+            return await ask_all(asked, workers=self.workers(len(owed)), stop=stop)
 
     def begin(self, journals: Sequence[Journal], observer: Observer) -> AdapterRoom:
         """Make what the questions of each run share, and the room of their adapters."""

@@ -14,6 +14,7 @@ import sys
 import traceback
 from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -31,6 +32,7 @@ from fttt.experiment.executor import (
     first_leaf,
     make_engine,
 )
+from fttt.experiment.garbage import old_objects_left_alone
 from fttt.experiment.plan import Plan, load, settle
 from fttt.experiment.session import AdapterRoom
 from fttt.store import DivergenceEvent, GenerationEvent, History, ScoreEvent
@@ -241,6 +243,7 @@ class Replica:
         self._questions: list[dict[str, Question]] = []
         self._room: AdapterRoom | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._while_asking = ExitStack()
         self._error: BaseException | None = None
         self._answered = 0.0
         """When the last exchange was answered, by the loop's clock."""
@@ -294,6 +297,7 @@ class Replica:
         self._journals = [SentJournal(number, self._outbox) for number in range(len(runs))]
         self._questions = [{question.id: question for question in run.questions} for run in runs]
         self._room = self._local.begin(self._journals, _Ending())
+        self._while_asking.enter_context(old_objects_left_alone())
         return self._local.workers(sum(map(len, self._questions)))
 
     async def exchange(self, orders: Orders) -> Report:
@@ -322,6 +326,7 @@ class Replica:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._error = self._room = None
+        self._while_asking.close()
         if self._executor is not None:
             await self._executor.release()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
 import signal
 import threading
@@ -25,9 +24,6 @@ from fttt.store import Run, RunWriter, solved_within
 from fttt.types import Question
 
 __all__ = ["Cell", "run_cells"]
-
-_COLLECT = 20_000
-"""Objects that a run makes between two looks of the garbage collector (700 by default)."""
 
 
 @dataclass(frozen=True)
@@ -109,8 +105,7 @@ class _Group:
             asyncio.run(self.executor.release())
             raise
         try:
-            with _old_objects_left_alone():
-                asyncio.run(self._run(environments))
+            asyncio.run(self._run(environments))
             return [self._finish(*pair) for pair in zip(self.cells, self.writers, strict=True)]
         finally:
             for writer in self.writers:
@@ -223,26 +218,6 @@ def _by_adapter(cells: Sequence[Cell]) -> list[list[int]]:
     first = next(iter(groups))
     groups[first] = sorted([*groups[first], *plain])
     return list(groups.values())
-
-
-@contextmanager
-def _old_objects_left_alone() -> Iterator[None]:
-    """Spare the garbage collector what was there before, and let it look at the new seldom.
-
-    A look at modules, model and engine takes a third of a second, and comes as soon as a run has
-    made a quarter as many objects. Of what a run makes next to nothing lies in circles.
-    """
-    if gc.get_freeze_count():  # somebody else has, and will undo it
-        yield
-        return
-    threshold = gc.get_threshold()
-    gc.freeze()
-    gc.set_threshold(_COLLECT, *threshold[1:])
-    try:
-        yield
-    finally:
-        gc.set_threshold(*threshold)
-        gc.unfreeze()
 
 
 @contextmanager
