@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any
 import pytest
 
 from fttt.config import resolve
+from fttt.engine.request import GenerateRequest, Generation, Trained, TrainRequest
 from fttt.errors import RunError, UsageError
 from fttt.experiment import replica
 from fttt.experiment.driver import LostError, ReplicatedExecutor, Seat
@@ -21,7 +24,7 @@ from fttt.experiment.replica import About, Replica
 from fttt.experiment.runner import Cell, StoppedError, run_cells
 from fttt.progress import Quiet
 from fttt.store import Run
-from fttt.testing import FakeEngine, fake_model
+from fttt.testing import FakeEngine, fake_model, tiny_tokenizer
 from fttt.testing.run_facts import journal_lines, trial_facts
 
 from .conftest import write
@@ -81,7 +84,7 @@ class Crew:
         self.engines: list[FakeEngine] = []
         self.notes: list[str] = []
         self._dies_at = [*dies_at]
-        self._script = script
+        self.make_engine: Callable[[], FakeEngine] = lambda: FakeEngine(script)
 
     async def start(self) -> Handle:
         dies_at = self._dies_at.pop(0) if self._dies_at else None
@@ -93,7 +96,7 @@ class Crew:
         return run_cells([Cell(plan, folder, resume=resume)], executor, Quiet())[0]
 
     def _engine(self, *_: object) -> FakeEngine:
-        self.engines.append(FakeEngine(self._script))
+        self.engines.append(self.make_engine())
         return self.engines[-1]
 
 
@@ -150,7 +153,47 @@ def test_what_a_dead_replica_asked_is_resumed_without_loss_or_double(
         assert journal_lines(run.path) == journal_lines(whole.path)
         assert "died: killed" in crew.notes[0]
         assert "Replicas died during the run (1)" in crew.notes[-1]
-    assert dies_at > 2
+    assert dies_at > 1
+
+
+class Watching(FakeEngine):
+    """An engine that looks, at each request, at what the run folder holds of its question."""
+
+    def __init__(self, plan: Plan, folder: Path) -> None:
+        super().__init__(write)
+        self.plan, self.folder = plan, folder
+        self.written: Counter[str] = Counter()
+        """Answers to each question."""
+
+    async def generate(self, request: GenerateRequest) -> Generation:
+        question = self.look(request.prompt_ids)
+        generation = await super().generate(request)
+        self.written[question] += 1
+        return generation
+
+    async def train(self, request: TrainRequest) -> Trained:
+        self.look(request.lessons[0].context_ids)
+        return await super().train(request)
+
+    def look(self, token_ids: tuple[int, ...]) -> str:
+        text = str(tiny_tokenizer().decode(token_ids))
+        (question,) = [q.id for q in self.plan.questions if q.prompt in text]
+        lines = map(json.loads, (self.folder / "events.jsonl").read_text().splitlines())
+        there = Counter(x["event"] for x in lines if x.get("question_id") == question)
+        assert there["generation"] == there["verdict"] == self.written[question]
+        return question
+
+
+@pytest.mark.parametrize("method", ["best-of-n", "fttt"])
+def test_what_a_step_follows_from_is_on_disk_before_it(method: str, tmp_path: Path) -> None:
+    plan = make(method, **({"settings": {"reflection": False}} if method == "fttt" else {}))
+    crew = Crew(2)
+    crew.make_engine = lambda: Watching(plan, tmp_path / "run")
+    run = crew.run(plan, tmp_path / "run")
+    assert len(run.trials) > len(plan.questions)
+    assert sum(len(engine.trainings) for engine in crew.engines) == (
+        len(run.trials) - len(plan.questions) if method == "fttt" else 0
+    )
 
 
 def test_a_driver_that_is_stopped_leaves_a_folder_for_another_number_of_replicas(

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 from pathlib import Path
 
 import pytest
 import torch
 
-from fttt.experiment.replica import Replica
+from fttt.experiment.executor import LocalExecutor
+from fttt.experiment.replica import PlannedRun, Replica
+from fttt.testing import FakeEngine, fake_model
+
+from .conftest import make_plan
 
 
 def test_a_replica_takes_no_more_threads_than_its_share_of_the_cores(
@@ -22,3 +28,26 @@ def test_a_replica_takes_no_more_threads_than_its_share_of_the_cores(
     for threads in (2, 8, None):
         Replica(str(tmp_path), {}, threads=threads)
     assert taken == [2, 4]
+
+
+def test_the_collector_looks_seldom_while_a_replica_asks(tmp_path: Path) -> None:
+    before = gc.get_threshold()
+
+    async def prepared() -> tuple[int, int, int]:
+        replica = Replica(str(tmp_path), {})
+        replica._executor = LocalExecutor(fake_model(100_000), lambda *_: FakeEngine("1"))
+        await replica.prepare([PlannedRun.of(make_plan())])
+        seldom = gc.get_threshold()
+        await replica.prepare([PlannedRun.of(make_plan())])
+        again = gc.get_threshold()
+        await replica.release()
+        return seldom, again
+
+    gc.unfreeze()  # which these tests' own beginning has done
+    try:
+        seldom, again = asyncio.run(prepared())
+    finally:
+        gc.freeze()
+    assert seldom == again
+    assert seldom[0] > before[0]
+    assert gc.get_threshold() == before

@@ -332,8 +332,8 @@ class Asking:
             report: Report = await replica.call("exchange", orders)
             for fact in report.facts:
                 self.write(fact, seat)
-            for journal in self._journals:
-                await journal.kept()
+            for run, question_id in {(fact.run, fact.question_id) for fact in report.facts}:
+                await self._journals[run].kept(question_id)
             kept += len(report.facts)
             seat.generated_tokens = report.generated_tokens
             seat.fruitless = 0 if kept else seat.fruitless

@@ -165,6 +165,7 @@ class Replay:
             self._check_replay(past, prompt_ids, trial)
             completion = past.completion
         else:
+            await self._kept()
             slot = await self._slot(adapter)
             keep, thought = self._keeps(adapter, trial), self._thought_budget(new_tokens)
             awaited = trial is not None and self._sequences.learns_from(adapted=adapter is not None)
@@ -197,7 +198,6 @@ class Replay:
                 self._sequences.hold(generation.kept, own)
             completion = self._completion(number, len(prompt_ids), generation)
             run.journal.generation(GenerationEvent(self.question.id, trial, completion))
-            await run.journal.kept()
         self.ledger.spend(completion.usage)
         return completion
 
@@ -221,6 +221,7 @@ class Replay:
             for n, event in enumerate(events):
                 self._check_replay(event, prompt_ids, trial + n)
         else:
+            await self._kept()
             found = await run.engine.beam(BeamRequest(prompt_ids, beams, new_tokens, run.stop_ids))
             events = [
                 GenerationEvent(
@@ -232,7 +233,6 @@ class Replay:
             ]
             for event in events:
                 run.journal.generation(event)
-            await run.journal.kept()
         for event in events:
             self.ledger.spend(event.completion.usage)
         return tuple(event.completion for event in events)
@@ -246,7 +246,6 @@ class Replay:
         if scores is None:
             scores = await self._scores(example, adapter, top_k)
             self.run.journal.score(ScoreEvent(self.question.id, number, scores))
-            await self.run.journal.kept()
         self.ledger.spend(scores.usage)
         return scores
 
@@ -273,7 +272,6 @@ class Replay:
             verdict = verdict.reaching(self.run.budget.until)
             past = replace(verdict, seconds=time.perf_counter() - start)
             self.run.journal.verdict(self.question.id, completion.generation, past)
-            await self.run.journal.kept()
         usage = Usage(verifier_calls=1, verifier_tokens=past.tokens, seconds=past.seconds)
         self.ledger.spend(usage)
         return past, usage
@@ -298,6 +296,7 @@ class Replay:
             tokens = sum(w != 0 for x in lessons for t in x.targets for w in t.weights)
             step, usage = Step(None, tokens), Usage(trained_tokens=tokens)
         else:
+            await self._kept()
             trained = await self.run.engine.train(TrainRequest(adapter.slot, lessons))
             adapter.steps += 1
             step = Step(trained.loss, trained.trained_tokens)
@@ -356,6 +355,10 @@ class Replay:
         """Give everything back."""
         self._ahead.close()
         self._sequences.close()
+
+    async def _kept(self) -> None:
+        """Wait until what the next step follows from is on disk."""
+        await self.run.journal.kept(self.question.id)
 
     async def _slot(self, adapter: MethodAdapter | None) -> AdapterSlot | None:
         if isinstance(adapter, SharedAdapter):
@@ -487,6 +490,7 @@ class Replay:
         found = self._conversation(example)
         own = adapter if isinstance(adapter, OwnAdapter) else None
         kept = self._sequences.find(found.token_ids, found.fixed, own) if own else None
+        await self._kept()
         scored = await self.run.engine.score(
             ScoreRequest(
                 context=found.before_ids if kept is None else kept,
@@ -541,7 +545,6 @@ class Replay:
             sum((scores.usage for scores in both), Usage()),
         )
         self.run.journal.divergence(event)
-        await self.run.journal.kept()
         return event.divergence, event.usage
 
     def _check_replay(

@@ -12,7 +12,6 @@ import os
 import platform
 import sys
 import traceback
-from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -46,13 +45,16 @@ _APART = 0.02
 """Seconds between two answers, at least: each costs about a millisecond of both processes."""
 
 
+Kind = Literal["generation", "score", "divergence", "verdict", "trial", "done", "ended"]
+
+
 @dataclass(frozen=True, slots=True)
 class Fact:
     """Something that is to be written down: a call of a journal, or the end of a question."""
 
     run: int
     question_id: str
-    kind: Literal["generation", "score", "divergence", "verdict", "trial", "done", "ended"]
+    kind: Kind
     content: tuple[Any, ...]
 
 
@@ -126,15 +128,16 @@ class Outbox:
     def __init__(self) -> None:
         self._facts: list[Fact] = []
         self._put = self._kept = 0
-        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self._waiting: list[tuple[int, asyncio.Future[None]]] = []
         self.stirred = asyncio.Event()
         """Something is to be reported."""
 
-    def put(self, fact: Fact) -> None:
-        """Send a fact with the next exchange."""
+    def put(self, fact: Fact) -> int:
+        """Send a fact with the next exchange; return its number, from 1."""
         self._facts.append(fact)
         self._put += 1
         self.stirred.set()
+        return self._put
 
     def take(self) -> tuple[Fact, ...]:
         """The facts that are not sent yet."""
@@ -145,16 +148,17 @@ class Outbox:
     def keep(self, count: int) -> None:
         """Note that the first ``count`` facts are on disk."""
         self._kept = count
-        while self._waiting and self._waiting[0][0] <= count:
-            _, future = self._waiting.popleft()
+        due = [future for number, future in self._waiting if number <= count]
+        self._waiting = [(number, future) for number, future in self._waiting if number > count]
+        for future in due:
             if not future.done():
                 future.set_result(None)
 
-    async def kept(self) -> None:
-        """Wait until all facts so far are on disk."""
-        if self._put > self._kept:
+    async def kept(self, number: int) -> None:
+        """Wait until the fact of a number is on disk, and so all before it."""
+        if number > self._kept:
             future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._waiting.append((self._put, future))
+            self._waiting.append((number, future))
             await future
 
 
@@ -164,6 +168,8 @@ class SentJournal:
     def __init__(self, run: int, outbox: Outbox) -> None:
         self._run, self._outbox = run, outbox
         self.assigned: dict[str, Assignment] = {}
+        self._latest: dict[str, int] = {}
+        """The last fact of a question that its next step waits for."""
 
     def history(self, question_id: str) -> History:
         return self.assigned[question_id].history
@@ -172,17 +178,16 @@ class SentJournal:
         return self.assigned[question_id].written
 
     def generation(self, event: GenerationEvent) -> None:
-        self._outbox.put(Fact(self._run, event.question_id, "generation", (event,)))
+        self._put(event.question_id, "generation", event)
 
     def score(self, event: ScoreEvent) -> None:
-        self._outbox.put(Fact(self._run, event.question_id, "score", (event,)))
+        self._put(event.question_id, "score", event)
 
     def divergence(self, event: DivergenceEvent) -> None:
-        self._outbox.put(Fact(self._run, event.question_id, "divergence", (event,)))
+        self._put(event.question_id, "divergence", event)
 
     def verdict(self, question_id: str, generation: int, verdict: Verdict) -> None:
-        content = (question_id, generation, verdict)
-        self._outbox.put(Fact(self._run, question_id, "verdict", content))
+        self._put(question_id, "verdict", question_id, generation, verdict)
 
     def trial(self, trial: Trial) -> None:
         self._outbox.put(Fact(self._run, trial.question_id, "trial", (trial,)))
@@ -190,8 +195,18 @@ class SentJournal:
     def done(self, question_id: str) -> None:
         self._outbox.put(Fact(self._run, question_id, "done", (question_id,)))
 
-    async def kept(self) -> None:
-        await self._outbox.kept()
+    async def kept(self, question_id: str) -> None:
+        await self._outbox.kept(self._latest.get(question_id, 0))
+
+    def end(self, question_id: str, *, solved: bool, spared: int) -> None:
+        """Send that a question has ended, and forget it."""
+        del self.assigned[question_id]
+        self._latest.pop(question_id, None)
+        self._outbox.put(Fact(self._run, question_id, "ended", (solved, spared)))
+
+    def _put(self, question_id: str, kind: Kind, *content: Any) -> None:
+        """Send a fact that the question's next step waits for."""
+        self._latest[question_id] = self._outbox.put(Fact(self._run, question_id, kind, content))
 
 
 class _Ending:
@@ -349,8 +364,7 @@ class Replica:
             self._error = self._error or _sendable(error)
             self._outbox.stirred.set()
             return
-        del self._journals[number].assigned[question_id]
-        self._outbox.put(Fact(number, question_id, "ended", (ending.solved, ending.spared)))
+        self._journals[number].end(question_id, solved=ending.solved, spared=ending.spared)
 
 
 def _sendable(error: BaseException) -> BaseException:

@@ -457,8 +457,11 @@ class Journal(Protocol):
     def done(self, question_id: str) -> None:
         """Keep that a question's method has returned."""
 
-    async def kept(self) -> None:
-        """Wait until all facts so far outlive this process; nothing follows from them before."""
+    async def kept(self, question_id: str) -> None:
+        """Wait until the facts of a question outlive this process; no step is asked for before.
+
+        A trial's line need not: it is made again from the others.
+        """
 
 
 class MemoryJournal:
@@ -491,5 +494,5 @@ class MemoryJournal:
     def done(self, question_id: str) -> None:
         pass
 
-    async def kept(self) -> None:
+    async def kept(self, question_id: str) -> None:
         pass

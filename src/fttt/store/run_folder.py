@@ -477,7 +477,7 @@ class RunWriter:
     def done(self, question_id: str) -> None:
         self._append_event({"event": "done", "question_id": question_id})
 
-    async def kept(self) -> None:
+    async def kept(self, question_id: str) -> None:
         pass  # each line is with the operating system once it is appended
 
     def copy_journal(self, run: Run) -> None:
