@@ -1,6 +1,7 @@
 """Whole runs with one replica and with more, by the same trials; the start is told apart.
 
     python benchmarks/replicas.py --task gsm8k --data-dir DIR --counts 1 2         # two GPUs
+    python benchmarks/replicas.py --task gsm8k --data-dir DIR --counts 1 2 4 --one-gpu
     python benchmarks/replicas.py --shape llama-8b --questions 512 --trials 2 --counts 1 2
     python benchmarks/replicas.py --model smollm2-135m --device cpu --questions 16 --counts 1 2
 
@@ -34,7 +35,15 @@ from fttt.store import Run
 WARM_QUESTIONS = 32
 
 
-def make_plan(options: argparse.Namespace, method: str, seed: int) -> Plan:
+def engine_of(options: argparse.Namespace, count: int) -> dict[str, Any]:
+    """Settings of so many replicas, one being this process."""
+    own: dict[str, Any] = {"device": options.device}
+    if count > 1:
+        own |= {"replicas": count, "gpus_per_replica": 1 / (count if options.one_gpu else 1)}
+    return own
+
+
+def make_plan(options: argparse.Namespace, method: str, seed: int, count: int) -> Plan:
     """The run of a method."""
     values = {
         "method": method,
@@ -45,7 +54,7 @@ def make_plan(options: argparse.Namespace, method: str, seed: int) -> Plan:
         "data": {"limit": options.questions, "skip_cases": "none"},
         "budget": {"trials": options.trials},
         "sampling": {"max_new_tokens": options.new_tokens},
-        "engine": {"device": options.device},
+        "engine": engine_of(options, count),
     }
     if options.data_dir is not None:
         values["data"]["data_dir"] = str(options.data_dir)
@@ -56,8 +65,11 @@ def make_plan(options: argparse.Namespace, method: str, seed: int) -> Plan:
 
 def measure(options: argparse.Namespace, count: int, folder: Path) -> dict[str, Any]:
     """Seconds of the start, and of each method's runs, those of all seeds at once."""
-    engine = EngineSection(device=options.device, replicas=None if count == 1 else count)
-    plans = {m: [make_plan(options, m, seed) for seed in options.seeds] for m in options.methods}
+    engine = EngineSection(**engine_of(options, count))
+    plans = {
+        method: [make_plan(options, method, seed, count) for seed in options.seeds]
+        for method in options.methods
+    }
     found: dict[str, Any] = {}
     began = time.perf_counter()
     with executors(engine, print) as load:
@@ -150,6 +162,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--counts", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--one-gpu", action="store_true", help="they share one GPU")
     parser.add_argument("--repeat", type=int, default=1)
     parser.add_argument("--limit", type=float, default=600, help="most seconds of a count")
     parser.add_argument("--only", type=int, help=argparse.SUPPRESS)

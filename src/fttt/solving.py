@@ -80,6 +80,7 @@ def solve(
     concurrency: int | None = None,
     request_timeout: float | None = None,
     replicas: int | Literal["auto"] | None = None,
+    gpus_per_replica: float = 1,
     ray_address: str | None = None,
 ) -> Result:
     """Try a question until an answer verifies or the budget is spent.
@@ -128,6 +129,7 @@ def solve(
         replicas: processes that ask questions, each with a model on a GPU of its own, or on its
             share of the cores (``auto``: one a GPU). A question is asked by one of them, so they
             are for :func:`fttt.solve_many`.
+        gpus_per_replica: part of a GPU that each has; two at 0.5 share one.
         ray_address: HOST:PORT (or ``auto``) of a Ray cluster that they run on.
 
     Raises:

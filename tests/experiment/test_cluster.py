@@ -268,6 +268,18 @@ def test_a_replica_that_differs_is_refused(
         ({"replicas": 9}, {"GPU": 8, "CPU": 64}, "needs as many free GPUs, and there are 8"),
         ({"replicas": 2}, {"GPU": 1, "CPU": 64}, "needs as many free GPUs, and there is 1"),
         ({"replicas": 2, "device": "cuda"}, {"CPU": 64}, "needs GPUs and Ray finds none"),
+        ({"replicas": "auto", "gpus_per_replica": 0.5}, {"GPU": 2, "CPU": 64}, (4, 16)),
+        ({"replicas": 3, "gpus_per_replica": 0.25}, {"GPU": 1, "CPU": 2}, (3, 1)),
+        (
+            {"replicas": 3, "gpus_per_replica": 0.5},
+            {"GPU": 1, "CPU": 64},
+            r"needs as many free parts of 0\.5 of a GPU, and there are 2; use --replicas 2 or auto",
+        ),
+        (
+            {"replicas": "auto", "gpus_per_replica": 0.5},
+            {"CPU": 64},
+            "divides GPUs, and there are none to run on",
+        ),
     ],
 )
 def test_replicas_divide_what_is_there(
@@ -280,3 +292,6 @@ def test_replicas_divide_what_is_there(
         return
     count, options = cluster.divide(section, there)
     assert (count, options["num_cpus"]) == found
+    assert options["num_gpus"] == (section.gpus_per_replica if "GPU" in there else 0) or (
+        section.device == "cpu"
+    )

@@ -275,6 +275,10 @@ def test_a_stop_ends_the_run_cleanly(tmp_path: Path, monkeypatch: pytest.MonkeyP
             {"engine": {"gpus_per_replica": 2}, "model": "nobody/large"},
             "one of 80 GB holds some 30B parameters in bfloat16; choose a model that fits",
         ),
+        (
+            {"engine": {"gpus_per_replica": 0.5}},
+            r"0\.5 divides a GPU.*give --replicas auto, or --gpus",
+        ),
         ({"engine": {"replicas": 2, "device": "cuda:1"}}, "--device cuda:1 names one of them"),
         ({"engine": {"replicas": "auto"}, "settings": {"shared": True}}, "in one process; leave"),
         (

@@ -11,6 +11,7 @@ import torch
 
 from fttt.engine.decoder import SeenTokens
 from fttt.engine.request import ThoughtBudget
+from fttt.experiment import executor
 from fttt.experiment.executor import LocalExecutor
 from fttt.experiment.runner import Cell, run_cells
 from fttt.models.chat import ChatFormat
@@ -73,3 +74,27 @@ def test_the_work_for_an_answer_grows_with_its_length_and_not_faster(
     assert long["marked"] < 2 * 320 + 200  # once when it begins, and after its thought is closed
     for kind, amount in long.items():
         assert amount < 5 * short[kind], kind
+
+
+@pytest.mark.parametrize(
+    ("engine", "share"),
+    [
+        ({}, None),
+        ({"memory_share": 0.7}, 0.7),
+        ({"gpus_per_replica": 0.5}, 0.5),
+        ({"gpus_per_replica": 0.5, "memory_share": 0.2}, 0.2),
+        ({"gpus_per_replica": 0.5, "memory_share": 0.9}, 0.5),
+    ],
+)
+def test_a_replica_holds_no_more_memory_than_its_part_of_a_gpu(
+    engine: dict[str, float], share: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Replicas that share one begin at once, so that each finds all of it free."""
+    taken: dict[str, Any] = {}
+    monkeypatch.setattr(executor, "BatchedEngine", lambda *_, **settings: taken.update(settings))
+    replicas = {"replicas": 2} if "gpus_per_replica" in engine else {}
+    sampling = {"max_new_tokens": 64}
+    executor.make_engine(
+        [make_plan(engine={**engine, **replicas}, sampling=sampling)], tiny_model()
+    )
+    assert taken["memory_share"] == share

@@ -26,6 +26,12 @@ def test_runs_that_differ_in_the_seed_alone_are_one_side(make_run: MakeRun) -> N
     assert best.values("trials", [1, 2])[0].tolist() == [0.5, 1.0]
 
 
+def test_where_questions_are_asked_makes_no_side(make_run: MakeRun) -> None:
+    there = {"replicas": 4, "gpus_per_replica": 0.5, "ray_address": "h:6379", "batch_size": 8}
+    runs = [make_run("here", VERDICTS), make_run("there", VERDICTS, seed=85, **there)]
+    assert [side.seeds for side in form_sides(runs)] == [(42, 85)]
+
+
 def test_sides_of_one_method_are_named_by_what_tells_them_apart(make_run: MakeRun) -> None:
     runs = [make_run("slow", VERDICTS, lr=0.1, rank=4), make_run("fast", VERDICTS, lr=0.2, rank=4)]
     assert [side.label for side in form_sides(runs)] == ["best-of-n (lr 0.1)", "best-of-n (lr 0.2)"]

@@ -277,7 +277,12 @@ class EngineSection(Section):
         description="ask the questions in so many processes, each with a model on a GPU of its own "
         "(auto: as many as there are GPUs), or on its share of the cores where there is none",
     )
-    gpus_per_replica: int = Field(1, ge=1, description="GPUs of a replica")
+    gpus_per_replica: float = Field(
+        1,
+        gt=0,
+        description="part of a GPU that a replica has, of its memory too: two at 0.5 share one, "
+        "which pays where the model is small",
+    )
     ray_address: str | None = Field(
         None,
         min_length=1,

@@ -95,7 +95,7 @@ def asks_here(engine: EngineSection) -> bool:
     if engine.ray_address is not None:
         return False
     if engine.replicas == "auto":
-        return len(_gpus(engine.device)) <= 1
+        return engine.gpus_per_replica == 1 and len(_gpus(engine.device)) <= 1
     return engine.replicas in (None, 1)
 
 
@@ -382,22 +382,30 @@ def divide(engine: EngineSection, there: Mapping[str, float]) -> tuple[int, dict
     Raises:
         UsageError: more are asked for than there is room for.
     """
-    gpus, processors = int(there.get("GPU", 0)), int(there.get("CPU", 0))
+    gpus, processors = there.get("GPU", 0.0), int(there.get("CPU", 0))
     if engine.device == "cpu":
-        gpus = 0
+        gpus = 0.0
     elif gpus == 0 and engine.device != "auto":
         raise UsageError(
             f"--device {engine.device} needs GPUs and Ray finds none; use --device cpu or auto."
         )
-    asked = max(1, gpus) if engine.replicas == "auto" else engine.replicas or 1
-    room, kind = (gpus, "GPU") if gpus else (processors, "processor core")
-    if asked > room:
+    part = engine.gpus_per_replica
+    if gpus == 0 and part < 1:
         raise UsageError(
-            f"--replicas {asked} needs as many free {kind}s, and there "
-            f"{'is' if room == 1 else 'are'} {room}; use --replicas {room} or auto."
+            f"--gpus-per-replica {part:g} divides GPUs, and there are none to run on; leave it "
+            "away: replicas share the processor cores."
+        )
+    places, kind = (int(gpus / part), "GPU") if gpus else (processors, "processor core")
+    kind = f"{kind}s" if part == 1 else f"parts of {part:g} of a {kind}"
+    asked = (places if gpus else 1) if engine.replicas == "auto" else engine.replicas or 1
+    if asked > places or asked < 1:
+        raise UsageError(
+            f"--replicas {asked} needs as many free {kind}, and there "
+            f"{'is' if places == 1 else 'are'} {places}; use --replicas {places} or auto."
         )
     if gpus:
-        return asked, {"num_gpus": 1, "num_cpus": 1 if engine.ray_address else processors // asked}
+        own = 1 if engine.ray_address else max(1, processors // asked)
+        return asked, {"num_gpus": part, "num_cpus": own}
     return asked, {"num_gpus": 0, "num_cpus": processors // asked}
 
 

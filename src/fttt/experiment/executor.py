@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from fttt.config import EngineSection
 from fttt.engine import BatchedEngine
 from fttt.engine.endpoint import EndpointEngine
 from fttt.engine.ops.sampling import derive_key
@@ -68,7 +69,7 @@ def make_engine(plans: Sequence[Plan], loaded: ReadyModel) -> CountingEngine:
     learners = [plan for plan in plans if plan.adapter_spec is not None]
     own = [plan for plan in learners if not plan.method.shared]
     copies = _shared_copies(plans)
-    shares = (plan.config.engine.memory_share for plan in plans)
+    shares = [_memory_share(plan.config.engine) for plan in plans]
     return BatchedEngine(
         loaded,
         max_length=max_length,
@@ -80,6 +81,12 @@ def make_engine(plans: Sequence[Plan], loaded: ReadyModel) -> CountingEngine:
         beams=max(w if p.method.searches else 0 for p, w in zip(plans, widths, strict=True)),
         memory_share=min((share for share in shares if share is not None), default=None),
     )
+
+
+def _memory_share(engine: EngineSection) -> float | None:
+    """The part of the device's memory that may be held; a replica's part of a GPU is one too."""
+    part = engine.gpus_per_replica
+    return min(engine.memory_share or 1.0, part) if part < 1 else engine.memory_share
 
 
 def _shared_copies(plans: Sequence[Plan]) -> int:

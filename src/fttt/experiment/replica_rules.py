@@ -23,8 +23,8 @@ def check_replicas(config: RunConfig, method: Method) -> None:
     engine = config.engine
     if engine.gpus_per_replica > 1:
         raise UsageError(
-            f"--gpus-per-replica {engine.gpus_per_replica} is not possible, since the engine runs "
-            f"a model on one GPU: {_what_fits(config)}."
+            f"--gpus-per-replica {engine.gpus_per_replica:g} is not possible, since the engine "
+            f"runs a model on one GPU: {_what_fits(config)}."
         )
     several = engine.replicas not in (None, 1)
     if config.endpoint is not None and (several or engine.ray_address is not None):
@@ -34,6 +34,11 @@ def check_replicas(config: RunConfig, method: Method) -> None:
             "once)."
         )
     if not several:
+        if engine.gpus_per_replica < 1 and engine.ray_address is None:
+            raise UsageError(
+                f"--gpus-per-replica {engine.gpus_per_replica:g} divides a GPU among replicas, and "
+                "one process asks this run; give --replicas auto, or --gpus-per-replica 1."
+            )
         return
     if engine.device.startswith("cuda:"):
         raise UsageError(

@@ -36,6 +36,7 @@ OUTER_SETTINGS = frozenset(
     {"seed", "save_correct_cases", "data_dir", "split", "limit", "questions", "skip_cases"}
     | {"device", "batch_size", "memory_share", "max_length"}
     | {"endpoint", "concurrency", "request_timeout"}
+    | {"replicas", "gpus_per_replica", "ray_address"}
 )
 """Settings that do not change what a method is: which questions, which machine, which seed."""
 RULE_SETTINGS = frozenset(
