@@ -270,6 +270,9 @@ def test_a_replica_that_differs_is_refused(
         ({"replicas": 2, "device": "cuda"}, {"CPU": 64}, "needs GPUs and Ray finds none"),
         ({"replicas": "auto", "gpus_per_replica": 0.5}, {"GPU": 2, "CPU": 64}, (4, 16)),
         ({"replicas": 3, "gpus_per_replica": 0.25}, {"GPU": 1, "CPU": 2}, (3, 1)),
+        ({"replicas": "auto", "gpus_per_replica": 0.3}, {"GPU": 3, "CPU": 64}, (9, 7)),
+        ({"replicas": "auto", "gpus_per_replica": 0.1}, {"GPU": 1.3, "CPU": 64}, (13, 4)),
+        ({"replicas": "auto"}, {"GPU": 0.5, "CPU": 64}, "and there are 0; wait until one is free"),
         (
             {"replicas": 3, "gpus_per_replica": 0.5},
             {"GPU": 1, "CPU": 64},

@@ -395,18 +395,25 @@ def divide(engine: EngineSection, there: Mapping[str, float]) -> tuple[int, dict
             f"--gpus-per-replica {part:g} divides GPUs, and there are none to run on; leave it "
             "away: replicas share the processor cores."
         )
-    places, kind = (int(gpus / part), "GPU") if gpus else (processors, "processor core")
+    places, kind = (_places(gpus, part), "GPU") if gpus else (processors, "processor core")
     kind = f"{kind}s" if part == 1 else f"parts of {part:g} of a {kind}"
-    asked = (places if gpus else 1) if engine.replicas == "auto" else engine.replicas or 1
-    if asked > places or asked < 1:
+    asked = max(1, places if gpus else 1) if engine.replicas == "auto" else engine.replicas or 1
+    if asked > places:
+        instead = f"use --replicas {places} or auto" if places else "wait until one is free"
         raise UsageError(
             f"--replicas {asked} needs as many free {kind}, and there "
-            f"{'is' if places == 1 else 'are'} {places}; use --replicas {places} or auto."
+            f"{'is' if places == 1 else 'are'} {places}; {instead}."
         )
     if gpus:
         own = 1 if engine.ray_address else max(1, processors // asked)
         return asked, {"num_gpus": part, "num_cpus": own}
     return asked, {"num_gpus": 0, "num_cpus": processors // asked}
+
+
+def _places(gpus: float, part: float) -> int:
+    """Replicas for which there is room, each within one GPU."""
+    whole, rest = divmod(gpus, 1)
+    return int(whole) * int(1 / part + 1e-9) + int(rest / part + 1e-9)
 
 
 def _needed(config: RunConfig) -> list[str]:
