@@ -89,6 +89,15 @@ def test_a_grid_is_methods_by_tasks_by_seeds_by_settings(tmp_path: Path) -> None
         ({"methods": []}, "'methods' in the test cannot be"),
         ({"method": ["fttt"], "methods": ["fttt"]}, r"Unknown key 'method' in the test; did you"),
         ({"methods": [{"method": "fttt", "sampling": {"temprature": 1}}]}, "did you mean"),
+        (
+            {
+                "methods": [
+                    {"method": "best-of-n", "engine": {"replicas": 2}},
+                    {"method": "fttt", "engine": {"replicas": 2, "gpus_per_replica": 0.5}},
+                ]
+            },
+            "share the replicas; give replicas, gpus_per_replica and ray_address once",
+        ),
     ],
 )
 def test_faults_are_named(values: dict[str, Any], match: str, tmp_path: Path) -> None:

@@ -141,10 +141,11 @@ class Grid:
     @staticmethod
     def _check_replicas(places: Sequence[Place]) -> None:
         engines = [place.config.engine for place in places]
-        if len({(engine.replicas, engine.ray_address) for engine in engines}) > 1:
+        if len({(e.replicas, e.gpus_per_replica, e.ray_address) for e in engines}) > 1:
             raise UsageError(
-                "The runs of a sweep share the replicas; give replicas and ray_address once, in "
-                "base.engine or by --replicas and --ray-address."
+                "The runs of a sweep share the replicas; give replicas, gpus_per_replica and "
+                "ray_address once, in base.engine or by --replicas, --gpus-per-replica and "
+                "--ray-address."
             )
 
     def _methods(self) -> list[str | dict[str, Any]]:
