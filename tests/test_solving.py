@@ -72,6 +72,11 @@ def test_several_questions_are_asked_together_and_alone_alike(model: Any) -> Non
         fttt.solve_many(["Hi"], verify=bool, trails=3)
 
 
+def test_one_question_is_asked_here_however_many_replicas_there_may_be(model: Any) -> None:
+    more: dict[str, Any] = {"replicas": 4, "gpus_per_replica": 0.5}
+    assert fttt.solve("Hi", verify=bool, model=model, max_new_tokens=8, **more).solved
+
+
 def test_threads_take_turns_but_a_verifier_may_ask_in_its_turn(model: Any) -> None:
     inside: list[int] = []
     most: list[int] = []

@@ -186,8 +186,10 @@ def _ask(
     from fttt.experiment.plan import Plan, settle
 
     asked = _Asked(_named(questions), verify)
-    if isinstance(values["replicas"], int):
-        values["replicas"] = min(values["replicas"], len(asked.questions))
+    if isinstance(values["replicas"], int) and values["replicas"] > len(asked.questions):
+        values["replicas"] = len(asked.questions)
+        if len(asked.questions) == 1 and values["ray_address"] is None:
+            values["gpus_per_replica"] = 1  # this process asks, beside no other
     values |= {
         "method": method if isinstance(method, str) else method.name,
         "model": model if model is None or isinstance(model, str) else model.name,
