@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from fttt.experiment.executor import LocalExecutor
-from fttt.experiment.replica import PlannedRun, Replica
+from fttt.experiment.replica import Fact, PlannedRun, Replica, Report
+from fttt.store import DivergenceEvent, GenerationEvent, ScoreEvent
 from fttt.testing import FakeEngine, fake_model
+from fttt.types import Completion, Scores, Trial, Usage, Verdict
 
 from .conftest import make_plan
 
@@ -28,6 +30,24 @@ def test_a_replica_takes_no_more_threads_than_its_share_of_the_cores(
     for threads in (2, 8, None):
         Replica(str(tmp_path), {}, threads=threads)
     assert taken == [2, 4]
+
+
+def test_facts_arrive_as_they_were_sent() -> None:
+    usage = Usage(*range(1, 9))
+    answer = Completion("4", (1, 2), "length", 3, usage, (-0.5, -1.0), "hm", 1)
+    verdict = Verdict("correct", "4", "fine", 0.1, "", 0.5, tests_passed=1, tests_total=2)
+    trial = Trial("q", 1, 3, "4", (1, 2), "stop", "4", "correct", "", 0.2, usage, divergence=0.1)
+    scores = Scores((1, 2), (-0.5, -1.0), ((1,), (2,)), ((-0.5,), (-1.0,)), usage)
+    facts = (
+        Fact(0, "q", "generation", (GenerationEvent("q", 1, answer),)),
+        Fact(0, "q", "verdict", ("q", 3, verdict)),
+        Fact(1, "q", "score", (ScoreEvent("q", 0, scores),)),
+        Fact(1, "q", "divergence", (DivergenceEvent("q", 0, 0.1, usage),)),
+        Fact(0, "q", "trial", (trial,)),
+        Fact(0, "q", "done", ("q",)),
+        Fact(0, "q", "ended", (True, 2)),
+    )
+    assert Report.of(facts, 7).facts == facts
 
 
 def test_the_collector_looks_seldom_while_a_replica_asks(tmp_path: Path) -> None:

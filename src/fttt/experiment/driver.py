@@ -330,11 +330,12 @@ class Asking:
         while self._left:
             orders = Orders(kept, tuple(map(self.assignment, self._hand_out(seat))))
             report: Report = await replica.call("exchange", orders)
-            for fact in report.facts:
+            facts = report.facts
+            for fact in facts:
                 self.write(fact, seat)
-            for run, question_id in {(fact.run, fact.question_id) for fact in report.facts}:
+            for run, question_id in {(fact.run, fact.question_id) for fact in facts}:
                 await self._journals[run].kept(question_id)
-            kept += len(report.facts)
+            kept += len(facts)
             seat.generated_tokens = report.generated_tokens
             seat.fruitless = 0 if kept else seat.fruitless
             if report.error is not None:

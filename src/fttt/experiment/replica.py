@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import os
+import pickle
 import platform
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from io import BytesIO
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,7 +38,7 @@ from fttt.experiment.garbage import old_objects_left_alone
 from fttt.experiment.plan import Plan, load, settle
 from fttt.experiment.session import AdapterRoom
 from fttt.store import DivergenceEvent, GenerationEvent, History, ScoreEvent
-from fttt.types import Question, Trial, Verdict
+from fttt.types import Completion, Question, Trial, Usage, Verdict
 
 __all__ = ["About", "Assignment", "Fact", "Orders", "PlannedRun", "Replica", "Report"]
 
@@ -81,10 +84,42 @@ class Orders:
 class Report:
     """What a replica answers in an exchange."""
 
-    facts: tuple[Fact, ...]
+    packed: bytes
     generated_tokens: int
     error: BaseException | None = None
     """The first error of a question, with which the run ends."""
+
+    @classmethod
+    def of(
+        cls,
+        facts: Sequence[Fact],
+        generated_tokens: int = 0,
+        error: BaseException | None = None,
+    ) -> Report:
+        """Pack what is said; Ray's own pickler asks Python about each object of each fact."""
+        buffer = BytesIO()
+        pickler = pickle.Pickler(buffer, pickle.HIGHEST_PROTOCOL)
+        pickler.dispatch_table = _BY_FIELDS
+        pickler.dump(tuple(facts))
+        return cls(buffer.getvalue(), generated_tokens, error)
+
+    @property
+    def facts(self) -> tuple[Fact, ...]:
+        """What has happened, in its order."""
+        found: tuple[Fact, ...] = pickle.loads(self.packed)
+        return found
+
+
+def _by_fields(kind: Any) -> Callable[[Any], tuple[Any, tuple[Any, ...]]]:
+    """How an object of a dataclass is packed, a third of the work of its own way."""
+    values = attrgetter(*(field.name for field in fields(kind)))
+    return lambda thing: (kind, values(thing))
+
+
+_BY_FIELDS: dict[type, Callable[[Any], Any]] = {
+    kind: _by_fields(kind)
+    for kind in (Fact, GenerationEvent, DivergenceEvent, Completion, Verdict, Trial, Usage)
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,7 +368,7 @@ class Replica:
         if (left := self._answered + _APART - loop.time()) > 0:
             await asyncio.sleep(left)
         self._answered = loop.time()
-        return Report(outbox.take(), self._local.generated_tokens, self._error)
+        return Report.of(outbox.take(), self._local.generated_tokens, self._error)
 
     async def release(self) -> None:
         """Stop what is asked, and give back what :meth:`prepare` has taken."""
