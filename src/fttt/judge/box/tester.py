@@ -35,7 +35,7 @@ _TEXTS = frozenset(
     f"__{name}__"
     for name in (
         "name", "qualname", "doc", "module", "annotations", "defaults", "kwdefaults", "match_args",
-        "members", "notes", "cause", "wrapped",
+        "members", "notes", "cause", "wrapped", "type_params",
     )
 )  # fmt: skip
 """What any value of the tests may be asked for beside its public attributes."""
