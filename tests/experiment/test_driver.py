@@ -196,6 +196,19 @@ def test_what_a_step_follows_from_is_on_disk_before_it(method: str, tmp_path: Pa
     )
 
 
+def test_answers_that_are_written_ahead_wait_for_no_exchange(tmp_path: Path) -> None:
+    plan = make("best-of-n", trials=16, limit=1, sampling={"max_new_tokens": 4})
+    exchanges = {}
+    for idle in (0, 100):
+        crew = Crew(1)
+        crew.make_engine = lambda idle=idle: FakeEngine(lambda *_: "none", idle=idle)
+        run = crew.run(plan, tmp_path / f"{idle}")
+        assert len(run.trials) == 16
+        exchanges[idle] = crew.handles[0].exchanges
+    assert exchanges[0] >= 16
+    assert exchanges[100] <= 8
+
+
 def test_a_driver_that_is_stopped_leaves_a_folder_for_another_number_of_replicas(
     alone: Callable[[Plan], Run], tmp_path: Path
 ) -> None:

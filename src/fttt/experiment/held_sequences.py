@@ -79,6 +79,10 @@ class Lookahead:
         self._idle, self._generate, self._counts = idle, generate, counts
         self._begun: dict[int, asyncio.Task[Generation]] = {}
 
+    def __contains__(self, number: int) -> bool:
+        """Whether the answer of a number is written ahead."""
+        return number in self._begun
+
     async def take(
         self, number: int, request: Callable[[int], GenerateRequest], last: int
     ) -> Generation:

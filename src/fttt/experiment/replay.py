@@ -165,7 +165,8 @@ class Replay:
             self._check_replay(past, prompt_ids, trial)
             completion = past.completion
         else:
-            await self._kept()
+            if number not in self._ahead:  # what is written ahead follows from no fact
+                await self._kept()
             slot = await self._slot(adapter)
             keep, thought = self._keeps(adapter, trial), self._thought_budget(new_tokens)
             awaited = trial is not None and self._sequences.learns_from(adapted=adapter is not None)
