@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import gc
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,14 @@ def play_cells(
 def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Greedy runs write beside the working directory."""
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def nothing_frozen() -> Iterator[None]:
+    """As it is in a process where nobody has frozen objects, as the suite itself has."""
+    gc.unfreeze()
+    yield
+    gc.freeze()
 
 
 @pytest.fixture

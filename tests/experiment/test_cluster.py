@@ -295,6 +295,5 @@ def test_replicas_divide_what_is_there(
         return
     count, options = cluster.divide(section, there)
     assert (count, options["num_cpus"]) == found
-    assert options["num_gpus"] == (section.gpus_per_replica if "GPU" in there else 0) or (
-        section.device == "cpu"
-    )
+    on_gpus = "GPU" in there and section.device != "cpu"
+    assert options["num_gpus"] == (section.gpus_per_replica if on_gpus else 0)

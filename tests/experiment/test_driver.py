@@ -153,7 +153,7 @@ def test_what_a_dead_replica_asked_is_resumed_without_loss_or_double(
         assert journal_lines(run.path) == journal_lines(whole.path)
         assert "died: killed" in crew.notes[0]
         assert "Replicas died during the run (1)" in crew.notes[-1]
-    assert dies_at > 1
+    assert dies_at > (1 if method in ("greedy", "beam-search") else 2)  # these take one step
 
 
 class Watching(FakeEngine):

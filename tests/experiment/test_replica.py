@@ -50,10 +50,11 @@ def test_facts_arrive_as_they_were_sent() -> None:
     assert Report.of(facts, 7).facts == facts
 
 
+@pytest.mark.usefixtures("nothing_frozen")
 def test_the_collector_looks_seldom_while_a_replica_asks(tmp_path: Path) -> None:
     before = gc.get_threshold()
 
-    async def prepared() -> tuple[int, int, int]:
+    async def prepared() -> tuple[tuple[int, ...], tuple[int, ...]]:
         replica = Replica(str(tmp_path), {})
         replica._executor = LocalExecutor(fake_model(100_000), lambda *_: FakeEngine("1"))
         await replica.prepare([PlannedRun.of(make_plan())])
@@ -63,11 +64,7 @@ def test_the_collector_looks_seldom_while_a_replica_asks(tmp_path: Path) -> None
         await replica.release()
         return seldom, again
 
-    gc.unfreeze()  # which these tests' own beginning has done
-    try:
-        seldom, again = asyncio.run(prepared())
-    finally:
-        gc.freeze()
+    seldom, again = asyncio.run(prepared())
     assert seldom == again
     assert seldom[0] > before[0]
     assert gc.get_threshold() == before

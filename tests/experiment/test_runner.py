@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import shutil
 from collections.abc import Callable
@@ -51,6 +52,27 @@ def test_every_method_runs_and_gives_everything_back(
     usage = sum((trial.usage for trial in run.trials), Usage())
     assert usage.generations == engine.completions
     assert usage.generated_tokens == engine.generated_tokens
+
+
+@pytest.mark.usefixtures("nothing_frozen")
+def test_the_collector_passes_over_older_objects_while_a_run_lasts(
+    plan: MakePlan, play_plan: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    objects, before = len(gc.get_objects()), gc.get_threshold()
+    append, seen = LineFile.append, []
+
+    def notes(file: LineFile, record: Any) -> None:
+        if file.path.name == "events.jsonl" and "generation" in str(record):
+            seen.append((gc.get_freeze_count(), gc.get_threshold()[0]))
+        append(file, record)
+
+    monkeypatch.setattr(LineFile, "append", notes)
+    play_plan(plan("greedy"))
+    assert seen
+    assert all(frozen >= objects for frozen, _ in seen)
+    assert all(threshold > before[0] for _, threshold in seen)
+    assert gc.get_freeze_count() == 0
+    assert gc.get_threshold() == before
 
 
 @pytest.mark.parametrize("method", METHODS)

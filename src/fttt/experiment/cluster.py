@@ -395,9 +395,12 @@ def divide(engine: EngineSection, there: Mapping[str, float]) -> tuple[int, dict
             f"--gpus-per-replica {part:g} divides GPUs, and there are none to run on; leave it "
             "away: replicas share the processor cores."
         )
-    places, kind = (_places(gpus, part), "GPU") if gpus else (processors, "processor core")
-    kind = f"{kind}s" if part == 1 else f"parts of {part:g} of a {kind}"
-    asked = max(1, places if gpus else 1) if engine.replicas == "auto" else engine.replicas or 1
+    if gpus:
+        places, kind = _places(gpus, part), "GPUs" if part == 1 else f"parts of {part:g} of a GPU"
+    else:
+        places, kind = processors, "processor cores"
+    all_of_it = max(1, places) if gpus else 1
+    asked = all_of_it if engine.replicas == "auto" else engine.replicas or 1
     if asked > places:
         instead = f"use --replicas {places} or auto" if places else "wait until one is free"
         raise UsageError(

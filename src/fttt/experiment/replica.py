@@ -38,7 +38,7 @@ from fttt.experiment.garbage import old_objects_left_alone
 from fttt.experiment.plan import Plan, load, settle
 from fttt.experiment.session import AdapterRoom
 from fttt.store import DivergenceEvent, GenerationEvent, History, ScoreEvent
-from fttt.types import Completion, Question, Trial, Usage, Verdict
+from fttt.types import Completion, Question, Scores, Trial, Usage, Verdict
 
 __all__ = ["About", "Assignment", "Fact", "Orders", "PlannedRun", "Replica", "Report"]
 
@@ -49,6 +49,7 @@ _APART = 0.02
 
 
 Kind = Literal["generation", "score", "divergence", "verdict", "trial", "done", "ended"]
+"""Of a fact: the method of a journal that takes it, or the end of a question."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +119,12 @@ def _by_fields(kind: Any) -> Callable[[Any], tuple[Any, tuple[Any, ...]]]:
 
 _BY_FIELDS: dict[type, Callable[[Any], Any]] = {
     kind: _by_fields(kind)
-    for kind in (Fact, GenerationEvent, DivergenceEvent, Completion, Verdict, Trial, Usage)
+    for kind in (
+        *(Fact, GenerationEvent, ScoreEvent, DivergenceEvent),
+        *(Completion, Scores, Verdict, Trial, Usage),
+    )
 }
+"""Of all that a fact holds."""
 
 
 @dataclass(frozen=True, slots=True)
